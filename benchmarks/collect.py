@@ -73,6 +73,8 @@ def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:
             "from": models.fingerprint(state),
             "fingerprint": models.fingerprint(again),
         }
+    if "files" in recorded:
+        recorded["files"] |= records.digests(copy, [records.STUDENT])
     records.write_json(copy / records.MANIFEST, recorded)
     return True
 

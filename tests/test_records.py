@@ -63,7 +63,7 @@ def test_json_goes_there_and_back(tmp_path):
 def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "x.json"
     path.write_bytes(content)
-    with refused(InvalidValueError, str(path), suggests="restore"):
+    with refused(records.DamagedError, str(path), suggests="restore"):
         records.read_json(path)
 
 
@@ -259,3 +259,85 @@ def test_the_schema_of_an_epoch_is_what_is_written():
     assert set(epoch(1)) == set(records.Epoch.__annotations__) - {"overflowed_steps"}
     assert set(epoch(1)["train"]) == set(records.TrainMeans.__annotations__)
     assert set(epoch(1)["test"]) == set(records.EvaluationMeans.__annotations__)
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (bytes(9), "zeros"),
+        (b"", "nothing"),
+        ('{"a": 1}'.encode("utf-16"), "byte order mark"),
+        (b'\xef\xbb\xbf{"a": 1}', "byte order mark"),
+        (b'{"a": "\xe9"}', "not UTF-8"),
+        (b'{\n"a": 1,', "line 2"),
+        (b'{"a": NaN}', "NaN"),
+        (b"[{}]", "a list"),
+        (b"null", "null"),
+    ],
+)
+def test_what_is_no_record_is_said_in_plain_words(tmp_path, content, got):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with refused(records.DamagedError, str(path), got=got, suggests="restore"):
+        records.read_json(path)
+
+
+def test_a_folder_or_a_pipe_in_a_records_place_is_named_and_not_waited_for(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("folder", "pipe"):
+        with refused(records.DamagedError, str(tmp_path / name), got=name):
+            records.read_json(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("change", "wrong"),
+    [
+        ({"entries": {}}, "entries: {}"),
+        ({"entries": [{"folder": "a", "objective": "kd"}]}, "no entries.0.seed"),
+        ({"entries": [{"folder": "a", "objective": "kd", "seed": True}]}, "entries.0.seed: true"),
+        ({"teacher": 3}, "teacher: 3"),
+        ({"name": None}, "name: null"),
+        ({"share_data_seed": 1}, "share_data_seed: 1"),
+    ],
+)
+def test_a_key_that_is_missing_or_of_another_type_is_named(change, wrong):
+    whole = {"name": "c", "baseline": "kd", "teacher": None, "entries": [{"folder": "a", "objective": "kd", "seed": 0}]}
+    assert records.misfit(whole, records.Comparison) is None
+    assert records.misfit(whole | change, records.Comparison) == wrong
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind"), [(2, records.NewerError), ("1", records.DamagedError), (0, records.DamagedError)]
+)
+def test_a_newer_schema_is_refused_and_none_is_the_first(tmp_path, schema, kind):
+    path = tmp_path / "x.json"
+    records.write_json(path, {"schema": schema})
+    with pytest.raises(kind) as caught:
+        records.read_json(path)
+    assert type(caught.value) is kind
+    assert str(path) in caught.value.what
+    records.write_json(path, {})
+    assert records.read_json(path) == {}
+
+
+def test_damaged_lines_of_metrics_are_left_out_and_named(tmp_path):
+    for number in (1, 2, 3):
+        records.append_epoch(tmp_path, epoch(number))
+    path = tmp_path / records.METRICS
+    first, second, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + second.replace(b'"epoch": 2', b'"epoch": "2"') + third)
+    epochs, damage = records.read_metrics(tmp_path)
+    assert [e["epoch"] for e in epochs] == [1, 3]
+    assert len(damage) == 1
+    assert "line 2" in damage[0]
+
+
+def test_too_little_room_says_what_is_needed_and_free(small_disk):
+    records.require_room("run a", small_disk / "runs" / "a", 1e5, "or elsewhere")
+    with pytest.raises(StorageError) as caught:
+        records.require_room("run a", small_disk / "runs" / "a", 1e6, "or elsewhere")
+    assert (caught.value.what, caught.value.errno, caught.value.exit_code) == ("run a", errno.ENOSPC, 1)
+    assert f"{1e6 * records.MARGIN / 1e6:.1f} MB" in caught.value.expected
+    assert re.fullmatch(r"0\.\d MB", caught.value.got)
+    assert list(small_disk.iterdir()) == []

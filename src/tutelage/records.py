@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import hashlib
 import json
 import os
+import re
 import shutil
+import stat
 import time
-from collections.abc import Iterator, Sequence
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
-from tutelage.errors import InvalidValueError, StorageError
+from tutelage.errors import InvalidValueError, NotFoundError, StorageError
 
 RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
@@ -31,6 +37,16 @@ STUDENT = "student.safetensors"
 CARD = "student.json"
 BEST = "best.safetensors"
 REPORT = "report.html"
+
+CHECKPOINT = re.compile(r"(\d{2,})-(\d{9,})")
+"""Pattern of a checkpoint's name: stage and step. Anything else in the folder is left alone."""
+STATE = "state.json"
+CHECKSUMS = "checksums"
+
+SCHEMA = 1
+"""Version of a run's folder and of recipes, in each of their files. What lacks it is of the first."""
+OUTPUTS_SCHEMA = 2
+"""Version of recorded outputs. Files of the first do not say their place."""
 
 
 class TrainMeans(TypedDict):
@@ -136,9 +152,16 @@ class Entry(TypedDict):
     seed: int
 
 
+class OutputsKey(TypedDict):
+    """What ``outputs.json`` says of whose outputs lie beside it."""
+
+    key: dict[str, Any]
+
+
 class Comparison(TypedDict):
     """``comparison.json``."""
 
+    schema: NotRequired[int]
     name: str
     baseline: str | None  # the entry that gains are relative to
     teacher: str | None  # the teacher's run folder, relative, where the comparison trained it
@@ -171,6 +194,7 @@ class Published(TypedDict):
 class Study(TypedDict):
     """``study.json``."""
 
+    schema: NotRequired[int]
     name: str
     title: str
     source: str  # of the published values
@@ -186,6 +210,42 @@ class Study(TypedDict):
     notes: list[str]  # below its table
 
 
+class KeptRun(TypedDict):
+    """What a checkpoint knows of its run besides its state: enough to make the run's other records again."""
+
+    recipe: dict[str, Any]
+    manifest: dict[str, Any]
+    epochs: list[dict[str, Any]]  # `Epoch` of earlier stages, perhaps of an earlier version
+    best: str | None  # SHA-256 of `BEST`, if there are best weights
+
+
+ManifestTypes = TypedDict(
+    "ManifestTypes",
+    {
+        "schema": int,
+        "name": str,
+        "status": Required[str],
+        "repeatable": bool,
+        "started": str,
+        "duration_s": float,
+        "resumed": int,
+        "software": dict[str, str],
+        "files": dict[str, str],
+        "data": dict[str, Any],
+        "teacher": dict[str, Any] | None,
+        "precision": dict[str, Any],
+        "speed": list[dict[str, Any]],
+        "objective_resolved": list[dict[str, Any]],
+        "class": list[str],
+        "recipe": dict[str, Any] | None,
+        "rounded": dict[str, Any],
+        "notes": list[str],
+    },
+    total=False,
+)
+"""Types of the keys of ``manifest.json`` that are read again; a manifest of an earlier version lacks some."""
+
+
 BESIDE = ("scale", "gather")
 """Keys of an objective's entry in a recipe that are not presets."""
 
@@ -197,6 +257,17 @@ PAUSES = (0.01, 0.1, 1.0)
 
 Manifest = dict[str, Any]
 """``manifest.json``; its keys are documented in ``docs/records.md``."""
+
+MARGIN = 1.1
+"""Room that is asked for, relative to what is estimated to be written: file systems have blocks and tables too."""
+
+
+class DamagedError(InvalidValueError):
+    """A record that is missing, torn, of another kind, or from another place."""
+
+
+class NewerError(InvalidValueError):
+    """A record that a newer version of this package wrote."""
 
 
 @contextlib.contextmanager
@@ -211,6 +282,10 @@ def writing(path: Path) -> Iterator[None]:
         yield
     except StorageError:
         raise
+    except IsADirectoryError as error:
+        refused = StorageError(f"'{path}'", "a file, or nothing", "a folder", "move it away")
+        refused.errno, refused.strerror = error.errno, "a folder is in its place"
+        raise refused from error
     except (FileExistsError, NotADirectoryError) as error:
         raise InvalidValueError(
             f"'{path}'", "a folder to write it to", "a file in the folder's place", ELSEWHERE
@@ -279,19 +354,266 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON object.
+def read_bytes(path: Path, instead: str = "restore the file or run again") -> bytes:
+    """Read a regular file: a pipe in its place would keep the reader waiting.
 
     Raises:
-        InvalidValueError: the file holds something else, as after damage.
+        NotFoundError: there is none.
+        DamagedError: something else is in its place.
+        StorageError: the system refused.
     """
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise InvalidValueError(path, "JSON", error, "restore the file or run again") from error
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode):
+            got = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
+            raise DamagedError(path, "a file", got, f"move it away; {instead}")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise NotFoundError(path, "a file", "none", instead) from None
+    except NotADirectoryError:
+        raise DamagedError(path, "a file in a folder", "a file in the folder's place", instead) from None
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        raise StorageError(path, "to be able to read it", error.strerror or error, "allow it, or " + instead) from error
+
+
+def parse_json(content: bytes, kind: Any = None, *, partial: bool = False) -> dict[str, Any]:
+    """Read a JSON object of a kind, a `TypedDict`; of ``partial`` ones, keys may be missing.
+
+    Raises:
+        ValueError: it is something else; the message says what.
+    """
+    if not content.strip(b"\0 \t\r\n"):
+        raise ValueError("zeros" if b"\0" in content else "nothing in it")
+    if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
+        raise ValueError("a byte order mark: another program saved it")
+    try:
+        value = json.loads(content.decode(), parse_constant=_no_constant)
+    except UnicodeDecodeError:
+        raise ValueError("text that is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"text that is cut off or changed, in line {error.lineno}") from None
+    except RecursionError:
+        raise ValueError("brackets within brackets without end") from None
     if not isinstance(value, dict):
-        raise InvalidValueError(path, "a JSON object", type(value).__name__, "restore the file or run again")
+        raise ValueError(f"{_KINDS.get(type(value), 'a number')} in place of an object")
+    if wrong := None if kind is None else misfit(value, kind, partial=partial):
+        raise ValueError(wrong)
     return value
+
+
+_KINDS = {list: "a list", str: "a text", type(None): "null", bool: "true or false"}
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name}, which JSON does not have")
+
+
+def read_json(
+    path: Path,
+    kind: Any = None,
+    *,
+    partial: bool = False,
+    reads: int = SCHEMA,
+    instead: str = "restore the file or run again",
+) -> Any:
+    """Read a JSON object of a kind, a `TypedDict`; of ``partial`` ones, keys may be missing.
+
+    Raises:
+        DamagedError: the file holds something else; it is named, with ``instead``.
+        NewerError: a newer version wrote it.
+        NotFoundError: there is none.
+    """
+    content = read_bytes(path, instead)
+    try:
+        value = parse_json(content, partial=partial)
+    except ValueError as error:
+        raise DamagedError(path, "JSON", error, instead) from None
+    check_schema(path, value, reads)
+    if wrong := None if kind is None else misfit(value, kind, partial=partial):
+        raise DamagedError(path, "the record that was written", wrong, instead)
+    return value
+
+
+def check_schema(what: object, value: Mapping[str, Any], reads: int = SCHEMA) -> None:
+    """Refuse what a newer version wrote, or what has no version where one stands.
+
+    Raises:
+        NewerError: the schema is above ``reads``.
+        DamagedError: it is not a number of one.
+    """
+    schema = value.get("schema", 1)
+    if not isinstance(schema, int) or isinstance(schema, bool) or schema < 1:
+        raise DamagedError(what, f"schema: a whole number from 1 to {reads}", repr(schema), "restore the file")
+    if schema > reads:
+        expected = f"schema {reads} or an earlier one, which this version of tutelage reads"
+        raise NewerError(what, expected, f"schema {schema}, of a newer version", "type pip install --upgrade tutelage")
+
+
+def misfit(value: object, kind: Any, where: str = "", *, partial: bool = False) -> str | None:
+    """Say where a JSON value is not of a type: a `TypedDict`, list, dict, union, literal, number or text."""
+    if kind is Any:
+        return None
+    if typing.is_typeddict(kind) and isinstance(value, dict):
+        for key, hint in typing.get_type_hints(kind, include_extras=True).items():
+            qualifier = typing.get_origin(hint)
+            required = qualifier is Required or (kind.__total__ and qualifier is not NotRequired and not partial)
+            if key not in value and required:
+                return f"no {where}{key}"
+            inner = typing.get_args(hint)[0] if qualifier in (Required, NotRequired) else hint
+            if key in value and (wrong := misfit(value[key], inner, f"{where}{key}.", partial=partial)):
+                return wrong
+        return None
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        wrongs = [misfit(value, one, where, partial=partial) for one in arguments]
+        return None if None in wrongs else max(wrongs, key=lambda wrong: len(wrong or ""))
+    if origin in (list, tuple) and isinstance(value, list):  # A tuple of numbers is a list on disk.
+        found = (misfit(one, arguments[0], f"{where}{i}.", partial=partial) for i, one in enumerate(value))
+        return next(filter(None, found), None)
+    if origin is dict and isinstance(value, dict):
+        found = (misfit(one, arguments[1], f"{where}{key}.", partial=partial) for key, one in value.items())
+        return next(filter(None, found), None)
+    if origin is Literal:
+        fits = value in arguments
+    elif kind in (int, float):
+        fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    else:
+        fits = not typing.is_typeddict(kind) and isinstance(value, type(None) if kind is None else origin or kind)
+    return None if fits else f"{where.removesuffix('.') or 'the whole'}: {json.dumps(value)[:60]}"
+
+
+def read_manifest(folder: Path, *, instead: str = "restore the file, or remove the folder") -> Manifest:
+    """Read a run's manifest; raises what `read_json` does."""
+    manifest: Manifest = read_json(folder / MANIFEST, ManifestTypes, instead=instead)
+    return manifest
+
+
+def digest(path: Path) -> str | None:
+    """Return a file's SHA-256; ``None`` if there is no regular file. A file is read again only if it has changed."""
+    try:
+        known = path.stat()
+    except OSError:
+        return None
+    return _digest(path, known.st_size, known.st_mtime_ns, known.st_ctime_ns) if stat.S_ISREG(known.st_mode) else None
+
+
+@functools.lru_cache(maxsize=4096)
+def _digest(path: Path, *_: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of those of a folder's files that are there, for ``files`` in its manifest."""
+    return {name: known for name in names if (known := digest(folder / name)) is not None}
+
+
+def lost(folder: Path, manifest: Mapping[str, Any], names: Iterable[str] | None = None) -> list[str]:
+    """Return the files of a run that are missing, or are not those that it wrote; ``names`` limits which."""
+    files = manifest.get("files") or {}
+    return [name for name in names or files if name in files and not _is_as_written(folder / name, files[name])]
+
+
+def _is_as_written(path: Path, known: str) -> bool:
+    """Whether a file has a digest. Metrics may have one line more: a kill comes between it and the manifest."""
+    if digest(path) == known:
+        return True
+    if path.name != METRICS or digest(path) is None:
+        return False
+    lines = read_bytes(path).splitlines(keepends=True)
+    return hashlib.sha256(b"".join(lines[:-1])).hexdigest() == known
+
+
+def require_whole(folder: Path, *names: str) -> None:
+    """Refuse files in a run's folder that are not those that the run wrote. A folder without a manifest is not a run's.
+
+    Raises:
+        DamagedError: one of them is another; what to do stands with it.
+    """
+    if not (folder / MANIFEST).exists() and not checkpoint_names(folder / CHECKPOINTS):
+        return
+    for name in lost(folder, read_manifest(folder, instead=how_to_restore(folder)), names):
+        got = "another one" if (folder / name).exists() else "none"
+        expected = f"the one that {folder / MANIFEST} tells of"
+        raise DamagedError(folder / name, expected, got, how_to_restore(folder))
+
+
+def how_to_restore(folder: Path) -> str:
+    """Say what to type where a file of a finished run is lost."""
+    if checkpoint_names(folder / CHECKPOINTS):
+        return f"type tutelage train {folder}, or distill, to write it again from the last checkpoint"
+    return "restore the file, or remove the folder and run it again"
+
+
+def checkpoint_names(folder: Path) -> list[str]:
+    """Return the names of the checkpoints in a folder, the oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(path.name for path in folder.iterdir() if path.is_dir() and CHECKPOINT.fullmatch(path.name))
+
+
+def read_checked(folder: Path, *names: str) -> dict[str, bytes]:
+    """Read files of a checkpoint that `CHECKSUMS` lists, at least those named.
+
+    Raises:
+        ValueError: a file is missing or of another content, or the list is no list.
+        OSError: one cannot be read.
+    """
+    text = read_bytes(folder / CHECKSUMS).decode(errors="replace")
+    sums = {name: known for known, name in (line.split("  ") for line in text.splitlines())}
+    if missing := [name for name in names if name not in sums]:
+        raise ValueError(f"an incomplete list without {missing[0]}")
+    contents = {name: read_bytes(folder / name) for name in names}
+    for name, content in contents.items():
+        if hashlib.sha256(content).hexdigest() != sums[name]:
+            raise ValueError(f"another content of {name}")
+    return contents
+
+
+def parse_state(content: bytes, name: str) -> dict[str, Any]:
+    """Read the plain values of a checkpoint of a name, which says their stage and step.
+
+    Raises:
+        ValueError: they are something else, those of another stage or step, or of a newer version.
+    """
+    state = parse_json(content)
+    check_schema(STATE, state)
+    place = CHECKPOINT.fullmatch(name)
+    assert place is not None
+    for key, expected in zip(("stage", "step"), map(int, place.groups()), strict=True):
+        if key in state and state[key] != expected:
+            raise ValueError(f"the state of {key} {state[key]}")
+    return state
+
+
+def kept_run(folder: Path) -> tuple[KeptRun, str] | None:
+    """Return what the newest good checkpoint of a run's folder knows of the run, and the checkpoint's name."""
+    for name in reversed(checkpoint_names(folder / CHECKPOINTS)):
+        with contextlib.suppress(OSError, ValueError):
+            state = parse_state(read_checked(folder / CHECKPOINTS / name, STATE)[STATE], name)
+            if misfit(state.get("run"), KeptRun) is None:
+                return typing.cast(KeptRun, state["run"]), name
+    return None
+
+
+def free_bytes(folder: Path) -> int:
+    """Return what is free on the disk of a folder, which need not be there."""
+    return shutil.disk_usage(next(filter(Path.exists, (folder.absolute(), *folder.absolute().parents)))).free
+
+
+def require_room(what: str, folder: Path, size: float, instead: str) -> None:
+    """Refuse to begin what the disk of a folder has no room for: ``size`` bytes, an estimate, and `MARGIN`.
+
+    Raises:
+        StorageError: so; with what is needed and what is free.
+    """
+    if MARGIN * size > (free := free_bytes(folder)):
+        expected = f"{MARGIN * size / 1e6:.1f} MB free in {folder}"
+        error = StorageError(what, expected, f"{free / 1e6:.1f} MB", f"free some space, {instead}")
+        error.errno = errno.ENOSPC
+        raise error
 
 
 def append_epoch(folder: Path, record: Epoch) -> None:
@@ -307,16 +629,37 @@ def append_epoch(folder: Path, record: Epoch) -> None:
         os.fsync(file.fileno())
 
 
-def read_epochs(folder: Path) -> Iterator[Epoch]:
-    """Yield a run's epochs in order. A truncated last line, left by a kill, is skipped."""
-    path = folder / METRICS
+class Metrics(NamedTuple):
+    """A run's epochs, and what is wrong with the file."""
+
+    epochs: list[Epoch]
+    damage: list[str]
+
+
+def read_metrics(folder: Path) -> Metrics:
+    """Read a run's epochs in order; lines that are damaged, as the last is after a kill, are left out and named."""
+    path, epochs, damage = folder / METRICS, list[Epoch](), list[str]()
     if not path.exists():
-        return
-    for line in path.read_bytes().splitlines():
+        return Metrics(epochs, damage)
+    try:
+        lines = read_bytes(path).splitlines()
+    except (DamagedError, StorageError) as error:
+        return Metrics(epochs, [f"expected {error.expected}, got {error.got}"])
+    for number, line in enumerate(lines, 1):
         try:
-            yield json.loads(line)
-        except ValueError:
-            return
+            epoch = parse_json(line, Epoch, partial=True)
+            if "stage" not in epoch or "epoch" not in epoch:
+                raise ValueError("no epoch")
+        except ValueError as error:
+            damage.append(f"line {number} holds {error}")
+        else:
+            epochs.append(typing.cast(Epoch, epoch))
+    return Metrics(epochs, damage)
+
+
+def read_epochs(folder: Path) -> Iterator[Epoch]:
+    """Yield a run's epochs in order, those that `read_metrics` can read."""
+    yield from read_metrics(folder).epochs
 
 
 def rewrite_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:

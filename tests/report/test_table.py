@@ -12,7 +12,7 @@ from tests._helpers import synthetic
 from tests._helpers.refusals import refused
 
 from tutelage import records
-from tutelage.errors import InvalidValueError, NotFoundError
+from tutelage.errors import NotFoundError
 from tutelage.report import results
 from tutelage.report.table import aligned
 
@@ -199,11 +199,12 @@ def test_no_records_is_an_error_that_says_what_to_type(tmp_path):
         results.rows(tmp_path)
 
 
-def test_a_record_that_is_not_json_is_named(tmp_path):
+def test_a_record_that_is_not_json_is_named_and_in_no_mean(tmp_path):
     synthetic.write_run(tmp_path / "run")
     (tmp_path / "run" / records.EVALUATION).write_text("{torn")
-    with refused(InvalidValueError, str(tmp_path / "run" / "evaluation.json")):
-        results.rows(tmp_path / "run")
+    (row,) = results.rows(tmp_path / "run")
+    assert row.unfinished[0].status == "damaged"
+    assert any(str(tmp_path / "run" / "evaluation.json") in note for note in results.notes([row]))
 
 
 def test_the_report_does_not_import_torch():

@@ -23,7 +23,10 @@ UNFINISHED = {"unfinished": (17, 48), "unfinished-recorded": (24 + 5, 48)}
 """Steps done at the last checkpoint, and of the whole run."""
 
 # Another version of PyTorch than wrote them is warned of: bits may differ.
-pytestmark = pytest.mark.filterwarnings("ignore:resume. expected the same set-up")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:resume. expected the same set-up"),
+    pytest.mark.filterwarnings("ignore:.*recorded by an earlier version"),
+]
 
 
 @pytest.fixture(autouse=True)

@@ -24,7 +24,7 @@ from tutelage.training.evaluate import NonFiniteError
 
 STUDENT = f"file:{KILLED_RUN}:student"
 TIMING = ("seconds", "images_per_second", "memory_mb")
-OWN = ("started", "duration_s", "class")
+OWN = ("started", "duration_s", "class", "files")
 FILES = (records.STUDENT, records.CARD, records.BEST, records.EVALUATION, records.RECIPE)
 
 SHARED = {
@@ -210,7 +210,7 @@ def test_what_fails_outside_of_steps_fails_alone_too(teacher, each_alone, tmp_pa
         plain = models.save
         monkeypatch.setattr(models, "save", lambda student, folder: save(folder, student))
     else:
-        monkeypatch.setattr(resume, "earlier_manifest", full(resume.earlier_manifest, where))
+        monkeypatch.setattr(resume, "earlier_run", full(resume.earlier_run, where))
     done = together(planned(tmp_path, teacher))
     assert [isinstance(result, Run) for result in done] == [True, False, True, True]
     assert "no room" in str(done[1])

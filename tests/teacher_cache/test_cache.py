@@ -5,6 +5,7 @@ import pytest
 import torch
 from tests._helpers.refusals import refused
 
+from tutelage import records
 from tutelage.errors import StorageError
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TeacherCacheError, TopK
@@ -103,8 +104,8 @@ def test_another_key_is_refused_and_the_difference_named(tmp_path, key, samples,
 def test_another_schema_is_refused(tmp_path):
     written(tmp_path)
     path = tmp_path / "outputs.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 2}))
-    with refused(TeacherCacheError, "outputs", got=["schema", 1, 2]):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 3}))
+    with refused(records.NewerError, str(path), got=["schema", 3]):
         TeacherCache(tmp_path, KEY, samples=10)
 
 

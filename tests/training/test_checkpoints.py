@@ -207,3 +207,29 @@ def test_checksums_are_those_of_sha256sum(checkpoints):
     assert done.returncode == 0
     assert json.loads((checkpoints.folder / name(3) / STATE).read_text()) == {"step": 3}
     assert checkpoints.folder.name == records.CHECKPOINTS
+
+
+def test_one_under_anothers_name_is_passed_over(checkpoints):
+    checkpoints.save(name(3), {"w": torch.zeros(1)}, {"stage": 0, "step": 3})
+    (checkpoints.folder / name(3)).rename(checkpoints.folder / name(9))
+    checkpoints.save("00-000000006", {"w": torch.zeros(1)}, {"stage": 0, "step": 6})
+    with pytest.warns(UserWarning, match=f"checkpoint {name(9)}: .*step 3"):
+        assert checkpoints.load().state["step"] == 6
+
+
+def test_one_that_does_not_fit_is_passed_over_and_kept_under_another_name(checkpoints):
+    save(checkpoints, 3, 6)
+
+    def check(saved):
+        if saved.state["step"] == 6:
+            raise ValueError("another run's")
+
+    with pytest.warns(UserWarning, match=f"checkpoint {name(6)}: expected a state of this run, got another run's"):
+        assert checkpoints.load(check).state == {"step": 3}
+    assert kept(checkpoints) == [name(3), f"unfit-{name(6)}"]
+
+
+def test_a_newer_versions_is_not_read(checkpoints):
+    checkpoints.save(name(3), {"w": torch.zeros(1)}, {"step": 3, "schema": 2})
+    with refused(CheckpointError, "checkpoints", got="schema 2"):
+        checkpoints.load()

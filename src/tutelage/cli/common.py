@@ -6,7 +6,7 @@ import contextlib
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,13 +82,24 @@ def noting_runs(folder: Path) -> contextlib.AbstractContextManager[None]:
     return noting(folder, "finished run", lambda: sum(finished(path.parent) for path in folder.rglob(records.MANIFEST)))
 
 
-def print_dry_run(recipe: Recipe, trust: bool | frozenset[str]) -> None:
+def print_dry_run(recipe: Recipe, trust: bool | frozenset[str], runs: Path) -> None:
     """Do a dry run, and print its summary."""
     from tutelage.runs.dry_run import dry_run
 
     typer.echo(f"{recipe.name} (dry run, nothing is written)")
-    for name, value in dry_run(recipe, trust_code=trust):
+    for name, value in dry_run(recipe, trust_code=trust, runs=runs):
         typer.echo(f"  {name:<20} {value}")
+
+
+def print_disk(planned: Sequence[tuple[Recipe, Path]], trust: bool | frozenset[str], runs: Path) -> None:
+    """Print the disk that several runs need together."""
+    from tutelage import data, records
+    from tutelage.runs.disk import size_of_all
+
+    if planned:
+        size = size_of_all(planned, data.open_data(planned[0][0].data), trust)
+        free = records.free_bytes(runs)
+        typer.echo(f"estimated disk of {len(planned)} runs: {size / 1e6:.1f} MB, {free / 1e6:.0f} MB free")
 
 
 def print_table(folder: Path) -> None:

@@ -135,11 +135,12 @@ def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
     errors = []
     for recipe in plan.dry_run_recipes(request):
         try:
-            common.print_dry_run(recipe, trust)
+            common.print_dry_run(recipe, trust, request.runs)
         except TutelageError as error:
             typer.echo(f"  does not fit: {error}")
             errors.append(error.within(recipe.name))
     raise_all(errors)
+    common.print_disk([(job.recipe, request.runs / job.name) for job in plan.jobs(request)], trust, request.runs)
 
 
 def _print_deviations(request: StudyRequest) -> None:

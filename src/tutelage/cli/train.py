@@ -53,13 +53,13 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
         )
     preflight.check_names(recipe, trust_code=trust)
     if not dry_run:
-        resume.earlier_manifest(runs / recipe.name, recipe)  # again once nobody else writes there
+        resume.earlier_run(runs / recipe.name, recipe)  # again once nobody else writes there
     from tutelage import api  # and with it torch: what can be refused without is refused by now
     from tutelage.runs.setup import check_objectives
 
     check_objectives(recipe, where=where, overrides=overrides)
     if dry_run:
-        common.print_dry_run(recipe, trust)
+        common.print_dry_run(recipe, trust, runs)
         return
     with common.run_options(trust) as options:
         run = api.run(recipe, runs / recipe.name, options=options, expected=expected)
@@ -91,7 +91,9 @@ def compare(
     check_objectives(comparison, where=str(path), overrides=typed)
     if dry_run:
         for run in comparisons.dry_runs(comparison, folder):
-            common.print_dry_run(run, trust)
+            common.print_dry_run(run, trust, runs)
+        planned = [(run, folder / entry["folder"]) for entry, run in comparisons.plan(comparison, folder)]
+        common.print_disk(planned, trust, runs)
         return
     with common.run_options(trust) as options, common.noting_runs(folder):
         comparisons.compare(comparison, folder, options=options)

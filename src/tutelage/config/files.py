@@ -13,6 +13,7 @@ import yaml
 from tutelage.config.messages import SYNONYMS
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, nearest, raise_all
+from tutelage.records import SCHEMA
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -109,8 +110,9 @@ def _long(text: str, path: Sequence[str]) -> dict[str, Any]:
 
 
 def dump(recipe: Recipe) -> str:
-    """Return the resolved recipe as YAML: every key, defaults included. `parse` reads it back to an equal one."""
-    return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    """Return the resolved recipe as YAML: its schema and every key. `parse` reads it back to an equal one."""
+    value = {"schema": SCHEMA, **recipe.model_dump(mode="json")}
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 class _Loader(yaml.SafeLoader):

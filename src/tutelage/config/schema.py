@@ -17,6 +17,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_va
 
 from tutelage.config import messages
 from tutelage.errors import InvalidValueError, nearest_name, raise_all
+from tutelage.records import check_schema
 from tutelage.settings import data
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import (
@@ -336,7 +337,11 @@ def parse(
 
     Raises:
         RecipeError: with every fault at once, unknown keys with the nearest known one.
+        NewerError: a newer version wrote it.
     """
+    if "schema" in value:  # of a recipe that a run wrote
+        check_schema(where, value)
+        value = {key: inner for key, inner in value.items() if key != "schema"}
     if "model" in value and "student" not in value:
         value = {("student" if key == "model" else key): inner for key, inner in value.items()}
     try:

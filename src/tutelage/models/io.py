@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import pickle
 import re
+import typing
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from tutelage import records
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.images import one_line
-from tutelage.models.card import Card
+from tutelage.models.card import JSON_NAMES, Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.names import weights_file
 from tutelage.tensor_files import to_bytes
@@ -212,13 +213,16 @@ def read_card(folder: Path) -> Card:
     Raises:
         ValueError: if the card cannot be read.
     """
-    path = folder / records.CARD
+    path, instead = folder / records.CARD, records.how_to_restore(folder)
+    value = records.read_json(path, instead=instead)
+    hints = {JSON_NAMES.get(name, name): hint for name, hint in typing.get_type_hints(Card).items()}
     try:
-        value = records.read_json(path)
+        for name, inner in value["card"].items():
+            if wrong := records.misfit(inner, hints.get(name, Any), f"{name}."):
+                raise ValueError(wrong)
         card = Card.from_json(value["card"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidValueError(
-            "model", f"a card in {path}", f"one that cannot be read ({error})", "save the student again"
-        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        got = f"one without {error}" if isinstance(error, KeyError) else error
+        raise InvalidValueError("model", f"a card in {path}", got, instead) from error
     # The saved head is the trained one, whatever its origin.
     return dataclasses.replace(card, weights=f"{folder.resolve().name}/{records.STUDENT}", fresh_head=False)

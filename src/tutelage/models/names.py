@@ -92,8 +92,11 @@ def saved_student(name: str) -> Path:
         return folder
     if name and folder.is_dir():
         expected = f"a run's folder with {records.STUDENT} and {records.CARD}"
+        lacking = [file for file in (records.STUDENT, records.CARD) if not (folder / file).is_file()]
         instead = "finish the run, or name another folder"
-        raise InvalidValueError("model", expected, f"{name!r}, which lacks them", instead)
+        if records.checkpoint_names(folder / records.CHECKPOINTS):
+            instead = f"type tutelage train {name}, or distill, to finish it from its last checkpoint"
+        raise InvalidValueError("model", expected, f"{name!r} without {' and '.join(lacking)}", instead)
     if name != folder.name and (":" not in name or folder.is_absolute()):  # On Windows a path may have a colon.
         instead = "train it first, or check the path"
         raise NotFoundError("model", "a run's folder", f"{name!r}, which is not there", instead)

@@ -80,8 +80,9 @@ def create(
             spec = _SOURCES[prefix](path, request)
         else:
             saved = saved_student(name)
+            weights = saved / records.STUDENT if weights is None else Path(weights)
+            records.require_whole(saved, records.CARD, *([weights.name] if weights.parent == saved else []))
             spec = _rebuilt(saved, request)
-            weights = saved / records.STUDENT if weights is None else weights
         network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes)
         if classes is not None and classes != card.classes:
             structure.replace_head(network, old=card.classes, new=classes)

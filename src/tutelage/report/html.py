@@ -222,7 +222,10 @@ def warnings(subject: Subject) -> Iterator[str]:
         states = ", ".join(f"{run.label}: {run.status}" for run in unfinished)
         several = f"{len(unfinished)} of {len(subject.runs)} runs {verb} not finished and in no mean"
         yield f"{several if subject.comparison else 'This run is not finished'} ({states})."
+    if subject.teacher is not None:
+        yield from (f"Damaged: {line}." for line in subject.teacher.damage)
     for run in subject.runs:
+        yield from (f"Damaged: {line}." for line in run.damage)
         skipped = sum(int(number(epoch.get("skipped_steps")) or 0) for epoch in run.epochs)
         if skipped:
             yield f"{run.label}: {skipped} steps had a non-finite loss or gradient and were not applied."

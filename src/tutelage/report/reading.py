@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from tutelage import records
-from tutelage.errors import NotFoundError
+from tutelage.errors import NotFoundError, StorageError
 
 FINISHED = "finished"
 NOT_STARTED = "not started"
 NOT_EVALUATED = "finished, not evaluated"
+DAMAGED = "damaged"
 
 Points = dict[int, float]
 """Recorded number by epoch."""
@@ -33,6 +34,7 @@ class Run:
     manifest: Mapping[str, Any]  # manifest; empty if there is none
     epochs: tuple[records.Epoch, ...]  # epochs so far
     evaluation: Mapping[str, Any] | None  # evaluation; None if the run did not reach it
+    damage: tuple[str, ...] = ()  # what is wrong with its records, a line for each file
 
     @property
     def finished(self) -> bool:
@@ -78,10 +80,11 @@ def read(folder: Path | str) -> Subject:
 
     Raises:
         FileNotFoundError: if the folder holds the records of neither.
-        ValueError: if a record is not JSON of the right kind.
+        DamagedError: if ``comparison.json`` is damaged. Damaged records of runs are noted in the runs.
+        NewerError: if a newer version wrote a record.
     """
     folder = Path(folder)
-    comparison = mapping(folder / records.COMPARISON)
+    comparison = mapping(folder / records.COMPARISON, records.Comparison)
     if comparison is not None:
         return _comparison(folder, comparison)
     if not (folder / records.MANIFEST).exists():
@@ -94,10 +97,29 @@ def read(folder: Path | str) -> Subject:
 
 def read_run(folder: Path, *, entry: str | None = None, seed: object = None) -> Run:
     """Read one run's folder; missing parts are left empty. A given entry or seed takes precedence over the records."""
-    recorded, evaluation = mapping(folder / records.MANIFEST), mapping(folder / records.EVALUATION)
+    damage: dict[str, str] = {}
+
+    def readable(name: str, kind: Any) -> Mapping[str, Any] | None:
+        try:
+            return mapping(folder / name, kind)
+        except (records.DamagedError, StorageError) as error:
+            damage[name] = f"{folder / name}: expected {error.expected}, got {error.got}"
+            return None
+
+    recorded = readable(records.MANIFEST, records.ManifestTypes)
+    evaluation = readable(records.EVALUATION, records.Evaluation)
+    metrics = records.read_metrics(folder)
+    if metrics.damage:
+        damage[records.METRICS] = f"{folder / records.METRICS}: {'; '.join(metrics.damage)}; left out"
     manifest = recorded or {}
+    for name in records.lost(folder, manifest, (records.RECIPE, records.METRICS, records.EVALUATION)):
+        got = "another content" if (folder / name).exists() else "none"
+        expected = f"what the run wrote, as {records.MANIFEST} has it"
+        damage.setdefault(name, f"{folder / name}: expected {expected}, got {got}")
     status = text(manifest.get("status")) or (FINISHED if evaluation else "unknown")
-    if recorded is None:
+    if records.MANIFEST in damage or (status == FINISHED and records.EVALUATION in damage):
+        status = DAMAGED
+    elif recorded is None:
         status = NOT_STARTED
     elif status == FINISHED and evaluation is None:
         status = NOT_EVALUATED
@@ -109,8 +131,9 @@ def read_run(folder: Path, *, entry: str | None = None, seed: object = None) -> 
         seed=seed if isinstance(seed, int) else None,
         status=status,
         manifest=manifest,
-        epochs=tuple(epoch for epoch in records.read_epochs(folder) if isinstance(epoch, dict)),
+        epochs=tuple(metrics.epochs),
         evaluation=evaluation,
+        damage=tuple(damage.values()),
     )
 
 
@@ -131,9 +154,13 @@ def _comparison(folder: Path, comparison: Mapping[str, Any]) -> Subject:
     )
 
 
-def mapping(path: Path) -> Mapping[str, Any] | None:
-    """Read a JSON object; ``None`` if there is no such file."""
-    return records.read_json(path) if path.exists() else None
+def mapping(path: Path, kind: Any) -> Mapping[str, Any] | None:
+    """Read a JSON object of a kind, of which keys may be missing; ``None`` if there is no such file."""
+    instead = "type the same command again to write it again, or restore the file"
+    value: Mapping[str, Any] | None = (
+        records.read_json(path, kind, partial=True, instead=instead) if path.exists() else None
+    )
+    return value
 
 
 def section(value: Mapping[str, Any] | None, *keys: str) -> Mapping[str, Any]:

@@ -52,6 +52,7 @@ class Result:
     kl_to_teacher: float | None = None  # KL(p || q) at temperature 1, nats
     ece: float | None = None  # expected calibration error, a fraction
     unfinished: tuple[Unfinished, ...] = ()  # runs of the entry that are not in the means
+    damage: tuple[str, ...] = ()  # what is wrong with the records of its runs, a line for each file
     share_data_seed: bool = False  # whether the runs share order and views, and differ only in initialisation
 
 
@@ -60,7 +61,7 @@ def rows(folder: Path | str | Subject) -> list[Result]:
 
     Raises:
         FileNotFoundError: if the folder holds no records.
-        ValueError: if a record is not JSON.
+        DamagedError: if ``comparison.json`` is damaged.
     """
     subject = folder if isinstance(folder, Subject) else read(folder)
     results = [_entry(subject, name) for name in subject.entries]
@@ -80,6 +81,7 @@ def _entry(subject: Subject, name: str) -> Result:
         best=mean(number(best.get("accuracy")) for best in bests) if len(best_sets) == 1 else None,
         best_set=" and ".join(best_sets) or None,
         unfinished=tuple(map(unfinished, subject.of(name, finished=False))),
+        damage=tuple(line for run in subject.runs if run.entry == name for line in run.damage),
         share_data_seed=subject.share_data_seed,
     )
 
@@ -119,7 +121,8 @@ def _teacher(subject: Subject) -> list[Result]:
     row = _averaged(
         [judgement for judgement, _ in judged], [set_name for _, set_name in judged], name=name, role="teacher"
     )
-    return [replace(row, agreement=None, kl_to_teacher=None)] if judged else []
+    damage = subject.teacher.damage if subject.teacher is not None else ()
+    return [replace(row, agreement=None, kl_to_teacher=None, damage=damage)] if judged else []
 
 
 HEADINGS = (
@@ -167,6 +170,7 @@ def notes(results: Sequence[Result]) -> list[str]:
         if row.set and " and " in row.set:
             sentences.append(f"{row.name}: evaluated on different sets ({row.set}), so not averaged.")
         sentences += [f"Not averaged: {row.name}: {run}." for run in row.unfinished]
+        sentences += [f"Damaged: {line}." for line in row.damage]
     return sentences
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import math
 import time
@@ -15,8 +16,10 @@ import torch
 
 from tutelage import config, data, records
 from tutelage.config.schema import Recipe, TrainedTeacher
+from tutelage.errors import RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.runs.resume import read_recorded
 from tutelage.runs.setup import RunInputs, evaluation_outputs, run_context, steps_of
 from tutelage.settings.fit import Precision
 from tutelage.training.distributed import accelerator_on
@@ -71,7 +74,11 @@ def resolve_precision(
 
     # The outputs of a comparison have a folder for each data seed.
     paths = sorted(Path(recipe.outputs).glob(f"**/{records.OUTPUTS}")) if recipe.outputs else []
-    outputs = [records.read_json(path).get("key") or {} for path in paths]
+    instead = "restore the file, or remove its folder and record again with `tutelage record`"
+    outputs = [
+        records.read_json(path, records.OutputsKey, reads=records.OUTPUTS_SCHEMA, instead=instead)["key"]
+        for path in paths
+    ]
     for earlier in (_begun(folder), *outputs, {"precision": beside}):
         if (recorded := str(earlier.get("precision"))) in get_args(Precision):
             return resolved(recorded)
@@ -108,9 +115,15 @@ def candidates(device: torch.device) -> list[Precision]:
 
 
 def _begun(folder: Path | None) -> dict[str, Any]:
-    """Return the recipe of the run begun in a folder; an empty one if there is none."""
-    path = None if folder is None else folder / records.RECIPE
-    return config.read(path) if path is not None and path.exists() else {}
+    """Return the recipe of the run or comparison begun in a folder; an empty one if there is none."""
+    if folder is None:
+        return {}
+    if not (folder / records.COMPARISON).exists():
+        recorded = read_recorded(folder)
+        return recorded.recipe() if recorded else {}
+    with contextlib.suppress(RecipeError):  # A comparison's runs say by themselves that they are others.
+        return config.read(folder / records.RECIPE)
+    return {}
 
 
 def with_untrained_teacher(recipe: Recipe) -> Recipe:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from tutelage import data, models
+from tutelage import data, models, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
+from tutelage.runs.disk import run_size
 from tutelage.runs.setup import (
     build_inputs,
     check_compatible,
@@ -31,13 +33,18 @@ SAMPLE = 512
 
 
 @explaining()
-def dry_run(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> list[tuple[str, str]]:
-    """Resolve a recipe, try one batch, and return a summary of the run as (name, value) pairs to print."""
+def dry_run(
+    recipe: Recipe, *, trust_code: bool | frozenset[str] = False, runs: Path = Path("runs")
+) -> list[tuple[str, str]]:
+    """Resolve a recipe, try one batch, and return a summary of the run as (name, value) pairs to print.
+
+    ``runs`` is the folder of all runs, whose disk is looked at.
+    """
     with torch_settings(recipe):
-        return _try(recipe, trust_code)
+        return _try(recipe, trust_code, runs)
 
 
-def _try(recipe: Recipe, trust_code: bool | frozenset[str]) -> list[tuple[str, str]]:
+def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[tuple[str, str]]:
     # A teacher that is still to be trained has no accuracy yet, but its network gives the cost of a step.
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
     splits, objectives, fits = run_inputs.splits, run_inputs.objectives, recipe.fits()
@@ -84,7 +91,16 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str]) -> list[tuple[str, s
         used += f", {torch.cuda.max_memory_allocated() / 2**20:.0f} MB on the GPU"
         if any(fit.settings.graphs is not False for fit in fits):
             used += "; a captured step keeps its own beside that, about as much again (graphs=false: none)"
-    return [*summary, ("estimated time", f"{_duration(total)}, evaluation not counted"), ("memory", used)]
+    size = run_size(recipe, run_inputs.student)
+    if training is not None and run_inputs.teacher is not None:
+        size += run_size(training, run_inputs.teacher)
+    disk = f"{size / 1e6:.1f} MB, {records.free_bytes(runs) / 1e6:.0f} MB free"
+    return [
+        *summary,
+        ("estimated disk", disk),
+        ("estimated time", f"{_duration(total)}, evaluation not counted"),
+        ("memory", used),
+    ]
 
 
 class _Sample:

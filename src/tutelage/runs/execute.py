@@ -40,7 +40,7 @@ def execute(
         DeadlineExceeded: if the time is up; the same call resumes the run.
     """
     with folder_lock(folder), torch_settings(recipe):
-        earlier = resume.earlier_manifest(folder, recipe)
+        recorded = resume.earlier_run(folder, recipe)
         inputs = run_inputs or build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
         recipe, reason = autotune.resolve_precision(recipe, lambda: inputs, folder=folder)
         if reason:
@@ -52,8 +52,8 @@ def execute(
                 execute(training, teacher, options=options)
             with_teacher = recipe.model_copy(update={"teacher": Network(name=str(teacher))})
             inputs = build_inputs(with_teacher, splits=inputs.splits, trust_code=options.trust_code)
-        resume.same_fingerprints(inputs, expected or resume.fingerprints(earlier))
-        run = RunState(recipe, folder, inputs, options, earlier=earlier, precision_reason=reason, teacher_outputs={})
+        resume.same_fingerprints(inputs, expected or resume.fingerprints(recorded and recorded.manifest))
+        run = RunState(recipe, folder, inputs, options, recorded=recorded, precision_reason=reason, teacher_outputs={})
         with run.recording():
             run.begin()
             for stage in range(run.stage, len(run.fits)):

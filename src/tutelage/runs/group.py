@@ -124,7 +124,9 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
             isolation.attempt(k, stack.enter_context, folder_lock(folder))
         try:
             # Runs that were begun, or read recorded outputs, have a precision that the others take.
-            order = sorted(enumerate(planned), key=lambda item: (not _is_begun(item[1][1]), item[1][0].outputs is None))
+            order = sorted(
+                enumerate(planned), key=lambda item: (not resume.begun(item[1][1]), item[1][0].outputs is None)
+            )
             for k, (recipe, folder) in order:
                 if k not in isolation.errors and (state := isolation.attempt(k, shared.begin, recipe, folder)):
                     runs[k] = state
@@ -142,10 +144,6 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
     return [results.get(k) or isolation.errors[k] for k in range(len(planned))]
 
 
-def _is_begun(folder: Path) -> bool:
-    return (folder / records.RECIPE).exists()
-
-
 class _Shared:
     """The objects that a group's runs share, opened by the first run that needs them."""
 
@@ -159,10 +157,10 @@ class _Shared:
 
     def begin(self, recipe: Recipe, folder: Path) -> RunState:
         """Begin a run."""
-        earlier = resume.earlier_manifest(folder, recipe)
+        recorded = resume.earlier_run(folder, recipe)
         run_inputs = build_inputs(recipe, splits=self.splits, teacher=self.teacher, trust_code=self.options.trust_code)
         self.splits, self.teacher = run_inputs.splits, self.teacher or run_inputs.teacher
-        resume.same_fingerprints(run_inputs, resume.fingerprints(earlier))
+        resume.same_fingerprints(run_inputs, resume.fingerprints(recorded and recorded.manifest))
         recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs, folder=folder, beside=self.precision)
         self.precision, self.reason = self.precision or recipe.precision, self.reason or reason
         if recipe.precision != self.precision:
@@ -174,7 +172,7 @@ class _Shared:
             folder,
             run_inputs,
             self.options,
-            earlier=earlier,
+            recorded=recorded,
             precision_reason=self.reason,
             teacher_outputs=self.teacher_outputs,
         )
@@ -206,7 +204,9 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
 def _exponents(recipe: Recipe) -> list[Any] | None:
     """Return each stage's exponents for recorded top classes; ``None`` with all classes or a live teacher."""
     path = Path(recipe.outputs or "") / records.OUTPUTS
-    if recipe.outputs is None or not path.exists() or not records.read_json(path).get("form"):
+    if recipe.outputs is None or not path.exists():
+        return None
+    if not records.read_json(path, reads=records.OUTPUTS_SCHEMA).get("form"):
         return None
     return [objective.read_at for objective in build_objectives(recipe)]
 

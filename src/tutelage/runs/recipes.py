@@ -12,7 +12,7 @@ from typing import Any
 from tutelage import config, records
 from tutelage.config.schema import Network, Recipe
 from tutelage.errors import RecipeError
-from tutelage.runs.resume import fingerprints
+from tutelage.runs.resume import fingerprints, read_recorded
 from tutelage.runs.run import finished
 
 
@@ -37,16 +37,17 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
     Returns:
         The recipe and, without overrides, the fingerprints that data and teacher must have.
     """
-    if not (folder / records.RECIPE).exists() or not (folder / records.MANIFEST).exists():
+    recorded = read_recorded(folder)
+    if recorded is None:
         missing = f"without {records.RECIPE} and {records.MANIFEST}"
         raise RecipeError("recipe", "a run's folder", f"{folder} {missing}", "name another")
-    manifest = records.read_json(folder / records.MANIFEST)
+    manifest = recorded.manifest
     if not manifest.get("repeatable", False):
         got = f"{folder}, which was made of Python objects"
         raise RecipeError("recipe", "a run that names can repeat", got, "run the program that made it")
-    value = config.read(folder / records.RECIPE)
-    if manifest.get("status") == "finished":
-        stem = f"{value['name']}-again"
+    value = recorded.recipe(exact=True)
+    if finished(folder):
+        stem = f"{value.get('name', folder.name)}-again"
         names = [stem, *(f"{stem}-{k}" for k in range(2, 1000))]
         value["name"] = next(name for name in names if not finished(runs / name))
     recipe = config.parse(
@@ -65,7 +66,11 @@ def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False
     ``best`` takes the run's best weights instead of its last; ``settings`` replace those of the run.
     """
     folder = Path(model)
-    value = config.read(folder / records.RECIPE) if (folder / records.RECIPE).exists() else {}
+    is_run = any((folder / name).exists() for name in (records.MANIFEST, records.CHECKPOINTS))
+    recorded = read_recorded(folder) if is_run else None
+    value = recorded.recipe(exact=True) if recorded else {}
+    if not recorded and (folder / records.RECIPE).exists():
+        value = config.read(folder / records.RECIPE)
     shared = ("data", "precision", "device", "channels_last", "batch_size", "threads")
     kept = {key: value[key] for key in shared if key in value}
     if isinstance(kept.get("data"), Mapping):  # Evaluation views have no transform: its library need not be there.

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tutelage import data
+from tutelage import data, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher
@@ -88,6 +88,9 @@ def record(
         probe = next(batches.at(0, [np.arange(min(setup.PROBE_SAMPLES, len(split)))])).inputs
         shapes = feature_shapes(network, names, probe)
         size = _choose_form(outputs, recipe, shapes, epochs)
+        share = len(todo) / (epochs * math.ceil(len(split) / outputs.rows))
+        instead = "or type outputs=FOLDER for one on another disk"
+        records.require_room(f"outputs in {folder}", folder, 1e6 * size * share, instead)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
         settings = recipe.fits()[0].settings

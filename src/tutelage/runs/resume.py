@@ -9,11 +9,12 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tutelage import config, models, records
 from tutelage.config.schema import Network, Recipe
-from tutelage.errors import InvalidValueError, RecipeError
+from tutelage.errors import InvalidValueError, RecipeError, TutelageError
+from tutelage.runs.manifest import without_paths
 from tutelage.runs.transform_library import release, transform_library
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def _read(recorded: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
         with contextlib.suppress(RecipeError):
             written = config.parse(kind, {**recorded, **stand_in}).model_dump(mode="json")
             return written | {key: recorded.get(key) for key in stand_in}
-    return dict(recorded)
+    return {key: value for key, value in recorded.items() if key != "schema"}
 
 
 def _changes(before: Any, now: Any, prefix: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -101,8 +102,10 @@ def run_differences(folder: Path, planned: Recipe, *, data: str | None) -> list[
     ``data`` is the fingerprint of the planned run's current data; ``None`` if unknown. A teacher's is known if it is a
     run's student. One whose weights were rounded for copying is still the teacher of its students.
     """
-    lines = recipe_differences(config.read(folder / records.RECIPE), planned)
-    then = fingerprints(_manifest(folder))
+    recorded = read_recorded(folder)
+    assert recorded is not None
+    lines = recipe_differences(recorded.recipe(), planned)
+    then = fingerprints(recorded.manifest)
     if data and then.get("data") not in (None, data):
         lines.append(f"the data's fingerprint was {then['data']}, is {data}")
     if then.get("teacher") and isinstance(planned.teacher, Network) and planned.teacher.weights is None:
@@ -114,14 +117,100 @@ def run_differences(folder: Path, planned: Recipe, *, data: str | None) -> list[
     return lines
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+class Recorded(NamedTuple):
+    """What a run's folder says of the run: its manifest, perhaps made again from a checkpoint, and its recipe."""
+
+    folder: Path
+    manifest: records.Manifest
+    kept: records.KeptRun | None  # by the newest good checkpoint
+    rebuilt: tuple[str, ...] = ()  # what was made again, a line each
+
+    def recipe(self, *, exact: bool = False) -> dict[str, Any]:
+        """Return the run's recipe as read from YAML.
+
+        A missing or damaged one is that of the newest checkpoint; if there is none, and unless ``exact``, that of the
+        manifest, whose paths are reduced to their last component.
+
+        Raises:
+            DamagedError: it is none of these, or it was changed since the run began; ``got`` says how.
+        """
+        path = self.folder / records.RECIPE
+        original = self.kept["recipe"] if self.kept else self.manifest.get("recipe")
+        instead = "restore the file, or type name=... for a new run with the recipe that you want"
+        try:
+            records.read_bytes(path)
+            value = config.read(path)
+            records.check_schema(path, value)
+        except records.NewerError:
+            raise
+        except (TutelageError, OSError) as error:
+            if self.kept is None and (exact or original is None):
+                got = error.got if isinstance(error, TutelageError) else error
+                raise records.DamagedError(path, "the recipe of the run", got, instead) from error
+            return dict(original or {})
+        known = self.manifest.get("files", {}).get(records.RECIPE)
+        if known == records.digest(path) or (known is None and original is None):
+            return value
+        if original is None:
+            raise records.DamagedError(path, "the recipe that the run began with", "another", instead)
+        if changes := list(_significant(without_paths(original), without_paths(value))):
+            expected = f"the recipe that the run began with, as its {records.MANIFEST} has it"
+            got = f"another one: {', '.join(changes)}"
+            raise records.DamagedError(path, expected, got, instead)
+        return value
+
+
+def read_recorded(folder: Path) -> Recorded | None:
+    """Read what a folder says of its run; ``None`` if none was begun there. What a checkpoint knows is made again.
+
+    Raises:
+        DamagedError: the manifest is damaged, or missing beside a run's other files, and no checkpoint knows it.
+        NewerError: a newer version wrote it.
+    """
     path = folder / records.MANIFEST
-    return records.read_json(path) if path.is_file() else {}
+    kept, name = records.kept_run(folder) or (None, "")
+    try:
+        manifest = records.read_manifest(folder)
+        changes = list(_significant(kept["manifest"].get("recipe"), manifest.get("recipe"))) if kept else []
+        if kept is None or not changes:
+            return Recorded(folder, manifest, kept)
+        line = f"{path} is that of another run ({', '.join(changes)}): made again from checkpoint {name}"
+        return Recorded(folder, kept["manifest"], kept, (line,))
+    except TutelageError as error:
+        if isinstance(error, records.NewerError):
+            raise
+        what = "missing" if not path.exists() else f"damaged ({error.got})"
+        if kept is not None:
+            return Recorded(folder, kept["manifest"], kept, (f"{path} is {what}: made again from checkpoint {name}",))
+        if path.exists():
+            raise records.DamagedError(
+                path, error.expected, error.got, f"restore the file, remove the folder {folder}, or type name=..."
+            ) from error
+    left = [name for name in (records.CHECKPOINTS, records.STUDENT) if (folder / name).exists()]
+    if left:
+        expected, instead = f"that of the run whose {left[0]} are in {folder}", "restore the file, or type name=..."
+        raise records.DamagedError(path, expected, "none", instead)
+    return None
+
+
+def _significant(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None) -> Iterator[str]:
+    """Describe how a recipe of a run's records differs from another, but in keys that may change on resume."""
+    if before is None or now is None:  # of a run that names cannot repeat
+        return
+    for key, then, value in _changes(_read(before, Recipe), _read(now, Recipe)):
+        if key not in FREE and key != "schema":
+            yield f"{key} was {shown(then)}, is {shown(value)}"
+
+
+def begun(folder: Path) -> bool:
+    """Whether a folder holds anything of a run."""
+    return any((folder / name).exists() for name in (records.RECIPE, records.MANIFEST, records.CHECKPOINTS))
 
 
 def _fingerprint_before_rounding(teacher: Path, fingerprint: str) -> str | None:
     """Return a teacher's fingerprint before its weights were rounded for copying; ``None`` if they were not."""
-    rounded = _manifest(teacher).get("rounded") or {}
+    manifest = records.read_manifest(teacher) if (teacher / records.MANIFEST).exists() else {}
+    rounded = manifest.get("rounded") or {}
     return rounded.get("from") if rounded.get("fingerprint") == fingerprint else None
 
 
@@ -137,33 +226,48 @@ def _fingerprint(path: Path, written: int) -> str:
     )
 
 
-def earlier_manifest(folder: Path, recipe: Recipe) -> records.Manifest | None:
-    """Return the manifest of the folder's unfinished run, if there is one.
+def earlier_run(folder: Path, recipe: Recipe) -> Recorded | None:
+    """Return what the folder of an unfinished run says of it, if there is one.
+
+    A finished run that lost some of its files and has a checkpoint counts as unfinished: the files are written again.
 
     Raises:
         RecipeError: if the folder holds a comparison, a finished run, or a run of another recipe.
+        DamagedError: if its recipe or manifest is damaged and cannot be made again.
     """
-    path = folder / records.MANIFEST
     if (folder / records.COMPARISON).exists():
         raise RecipeError("name", "a folder for a run", f"{folder}, which holds a comparison", "type name=...")
-    if not path.exists():
+    recorded = read_recorded(folder)
+    if recorded is None:
         return None
-    earlier = records.read_json(path)
-    if earlier.get("status") == "finished":
-        instead = "type name=... for another, or remove the folder"
-        raise RecipeError("name", "a new run", f"{folder}, which is finished", instead)
-    if differs := recipe_differences(config.read(folder / records.RECIPE), recipe):
+    earlier = recorded.manifest
+    if not recorded.rebuilt and earlier.get("status") == "finished":
+        lost = [name for name in records.lost(folder, earlier) if name != records.RECIPE]
+        if not lost:
+            instead = "type name=... for another, or remove the folder"
+            raise RecipeError("name", "a new run", f"{folder}, which is finished", instead)
+        named = ", ".join(str(folder / name) for name in lost)
+        if not records.checkpoint_names(folder / records.CHECKPOINTS):
+            got = f"{folder}, which is finished, but lost {named}, and has no checkpoint to write it again from"
+            instead = "restore it, remove the folder to run it again, or type name=... for another"
+            raise RecipeError("name", "a new run", got, instead)
+        line = f"expected what the finished run wrote in {named}, got another content or none: written again"
+        recorded = recorded._replace(rebuilt=(line,))
+    if differs := recipe_differences(recorded.recipe(), recipe):
         expected = f"the recipe of the unfinished run {folder} to resume it"
         instead = "type name=... for a new run, or remove the folder"
         raise RecipeError("name", expected, f"another one: {', '.join(differs)}", instead)
+    if records.lost(folder, earlier, [records.RECIPE]):
+        line = f"{folder / records.RECIPE} is missing, or is not as the run wrote it: written again"
+        recorded = recorded._replace(rebuilt=(*recorded.rebuilt, line))
     if (library := transform_library(recipe.data)) is not None:
         name, now = library
-        then = release(earlier["software"].get(name, "none"))
+        then = release(earlier.get("software", {}).get(name, "none"))
         if then != now:
             expected = f"{name} {then}, whose views the unfinished run {folder} has seen"
             instead = "install that version to resume it, or type name=... for a new run"
             raise InvalidValueError("data.transform", expected, f"{name} {now}", instead)
-    return earlier
+    return recorded
 
 
 def fingerprints(manifest: Mapping[str, Any] | None) -> dict[str, str | None]:
@@ -191,3 +295,24 @@ def same_choices(saved: Checkpoint, choices: Mapping[str, Any]) -> None:
     differs = [f"{key} was {then.get(key)}, is {now}" for key, now in choices.items() if then.get(key) != now]
     if differs:
         warnings.warn(f"resume: expected the same set-up for the same bits, got {'; '.join(differs)}", stacklevel=2)
+
+
+def same_run(saved: Checkpoint, recipe: Recipe, manifest: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint of another run: of another recipe, other data or another teacher.
+
+    Raises:
+        ValueError: so; it says how they differ. A checkpoint of an earlier version does not know its run.
+    """
+    if (run := saved.state.get("run")) is None:
+        return
+    if wrong := records.misfit(run, records.KeptRun):
+        raise ValueError(wrong)
+    differs = recipe_differences(run["recipe"], recipe)
+    now = fingerprints(manifest)
+    differs += [
+        f"the fingerprint of the {what} was {then}, is {now[what]}"
+        for what, then in fingerprints(run["manifest"]).items()
+        if then != now[what] and None not in (then, now[what])
+    ]
+    if differs:
+        raise ValueError(f"that of another run: {', '.join(differs)}")

@@ -45,7 +45,7 @@ class Run:
     @property
     def manifest(self) -> records.Manifest:
         """The manifest."""
-        return records.read_json(self.folder / records.MANIFEST)
+        return records.read_manifest(self.folder)
 
     @property
     def epochs(self) -> list[records.Epoch]:
@@ -55,7 +55,11 @@ class Run:
     @property
     def evaluation(self) -> records.Evaluation:
         """The last epoch's student, evaluated on the test set."""
-        return records.read_json(self.folder / records.EVALUATION)
+        instead = records.how_to_restore(self.folder)
+        evaluation: records.Evaluation = records.read_json(
+            self.folder / records.EVALUATION, records.Evaluation, partial=True, instead=instead
+        )
+        return evaluation
 
     @property
     def accuracy(self) -> float | None:
@@ -82,6 +86,17 @@ def load(folder: str | Path | Run, *, best: bool = False, trust_code: bool | fro
 
 
 def finished(folder: Path) -> bool:
-    """Whether a folder holds a finished run."""
-    path = folder / records.MANIFEST
-    return path.exists() and records.read_json(path).get("status") == "finished"
+    """Whether a folder holds a finished run that lost no file, or none that could be written again from a checkpoint.
+
+    Raises:
+        NewerError: a newer version wrote the run.
+    """
+    if not (folder / records.MANIFEST).exists():
+        return False
+    try:
+        manifest = records.read_manifest(folder)
+    except records.DamagedError:
+        return False  # Whoever resumes it makes the manifest again, or says that it is damaged.
+    lost = [name for name in records.lost(folder, manifest) if name != records.RECIPE]
+    whole = not lost or not records.checkpoint_names(folder / records.CHECKPOINTS)
+    return manifest.get("status") == "finished" and whole

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -18,25 +20,26 @@ from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explained
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.runs import manifest, resume, setup
+from tutelage.runs import disk, manifest, resume, setup
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
-from tutelage.training.checkpoints import Checkpoints, CheckpointSink
+from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
 from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
 from tutelage.training.precision import computed_precision, fallback
+from tutelage.training.state import check_restorable
 from tutelage.types import UNLABELLED, Batches, Teacher
 
 
 class RunState:
     """One run in progress; its recipe's precision is already chosen.
 
-    ``earlier`` is the manifest of an interrupted run that is resumed; ``precision_reason`` says why the precision was
-    chosen, if it was just measured; ``teacher_outputs`` caches the teacher's outputs on the evaluation sets and is
-    filled on first use.
+    ``recorded`` is what the folder says of an interrupted run that is resumed; ``precision_reason`` says why the
+    precision was chosen, if it was just measured; ``teacher_outputs`` caches the teacher's outputs on the evaluation
+    sets and is filled on first use.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class RunState:
         run_inputs: setup.RunInputs,
         options: RunOptions,
         *,
-        earlier: records.Manifest | None,
+        recorded: resume.Recorded | None,
         precision_reason: str | None,
         teacher_outputs: dict[str, EvalOutputs],
     ) -> None:
@@ -59,7 +62,10 @@ class RunState:
         self.failure: Exception | None = None
         self.finished = False
         self.started = time.monotonic()
-        previous = earlier or {}
+        previous = recorded.manifest if recorded else {}
+        rebuilt = recorded.rebuilt if recorded else ()
+        for made_again in rebuilt:
+            warnings.warn(made_again, stacklevel=2)
         self.seconds_before = previous.get("duration_s", 0.0)
         self.fits, self.objectives, splits = recipe.fits(), run_inputs.objectives, run_inputs.splits
         setup.check_compatible(run_inputs)
@@ -79,9 +85,10 @@ class RunState:
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
         self.check_student()
+        disk.require_room(f"run {recipe.name}", folder, disk.size_left(recipe, run_inputs.student, folder))
         reason = precision_reason or previous.get("precision", {}).get("why")
         self.manifest: records.Manifest = {
-            "schema": 1,
+            "schema": records.SCHEMA,
             "name": recipe.name,
             "verb": "distill" if recipe.teacher is not None else "train",
             "status": "running",
@@ -109,9 +116,15 @@ class RunState:
             "class": previous.get("class") or [],
             "selection": {"set": self.selection, "metric": "accuracy", "reported": "last epoch"},
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if run_inputs.repeatable else None,
-            "notes": list(splits.notes),
+            "files": {},  # digests of what does not change any more
+            "notes": [*splits.notes, *map(manifest.without_paths, rebuilt)],
         }
+        for key in ("speed", "objective_resolved"):
+            if len(self.manifest[key]) != len(self.fits):
+                self.manifest[key] = [{} for _ in self.fits]
+        self.distillers: dict[int, Distiller] = {}
         records.write_bytes(folder / records.RECIPE, config.dump(recipe).encode())
+        self.manifest["files"] = records.digests(folder, [records.RECIPE])
         records.write_json(folder / records.MANIFEST, self.manifest)
 
     def check_outputs(self) -> None:
@@ -164,7 +177,8 @@ class RunState:
     def begin(self) -> None:
         """Read the checkpoint, if there is one, and seed the generators."""
         checkpoints = Checkpoints(self.folder / records.CHECKPOINTS)
-        self.checkpoint = checkpoints.load()
+        self.seed_generators()
+        self.checkpoint = checkpoints.load(self.check_checkpoint)
         choices = {
             "threads": torch.get_num_threads(),
             "device": self.device.type,
@@ -172,34 +186,72 @@ class RunState:
             "deterministic": self.recipe.deterministic,
             "teacher": self.teacher_mode(),
         }
+        recipe = self.recipe.model_dump(mode="json")
+        self.kept: records.KeptRun = {"recipe": recipe, "manifest": self.manifest, "epochs": [], "best": None}
         self.sink = CheckpointSink(checkpoints, self.folder / records.BEST, choices)
         self.stage = 0
         self.epochs: list[records.Epoch] = []
+        metrics = records.read_metrics(self.folder)
         if self.checkpoint:
             resume.same_choices(self.checkpoint, choices)
             state = self.checkpoint.state
             self.stage = state["stage"]
-            self.epochs = [e for e in records.read_epochs(self.folder) if e["stage"] < self.stage] + state["history"]
+            kept: records.KeptRun | None = state.get("run")
+            self.kept["best"] = kept["best"] if kept else None
+            before = kept["epochs"] if kept else [e for e in metrics.epochs if e["stage"] < self.stage]
+            self.epochs = [*before, *state["history"]]
             self.reporter.say(self.named(f"resuming after epoch {state['epoch']}, step {state['step']}"))
+        elif metrics.epochs or metrics.damage:
+            warnings.warn(
+                f"{self.folder / records.CHECKPOINTS}: expected a checkpoint of the run that {records.METRICS} tells "
+                "of, got none; it begins anew",
+                stacklevel=2,
+            )
         records.rewrite_epochs(self.folder, self.epochs)
-        # A user's student may draw from any of the three generators; a checkpoint keeps all of them.
+
+    def seed_generators(self) -> None:
+        """Seed all three, as a user's student may draw from any; a checkpoint keeps all of them."""
         torch.manual_seed(self.recipe.seed)
         random.seed(self.recipe.seed)
         np.random.seed(self.recipe.seed % 2**32)
 
+    def check_checkpoint(self, saved: Checkpoint) -> None:
+        """Refuse a checkpoint of another run, or one that cannot be restored; build what it is restored into.
+
+        Raises:
+            ValueError: so; or anything else that reading damaged content raises.
+        """
+        resume.same_run(saved, self.recipe, self.manifest)
+        stage = saved.state.get("stage")
+        if not isinstance(stage, int) or not 0 <= stage < len(self.fits):
+            raise ValueError(f"stage {stage} of {len(self.fits)}")
+        self.distillers = {}
+        self.seed_generators()
+        check_restorable(saved, self.distiller(stage), self.fits[stage].settings)
+
+    def distiller(self, stage: int) -> Distiller:
+        """Return a stage's student with its objective, made on first use."""
+        if stage not in self.distillers:
+            objective = self.objectives[stage]
+            context = setup.run_context(objective, self.run_inputs)
+            self.distillers = {stage: Distiller(self.run_inputs.student, objective, context)}
+        return self.distillers[stage]
+
     def fit_job(self, stage: int) -> FitJob:
         """Return a stage's job for the training loop, resumed from the checkpoint if that is of this stage."""
         objective = self.objectives[stage]
-        distiller = Distiller(self.run_inputs.student, objective, setup.run_context(objective, self.run_inputs))
+        distiller = self.distiller(stage)
         self.target_gamma = distiller.objective.target_gamma
         self.manifest["objective_resolved"][stage] = distiller.objective.resolved
-        best = records.best_epoch([e for e in self.epochs if e["stage"] < stage], self.selection)
+        before = [e for e in self.epochs if e["stage"] < stage]
+        best = records.best_epoch(before, self.selection)
+        self.kept["epochs"] = [dict(epoch) for epoch in before]
         return FitJob(
             distiller=distiller,
             settings=self.fits[stage].settings,
             uses_teacher=objective.needs.teacher,
             held_out=self.held_out,
-            keep=self.sink._replace(announce=partial(self.manifest["speed"].__setitem__, stage)),
+            keep=self.sink._replace(announce=partial(self.manifest["speed"].__setitem__, stage), run=self.kept),
             to_beat=best["accuracy"] if best else None,
             resume=self.checkpoint if stage == self.stage else None,
         )
@@ -236,6 +288,7 @@ class RunState:
             self.deadline.end_evaluation()
         self.epochs.append(epoch)
         records.append_epoch(self.folder, epoch)
+        self.manifest["files"] |= records.digests(self.folder, [records.METRICS])
         self.write_manifest("running")
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))
 
@@ -300,13 +353,30 @@ class RunState:
                 "class_names": list(splits.class_names),
                 "student": evaluate_outputs(outputs, test.teacher, gamma=self.target_gamma),
                 "teacher": evaluate_outputs(test.teacher) if test.teacher else None,
-                "best": records.best_epoch(list(records.read_epochs(self.folder)), self.selection),
+                "best": records.best_epoch(self.epochs, self.selection),
             }
             records.write_json(self.folder / records.EVALUATION, evaluation)
+        self.check_best()
+        written = (records.STUDENT, records.CARD, records.BEST, records.METRICS)
+        self.manifest["files"] |= records.digests(self.folder, (*written, *([records.EVALUATION] if labelled else [])))
         self.write_manifest("finished")
         self.finished = True
         if labelled:
             self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
+
+    def check_best(self) -> None:
+        """Put weights aside that are not the best ones that the run wrote, and warn."""
+        best, known = self.folder / records.BEST, self.kept["best"]
+        if known is not None and records.digest(best) != known:
+            aside = best.with_name(f"unfit-{best.name}")
+            if best.exists():
+                shutil.rmtree(aside, ignore_errors=True)
+                best.replace(aside)
+            warnings.warn(
+                f"{best}: expected the weights that the run wrote, got others or none; to have them again, remove the "
+                "folder and run the same command",
+                stacklevel=2,
+            )
 
     def write_manifest(self, status: str, *, note: str | None = None) -> None:
         """Write the manifest with a status and the time so far."""

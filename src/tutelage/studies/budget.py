@@ -33,7 +33,6 @@ from tutelage.runs.setup import (
 from tutelage.studies.plan import Job, StudyRequest, dry_run_recipe, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
 from tutelage.studies.time_limit import Budget
-from tutelage.training.checkpoints import NAME
 from tutelage.training.deadline import Deadline
 from tutelage.training.distributed import accelerator_on
 
@@ -336,7 +335,7 @@ def _cost(request: StudyRequest, job: Job, times: Times, recorded: float | None,
 
 def _done(folder: Path, recipe: Recipe, samples: int) -> int:
     """Return the number of steps before a run's last checkpoint."""
-    names = (path.name for path in (folder / records.CHECKPOINTS).glob("*") if NAME.fullmatch(path.name))
+    names = records.checkpoint_names(folder / records.CHECKPOINTS)
     stage, step = map(int, max(names, default="0-0").split("-"))
     return step + steps_of(recipe, samples, stages=stage)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,12 +15,12 @@ from tutelage.errors import RecipeError
 from tutelage.objectives import from_spec
 from tutelage.report import results
 from tutelage.report.table import Table
-from tutelage.runs import autotune
+from tutelage.runs import autotune, disk
 from tutelage.runs.execute import execute
 from tutelage.runs.group import execute_group, group_of
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import record
-from tutelage.runs.resume import recipe_differences, run_differences
+from tutelage.runs.resume import begun, recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.setup import build_inputs, check_teacher, needs_teacher, steps_of, torch_settings
 
@@ -34,7 +35,8 @@ class ComparedRuns:
     def runs(self) -> dict[str, list[Run]]:
         """Each objective's runs by its name, in the order of the seeds."""
         runs: dict[str, list[Run]] = {}
-        for entry in records.read_json(self.folder / records.COMPARISON)["entries"]:
+        path, instead = self.folder / records.COMPARISON, "type the comparison's command again to write it again"
+        for entry in records.read_json(path, records.Comparison, instead=instead)["entries"]:
             runs.setdefault(entry["objective"], []).append(Run(self.folder / entry["folder"]))
         return runs
 
@@ -77,6 +79,7 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
         records.write_json(
             folder / records.COMPARISON,
             records.Comparison(
+                schema=records.SCHEMA,
                 name=comparison.name,
                 baseline=comparison.baseline or next(iter(comparison.objectives)),
                 teacher="teacher" if training else None,
@@ -89,6 +92,11 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
         training = None
     recipes = [recipe for recipe, _ in left] + ([training] if training else [])
     reporter.expect(sum(steps_of(recipe, len(splits.train)) for recipe in recipes))
+    if left:
+        size = disk.size_of_all(
+            [*left, *([(training, folder / "teacher")] if training else [])], splits, options.trust_code
+        )
+        disk.require_room(f"comparison {comparison.name}", folder, size)
     if training is not None:
         reporter.say(f"{comparison.name}: the teacher, then {len(left)} students")
         execute(training, folder / "teacher", options=with_reports(options))
@@ -184,15 +192,21 @@ def _refuse_another(
     path = folder / records.RECIPE
     if (folder / records.MANIFEST).exists():
         raise RecipeError("name", "a folder for a comparison", f"{folder}, which holds a run", "type name=...")
+    differs: list[str] = []
     if path.exists():
-        differs = recipe_differences(config.read(path), comparison) or [
-            f"{entry['folder']}: {line}"
-            for entry, recipe in planned
-            if (folder / entry["folder"] / records.RECIPE).exists()
-            for line in run_differences(folder / entry["folder"], recipe, data=splits.fingerprint)
-        ]
-        if differs:
-            expected = f"the comparison that {folder} holds"
-            instead = "type name=... for a new one, or remove the folder"
-            raise RecipeError("name", expected, f"another one: {', '.join(differs)}", instead)
+        try:
+            records.read_bytes(path)
+            differs = recipe_differences(config.read(path), comparison)
+        except (RecipeError, records.DamagedError) as error:
+            warnings.warn(f"{path} is damaged ({error.got}): written again", stacklevel=2)
+    differs = differs or [
+        f"{entry['folder']}: {line}"
+        for entry, recipe in planned
+        if begun(folder / entry["folder"])
+        for line in run_differences(folder / entry["folder"], recipe, data=splits.fingerprint)
+    ]
+    if differs:
+        expected = f"the comparison that {folder} holds"
+        instead = "type name=... for a new one, or remove the folder"
+        raise RecipeError("name", expected, f"another one: {', '.join(differs)}", instead)
     records.write_bytes(path, config.dump(comparison).encode())

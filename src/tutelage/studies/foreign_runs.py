@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
-from tutelage import records
 from tutelage.data import DataSettings
 from tutelage.runs import resume
 from tutelage.studies.plan import Job, StudyRequest
@@ -23,7 +22,7 @@ def foreign_runs(
     foreign = {}
     for job in {(job.pair, job.name): job for job in planned}.values():
         folder = request.runs / job.name
-        if not (folder / records.RECIPE).exists():
+        if not resume.begun(folder):
             continue
         try:
             differs = resume.run_differences(folder, job.recipe, data=fingerprint(job.recipe.data))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import time
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from tutelage import data, records
 from tutelage.config.schema import TOGETHER
+from tutelage.runs import disk
 from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import wanted_taps
@@ -95,6 +97,10 @@ class _StudyRun:
             f"in {self.request.runs / self.request.pool}"
         )
         self.reporter.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
+        if self.left:
+            planned = [(job.recipe, self._folder(job.name)) for job in self.left]
+            size = disk.size_of_all(planned, self.splits, self.options.trust_code)
+            disk.require_room(f"study {self.request.study.name}", self.request.runs, size)
         self._write()
         busy, known_busy, before = set[str](), set[str](), len(self.left)
         while not self.stopped:
@@ -179,8 +185,11 @@ class _StudyRun:
         path = self._folder(job.name) / records.MANIFEST
         if not path.exists() or path.stat().st_mtime < self.began:
             return None
-        manifest = records.read_json(path)
-        return str((manifest["notes"] or ["failed"])[-1]) if manifest["status"] == "failed" else None
+        with contextlib.suppress(records.DamagedError):  # The run itself makes it again, or says so.
+            manifest = records.read_manifest(path.parent)
+            if manifest.get("status") == "failed":
+                return str((manifest.get("notes") or ["failed"])[-1])
+        return None
 
     def _execute(self, group: list[Job]) -> set[str]:
         """Train a group in lockstep; return the names of those that another process is training.
@@ -243,6 +252,7 @@ def record(request: StudyRequest, shown: Sequence[Job]) -> records.Study:
     published = [(pair, TEACHER, value.published) for pair, value in study.pairs.items()]
     published += [(pair, name, m.published.get(pair)) for name, m in study.methods.items() for pair in study.pairs]
     return {
+        "schema": records.SCHEMA,
         "name": study.name,
         "title": study.title,
         "source": study.source,
@@ -274,8 +284,9 @@ def record(request: StudyRequest, shown: Sequence[Job]) -> records.Study:
 def _rounded_teachers(request: StudyRequest, shown: Sequence[Job]) -> Iterator[str]:
     """Yield a note for each teacher whose folder holds a rounded copy of the trained weights."""
     for name in dict.fromkeys(job.teacher for job in shown if job.teacher):
-        path = request.runs / name / records.MANIFEST
-        rounded = records.read_json(path).get("rounded") if path.is_file() else None
+        path, rounded = request.runs / name / records.MANIFEST, None
+        with contextlib.suppress(records.DamagedError):
+            rounded = records.read_manifest(path.parent).get("rounded") if path.exists() else None
         if rounded:
             yield (
                 f"{name}: a copy in {rounded['to']} of the teacher that was trained; runs from before that "

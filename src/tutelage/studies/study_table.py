@@ -93,7 +93,7 @@ def read_study(folder: Path | str) -> tuple[records.Study, dict[str, Subject]]:
         ValueError: if a record is not JSON.
     """
     folder = Path(folder)
-    value = mapping(folder / records.STUDY)
+    value = mapping(folder / records.STUDY, records.Study)
     if value is None:
         instead = "type the folder that `tutelage study` printed"
         raise NotFoundError("folder", f"a study's folder, with {records.STUDY} in it", repr(str(folder)), instead)
@@ -102,6 +102,9 @@ def read_study(folder: Path | str) -> tuple[records.Study, dict[str, Subject]]:
         key: [] for key in ("pairs", "methods", "cells", "published", "figures", "departures", "notes")
     }
     study: records.Study = {"name": name, "title": "", "source": "", "costs": None, "missing": {}, **lists, **value}  # type: ignore[typeddict-item]
+    if wrong := records.misfit(study, records.Study):
+        instead = "type the study's command again to write it again, or restore the file"
+        raise records.DamagedError(folder / records.STUDY, "the record that was written", wrong, instead)
     subjects = {}
     for pair in study["pairs"]:
         cells = [cell for cell in study["cells"] if cell["pair"] == pair]
@@ -139,12 +142,14 @@ def table_of(study: records.Study, subjects: Mapping[str, Subject]) -> StudyTabl
         if study["costs"]:
             methods = _with_costs(methods, subject, of=study["costs"])
         rows += [_against(row, published.get((pair, row.method))) for row in (_teacher(subject), *methods)]
+    runs = [run for subject in subjects.values() for run in (*subject.runs, *filter(None, [subject.teacher]))]
+    damage = dict.fromkeys(line for run in runs for line in run.damage)
     return StudyTable(
         name=study["name"],
         title=study["title"] or study["name"],
         source=study["source"],
         departures=tuple(study["departures"]),
-        notes=tuple(study["notes"]),
+        notes=(*study["notes"], *(f"Damaged: {line}." for line in damage)),
         rows=tuple(rows),
     )
 

@@ -3,18 +3,22 @@
 ``outputs.json`` describes a folder's teacher, views and form. ``epoch-0003/000016384.logits.safetensors`` holds the
 logits of epoch 3, samples 16384 and up (both counted from 0), and a file beside it holds each feature. Logits are
 float16 less their row's float32 mean: probabilities would lose their tails (6e-8 is 0 in float16, yet counts at a small
-gamma). If there are too many, the file holds the form of `top_k.TopK`. A file carries a digest of its tensors, is
-written atomically, and is checked once when it is opened; its tensors are mapped, not copied.
+gamma). If there are too many, the file holds the form of `top_k.TopK`. A file carries its place (what it is of, epoch,
+first sample, and a digest of the key in ``outputs.json``) and a digest of its tensors and place, is written atomically,
+and is checked once when it is opened; its tensors are mapped, not copied.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import safetensors
 import safetensors.torch
@@ -26,9 +30,27 @@ from tutelage.teacher_cache.top_k import MEASURES, TeacherCacheError, TopK
 from tutelage.types import Batch, Outputs, View
 
 ROWS = 16384  # samples per chunk, at which interrupted recording resumes
-SCHEMA = 1
 DIGEST = "blake2b"
 LOGITS = "logits"
+PLACE = ("what", "epoch", "start", "of")
+"""Keys of a file's metadata that say its place; ``of`` is the digest of the key."""
+
+
+class _Form(TypedDict):
+    top: int
+    classes: int
+    gammas: list[float]
+    max_error: float
+
+
+class _Described(TypedDict):
+    """Types of the keys of ``outputs.json`` that are read again."""
+
+    samples: int
+    rows: int
+    key: dict[str, Any]
+    form: NotRequired[_Form | None]
+    speed: NotRequired[dict[str, Any] | None]
 
 
 def size_of(
@@ -54,7 +76,9 @@ class TeacherCache:
         speed: plan by which the recorded teacher is computed, as a JSON value; ``None`` until it is chosen.
 
     Raises:
-        TeacherCacheError: if the folder holds outputs for another key; every difference is named.
+        TeacherCacheError: if the folder holds outputs for another key, every difference is named; or outputs without
+            ``outputs.json``.
+        DamagedError: if that is damaged.
     """
 
     def __init__(
@@ -63,30 +87,49 @@ class TeacherCache:
         self.folder, self.key, self.samples, self.rows, self.form = folder, dict(key), samples, rows, form
         path = folder / records.OUTPUTS
         self.speed: Mapping[str, Any] | None = None
+        self.schema = records.OUTPUTS_SCHEMA
         self.begun = path.exists()
         if self.begun:
-            stored = records.read_json(path)
+            instead = f"restore it, or remove the folder {folder} and record again with `tutelage record`"
+            stored = records.read_json(path, _Described, reads=records.OUTPUTS_SCHEMA, instead=instead)
+            if stored["rows"] < 1:
+                raise records.DamagedError(path, "rows: 1 or more", stored["rows"], instead)
             self._check_same(stored)
-            self.speed = stored.get("speed")
-            self.rows = stored["rows"]
+            self.schema, self.speed, self.rows = stored.get("schema", 1), stored.get("speed"), stored["rows"]
             self.form = TopK.from_json(stored["form"]) if stored.get("form") else None
+            if self.schema == 1:
+                warnings.warn(
+                    f"{path}: recorded by an earlier version, whose files do not say their epoch and samples: a file "
+                    "under another's name is not noticed; record again in another folder to have that checked",
+                    stacklevel=2,
+                )
+        elif any(folder.glob("epoch-*/*.safetensors")):
+            expected = f"{path}, which says whose outputs lie beside it"
+            instead = f"restore it, or remove the folder {folder} and record again with `tutelage record`"
+            raise TeacherCacheError("outputs", expected, "none", instead)
+
+    @property
+    def _of(self) -> str:
+        """The digest of everything that must agree between ``outputs.json`` and the files."""
+        form = self.form.to_json() if self.form else None
+        value = {"key": self.key, "samples": self.samples, "rows": self.rows, "form": form}
+        return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def _check_same(self, stored: Mapping[str, Any]) -> None:
-        then = _flat(stored["key"]) | {name: stored.get(name) for name in ("schema", "samples")}
-        now = _flat(self.key) | {"schema": SCHEMA, "samples": self.samples}
+        then, now = _flat(stored["key"]) | {"samples": stored["samples"]}, _flat(self.key) | {"samples": self.samples}
         differs = [
             f"{name} (expected {now.get(name, 'none')}, got {then.get(name, 'none')})"
             for name in sorted(then.keys() | now.keys())
             if then.get(name) != now.get(name)
         ]
         if differs:
-            expected = f"those of this run in {self.folder.name}"
+            expected = f"those of this run in {self.folder / records.OUTPUTS}"
             instead = "type outputs=... for another folder and record them with `tutelage record`"
             raise TeacherCacheError("outputs", expected, f"others that differ in {'; '.join(differs)}", instead)
 
     def begin(self, **more: Any) -> None:
         """Write ``outputs.json``: the key, the form, and further entries."""
-        value = {"schema": SCHEMA, "samples": self.samples, "rows": self.rows, "digest": DIGEST, "key": self.key}
+        value = {"schema": self.schema, "samples": self.samples, "rows": self.rows, "digest": DIGEST, "key": self.key}
         value["form"], value["speed"] = self.form.to_json() if self.form else None, self.speed
         records.write_json(self.folder / records.OUTPUTS, value | more)
         self.begun = True
@@ -97,7 +140,7 @@ class TeacherCache:
             return {}
         chunks = [(epoch, chunk) for epoch in range(epochs) for chunk in self._ranges()]
         paths = [self._existing(epoch, chunk.start, LOGITS) for epoch, chunk in chunks]
-        each = torch.stack([_load(path, ("error",))[0]["error"] for path in paths]).double()
+        each = torch.stack([_error_of(path) for path in paths]).double()
         share = torch.tensor([len(chunk) for _, chunk in chunks], dtype=torch.float64)
         mean, largest = (each * (share / share.sum())[:, None, None]).sum(0), each.amax(0)
         whole = torch.where(torch.tensor([name.startswith("mean") for name in MEASURES]), mean, largest).tolist()
@@ -114,10 +157,20 @@ class TeacherCache:
             yield range(start, min(start + self.rows, self.samples))
 
     def missing(self, epoch: int, taps: Sequence[str] = ()) -> Iterator[range]:
-        """Yield the chunks of an epoch whose logits or features are missing."""
+        """Yield the chunks of an epoch whose logits or features are missing, or cut off, or in another's place."""
         for chunk in self._ranges():
-            if not all(self._path(epoch, chunk.start, what).exists() for what in (LOGITS, *taps)):
+            if not all(self._is_there(epoch, chunk.start, what) for what in (LOGITS, *taps)):
                 yield chunk
+
+    def _is_there(self, epoch: int, start: int, what: str) -> bool:
+        try:
+            self._existing(epoch, start, what)
+        except TeacherCacheError:
+            path = self._path(epoch, start, what)
+            if path.exists():
+                warnings.warn(f"{path}: expected the chunk that was written, got another; recorded again", stacklevel=2)
+            return False
+        return True
 
     def require(self, epoch: int, taps: Sequence[str] = (), *, gammas: Collection[float] = ()) -> None:
         """Refuse an epoch, from 0, that lacks chunks of logits or taps, or is too inaccurate at these exponents.
@@ -129,7 +182,7 @@ class TeacherCache:
             for chunk in self._ranges():
                 path = self._existing(epoch, chunk.start, what)
                 if what == LOGITS and self.form is not None:
-                    self.form.check(_load(path, ("error",))[0]["error"], gammas)
+                    self.form.check(_error_of(path), gammas)
 
     def write(
         self, epoch: int, chunk: range, logits: Tensor, taps: Mapping[str, Tensor], *, gammas: Collection[float] = ()
@@ -159,8 +212,9 @@ class TeacherCache:
             self.begin()
         features = ((name, {"values": _half(f"tap {name}", value.float())}) for name, value in taps.items())
         for what, tensors in chain([(LOGITS, packed)], features):
-            path = self._path(epoch, chunk.start, what)
-            records.write_bytes(path, safetensors.torch.save(tensors, {"what": what, DIGEST: _digest(tensors)}))
+            place = self._place(epoch, chunk.start, what)
+            content = safetensors.torch.save(tensors, {**place, DIGEST: _digest(tensors, place)})
+            records.write_bytes(self._path(epoch, chunk.start, what), content)
 
     def read(self, epoch: int, what: str) -> list[dict[str, Tensor]]:
         """Map and check the teacher's outputs of an epoch, in chunks of ``rows`` samples.
@@ -178,18 +232,34 @@ class TeacherCache:
         chunks = []
         for samples in self._ranges():
             path = self._existing(epoch, samples.start, what)
-            tensors, written = _load(path)
-            if written.get("what") != what or written.get(DIGEST) != _digest(tensors):
+            with _opened(path) as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                written = file.metadata() or {}
+            if written.get(DIGEST) != _digest(tensors, {name: written[name] for name in PLACE if name in written}):
                 raise _torn(path)
             chunks.append(tensors)
         return chunks
 
+    def _place(self, epoch: int, start: int, what: str) -> dict[str, str]:
+        """Return what a file's metadata says of its place."""
+        return dict(zip(PLACE, (what, str(epoch), str(start), self._of), strict=True))
+
     def _existing(self, epoch: int, start: int, what: str) -> Path:
+        """Return the path of a file that is there and whole, by its length, and says that it belongs there."""
         path = self._path(epoch, start, what)
         if not path.exists():
             expected = f"the {what} of epoch {epoch + 1}, samples from {start}, in {self.folder.name}"
             instead = "record them with `tutelage record` and the run's recipe"
-            raise TeacherCacheError("outputs", expected, "none", instead)
+            raise TeacherCacheError("outputs", expected, f"no {path}", instead)
+        with _opened(path) as file:
+            written = file.metadata() or {}
+        place = self._place(epoch, start, what)
+        if self.schema == 1 and "of" not in written:
+            place = {"what": what}
+        if differs := [name for name, value in place.items() if written.get(name) != value]:
+            got = f"{path}, {_PLACES[differs[0]]} {written.get(differs[0], 'unknown')}"
+            instead = "move that file to its place or remove it, and record again with `tutelage record`"
+            raise TeacherCacheError("outputs", f"{_PLACES[differs[0]]} {place[differs[0]]}", got, instead)
         return path
 
     def _path(self, epoch: int, start: int, what: str) -> Path:
@@ -303,19 +373,32 @@ def _rows(
     return {name: torch.cat([chunks[k][name][rows] for k, rows in parts])[order] for name in chunks[0]}
 
 
-def _load(path: Path, names: Collection[str] | None = None) -> tuple[dict[str, Tensor], Mapping[str, str]]:
-    """Return all or some of a file's tensors, and its metadata."""
+_PLACES = {"what": "those of", "epoch": "those of epoch", "start": "those from sample", "of": "those of the key"}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file of tensors; a damaged one is refused."""
+    if not path.is_file():  # A pipe would be waited for.
+        raise _torn(path)
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in names or file.keys()}, file.metadata() or {}
-    except safetensors.SafetensorError as error:
+            yield file
+    except (safetensors.SafetensorError, OSError) as error:
         raise _torn(path) from error
+
+
+def _error_of(path: Path) -> Tensor:
+    """Return the errors of a chunk in the top-k form."""
+    with _opened(path) as file:
+        error: Tensor = file.get_tensor("error")
+    return error
 
 
 def _torn(path: Path) -> TeacherCacheError:
     expected = "the chunk that was written"
     instead = "remove that file and record it again with `tutelage record`"
-    return TeacherCacheError("outputs", expected, f"another content in {path.parent.name}/{path.name}", instead)
+    return TeacherCacheError("outputs", expected, f"another content in {path}", instead)
 
 
 def _half(what: str, values: Tensor) -> Tensor:
@@ -327,8 +410,11 @@ def _half(what: str, values: Tensor) -> Tensor:
     return half
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def _digest(tensors: Mapping[str, Tensor], place: Mapping[str, str]) -> str:
+    """Return the digest of a file's tensors and place; without an epoch, that of the first version: tensors alone."""
     digest = hashlib.blake2b(digest_size=16)
+    if "epoch" in place:
+        digest.update(json.dumps(place, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

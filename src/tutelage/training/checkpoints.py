@@ -1,7 +1,8 @@
 """Checkpoints: safetensors plus plain state, written so that a kill, a crash or a full disk loses nothing.
 
 A checkpoint is a folder ``<stage>-<step>`` with ``tensors.safetensors``, ``state.json`` and ``checksums``. It is
-written under a temporary name, synced, and renamed; the last two are kept. One that fails its checksums is never used.
+written under a temporary name, synced, and renamed; the last two are kept. One that fails its checksums, whose state is
+of another stage or step than its name, or that does not fit the run, is never used.
 """
 
 from __future__ import annotations
@@ -10,26 +11,23 @@ import contextlib
 import errno
 import hashlib
 import json
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import safetensors
 import safetensors.torch
 from torch import Tensor
 
 from tutelage import records
 from tutelage.errors import RunError
+from tutelage.records import CHECKSUMS, STATE
 from tutelage.tensor_files import to_bytes
 
 TENSORS = "tensors.safetensors"
-STATE = "state.json"
-CHECKSUMS = "checksums"
 KEPT = 2
-NAME = re.compile(r"\d{2,}-\d{9,}")
-"""Pattern of checkpoint names; anything else in the folder is left alone."""
 
 
 class CheckpointError(RunError):
@@ -88,32 +86,46 @@ class Checkpoints:
         with self._writing(path.name):
             records.write_bytes(path, content)
 
-    def load(self) -> Checkpoint | None:
+    def load(self, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
         """Read the newest good checkpoint; warn of every newer one that is damaged, and drop it.
+
+        Args:
+            check: raises an error for one that does not fit the run; it is passed over too, and renamed.
 
         Raises:
             CheckpointError: if there are checkpoints but all are damaged; they stay, so that this is not forgotten.
         """
         names = self._names()
-        damaged = []
+        damaged: list[str] = []
+        unfit: list[str] = []
+        reasons = []
         for name in reversed(names):
+            expected, refused = "its checksums to match", damaged
             try:
                 saved = _read(self.folder / name)
-            except (OSError, ValueError) as error:
-                warnings.warn(
-                    f"checkpoint {name}: expected its checksums to match, got {error}; using the one before it",
-                    stacklevel=2,
-                )
-                damaged.append(name)
+                expected, refused = "a state of this run", unfit
+                if check is not None:
+                    check(saved)
+            except DAMAGED as error:
+                reasons.append(f"{name}: {_first_line(error)}")
+                if name != names[0]:
+                    warnings.warn(
+                        f"checkpoint {name}: expected {expected}, got {_first_line(error)}; using the one before it",
+                        stacklevel=2,
+                    )
+                refused.append(name)
             else:
                 # A damaged one would count among those kept; a temporary one was left by a kill.
                 for left in [*damaged, *(path.name for path in self.folder.glob(".*.tmp"))]:
                     shutil.rmtree(self.folder / left, ignore_errors=True)
+                for left in unfit:  # It may be another run's, so it is not removed.
+                    shutil.rmtree(self.folder / f"unfit-{left}", ignore_errors=True)
+                    (self.folder / left).rename(self.folder / f"unfit-{left}")
                 return saved
         if names:
-            raise CheckpointError(
-                "checkpoints", f"a good one among {', '.join(names)}", "none", "to start again, remove the run's folder"
-            )
+            expected, got = f"a good one among {', '.join(names)} in {self.folder}", f"none ({'; '.join(reasons)})"
+            instead = f"to start again, remove the run's folder {self.folder.parent}, or type name=... for another run"
+            raise CheckpointError("checkpoints", expected, got, instead)
         return None
 
     def describe_newest(self) -> str:
@@ -121,8 +133,10 @@ class Checkpoints:
         names = self._names()
         if not names:
             return "no checkpoint yet"
-        state = json.loads((self.folder / names[-1] / STATE).read_text(encoding="utf-8"))
-        return f"a checkpoint after epoch {state['epoch']}, step {state['step']}"
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            state = records.parse_state(records.read_bytes(self.folder / names[-1] / STATE), names[-1])
+            return f"a checkpoint after epoch {state['epoch']}, step {state['step']}"
+        return f"a checkpoint, {names[-1]}, which is damaged"
 
     @contextlib.contextmanager
     def _writing(self, what: str) -> Iterator[None]:
@@ -130,27 +144,29 @@ class Checkpoints:
             yield
         except OSError as error:
             last = (self._names() or ["none"])[-1]
-            first = "free some space" if error.errno == errno.ENOSPC else "allow it"
+            first = {errno.ENOSPC: "free some space", errno.EISDIR: "move it away"}.get(error.errno or 0, "allow it")
             expected = "to be able to write it"
             got = f"{error.strerror or error}; the last good checkpoint is {last}"
             raise CheckpointError(what, expected, got, f"{first} and run the same command again to resume") from error
 
     def _names(self) -> list[str]:
-        if not self.folder.is_dir():
-            return []
-        return sorted(path.name for path in self.folder.iterdir() if path.is_dir() and NAME.fullmatch(path.name))
+        return records.checkpoint_names(self.folder)
+
+
+DAMAGED = (*(OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError), safetensors.SafetensorError)
+"""Errors that readers raise on damaged content."""
 
 
 def _read(folder: Path) -> Checkpoint:
-    contents = {}
-    for line in (folder / CHECKSUMS).read_text(encoding="utf-8").splitlines():
-        digest, file = line.split("  ")
-        contents[file] = (folder / file).read_bytes()
-        if hashlib.sha256(contents[file]).hexdigest() != digest:
-            raise ValueError(f"another content of {file}")
-    if set(contents) != {TENSORS, STATE}:
-        raise ValueError("an incomplete list")
-    return Checkpoint(safetensors.torch.load(contents[TENSORS]), json.loads(contents[STATE]))
+    contents = records.read_checked(folder, TENSORS, STATE)
+    return Checkpoint(safetensors.torch.load(contents[TENSORS]), records.parse_state(contents[STATE], folder.name))
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip()
+    if isinstance(error, KeyError):
+        return f"none of {text}"
+    return text.splitlines()[0] if text else type(error).__name__
 
 
 class CheckpointSink(NamedTuple):
@@ -161,3 +177,4 @@ class CheckpointSink(NamedTuple):
     choices: Mapping[str, Any]  # facts that exact resume depends on; a resumed run warns if they differ
     # callback, called once with the chosen `ComputePlan` as JSON
     announce: Callable[[dict[str, Any]], None] | None = None
+    run: records.KeptRun | None = None  # what every checkpoint keeps of its run

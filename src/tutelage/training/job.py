@@ -211,6 +211,8 @@ class FitState:
             if job.keep is not None and self.accelerator.is_main_process:
                 weights = unwrapped(job.distiller.student).state_dict()
                 job.keep.checkpoints.write(job.keep.best, to_bytes(weights))
+                if job.keep.run is not None:
+                    job.keep.run["best"] = records.digest(job.keep.best)
         self.in_epoch, self.samples_seen = False, 0
         now.clear()
         self._save()
@@ -290,11 +292,13 @@ class FitState:
             return
         tensors, state = self.train.packed()
         state |= {
+            "schema": records.SCHEMA,
             "stage": self.stage,
             "history": self.history,
             "to_beat": self.to_beat,
             "choices": dict(keep.choices),
             "speed": self.plan.to_json() if self.plan else None,
+            "run": keep.run,
         }
         keep.checkpoints.save(f"{self.stage:02d}-{now.step:09d}", tensors, state)
 

@@ -92,7 +92,19 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
 
 def restore_random(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], device: torch.device) -> None:
     """Restore every random generator from a `random_state`."""
+    _restore(tensors["rng.cpu"], tensors.get("rng.cuda"), *_host_states(plain), device)
+
+
+def check_random(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:
+    """Refuse a `random_state` that cannot be restored, by generators of its own."""
+    python, numpy = _host_states(plain)
+    torch.Generator().set_state(tensors["rng.cpu"])
+    random.Random().setstate(python)  # noqa: S311
+    np.random.RandomState().set_state(numpy)
+
+
+def _host_states(plain: Mapping[str, Any]) -> tuple[Any, Any]:
+    """Return the states of Python's generator and of NumPy's, in the form that they take."""
     version, words, gauss = plain["python"]
     kind, keys, *position = plain["numpy"]
-    numpy = (kind, np.array(keys, dtype=np.uint32), *position)
-    _restore(tensors["rng.cpu"], tensors.get("rng.cuda"), (version, tuple(words), gauss), numpy, device)
+    return (version, tuple(words), gauss), (kind, np.array(keys, dtype=np.uint32), *position)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, NotRequired, TypedDict, cast
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tutelage.modules import Distiller
+from tutelage.records import Epoch, misfit
 from tutelage.settings.fit import FitSettings
 from tutelage.settings.weights import Schedule
 from tutelage.training import optim
@@ -22,7 +23,7 @@ from tutelage.training.distributed import local_gradients, place, wrap
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.metrics import EpochMetrics, empty_nonfinite_log
 from tutelage.training.precision import LossScale, mixed_precision
-from tutelage.training.rng import random_state, restore_random
+from tutelage.training.rng import check_random, random_state, restore_random
 from tutelage.types import Progress, StatefulTerm
 
 
@@ -198,3 +199,52 @@ class TrainState:
         for name, tensor in vars(now.loss_scale).items() if now.loss_scale is not None and saved else ():
             tensor.copy_(saved[name])
         restore_random(tensors, state["rng"], self.device)
+
+
+class _CheckpointState(TypedDict):
+    """Types of a checkpoint's plain values, as `TrainState.packed` and `FitState` write them."""
+
+    stage: int
+    epoch: int
+    step: int
+    step_in_epoch: int
+    optimizer: _OptimizerState
+    rng: dict[str, list[Any]]
+    history: list[Epoch]
+    to_beat: float | None
+    choices: dict[str, Any]
+    speed: NotRequired[dict[str, Any] | None]  # none in checkpoints of earlier versions
+
+
+class _OptimizerState(TypedDict):
+    plain: dict[str, dict[str, Any]]
+    groups: list[dict[str, Any]]
+
+
+def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: FitSettings) -> None:
+    """Refuse a checkpoint that `TrainState.unpack` could not restore; neither module nor generators are changed.
+
+    Raises:
+        ValueError: it lacks something, or has something of another shape; the message says what.
+    """
+    tensors, state = checkpoint
+    if wrong := misfit(state, _CheckpointState):
+        raise ValueError(wrong)
+    expected = {f"lesson.{name}": tensor.shape for name, tensor in distiller.state_dict().items()}
+    expected |= {"sums": EpochMetrics(distiller.objective, torch.device("cpu")).zeros.shape}
+    expected |= {"blame": empty_nonfinite_log(torch.device("cpu")).shape, "rng.cpu": torch.get_rng_state().shape}
+    if missing := expected.keys() - tensors.keys():
+        raise ValueError(f"no tensor {min(missing)}")
+    if unknown := {name for name in tensors if name.startswith("lesson.")} - expected.keys():
+        raise ValueError(f"the tensor {min(unknown)}, which the student lacks")
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"{name} of shape {tuple(tensors[name].shape)}, not {tuple(shape)}")
+    groups = optim.build(settings.optimizer, distiller, fused=False).param_groups
+    if [len(group["params"]) for group in groups] != [len(g.get("params", ())) for g in state["optimizer"]["groups"]]:
+        raise ValueError("the state of another optimizer")
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    for name, moment in under("optimizer.", tensors).items():
+        if moment.shape not in (torch.Size(()), parameters[int(name.split(".")[0])].shape):
+            raise ValueError(f"optimizer.{name} of shape {tuple(moment.shape)}")
+    check_random(tensors, state["rng"])

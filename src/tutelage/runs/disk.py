@@ -1,0 +1,73 @@
+"""The disk that runs need: an estimate, told by a dry run and checked before anything is written."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from tutelage import data, models, records
+from tutelage.config.schema import Recipe
+from tutelage.settings.fit import SGD
+from tutelage.training.checkpoints import KEPT
+
+EPOCH = 2_000
+"""Bytes of a line of metrics."""
+FIXED = 200_000
+"""Bytes of a run's other records. A report is several times that, but is written last, and a run does not need it."""
+
+
+def run_size(recipe: Recipe, student: nn.Module) -> int:
+    """Estimate the bytes that a run writes, from its student's parameters and buffers.
+
+    ``KEPT + 1`` checkpoints while one is written, each with the weights and the optimizer's moments (one for SGD, two
+    for AdamW); last and best weights, and one of them while it is replaced; and the records. What an objective keeps
+    besides, such as learned maps or banks, is not counted.
+    """
+    fits = recipe.fits()
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in student.state_dict().values())
+    moments = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
+    most = max(1 if isinstance(fit.settings.optimizer, SGD) else 2 for fit in fits)
+    epochs = sum(fit.settings.epochs for fit in fits)
+    return (KEPT + 1) * (weights + most * moments) + 3 * weights + epochs * EPOCH + FIXED
+
+
+def present(folder: Path) -> int:
+    """Return the bytes that a run's folder holds of what its next checkpoints and weights replace."""
+    kept = [folder / records.STUDENT, folder / records.BEST]
+    kept += (folder / records.CHECKPOINTS).glob("*/*")
+    return sum(path.stat().st_size for path in kept if path.is_file())
+
+
+def size_left(recipe: Recipe, student: nn.Module, folder: Path) -> int:
+    """Estimate the bytes that a run still writes, less what it replaces."""
+    return max(run_size(recipe, student) - present(folder), 0)
+
+
+def size_of_all(planned: Iterable[tuple[Recipe, Path]], splits: data.Splits, trust_code: bool | frozenset[str]) -> int:
+    """Estimate the bytes that runs in their folders still write, without what is recorded of a teacher.
+
+    A student that cannot be made counts nothing: its run says why.
+    """
+    made: dict[str, nn.Module] = {}
+    size = 0
+    for recipe, folder in planned:
+        name = recipe.student.name
+        with contextlib.suppress(ValueError, TypeError, OSError, ImportError, RuntimeError):
+            if name not in made:
+                shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
+                made[name] = models.create(name, classes=splits.classes, trust_code=trust_code, **shape)
+            size += size_left(recipe, made[name], folder)
+    return size
+
+
+def require_room(what: str, folder: Path, size: int) -> None:
+    """Refuse to begin runs that the disk of their folder has no room for.
+
+    Raises:
+        StorageError: so; with what is needed and what is free.
+    """
+    records.require_room(what, folder, size, "or type --runs FOLDER for one on another disk")
