@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -13,7 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from tutelage import records
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidValueError, RunError
+from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.submodules import unwrapped
@@ -94,6 +96,7 @@ class FitState:
         self.to_beat = job.to_beat
         self.total_steps = steps * job.settings.epochs
         self.in_epoch = False
+        self.consistent = True  # false while a step or the end of an epoch changes the state
         self.samples_seen = 0  # number of samples since the epoch began or was resumed
         self.began = self.saved = 0.0
         if job.resume is not None:
@@ -107,14 +110,34 @@ class FitState:
         self.train.distiller.train()
 
     def epoch(self, batches: Batches) -> Iterator[Batch]:
-        """Begin an epoch, or the rest of it, and yield its batches on the device. Save if a deadline ends them."""
+        """Begin an epoch, or the rest of it, and yield its batches on the device."""
         self.begin_epoch()
         now, channels_last = self.now, self.settings.channels_last
+        return batches_on(self.accelerator, batches, now.epoch, now.step_in_epoch, channels_last=channels_last)
+
+    @contextmanager
+    def saving_if_stopped(self) -> Iterator[None]:
+        """Enter this for an epoch: its steps are saved if a deadline, Ctrl-C or SIGTERM ends it."""
         try:
-            yield from batches_on(self.accelerator, batches, now.epoch, now.step_in_epoch, channels_last=channels_last)
+            yield
         except DeadlineExceeded:
             self.save_steps()
             raise
+        except KeyboardInterrupt as error:
+            try:
+                self.save_steps()
+            except RunError as failure:  # The interruption is the reason of the end.
+                error.add_note(str(failure))
+            raise
+
+    @contextmanager
+    def undivided(self) -> Iterator[None]:
+        """Enter this for a step, or the end of an epoch: a signal waits for its end, as its middle cannot be saved."""
+        self.consistent = False
+        # A process that waited for another would wait for ever if that one was stopped a step earlier.
+        with uninterrupted() if self.accelerator.num_processes == 1 else nullcontext():
+            yield
+            self.consistent = True
 
     def begin_step(
         self, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None = None, *, apart: bool = False
@@ -139,11 +162,13 @@ class FitState:
         now.set(rate, now.step / self.total_steps)
         if teacher is not None:
             teacher.prepare(batch)
+        self.consistent = False
         if self.plan is None:
             self._adopt(self._choose_plan(batch, teacher, outputs, apart=apart))
         elif self.plan.graph and not (isinstance(self.step, CapturedStep) and self.step.samples >= len(batch.index)):
             # A resumed fit; maybe before an epoch's last, smaller batch, which full ones follow.
             self._capture(self.plan, batch, outputs or teacher, apart=apart)
+        self.consistent = True
 
     def end_step(self, batch: Batch) -> None:
         """Count a step, and read the log and save when due."""
@@ -156,6 +181,7 @@ class FitState:
         self.samples_seen += len(batch.index)
         now.step += 1
         now.step_in_epoch += 1
+        self.consistent = True
         if now.step % settings.log_steps == 0:
             self.join()
             self._raise_if_nonfinite()
@@ -170,7 +196,7 @@ class FitState:
 
     def save_steps(self) -> None:
         """Save the steps since the epoch began or was resumed, if there are any."""
-        if self.samples_seen:
+        if self.samples_seen and self.consistent:
             self.join()
             self._raise_if_nonfinite()
             self._save()
@@ -184,8 +210,14 @@ class FitState:
 
     def end_epoch(self, totals: TrainingTotals) -> records.Epoch:
         """Evaluate, save, and return the record."""
+        evaluations = {held.name: _evaluate(self.train, held) for held in self.job.held_out}
+        with self.undivided():
+            return self._record_epoch(totals, evaluations)
+
+    def _record_epoch(
+        self, totals: TrainingTotals, evaluations: Mapping[str, records.EvaluationMeans]
+    ) -> records.Epoch:
         now, job, processes = self.now, self.job, self.accelerator.num_processes
-        evaluations = {held.name: _evaluate(self.train, held) for held in job.held_out}
         now.epoch += 1
         now.step_in_epoch = 0
         record: records.Epoch = {
