@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 TWICE = 0.5
 """Seconds within which several signals are one: a terminal sends Ctrl-C to a program and to the one that started it,
 which may pass it on."""

@@ -6,7 +6,6 @@ import os
 import sys
 from typing import NoReturn
 
-from tutelage import interruption
 from tutelage.interruption import Terminated
 
 INTERRUPTED, TERMINATED = 130, 143

@@ -28,7 +28,7 @@ from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on, step_totals, summed
 from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
 from tutelage.training.graphs import CAPTURES, NotCapturableError
-from tutelage.training.metrics import raise_if_nonfinite
+from tutelage.training.nonfinite import raise_if_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
@@ -251,7 +251,15 @@ class FitState:
     def _raise_if_nonfinite(self) -> None:
         """Stop the run after a non-finite step, unless such steps are to be skipped."""
         if self.settings.nonfinite != "skip":
-            raise_if_nonfinite(self.now.nonfinite_log, stage=self.stage)
+            raise_if_nonfinite(
+                self.now.nonfinite_log,
+                self.now.nonfinite_values,
+                distiller=self.train.distiller,
+                settings=self.settings,
+                with_gradient=self.train.with_gradient,
+                steps=self.steps,
+                stage=self.stage,
+            )
 
     @property
     def to_be_captured(self) -> bool:

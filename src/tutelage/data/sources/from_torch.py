@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,10 +60,15 @@ class TorchSplit(Split):
                     "data", f"images of one shape, {tuple(images[0].shape)}", got, "resize or crop them in __getitem__"
                 )
         batch = torch.stack(images)
-        low, high = float(batch.min()), float(batch.max())
-        if not (low >= -SLACK and high <= 1 + SLACK):
+        bounded = ((batch >= -SLACK) & (batch <= 1 + SLACK)).flatten(1).all(1)  # NaN is in no range
+        if not bool(bounded.all()):
+            row = int(bounded.int().argmin())
+            low, high = float(batch[row].min()), float(batch[row].max())
             instead = "leave normalisation out of the transforms: each model's card normalises its own inputs"
-            raise InvalidValueError("data", "images with values in [0, 1]", f"{low:.3g} to {high:.3g}", instead)
+            if not math.isfinite(high - low):
+                instead = "mend this sample, or leave it out of the data set"
+            got = f"{low:.3g} to {high:.3g} for sample {int(index[row])}"
+            raise InvalidValueError("data", "images with values in [0, 1]", got, instead)
         return batch
 
 
