@@ -18,7 +18,7 @@ from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explained
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.runs import manifest, resume, setup
+from tutelage.runs import manifest, resume, sanity_checks, setup
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
@@ -79,6 +79,8 @@ class RunState:
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
         self.check_student()
+        teacher_description = self.describe_teacher(announce=first_of_group)
+        warned = sanity_checks.warn(self.doubts())
         reason = precision_reason or previous.get("precision", {}).get("why")
         self.manifest: records.Manifest = {
             "schema": 1,
@@ -95,7 +97,7 @@ class RunState:
             "software": manifest.software(),
             "seeds": {"seed": recipe.seed, "data_seed": recipe.data_seed, "split_seed": recipe.data.split_seed},
             "data": manifest.describe_data(splits, self.device),
-            "teacher": self.describe_teacher(announce=first_of_group),
+            "teacher": teacher_description,
             "student": manifest.describe_network(run_inputs.student),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
             "objective_terms": [o.weights() for o in self.objectives],
@@ -109,7 +111,7 @@ class RunState:
             "class": previous.get("class") or [],
             "selection": {"set": self.selection, "metric": "accuracy", "reported": "last epoch"},
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if run_inputs.repeatable else None,
-            "notes": list(splits.notes),
+            "notes": [*splits.notes, *warned],
         }
         records.write_bytes(folder / records.RECIPE, config.dump(recipe).encode())
         records.write_json(folder / records.MANIFEST, self.manifest)
@@ -131,11 +133,12 @@ class RunState:
         student, classes = self.run_inputs.student.to(self.device), self.run_inputs.splits.classes
         mode = student.training
         with torch.no_grad():
-            width = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device)).shape[-1]
+            logits = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device))
         student.train(mode)
-        if width != classes:
+        if (width := logits.shape[-1]) != classes:
             expected = f"logits for the {classes} classes of the data"
             raise RecipeError(f"student {student.card.name}", expected, width, "change its last layer")
+        sanity_checks.warn(sanity_checks.of_answers("student", logits))
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
         """Evaluate the teacher before the first step, report it, and refuse one that is no better than chance."""
@@ -160,6 +163,13 @@ class RunState:
             )
         measured = {"accuracy": accuracy, "set": test.name, "mode": "eval", "answers": self.teacher_mode()}
         return {**manifest.describe_network(teacher), **measured}
+
+    def doubts(self) -> Iterator[str]:
+        """Yield what is to be told of the run before its first step."""
+        outputs = self.held_out[-1].teacher
+        yield from sanity_checks.before_training(self.recipe, self.objectives, outputs and outputs.logits)
+        if outputs is not None:
+            yield from sanity_checks.of_accuracy(self.recipe, outputs, self.run_inputs.splits.fingerprint)
 
     def begin(self) -> None:
         """Read the checkpoint, if there is one, and seed the generators."""

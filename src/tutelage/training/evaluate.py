@@ -22,6 +22,8 @@ BINS = 15
 """Number of bins for reliability and calibration error, of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
 CHANCE = 0.01
 """Significance level at which a teacher must be better than chance."""
+ALIKE = 1e-6
+"""Largest difference between logits of several samples, relative to the largest logit, at which they are the same."""
 NAMED = 16
 """Number of samples of a non-finite step or evaluation that are named."""
 
@@ -143,6 +145,13 @@ def evaluate_outputs(
         judgement["kl_to_teacher"] = _kl(log_q, teacher, 1.0)
         judgement["kl_to_target"] = _kl(log_q, teacher, gamma)
     return judgement
+
+
+def answers_alike(outputs: EvalOutputs) -> bool:
+    """Whether a network answers all of several samples alike, whatever it is shown."""
+    logits = outputs.logits
+    spread = float((logits.amax(0) - logits.amin(0)).max())
+    return len(logits) > 1 and spread <= ALIKE * max(1.0, float(logits.abs().max()))
 
 
 def better_than_chance(outputs: EvalOutputs) -> bool | None:

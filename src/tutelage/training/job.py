@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from tutelage import records
-from tutelage.errors import InvalidValueError, RunError
+from tutelage.errors import InvalidValueError, RunError, message
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings, Switch
@@ -26,7 +26,7 @@ from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import NOT_CAPTURED, ComputePlan, PlannedTeacher, Trials, reason_unmeasured, unchanged
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on, step_totals, summed
-from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
+from tutelage.training.evaluate import EvalSet, answers_alike, collect_outputs, summarize
 from tutelage.training.graphs import CAPTURES, NotCapturableError
 from tutelage.training.nonfinite import raise_if_nonfinite
 from tutelage.training.state import TrainState
@@ -210,9 +210,27 @@ class FitState:
 
     def end_epoch(self, totals: TrainingTotals) -> records.Epoch:
         """Evaluate, save, and return the record."""
-        evaluations = {held.name: _evaluate(self.train, held) for held in self.job.held_out}
+        evaluations = {held.name: self._evaluate(held) for held in self.job.held_out}
         with self.undivided():
             return self._record_epoch(totals, evaluations)
+
+    def _evaluate(self, held: EvalSet) -> records.EvaluationMeans:
+        outputs = collect_outputs(
+            self.train.distiller.student,
+            held.batches,
+            device=self.device,
+            precision=self.settings.precision,
+            channels_last=self.settings.channels_last,
+            who="student",
+        )
+        if self.now.epoch == 0 and answers_alike(outputs):
+            expected = "answers that differ from sample to sample"
+            got = (
+                f"the same logits for all {len(outputs.logits)} {held.name} samples: its units are dead, or see nothing"
+            )
+            instead = "lower optimizer.lr, type schedule.warmup=1, or look at its activations and its first weights"
+            warnings.warn(message("student after epoch 1", expected, got, instead), stacklevel=2)
+        return summarize(held.name, outputs, held.teacher, gamma=self.train.distiller.objective.target_gamma)
 
     def _record_epoch(
         self, totals: TrainingTotals, evaluations: Mapping[str, records.EvaluationMeans]
@@ -424,15 +442,3 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
 def _wanted(settings: FitSettings) -> list[Switch]:
     """Return the requested forms of the student's part."""
     return [settings.compile_student, settings.gradient_products, settings.loss_form in ("compiled", "fused")]
-
-
-def _evaluate(train: TrainState, held: EvalSet) -> records.EvaluationMeans:
-    outputs = collect_outputs(
-        train.distiller.student,
-        held.batches,
-        device=train.device,
-        precision=train.settings.precision,
-        channels_last=train.settings.channels_last,
-        who="student",
-    )
-    return summarize(held.name, outputs, held.teacher, gamma=train.distiller.objective.target_gamma)
