@@ -102,8 +102,8 @@ def test_a_mask_may_hold_infinity_and_a_running_statistic_may_not():
 def test_a_checkpoint_of_an_older_version_has_no_values_of_the_log(tmp_path):
     """Its log is read nevertheless: the step and its samples are named."""
     data = rows(17)
+    stopped = Rows(data.inputs, data.labels, batch_size=8, stop_before=(0, 4))
     with pytest.raises(KeyboardInterrupt):
-        stopped = Rows(data.inputs, data.labels, batch_size=8, stop_before=(0, 4))
         fitted(mlp(), stopped, folder=tmp_path, nonfinite="skip", checkpoint_steps=4)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     tensors, state = checkpoints.load()

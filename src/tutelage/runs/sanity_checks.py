@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from tutelage import records
@@ -14,7 +13,6 @@ from tutelage.config.schema import Network, Recipe
 from tutelage.errors import message
 from tutelage.objectives import Objective
 from tutelage.settings.fit import FitSettings, MultiStep
-from tutelage.settings.weights import is_number
 from tutelage.training.evaluate import EvalOutputs
 from tutelage.training.optim import learning_rate
 
@@ -22,7 +20,7 @@ VANISHES = 2.0**-24
 """Half of float32's relative precision: what is added to a number this many times as large changes nothing."""
 LOST = 0.05
 """Accuracy that a teacher may lose from its own evaluation to this run's before it is told."""
-_SUM_TOLERANCE = 1e-3
+_SUM_TOLERANCE = 1e-3  # float16 outputs add up to no less
 
 
 def warn(texts: Iterable[str]) -> list[str]:
@@ -109,7 +107,9 @@ def _of_rates(settings: FitSettings) -> Iterator[str]:
 
 
 def _of_weights(objective: Objective) -> Iterator[str]:
-    largest = {part.name: part.weight * scale for part, scale in objective.parts if is_number(part.weight)}
+    largest = {
+        part.name: part.weight * scale for part, scale in objective.parts if isinstance(part.weight, int | float)
+    }
     if largest and len(largest) == len(list(objective.parts)) and not any(largest.values()):
         yield message(f"objective {objective.name}", "a weight above 0", "0 for every term", "give one a weight")
     most = max(largest, key=lambda name: abs(largest[name]), default="")

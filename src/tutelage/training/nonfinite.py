@@ -83,7 +83,7 @@ def log_nonfinite(
 
 
 def _unsound(values: Tensor) -> Tensor:
-    """Return whether the sum of each row is not finite: one of its values is not, or they are so large that they do harm."""
+    """Return whether each row's sum is not finite: one of its values is not, or they are too large to be summed."""
     values = values.unsqueeze(-1)
     return ~torch.isfinite(values.float().sum(tuple(range(1, values.ndim))))
 
