@@ -28,7 +28,7 @@ LAYERS = (
         ("images", "checks", "submodules", "tensor_files"),
         ("settings",),
         ("types", "records"),
-        ("errors", "lazy", "version"),
+        ("errors", "interruption", "lazy", "version"),
     ),
 )
 """From the top down: five layers, each of rows. A row's packages import lower layers and the rows below them in their

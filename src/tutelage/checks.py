@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError, nearest
 from tutelage.types import UNLABELLED
@@ -219,3 +219,19 @@ def _floating(tensor: Tensor, name: str) -> Tensor:
     if not tensor.is_floating_point():
         raise InvalidTypeError(name, "a floating dtype", tensor.dtype, f"type {name}.float()")
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def nonfinite_weight(module: nn.Module) -> str | None:
+    """Name the first parameter that holds NaN or infinity, with how many; ``None`` if there is none.
+
+    Running statistics count as well, and any other buffer that holds NaN: a mask may hold infinity. On a GPU the host
+    waits for the device.
+    """
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        if not value.is_floating_point():
+            continue
+        strict = isinstance(value, nn.Parameter) or "running_" in name
+        bad = int((~torch.isfinite(value) if strict else torch.isnan(value)).sum())
+        if bad:
+            return f"{name}, {bad} of whose {value.numel()} values are NaN or infinite"
+    return None

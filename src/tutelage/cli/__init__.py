@@ -1,3 +1,3 @@
 """The command line: a module for each group of commands."""
 
-from tutelage.cli.app import main as main
+from tutelage.cli.entry import main as main

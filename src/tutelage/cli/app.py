@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import os
-import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
-from tutelage import errors
+from tutelage import errors, interruption
 from tutelage.cli import inspect, study, train
 from tutelage.cli.common import FAILED
+from tutelage.cli.exits import end, leave, stop
 from tutelage.errors import TutelageError
 from tutelage.version import __version__
 
@@ -31,13 +29,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-INTERRUPTED, TERMINATED = 130, 143
-"""Exit codes after Ctrl-C and SIGTERM, as shells have them: 128 and the signal's number."""
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which stops a command as Ctrl-C does."""
-
 
 def stoppable(command: Callable[..., None]) -> Callable[..., None]:
     """Return a command that says, when it is stopped, what is saved and what to type. Typer would say "Aborted"."""
@@ -47,7 +38,7 @@ def stoppable(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(*arguments, **options)
         except KeyboardInterrupt as error:
-            _stop(error)
+            stop(error)
 
     return run
 
@@ -85,7 +76,7 @@ def main_options(
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 2 the user's input is wrong, 130 and 143 stopped, 1 anything else."""
+    """Run the command that was typed; see `entry.main`."""
     warnings.showwarning = _warn
     if "--debug" in sys.argv[2:]:  # an option of every command, wherever it is typed
         sys.argv.remove("--debug")
@@ -93,46 +84,16 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # A letter that its encoding lacks, as on Windows, is printed as "?".
         sys.stdout.reconfigure(errors="replace")
     try:
-        with _sigterm_raises():
+        with interruption.stop_on_signals(leave):
             app()
     except KeyboardInterrupt as error:
-        _stop(error)
+        stop(error)
     except Exception as error:  # noqa: BLE001  the place that says what any error is
-        if stop := _interruption(error):
-            _stop(stop)
+        if interrupt := _interruption(error):
+            stop(interrupt)
         if os.environ.get("TUTELAGE_DEBUG"):
             traceback.print_exc()
-        _end(*_message_and_code(error))
-
-
-@contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Raise `Terminated` on SIGTERM, so that a run records how it ended."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Whoever started several processes ends them by it at once; one that waits for another could not raise.
-        yield
-        return
-    process, before = os.getpid(), signal.getsignal(signal.SIGTERM)
-
-    def terminate(number: int, _: FrameType | None) -> None:
-        if os.getpid() != process:  # a fork of this process ends as if there were no handler
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
-        raise Terminated
-
-    signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _stop(error: KeyboardInterrupt) -> NoReturn:
-    """End the command with what is saved, as the notes of the interruption say, and what to type."""
-    notes = getattr(error, "__notes__", [])
-    saved = "; ".join(notes) or "nothing was saved yet"
-    again = f"run the same command again{' to resume' if notes else ''}"
-    _end(f"stopped: {saved}; {again}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
+        end(*_message_and_code(error))
 
 
 def _interruption(error: BaseException) -> KeyboardInterrupt | None:
@@ -141,13 +102,6 @@ def _interruption(error: BaseException) -> KeyboardInterrupt | None:
     while below is not None and not isinstance(below, KeyboardInterrupt):
         below = below.__cause__ or below.__context__
     return below
-
-
-def _end(message: str, code: int) -> NoReturn:
-    """End the command with a message, each line prefixed with the program's name."""
-    for line in message.splitlines():
-        typer.echo(f"tutelage: {line}", err=True)
-    raise SystemExit(code)
 
 
 def _message_and_code(error: Exception) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from tutelage import data, models, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
-from tutelage.runs import autotune
+from tutelage.runs import autotune, sanity_checks
 from tutelage.runs.disk import run_size
 from tutelage.runs.setup import (
     build_inputs,
@@ -59,6 +59,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
         ("student", _network(run_inputs.student)),
     ]
+    outputs = None
     if run_inputs.teacher is not None:
         accuracy = "it is trained first"
         if training is None:
@@ -66,6 +67,9 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
             samples = f"a sample of {len(outputs.labels)} test samples"
             accuracy = f"{evaluate_outputs(outputs)['accuracy']:.2%} on {samples}"
         summary += [("teacher", _network(run_inputs.teacher)), ("teacher accuracy", accuracy)]
+    sanity_checks.warn(sanity_checks.before_training(recipe, objectives, outputs and outputs.logits))
+    if outputs is not None:
+        sanity_checks.warn(sanity_checks.of_accuracy(recipe, outputs, splits.fingerprint))
     precision = recipe.fits()[0].settings.precision
     line = fallback(accelerator_on(recipe.device).device, precision) or reason
     summary.append(("precision", line.removeprefix("precision ") if line else precision))

@@ -15,7 +15,7 @@ from tutelage import data, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher
-from tutelage.runs import autotune, setup
+from tutelage.runs import autotune, sanity_checks, setup
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.preflight import require_outputs, require_teacher
 from tutelage.runs.run import DEFAULTS, RunOptions
@@ -119,6 +119,8 @@ def record(
                 logits[rows] = teacher_outputs.logits.float().cpu()
                 for name in names:
                     features[name][rows] = teacher_outputs.taps[name].float().cpu()
+            if (epoch, chunk) == todo[0]:
+                sanity_checks.warn(sanity_checks.of_answers("teacher", logits))
             outputs.write(epoch, chunk, logits, features, gammas=gammas)
             seconds = time.monotonic() - began
             reporter.tick()

@@ -20,7 +20,7 @@ from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explained
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.runs import disk, manifest, resume, setup
+from tutelage.runs import disk, manifest, resume, sanity_checks, setup
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
@@ -86,6 +86,8 @@ class RunState:
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
         self.check_student()
         disk.require_room(f"run {recipe.name}", folder, disk.size_left(recipe, run_inputs.student, folder))
+        teacher_description = self.describe_teacher(announce=first_of_group)
+        warned = sanity_checks.warn(self.doubts())
         reason = precision_reason or previous.get("precision", {}).get("why")
         self.manifest: records.Manifest = {
             "schema": records.SCHEMA,
@@ -102,7 +104,7 @@ class RunState:
             "software": manifest.software(),
             "seeds": {"seed": recipe.seed, "data_seed": recipe.data_seed, "split_seed": recipe.data.split_seed},
             "data": manifest.describe_data(splits, self.device),
-            "teacher": self.describe_teacher(announce=first_of_group),
+            "teacher": teacher_description,
             "student": manifest.describe_network(run_inputs.student),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
             "objective_terms": [o.weights() for o in self.objectives],
@@ -117,7 +119,7 @@ class RunState:
             "selection": {"set": self.selection, "metric": "accuracy", "reported": "last epoch"},
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if run_inputs.repeatable else None,
             "files": {},  # digests of what does not change any more
-            "notes": [*splits.notes, *map(manifest.without_paths, rebuilt)],
+            "notes": [*splits.notes, *map(manifest.without_paths, rebuilt), *warned],
         }
         for key in ("speed", "objective_resolved"):
             if len(self.manifest[key]) != len(self.fits):
@@ -144,11 +146,12 @@ class RunState:
         student, classes = self.run_inputs.student.to(self.device), self.run_inputs.splits.classes
         mode = student.training
         with torch.no_grad():
-            width = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device)).shape[-1]
+            logits = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device))
         student.train(mode)
-        if width != classes:
+        if (width := logits.shape[-1]) != classes:
             expected = f"logits for the {classes} classes of the data"
             raise RecipeError(f"student {student.card.name}", expected, width, "change its last layer")
+        sanity_checks.warn(sanity_checks.of_answers("student", logits))
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
         """Evaluate the teacher before the first step, report it, and refuse one that is no better than chance."""
@@ -173,6 +176,13 @@ class RunState:
             )
         measured = {"accuracy": accuracy, "set": test.name, "mode": "eval", "answers": self.teacher_mode()}
         return {**manifest.describe_network(teacher), **measured}
+
+    def doubts(self) -> Iterator[str]:
+        """Yield what is to be told of the run before its first step."""
+        outputs = self.held_out[-1].teacher
+        yield from sanity_checks.before_training(self.recipe, self.objectives, outputs and outputs.logits)
+        if outputs is not None:
+            yield from sanity_checks.of_accuracy(self.recipe, outputs, self.run_inputs.splits.fingerprint)
 
     def begin(self) -> None:
         """Read the checkpoint, if there is one, and seed the generators."""

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from tutelage import config, data, models, taps
+from tutelage.checks import nonfinite_weight
 from tutelage.config.schema import Network, R, Recipe
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
@@ -114,6 +115,10 @@ def check_compatible(run_inputs: RunInputs) -> None:
     splits, teacher, labels = run_inputs.splits, run_inputs.teacher, run_inputs.splits.train.labels
     soft = labels.is_floating_point()
     check_teacher(teacher, run_inputs.objectives)
+    for role, network in (("student", run_inputs.student), ("teacher", teacher)):
+        if network is not None and (weight := nonfinite_weight(network)):
+            instead = "name other weights, or train or fetch it again"
+            raise RecipeError(f"{role} {network.card.name}", "finite weights", weight, instead)
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
         if needs.labels != "none" and not soft and not (labels != UNLABELLED).any():

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from tutelage import data, records
+from tutelage import data, interruption, records
 from tutelage.studies import budget as budgets
 from tutelage.studies import plan
 from tutelage.studies.plan import StudyRequest
@@ -77,9 +77,10 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
             for child, _, _ in started:
                 assert child.stdin is not None
                 child.stdin.close()
+            for child, _, reader in started:
                 child.wait()
-        for k, (child, path, reader) in enumerate(started, 1):
-            reader.join()
+                reader.join()  # What it says last is what it saved.
+        for k, (child, path, _) in enumerate(started, 1):
             if path.exists():
                 failed |= records.read_json(path)
             else:
@@ -96,8 +97,8 @@ def _forward(child: subprocess.Popen[str], number: int, say: Callable[[str], Non
 
 def end_with_parent() -> None:
     """Interrupt this process, a worker, when its standard input closes."""
-    # A process that a shell started in the background ignores the signal by default.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in a process that a shell started in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
@@ -105,7 +106,9 @@ def _wait_for_parent() -> None:
     # The descriptor, not the stream, whose lock the interpreter needs when it ends.
     while os.read(0, 1024):
         pass
-    if os.name == "nt":  # There os.kill would end this process at once.
+    if interruption.stopping():  # Ctrl-C came to both; another signal would end this process at once.
+        pass
+    elif os.name == "nt":  # There os.kill would end this process at once.
         signal.raise_signal(signal.SIGINT)
     else:  # Of the process, so that it wakes the main thread.
         os.kill(os.getpid(), signal.SIGINT)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from tutelage import losses, targets
+from tutelage.checks import nonfinite_weight
 from tutelage.errors import RunError
 from tutelage.records import Bin, EvaluationMeans, Histogram, Judgement
 from tutelage.settings.fit import Precision
@@ -20,6 +22,8 @@ BINS = 15
 """Number of bins for reliability and calibration error, of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
 CHANCE = 0.01
 """Significance level at which a teacher must be better than chance."""
+ALIKE = 1e-6
+"""Largest difference between logits of several samples, relative to the largest logit, at which they are the same."""
 NAMED = 16
 """Number of samples of a non-finite step or evaluation that are named."""
 
@@ -73,11 +77,32 @@ def collect_outputs(
     outputs = EvalOutputs(torch.cat(logits), torch.cat(labels))
     bad = (~torch.isfinite(outputs.logits).all(-1)).nonzero()[:, 0].tolist()
     if bad:
-        named = ", ".join(map(str, bad[:NAMED])) + (f" and {len(bad) - NAMED} more" if len(bad) > NAMED else "")
-        got = f"NaN or infinity for {len(bad)} of {len(outputs.logits)} samples: {named}"
-        instead = "look at these samples, or lower optimizer.lr if it is the student that diverged"
-        raise NonFiniteError(who, "finite logits in evaluation", got, instead)
+        got = f"NaN or infinity for {len(bad)} of {len(outputs.logits)} samples: {listed(bad[:NAMED], len(bad))}"
+        cause, instead = _cause(network, batches, set(bad))
+        raise NonFiniteError(who, "finite logits in evaluation", f"{got}{cause}", instead)
     return outputs
+
+
+def _cause(network: nn.Module, batches: Batches, bad: set[int]) -> tuple[str, str]:
+    """Return the cause of non-finite logits of some samples, counted from 0, and what to do."""
+    if weight := nonfinite_weight(network):
+        return f"; parameter {weight}", "name other weights, or lower optimizer.lr if it is the student that diverged"
+    first = 0
+    inputs: list[int] = []
+    for batch in batches.epoch(0):
+        rows = torch.isfinite(batch.inputs).flatten(1).all(1).cpu().logical_not().nonzero()[:, 0] + first
+        inputs += bad.intersection(rows.tolist())
+        first += len(batch.inputs)
+    if inputs:
+        named = listed(sorted(inputs)[:NAMED], len(inputs))
+        return f"; inputs of samples {named} are not finite", "mend these samples or leave them out of the data"
+    return "", "look at these samples, or lower optimizer.lr if it is the student that diverged"
+
+
+def listed(samples: Sequence[int], count: int) -> str:
+    """Name some of this many samples."""
+    more = f" and {count - len(samples)} more" if count > len(samples) else ""
+    return ", ".join(map(str, samples)) + more
 
 
 def summarize(name: str, student: EvalOutputs, teacher: EvalOutputs | None, *, gamma: float | None) -> EvaluationMeans:
@@ -120,6 +145,13 @@ def evaluate_outputs(
         judgement["kl_to_teacher"] = _kl(log_q, teacher, 1.0)
         judgement["kl_to_target"] = _kl(log_q, teacher, gamma)
     return judgement
+
+
+def answers_alike(outputs: EvalOutputs) -> bool:
+    """Whether a network answers all of several samples alike, whatever it is shown."""
+    logits = outputs.logits
+    spread = float((logits.amax(0) - logits.amin(0)).max())
+    return len(logits) > 1 and spread <= ALIKE * max(1.0, float(logits.abs().max()))
 
 
 def better_than_chance(outputs: EvalOutputs) -> bool | None:

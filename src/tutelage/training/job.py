@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -13,7 +14,8 @@ import torch
 from accelerate import Accelerator
 
 from tutelage import records
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidValueError, RunError, message
+from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.submodules import unwrapped
@@ -24,9 +26,9 @@ from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import NOT_CAPTURED, ComputePlan, PlannedTeacher, Trials, reason_unmeasured, unchanged
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on, step_totals, summed
-from tutelage.training.evaluate import EvalSet, collect_outputs, summarize
+from tutelage.training.evaluate import EvalSet, answers_alike, collect_outputs, summarize
 from tutelage.training.graphs import CAPTURES, NotCapturableError
-from tutelage.training.metrics import raise_if_nonfinite
+from tutelage.training.nonfinite import raise_if_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
@@ -94,6 +96,7 @@ class FitState:
         self.to_beat = job.to_beat
         self.total_steps = steps * job.settings.epochs
         self.in_epoch = False
+        self.consistent = True  # false while a step or the end of an epoch changes the state
         self.samples_seen = 0  # number of samples since the epoch began or was resumed
         self.began = self.saved = 0.0
         if job.resume is not None:
@@ -107,14 +110,34 @@ class FitState:
         self.train.distiller.train()
 
     def epoch(self, batches: Batches) -> Iterator[Batch]:
-        """Begin an epoch, or the rest of it, and yield its batches on the device. Save if a deadline ends them."""
+        """Begin an epoch, or the rest of it, and yield its batches on the device."""
         self.begin_epoch()
         now, channels_last = self.now, self.settings.channels_last
+        return batches_on(self.accelerator, batches, now.epoch, now.step_in_epoch, channels_last=channels_last)
+
+    @contextmanager
+    def saving_if_stopped(self) -> Iterator[None]:
+        """Enter this for an epoch: its steps are saved if a deadline, Ctrl-C or SIGTERM ends it."""
         try:
-            yield from batches_on(self.accelerator, batches, now.epoch, now.step_in_epoch, channels_last=channels_last)
+            yield
         except DeadlineExceeded:
             self.save_steps()
             raise
+        except KeyboardInterrupt as error:
+            try:
+                self.save_steps()
+            except RunError as failure:  # The interruption is the reason of the end.
+                error.add_note(str(failure))
+            raise
+
+    @contextmanager
+    def undivided(self) -> Iterator[None]:
+        """Enter this for a step, or the end of an epoch: a signal waits for its end, as its middle cannot be saved."""
+        self.consistent = False
+        # A process that waited for another would wait for ever if that one was stopped a step earlier.
+        with uninterrupted() if self.accelerator.num_processes == 1 else nullcontext():
+            yield
+            self.consistent = True
 
     def begin_step(
         self, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None = None, *, apart: bool = False
@@ -139,11 +162,13 @@ class FitState:
         now.set(rate, now.step / self.total_steps)
         if teacher is not None:
             teacher.prepare(batch)
+        self.consistent = False
         if self.plan is None:
             self._adopt(self._choose_plan(batch, teacher, outputs, apart=apart))
         elif self.plan.graph and not (isinstance(self.step, CapturedStep) and self.step.samples >= len(batch.index)):
             # A resumed fit; maybe before an epoch's last, smaller batch, which full ones follow.
             self._capture(self.plan, batch, outputs or teacher, apart=apart)
+        self.consistent = True
 
     def end_step(self, batch: Batch) -> None:
         """Count a step, and read the log and save when due."""
@@ -156,6 +181,7 @@ class FitState:
         self.samples_seen += len(batch.index)
         now.step += 1
         now.step_in_epoch += 1
+        self.consistent = True
         if now.step % settings.log_steps == 0:
             self.join()
             self._raise_if_nonfinite()
@@ -170,7 +196,7 @@ class FitState:
 
     def save_steps(self) -> None:
         """Save the steps since the epoch began or was resumed, if there are any."""
-        if self.samples_seen:
+        if self.samples_seen and self.consistent:
             self.join()
             self._raise_if_nonfinite()
             self._save()
@@ -184,8 +210,32 @@ class FitState:
 
     def end_epoch(self, totals: TrainingTotals) -> records.Epoch:
         """Evaluate, save, and return the record."""
+        evaluations = {held.name: self._evaluate(held) for held in self.job.held_out}
+        with self.undivided():
+            return self._record_epoch(totals, evaluations)
+
+    def _evaluate(self, held: EvalSet) -> records.EvaluationMeans:
+        outputs = collect_outputs(
+            self.train.distiller.student,
+            held.batches,
+            device=self.device,
+            precision=self.settings.precision,
+            channels_last=self.settings.channels_last,
+            who="student",
+        )
+        if self.now.epoch == 0 and answers_alike(outputs):
+            expected = "answers that differ from sample to sample"
+            got = (
+                f"the same logits for all {len(outputs.logits)} {held.name} samples: its units are dead, or see nothing"
+            )
+            instead = "lower optimizer.lr, type schedule.warmup=1, or look at its activations and its first weights"
+            warnings.warn(message("student after epoch 1", expected, got, instead), stacklevel=2)
+        return summarize(held.name, outputs, held.teacher, gamma=self.train.distiller.objective.target_gamma)
+
+    def _record_epoch(
+        self, totals: TrainingTotals, evaluations: Mapping[str, records.EvaluationMeans]
+    ) -> records.Epoch:
         now, job, processes = self.now, self.job, self.accelerator.num_processes
-        evaluations = {held.name: _evaluate(self.train, held) for held in job.held_out}
         now.epoch += 1
         now.step_in_epoch = 0
         record: records.Epoch = {
@@ -221,7 +271,15 @@ class FitState:
     def _raise_if_nonfinite(self) -> None:
         """Stop the run after a non-finite step, unless such steps are to be skipped."""
         if self.settings.nonfinite != "skip":
-            raise_if_nonfinite(self.now.nonfinite_log, stage=self.stage)
+            raise_if_nonfinite(
+                self.now.nonfinite_log,
+                self.now.nonfinite_values,
+                distiller=self.train.distiller,
+                settings=self.settings,
+                with_gradient=self.train.with_gradient,
+                steps=self.steps,
+                stage=self.stage,
+            )
 
     @property
     def to_be_captured(self) -> bool:
@@ -388,15 +446,3 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
 def _wanted(settings: FitSettings) -> list[Switch]:
     """Return the requested forms of the student's part."""
     return [settings.compile_student, settings.gradient_products, settings.loss_form in ("compiled", "fused")]
-
-
-def _evaluate(train: TrainState, held: EvalSet) -> records.EvaluationMeans:
-    outputs = collect_outputs(
-        train.distiller.student,
-        held.batches,
-        device=train.device,
-        precision=train.settings.precision,
-        channels_last=train.settings.channels_last,
-        who="student",
-    )
-    return summarize(held.name, outputs, held.teacher, gamma=train.distiller.objective.target_gamma)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from itertools import cycle
 
@@ -90,22 +91,29 @@ class Lockstep:
         for k, state in self._at(epoch, start).items():
             self.isolation.attempt(k, state.begin_epoch)
         stream = batches_on(self.accelerator, self.batches, epoch, start, channels_last=self.settings.channels_last)
-        try:
-            with float32_products(self.accelerator.device, self.settings.precision):
-                for step, batch in enumerate(stream, start):
-                    present = self._at(epoch, step)
-                    if not present:  # Those at this step have failed: continue where the others are.
-                        return
-                    self._take_steps(batch, present)
-        except DeadlineExceeded:
-            for k, state in self._students().items():
-                self.isolation.attempt(k, state.save_steps)
-            raise
+        with self._saving_if_stopped(), float32_products(self.accelerator.device, self.settings.precision):
+            for step, batch in enumerate(stream, start):
+                present = self._at(epoch, step)
+                if not present:  # Those at this step have failed: continue where the others are.
+                    return
+                self._take_steps(batch, present)
         done = {k: state for k, state in self._students().items() if state.now.epoch == epoch}
         totals = {k: self.isolation.attempt(k, state.training_totals) for k, state in done.items()}
         for k, sums in totals.items():
-            if sums and (record := self.isolation.attempt(k, done[k].end_epoch, sums)):
+            with self._saving_if_stopped():
+                record = self.isolation.attempt(k, done[k].end_epoch, sums) if sums else None
+            if record:
                 yield k, record
+
+    @contextmanager
+    def _saving_if_stopped(self) -> Iterator[None]:
+        """Enter this for work on an epoch: each student's steps are saved if a deadline, Ctrl-C or SIGTERM ends it."""
+        try:
+            yield
+        except (DeadlineExceeded, KeyboardInterrupt):
+            for k, state in self._students().items():
+                self.isolation.attempt(k, state.save_steps)
+            raise
 
     def _take_steps(self, batch: Batch, present: Mapping[int, FitState]) -> None:
         """Take every student's step on a batch."""
@@ -129,8 +137,9 @@ class Lockstep:
         state.begin_step(batch, teacher, given, apart=apart)
         # A student may write into its inputs; a single one needs no copy, and a captured step makes its own.
         copied = apart and not isinstance(state.step, CapturedStep)
-        state.step(state.train, batch._replace(inputs=batch.inputs.clone()) if copied else batch, given)
-        return state.count_step(batch)
+        with state.undivided():
+            state.step(state.train, batch._replace(inputs=batch.inputs.clone()) if copied else batch, given)
+            return state.count_step(batch)
 
     def _with_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> tuple[Batch, list[Outputs]]:
         """Return the batch with the teacher's outputs for each micro-batch, or without any if no student gets them."""

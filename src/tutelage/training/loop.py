@@ -64,9 +64,12 @@ def fit(
     state = FitState(job, accelerator, steps=len(batches), stage=stage)
     planned = PlannedTeacher(teacher, settings, accelerator.device, state.plan) if teacher is not None else None
     while state.now.epoch < settings.epochs:
-        with float32_products(accelerator.device, settings.precision):
-            for batch in state.epoch(batches):
-                state.begin_step(batch, planned)
-                state.step(state.train, batch, planned)  # `train_step`, or its replay
-                state.end_step(batch)
-        yield state.end_epoch(state.training_totals())
+        with state.saving_if_stopped():
+            with float32_products(accelerator.device, settings.precision):
+                for batch in state.epoch(batches):
+                    state.begin_step(batch, planned)
+                    with state.undivided():
+                        state.step(state.train, batch, planned)  # `train_step`, or its replay
+                        state.end_step(batch)
+            record = state.end_epoch(state.training_totals())
+        yield record

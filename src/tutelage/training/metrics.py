@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from tutelage import losses, records, targets
 from tutelage.modules import StepOutput
 from tutelage.objectives import BoundObjective
-from tutelage.training.evaluate import NAMED, NonFiniteError
 from tutelage.types import UNLABELLED, Batch, Outputs, Totals
 
 COUNTED = ("correct", "labelled", "entropy", "kl", "agree", "samples", "skipped")
@@ -71,55 +70,3 @@ class EpochMetrics:
             "agreement": sums["agree"] / n if has_teacher else None,
             "samples": int(sums["samples"]),
         }
-
-
-def empty_nonfinite_log(device: torch.device) -> Tensor:
-    """Return an empty log of an epoch's first non-finite step, int64, -1 throughout.
-
-    It holds the step, the number of its samples with non-finite logits, and up to `NAMED` of their indices.
-    """
-    return torch.full((2 + NAMED,), -1, dtype=torch.int64, device=device)
-
-
-@torch.no_grad()
-def log_nonfinite(
-    log: Tensor, finite: Tensor, *, step: int | Tensor, index: Tensor, logits: Sequence[tuple[Tensor, ...]]
-) -> None:
-    """Write a step to the log if it is the epoch's first non-finite one.
-
-    Args:
-        log: log of the epoch.
-        finite: whether the step was finite, ``()`` bool.
-        step: number of steps before it.
-        index: indices of its samples.
-        logits: logits of its samples per micro-batch, in order: the student's, and the teacher's if there is one.
-    """
-    # A row's sum is not finite if one of its logits is not, or if they are so large that they are the cause.
-    rows = [torch.stack([values.float().sum(-1) for values in piece]) for piece in logits]
-    suspect = ~torch.isfinite(torch.cat(rows, dim=1)).all(0)
-    samples = torch.where(suspect, index, -1).sort(descending=True).values[:NAMED]
-    entry = torch.full_like(log, -1)
-    entry[0], entry[1] = step, suspect.sum()
-    entry[2 : 2 + len(samples)] = samples
-    log.copy_(torch.where(~finite & (log[0] < 0), entry, log))
-
-
-def raise_if_nonfinite(log: Tensor, *, stage: int) -> None:
-    """Read the log, and stop the run if a step was not finite.
-
-    Raises:
-        NonFiniteError: if a step was not finite; it names the step and its samples.
-    """
-    step, count, *samples = log.tolist()
-    if step < 0:
-        return
-    bad = sorted(i for i in samples if i >= 0)
-    named = ", ".join(map(str, bad)) or "none alone (the loss or a gradient was)"
-    more = f" and {count - NAMED} more" if count > NAMED else ""
-    raise NonFiniteError(
-        f"step {step + 1} of stage {stage + 1}",
-        "a finite loss and gradient",
-        f"NaN or infinity; samples with non-finite student or teacher logits: {named}{more}",
-        "look at these samples, lower optimizer.lr, or type nonfinite=skip to continue without such steps: this one "
-        "was not applied",
-    )

@@ -21,7 +21,8 @@ from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
 from tutelage.training.distributed import local_gradients, place, wrap
 from tutelage.training.graphs import CAPTURES
-from tutelage.training.metrics import EpochMetrics, empty_nonfinite_log
+from tutelage.training.metrics import EpochMetrics
+from tutelage.training.nonfinite import empty_log, empty_values
 from tutelage.training.precision import LossScale, mixed_precision
 from tutelage.training.rng import check_random, random_state, restore_random
 from tutelage.types import Progress, StatefulTerm
@@ -43,13 +44,14 @@ class StepValues:
     rate: Tensor  # learning rate for a fused optimizer, ``()`` float32
     progress: Progress  # progress of the step, for the terms, with the values of all scheduled weights
     sums: Tensor  # sums of the epoch so far, as named by `EpochMetrics.names`
-    nonfinite_log: Tensor  # log of the epoch so far: `metrics.log_nonfinite`
+    nonfinite_log: Tensor  # log of the epoch so far: `nonfinite.log_nonfinite`
+    nonfinite_values: Tensor  # its values
     loss_scale: LossScale | None = None  # loss scale, under ``fp16`` only
     _whole: Tensor  # memory of epoch and step in ``progress``
     _real: Tensor  # memory of ``rate``, and of the other numbers in ``progress``
 
     @classmethod
-    def on(cls, device: torch.device, *, sums: Tensor, schedules: Sequence[Schedule]) -> StepValues:
+    def on(cls, device: torch.device, *, sums: Tensor, terms: int, schedules: Sequence[Schedule]) -> StepValues:
         """Return the values before the first step, with tensors on a device."""
         whole = torch.zeros(2, dtype=torch.int64, device=device)
         real = torch.zeros(2 + len(schedules), device=device)
@@ -58,7 +60,8 @@ class StepValues:
             rate=rate,
             progress=Progress(epoch, step, fraction, dict(zip(schedules, values, strict=True))),
             sums=sums,
-            nonfinite_log=empty_nonfinite_log(device),
+            nonfinite_log=empty_log(device),
+            nonfinite_values=empty_values(terms, device),
             _whole=whole,
             _real=real,
         )
@@ -76,6 +79,7 @@ class StepValues:
         """Clear the sums and the log for another epoch."""
         self.sums.zero_()
         self.nonfinite_log.fill_(-1)
+        self.nonfinite_values.zero_()
         if self.loss_scale is not None:
             self.loss_scale.overflows.zero_()
 
@@ -99,6 +103,7 @@ class TrainState:
         buffers: buffers that a step leaves unchanged if it is not applied; terms guard their own.
         student: forms in which the student is computed.
         now: other values that change from step to step.
+        with_gradient: parameters to which a step that may not be finite gave a gradient.
         fused: whether the optimizer is torch's fused form: rate and skipping are tensors that the host never reads.
     """
 
@@ -118,7 +123,14 @@ class TrainState:
         self.buffers = SavedBuffers(distiller, but=guards)
         self.student = PlannedStudent(distiller)
         self.metrics = EpochMetrics(distiller.objective, self.device)
-        self.now = StepValues.on(self.device, sums=self.metrics.zeros.clone(), schedules=distiller.objective.schedules)
+        objective = distiller.objective
+        self.now = StepValues.on(
+            self.device,
+            sums=self.metrics.zeros.clone(),
+            terms=len(objective.names),
+            schedules=objective.schedules,
+        )
+        self.with_gradient: list[nn.Parameter] = []
         if settings.precision == "fp16":
             self.now.loss_scale = LossScale.on(self.device)
 
@@ -163,7 +175,7 @@ class TrainState:
             "parameters": list(self.parameters),
             "buffers": list(self.distiller.buffers()),
             "moments": [value for value in moments if isinstance(value, Tensor)],
-            "counts": [self.now.sums, self.now.nonfinite_log],
+            "counts": [self.now.sums, self.now.nonfinite_log, self.now.nonfinite_values],
             "loss scale": [] if self.now.loss_scale is None else list(vars(self.now.loss_scale).values()),
         }
 
@@ -180,6 +192,7 @@ class TrainState:
             **moments,
             "sums": now.sums,
             "blame": now.nonfinite_log,
+            "blame_values": now.nonfinite_values,
             **generators,
         }
         if now.loss_scale is not None:
@@ -195,6 +208,8 @@ class TrainState:
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         now.sums.copy_(tensors["sums"])
         now.nonfinite_log.copy_(tensors["blame"])
+        if "blame_values" in tensors:  # Checkpoints of older versions have none.
+            now.nonfinite_values.copy_(tensors["blame_values"])
         saved = under("loss_scale.", tensors)  # empty if the fit was in another precision
         for name, tensor in vars(now.loss_scale).items() if now.loss_scale is not None and saved else ():
             tensor.copy_(saved[name])

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from tutelage.training.distributed import agreed, step_totals
-from tutelage.training.metrics import log_nonfinite
+from tutelage.training.nonfinite import log_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.types import Batch, Teacher
 
@@ -42,17 +42,29 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
     if scale is not None:
         scale.unscale(gradients)
     norm = nn.utils.get_total_norm(gradients)
-    if state.settings.clip is not None:
-        nn.utils.clip_grads_with_norm_(parameters, state.settings.clip, norm)
     finite = agreed(torch.isfinite(norm) & torch.isfinite(sums[0]), state.accelerator)
-    state.apply(finite)  # or restore the buffers
     skipped, sound = metrics.skipped_sums, finite
     if scale is not None:
         overflow = scale.update(finite, agreed(torch.isfinite(sums[0]), state.accelerator))
         skipped, sound = torch.where(overflow, metrics.zeros, skipped), finite | overflow
+    if state.fused or not sound:  # If the host may read it, it need not write to an untouched log.
+        state.with_gradient = parameters
+        log_nonfinite(
+            now.nonfinite_log,
+            now.nonfinite_values,
+            sound,
+            step=now.progress.step,
+            batch=batch,
+            logits=logits,
+            sums=sums[: 1 + len(metrics.objective.names)],
+            totals=totals,
+            norm=norm,
+            gradients=gradients,
+        )
+    if state.settings.clip is not None:
+        nn.utils.clip_grads_with_norm_(parameters, state.settings.clip, norm)
+    state.apply(finite)  # or restore the buffers
     now.sums += torch.where(finite, sums, skipped)
-    if state.fused or not sound:  # If the host has already read it, it need not write to an untouched log.
-        log_nonfinite(now.nonfinite_log, sound, step=now.progress.step, index=batch.index, logits=logits)
 
 
 def split_batch(batch: Batch, pieces: int) -> list[Batch]:

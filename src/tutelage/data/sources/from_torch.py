@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,10 +61,14 @@ class TorchSplit(Split):
                 )
         batch = torch.stack(images)
         low, high = float(batch.min()), float(batch.max())
-        if not (low >= -SLACK and high <= 1 + SLACK):
+        if not (low >= -SLACK and high <= 1 + SLACK):  # NaN is in no range
             outside = [not (float(i.min()) >= -SLACK and float(i.max()) <= 1 + SLACK) for i in images]
-            got = f"{low:.3g} to {high:.3g}, first in sample {index[outside.index(True)]}"
+            row = outside.index(True)
+            low, high = float(images[row].min()), float(images[row].max())
+            got = f"{low:.3g} to {high:.3g}, first in sample {index[row]}"
             instead = "leave normalisation out of the transforms: each model's card normalises its own inputs"
+            if not math.isfinite(high - low):
+                instead = "mend this sample, or leave it out of the data set"
             raise InvalidValueError("data", "images with values in [0, 1]", got, instead)
         return batch
 

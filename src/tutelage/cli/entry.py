@@ -1,0 +1,17 @@
+"""The start of the command line, which may be stopped while the rest is still being imported."""
+
+from __future__ import annotations
+
+from tutelage import interruption
+from tutelage.cli.exits import leave, stop
+
+
+def main() -> None:
+    """Run the command line. Exit codes: 0 done, 2 the user's input is wrong, 130 and 143 stopped, 1 anything else."""
+    try:
+        with interruption.stop_on_signals(leave):
+            from tutelage.cli import app
+
+            app.main()
+    except KeyboardInterrupt as error:
+        stop(error)

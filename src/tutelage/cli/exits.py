@@ -1,0 +1,37 @@
+"""How the command line ends: done, stopped, or with an error; imports nothing that takes long."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import NoReturn
+
+from tutelage.interruption import Terminated
+
+INTERRUPTED, TERMINATED = 130, 143
+"""Exit codes after Ctrl-C and SIGTERM, as shells have them: 128 and the signal's number."""
+SHOW_CURSOR = "\x1b[?25h"
+
+
+def stop(error: KeyboardInterrupt) -> NoReturn:
+    """End the command with what is saved, as the notes of the interruption say, and what to type."""
+    notes = getattr(error, "__notes__", [])
+    saved = "; ".join(notes) or "nothing was saved yet"
+    again = f"run the same command again{' to resume' if notes else ''}"
+    instead = getattr(error, "instead", again)
+    end(f"stopped: {saved}; {instead}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
+
+
+def end(message: str, code: int) -> NoReturn:
+    """End the command with a message, each line prefixed with the program's name."""
+    for line in message.splitlines():
+        print(f"tutelage: {line}", file=sys.stderr, flush=True)  # noqa: T201
+    raise SystemExit(code)
+
+
+def leave(number: int) -> None:
+    """End the process at once, after a second signal. What is on disk is whole: files are replaced, never changed."""
+    cursor = SHOW_CURSOR if sys.stdout.isatty() else ""  # a progress bar hides it
+    text = f"{cursor}tutelage: stopped at once, by a second signal; run the same command again to resume\n"
+    os.write(2, text.encode())
+    os._exit(128 + number)

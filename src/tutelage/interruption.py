@@ -1,0 +1,134 @@
+"""Ctrl-C and SIGTERM: the first waits for the end of what must not be cut in two, a second one waits for nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
+TWICE = 0.5
+"""Seconds within which several signals are one: a terminal sends Ctrl-C to a program and to the one that started it,
+which may pass it on."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, which stops a command as Ctrl-C does."""
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Let a signal wait for the end of the block; one that comes more than `TWICE` seconds later does not wait.
+
+    This holds for signals that Python handles, and in the main thread, which alone gets them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
+    waiting: list[tuple[int, FrameType | None]] = []
+    first = 0.0
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        nonlocal first
+        if not waiting:
+            first = time.monotonic()
+            waiting.append((number, frame))
+            if _command is not None:
+                _command.watch()
+        elif time.monotonic() - first > TWICE:
+            waiting.clear()
+            handlers[number](number, frame)
+
+    for number in handlers:
+        signal.signal(number, wait)
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number, frame in waiting:
+            handlers[number](number, frame)
+
+
+@contextmanager
+def stop_on_signals(leave: Callable[[int], object]) -> Iterator[None]:
+    """Raise KeyboardInterrupt on Ctrl-C and `Terminated` on SIGTERM, so that a command saves what it has.
+
+    Args:
+        leave: function that ends the process at once; called with the number of a second signal.
+    """
+    global _command
+    if _command is not None:
+        yield
+        return
+    numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as in the background
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Whoever started several processes ends them by it at once; one that waits for another could not raise.
+        numbers.remove(signal.SIGTERM)
+    _command = _Command(leave)
+    before = {number: signal.signal(number, _command.stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        _command.end()
+        _command = None
+
+
+def stopping() -> bool:
+    """Whether a signal has come to the command."""
+    return _command is not None and _command.watched
+
+
+class _Command:
+    """The handler of a command's signals."""
+
+    def __init__(self, leave: Callable[[int], object]) -> None:
+        self.leave, self.process = leave, os.getpid()
+        self.raised = self.watched = False
+        self.began = 0.0
+        self.sender: socket.socket
+
+    def stop(self, number: int, _: FrameType | None) -> None:
+        """Raise, once."""
+        if os.getpid() != self.process:  # a fork of this process ends as if there were no handler
+            if number == signal.SIGINT:
+                raise KeyboardInterrupt
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if not self.raised:
+            self.raised = True
+            self.watch()
+            raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+    def watch(self) -> None:
+        """Watch for a second signal, in a thread: the main one may be in a library's code for long."""
+        if self.watched:
+            return
+        self.watched, self.began = True, time.monotonic()
+        receiver, self.sender = socket.socketpair()
+        self.sender.setblocking(False)
+        signal.set_wakeup_fd(self.sender.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=self._read, args=(receiver,), daemon=True).start()
+
+    def _read(self, receiver: socket.socket) -> None:
+        with receiver:
+            while number := receiver.recv(1):
+                if number[0] in SIGNALS and time.monotonic() - self.began > TWICE:
+                    self.leave(number[0])
+
+    def end(self) -> None:
+        """End the watch."""
+        if self.watched:
+            signal.set_wakeup_fd(-1)
+            self.sender.close()  # The thread reads the end, and ends.
+
+
+_command: _Command | None = None
