@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tutelage.errors import InvalidValueError
 from tutelage.images import Layout, as_image, centre, convert, image_of, pixels_of, rescale
+from tutelage.submodules import evaluation_mode
 
 if TYPE_CHECKING:
     from tutelage.models.card import Card
@@ -50,11 +51,8 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     if not sequence:
         return []
     device = next(classifier.parameters()).device
-    mode = classifier.training
-    try:
-        logits = classifier.eval()(torch.stack([_view(image, card) for image in sequence]).to(device))
-    finally:
-        classifier.train(mode)
+    with evaluation_mode(classifier):
+        logits = classifier(torch.stack([_view(image, card) for image in sequence]).to(device))
     probability, index = logits.float().softmax(-1).max(-1)
     names = card.class_names
     return [
