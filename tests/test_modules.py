@@ -243,7 +243,7 @@ def test_a_network_is_given_back_as_it_came(error):
     assert ([module.training for module in came.modules()], [p.requires_grad for p in came.parameters()]) == before
 
 
-# ------------------------------------------------------------------------------------------- what two networks may share
+# --------------------------------------------------------------------------------------- what two networks may share
 
 
 def pair():

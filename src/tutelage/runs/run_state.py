@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn.parameter import is_lazy
 
 from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe
@@ -21,7 +20,6 @@ from tutelage.errors import RecipeError, explained
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs import manifest, resume, setup
 from tutelage.runs.run import RunOptions
-from tutelage.submodules import evaluation_mode
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
@@ -78,7 +76,6 @@ class RunState:
             self.held_out.append(EvalSet(name, batches, None if teacher is None else teacher_outputs[name]))
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
-        self.initialise_student()
         reason = precision_reason or previous.get("precision", {}).get("why")
         self.manifest: records.Manifest = {
             "schema": 1,
@@ -125,13 +122,6 @@ class RunState:
                 for epoch in range(self.first_epoch(stage), self.first_epoch(stage + 1)):
                     taps = objective.needs.teacher_taps
                     self.outputs.require(epoch, taps, gammas=[] if gamma is None else [gamma])
-
-    def initialise_student(self) -> None:
-        """Move the student to the device, and let lazy layers, whose shapes the inputs decide, draw their weights."""
-        student = self.run_inputs.student.to(self.device)
-        if any(map(is_lazy, (*student.parameters(), *student.buffers()))):
-            with torch.no_grad(), evaluation_mode(student):
-                student(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device))
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
         """Evaluate the teacher before the first step, report it, and refuse one that is no better than chance."""

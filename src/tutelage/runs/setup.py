@@ -29,7 +29,7 @@ from tutelage.training.distributed import accelerator_on
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
 from tutelage.training.precision import float32_products
-from tutelage.types import UNLABELLED, Batch, Batches, Outputs
+from tutelage.types import UNLABELLED, Batch, Batches, Outputs, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,11 +204,12 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs) -> None:
 
 def _probe(run_inputs: RunInputs, device: torch.device) -> torch.Tensor | None:
     """Return a few training inputs for a dry forward pass; ``None`` if no sample can be read."""
-    train = run_inputs.splits.train
+    train = replace(run_inputs.splits.train, workers=0)
+    pairs = (np.arange(first, min(first + PROBED, len(train))) for first in range(0, len(train), PROBED))
     with same_draws(device):  # A data set of the user's may draw from the run's generators.
-        loader = data.BatchLoader(train, batch_size=min(PROBE_SAMPLES, len(train)), train=True)
-        batch = next((batch for batch in loader.epoch(0) if len(batch.index)), None)
-    return None if batch is None else batch.inputs.to(device)
+        readable = (inputs for _, inputs in train.stream(pairs, view=View(0, 0)) if len(inputs))
+        inputs = next(readable, None)
+    return None if inputs is None else inputs.to(device)
 
 
 def _micro_batches(samples: int, fit: Fit, world: int) -> tuple[int, int]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from tutelage.errors import RecipeError, TutelageError, UserCodeError, explained
 from tutelage.settings.fit import FitSettings, smallest_share
-from tutelage.submodules import evaluation_mode
+from tutelage.submodules import evaluation_mode, restored_modes
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.distributed import place
 from tutelage.training.precision import mixed_precision
@@ -43,7 +43,7 @@ def check_logits(
     """Refuse a network that does not turn inputs into logits for the data's classes, in evaluation mode.
 
     Args:
-        network: network on the device of the inputs; nothing of it is changed.
+        network: network on the device of the inputs; nothing of it is changed, but lazy layers get their weights.
         who: what the network is, such as ``teacher``, and its name.
         inputs: a few samples, as in training.
         classes: number of classes of the data.
@@ -133,13 +133,11 @@ def _trained_copy(network: nn.Module, device: torch.device, settings: FitSetting
     except Exception:  # noqa: BLE001  whatever it holds that cannot be copied
         buffers = SavedBuffers(network)
         buffers.save()
-        modes = [(module, module.training) for module in network.modules()]
-        try:
-            yield network.train()
-        finally:
-            buffers.restore()
-            for module, mode in modes:
-                module.training = mode
+        with restored_modes(network):
+            try:
+                yield network.train()
+            finally:
+                buffers.restore()
     else:
         place(trained, device, channels_last=settings.channels_last)
         yield trained.train()
