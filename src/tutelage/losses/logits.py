@@ -408,7 +408,7 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
         temperature: ``T``, finite and above 0.
 
     Returns:
-        ``(...)`` nats.
+        ``(...)`` nats; infinite if the student gives probability 0, a logit of ``-inf``, to a class.
 
     Raises: TypeError or ValueError if a dtype, shape or number is not as above, or labels are soft.
     Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723.
