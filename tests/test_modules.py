@@ -222,6 +222,18 @@ def test_whatever_is_called_the_next_answer_is_an_evaluation(call, compiled, dig
     assert torch.equal(part(trained).running_mean, statistics)
 
 
+@pytest.mark.filterwarnings("ignore")  # scripting is deprecated
+def test_a_scripted_or_wrapped_network_teaches_too(digits):
+    (batch,) = batches(digits, 1)
+    for wrap in (torch.jit.script, nn.DataParallel, lambda module: torch.compile(module, backend="eager")):
+        wrapped = wrap(network(8, seed=0))
+        teacher = FrozenTeacher(wrapped)
+        expected = teacher(batch).logits
+        wrapped.train()
+        assert torch.equal(teacher(batch).logits, expected)
+        assert not any(parameter.requires_grad for parameter in wrapped.parameters())
+
+
 def test_a_copied_teacher_watches_its_own_network(digits):
     teacher = FrozenTeacher(network(8, seed=0))
     copied, (batch,) = copy.deepcopy(teacher), batches(digits, 1)

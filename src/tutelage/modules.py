@@ -106,7 +106,9 @@ class FrozenTeacher(nn.Module):
 
     def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
         super().__init__()
-        self.network = network.requires_grad_(False)
+        self.network = network
+        for parameter in network.parameters():  # one by one, as scripted modules lack requires_grad_
+            parameter.requires_grad_(False)
         self._taps = Taps(network, names)
         # Kept, as walking through a network takes 30 times as long as reading its modules' modes.
         self._modules_of_network = tuple(network.modules())
@@ -130,7 +132,7 @@ class FrozenTeacher(nn.Module):
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _to_evaluation(network: nn.Module) -> None:
     """Put a network in evaluation mode; a compiler only reads the modes, and leaves this to Python."""
-    network.eval()
+    network.train(False)
 
 
 @contextmanager
