@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 import tutelage
 from tutelage import losses, objectives
 from tutelage.errors import InvalidTypeError, InvalidValueError
-from tutelage.modules import Distiller, FrozenTeacher, StepOutput
+from tutelage.modules import Distiller, FrozenTeacher, StepOutput, network_context, refuse_shared, restored
 from tutelage.objectives import BindContext, Linear, Objective, WeightedTerm
 from tutelage.types import Batch, Outputs, Progress, Totals
 
@@ -189,6 +190,134 @@ def test_a_network_in_training_mode_is_frozen_as_it_is():
     frozen = FrozenTeacher(trained)
     assert not any(module.training for module in frozen.modules())
     assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def part(network):
+    return network[1]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda network, teacher: network.train(),
+        lambda network, teacher: part(network).train(),
+        lambda network, teacher: nn.ModuleDict({"teacher": network}).train(),
+        lambda network, teacher: nn.ModuleDict({"teacher": teacher}).train(),
+        lambda network, teacher: network.apply(lambda module: setattr(module, "training", True)),
+        lambda network, teacher: network.requires_grad_().train(),
+    ],
+)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_whatever_is_called_the_next_answer_is_an_evaluation(call, compiled, digits):
+    trained = network(8, seed=0)
+    teacher = FrozenTeacher(trained)
+    asked = torch.compile(teacher, backend="eager") if compiled else teacher
+    (batch,) = batches(digits, 1)
+    expected, statistics = asked(batch).logits, part(trained).running_mean.clone()
+    for _ in range(2):
+        call(trained, teacher)
+        answer = asked(batch).logits
+        assert torch.equal(answer, expected)
+        assert not answer.requires_grad
+    assert torch.equal(part(trained).running_mean, statistics)
+
+
+@pytest.mark.filterwarnings("ignore")  # scripting is deprecated
+def test_a_scripted_or_wrapped_network_teaches_too(digits):
+    (batch,) = batches(digits, 1)
+    for wrap in (torch.jit.script, nn.DataParallel, lambda module: torch.compile(module, backend="eager")):
+        wrapped = wrap(network(8, seed=0))
+        teacher = FrozenTeacher(wrapped)
+        expected = teacher(batch).logits
+        wrapped.train()
+        assert torch.equal(teacher(batch).logits, expected)
+        assert not any(parameter.requires_grad for parameter in wrapped.parameters())
+
+
+def test_a_copied_teacher_watches_its_own_network(digits):
+    teacher = FrozenTeacher(network(8, seed=0))
+    copied, (batch,) = copy.deepcopy(teacher), batches(digits, 1)
+    copied.network.train()
+    assert torch.equal(copied(batch).logits, teacher(batch).logits)
+    assert not any(module.training for module in copied.modules())
+
+
+@pytest.mark.parametrize("error", [None, ValueError, KeyboardInterrupt])
+def test_a_network_is_given_back_as_it_came(error):
+    came = network(8, seed=0).train()
+    part(came).eval()
+    came[0].bias.requires_grad_(False)
+    before = [module.training for module in came.modules()], [p.requires_grad for p in came.parameters()]
+    with contextlib.suppress(ValueError, KeyboardInterrupt), restored(came):
+        FrozenTeacher(came)
+        if error:
+            raise error
+    assert ([module.training for module in came.modules()], [p.requires_grad for p in came.parameters()]) == before
+
+
+# --------------------------------------------------------------------------------------- what two networks may share
+
+
+def pair():
+    return network(8, seed=0), network(8, seed=1)
+
+
+def tied(student, teacher):
+    student[4].weight = teacher[4].weight
+
+
+def viewed(student, teacher):
+    student[4].weight = nn.Parameter(teacher[4].weight.detach()[:3])
+
+
+def same_buffer(student, teacher):
+    student[1].running_mean = teacher[1].running_mean
+
+
+def same_module(student, teacher):
+    student[0] = teacher[0]
+
+
+def inside(student, teacher):
+    student.append(teacher)
+
+
+@pytest.mark.parametrize(
+    ("share", "got"),
+    [
+        (tied, ["the student's 4.weight", "the teacher's 4.weight"]),
+        (viewed, ["the student's 4.weight", "the teacher's 4.weight"]),
+        (same_buffer, ["the student's 1.running_mean", "the teacher's 1.running_mean"]),
+        (same_module, ["the student's 0", "the teacher's 0"]),
+        (inside, ["the student's 5", "the whole teacher"]),
+    ],
+)
+def test_what_student_and_teacher_share_is_refused_by_name(share, got):
+    student, teacher = pair()
+    share(student, teacher)
+    before = [(p, p.requires_grad) for p in student.parameters()], [m.training for m in student.modules()]
+    with refused(InvalidValueError, "student and teacher", got=got, suggests="copy.deepcopy(teacher)"):
+        refuse_shared(student, teacher)
+    assert all(p.requires_grad == flag for p, flag in before[0])
+    assert [m.training for m in student.modules()] == before[1]
+    with refused(InvalidValueError, "student and teacher"):
+        network_context(objectives.kd(), student, teacher, torch.rand(2, 64))
+    if share is not inside:  # whose copy is inside too
+        refuse_shared(student, copy.deepcopy(teacher))
+
+
+def test_a_network_that_teaches_itself_is_refused_as_a_whole():
+    student, _ = pair()
+    with refused(InvalidValueError, "student and teacher", got=["the whole student", "the whole teacher"]):
+        refuse_shared(student, student)
+
+
+def test_neighbours_in_one_memory_are_not_shared():
+    flat, (student, teacher) = torch.rand(160), pair()
+    student[4].weight, teacher[4].weight = nn.Parameter(flat[:80].view(10, 8)), nn.Parameter(flat[80:].view(10, 8))
+    refuse_shared(student, teacher)
+    refuse_shared(student.to("meta"), teacher.to("meta"))
+    refuse_shared(nn.LazyLinear(3), nn.LazyLinear(3))
 
 
 def test_no_gradient_reaches_a_teacher(teacher, digits):

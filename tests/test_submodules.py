@@ -1,3 +1,4 @@
+import contextlib
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +12,7 @@ from tutelage import taps
 from tutelage.errors import InvalidValueError
 from tutelage.models import Card, Classifier, adopt, create
 from tutelage.models.structure import head_classes, read, replace_head
-from tutelage.submodules import Head, find_head, input_of, is_tap, split_tap, unwrapped
+from tutelage.submodules import Head, evaluation_mode, find_head, input_of, is_tap, split_tap, unwrapped
 
 
 def on_meta(name, **options):
@@ -159,3 +160,16 @@ def test_what_lies_inside_a_card():
     assert unwrapped(adopt(network)) is network
     network.card = SimpleNamespace(head=None, embedding=None)
     assert unwrapped(network) is network
+
+
+def test_every_module_has_its_own_mode_back():
+    network = nn.Sequential(nn.Linear(2, 2), nn.Dropout(), nn.Sequential(nn.BatchNorm1d(2)))
+    network[1].eval()
+    modes = [module.training for module in network.modules()]
+    assert len(set(modes)) == 2
+    with evaluation_mode(network):
+        assert not any(module.training for module in network.modules())
+    assert [module.training for module in network.modules()] == modes
+    with contextlib.suppress(KeyError), evaluation_mode(network):
+        raise KeyError
+    assert [module.training for module in network.modules()] == modes

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tutelage import taps
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import BindContext, Objective
+from tutelage.submodules import restored_modes, unwrapped
 from tutelage.taps import Taps
 from tutelage.types import Batch, Loss, Outputs, Progress, Totals
 
@@ -89,17 +92,26 @@ class Distiller(nn.Module):
 
 
 class FrozenTeacher(nn.Module):
-    """A network that never changes: without gradients, and in evaluation mode whatever ``train()`` is called with.
+    """A network that never changes: it answers without gradients and in evaluation mode, whatever was called on it.
+
+    Whoever calls ``train()`` on the network, on part of it or on a module that holds it: the next answer is given in
+    evaluation mode again.
 
     Args:
-        network: any module that turns ``batch.inputs`` into logits. Its parameters are frozen in place.
+        network: any module that turns ``batch.inputs`` into logits. It is frozen in place: put in evaluation mode, and
+            its parameters no longer require gradients, so that DDP waits for none and no optimizer is given them. A
+            student must share nothing with it (`refuse_shared`). A run gives the caller's module back as it came.
         names: features to return with its outputs (`tutelage.taps`): an objective's ``needs.teacher_taps``.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str] = ()) -> None:
         super().__init__()
-        self.network = network.requires_grad_(False)
+        self.network = network
+        for parameter in network.parameters():  # one by one, as scripted modules lack requires_grad_
+            parameter.requires_grad_(False)
         self._taps = Taps(network, names)
+        # Kept, as walking through a network takes 30 times as long as reading its modules' modes.
+        self._modules_of_network = tuple(network.modules())
         self.train()
 
     def train(self, mode: bool = True) -> FrozenTeacher:
@@ -109,8 +121,92 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
         """Return the network's outputs for a batch."""
+        for module in self._modules_of_network:
+            if module.training:
+                _to_evaluation(self.network)
+                break
         logits, features = self._taps(self.network, batch.inputs)
         return Outputs(_logits(logits, "teacher"), features)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _to_evaluation(network: nn.Module) -> None:
+    """Put a network in evaluation mode; a compiler only reads the modes, and leaves this to Python."""
+    network.train(False)
+
+
+@contextmanager
+def restored(network: nn.Module | None) -> Iterator[None]:
+    """Give a network back as it came, also after an error: each module's mode, each parameter's flag, the device."""
+    if network is None:
+        yield
+        return
+    flags = [(parameter, parameter.requires_grad, parameter.device) for parameter in network.parameters()]
+    with restored_modes(network):
+        try:
+            yield
+        finally:
+            for parameter, flag, _ in flags:
+                parameter.requires_grad_(flag)
+            if flags and flags[0][0].device != (device := flags[0][2]):
+                network.to(device)
+
+
+def refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
+    """Refuse a student and a teacher that share a module, or memory of a parameter or buffer; nothing is changed.
+
+    The teacher is frozen and in evaluation mode: what the student shares with it would not learn, and its dropout and
+    batch norm would not work as in training.
+
+    Raises:
+        ValueError: if they share something; the message names it in both.
+    """
+    owned = {module: path for path, module in unwrapped(student).named_modules()}
+    taught = {module: path for path, module in unwrapped(teacher).named_modules()}
+    # Children of a shared module are shared too: only the outermost are named.
+    inner = {child for module in owned if module in taught for child in module.modules() if child is not module}
+    pairs = [(owned[module], taught[module]) for module in owned if module in taught and module not in inner]
+    pairs = pairs or _overlapping(unwrapped(student), unwrapped(teacher))
+    if pairs:
+        (mine, its), *more = pairs
+        where = f"{_place(mine, 'student')}, which is {_place(its, 'teacher')}" + (
+            f", and {len(more)} more" * bool(more)
+        )
+        expected = "networks that share no module, parameter or buffer"
+        raise InvalidValueError("student and teacher", expected, where, "type teacher=copy.deepcopy(teacher)")
+
+
+def _place(path: str, network: str) -> str:
+    return f"the {network}'s {path}" if path else f"the whole {network}"
+
+
+def _overlapping(student: nn.Module, teacher: nn.Module) -> list[tuple[str, str]]:
+    """Return the names of the student's parameters and buffers whose memory is also one of the teacher's."""
+    spans = [
+        (device, start, end, whose, name)
+        for whose, network in enumerate((student, teacher))
+        for name, tensor in (*network.named_parameters(), *network.named_buffers())
+        for device, start, end in _spans(tensor)
+    ]
+    pairs: list[tuple[str, str]] = []
+    open_spans: list[tuple[torch.device, int, int, int, str]] = []
+    for span in sorted(spans, key=lambda span: (str(span[0]), *span[1:])):
+        open_spans = [other for other in open_spans if other[0] == span[0] and other[2] > span[1]]
+        pairs += [
+            (span[4], other[4]) if span[3] == 0 else (other[4], span[4]) for other in open_spans if other[3] != span[3]
+        ]
+        open_spans.append(span)
+    return pairs
+
+
+def _spans(tensor: Tensor) -> Iterator[tuple[torch.device, int, int]]:
+    """Yield the memory from a tensor's first value to its last, if it has any that can be told."""
+    if is_lazy(tensor) or type(tensor.detach()) is not Tensor or tensor.layout is not torch.strided:
+        return
+    if not tensor.numel() or not (start := tensor.data_ptr()):  # none on the meta device
+        return
+    extent = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    yield tensor.device, start, start + (extent + 1) * tensor.element_size()
 
 
 def network_context(
@@ -131,7 +227,8 @@ def network_context(
     those of `BindContext`.
 
     Raises:
-        ValueError: if a network lacks a tap or changes it in place, or the teacher lacks a head or a batch norm.
+        ValueError: if a network lacks a tap or changes it in place, the teacher lacks a head or a batch norm, or both
+            share a module or weights.
 
     Example:
         >>> import torch, tutelage
@@ -145,6 +242,8 @@ def network_context(
     needs = objective.needs
     if (needs.teacher_taps or needs.teacher_head or needs.teacher_norms) and teacher is None:
         raise InvalidValueError("teacher", f"one for objective {objective.name}", "none", "pass the network itself")
+    if teacher is not None:
+        refuse_shared(student, teacher)
     return BindContext(
         samples=samples,
         classes=classes,

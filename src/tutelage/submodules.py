@@ -1,4 +1,4 @@
-"""Submodules of a network: how a tap names one, and which of them is the head.
+"""Submodules of a network: how a tap names one, which of them is the head, and the mode that each is in.
 
 A *tap* is the path of a submodule, such as ``layer3``, for its output, or that path and ``:input``, such as
 ``fc:input``, for its first input.
@@ -7,6 +7,8 @@ A *tap* is the path of a submodule, such as ``layer3``, for its output, or that 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import nn
@@ -34,6 +36,28 @@ def unwrapped(network: nn.Module) -> nn.Module:
     """Return the network inside a module that has a card; any other module unchanged."""
     inside: nn.Module = network if getattr(network, "card", None) is None else getattr(network, "network", network)
     return inside
+
+
+@contextmanager
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
+    """Put a network in evaluation mode; afterwards every module of it has the mode that it had."""
+    with restored_modes(network):
+        network.eval()
+        yield
+
+
+@contextmanager
+def restored_modes(network: nn.Module) -> Iterator[None]:
+    """Give every module of a network the mode back that it has now: some may be in another mode than the whole."""
+    modes = [(module, module.training) for module in network.modules()]
+    try:
+        yield
+    finally:
+        # A module's own train() may do more than set the mode, such as merge weights; it is called where that was.
+        if any(module.training != mode for module, mode in modes):
+            network.train(modes[0][1])
+        for module, mode in modes:
+            module.training = mode
 
 
 class Head(NamedTuple):

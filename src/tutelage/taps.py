@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError
-from tutelage.submodules import find_head, split_tap, unwrapped
+from tutelage.submodules import evaluation_mode, find_head, split_tap, unwrapped
 
 CARD = "card:"
 SHOWN = 5
@@ -209,15 +209,10 @@ def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> 
     """
     if not names:
         return {}
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
     device = next((p.device for p in network.parameters()), inputs.device)
-    try:
+    with evaluation_mode(network):
         taps = Taps(network, names)
         _, features = taps(network, inputs.to(device))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
     for name, value in features.items():
         if value._version != taps.recorder.versions[name]:
             got = "one that the network changes in place afterwards"

@@ -152,6 +152,16 @@ def test_a_value_beyond_float16_is_refused_and_nan_is_kept(tmp_path):
     assert torch.isfinite(answer[1]).all()
 
 
+def test_a_class_of_probability_0_is_kept_and_moves_no_other(tmp_path):
+    cache = TeacherCache(tmp_path, KEY, samples=2)
+    cache.begin()
+    logits = torch.tensor([[1000.0, -torch.inf, 1000.25, 1000.125], [-torch.inf, -torch.inf, 1e-4, -1e-4]])
+    cache.write(0, range(2), logits, {})
+    answer = read_outputs(cache, [0, 1]).logits
+    assert torch.equal(answer == -torch.inf, logits == -torch.inf)
+    torch.testing.assert_close(answer.log_softmax(-1), logits.log_softmax(-1), rtol=0, atol=1e-4)
+
+
 def test_the_size_is_what_lies_on_the_disk(tmp_path):
     written(tmp_path, samples=5000, rows=5000, epochs=1)
     tensors = size_of(samples=5000, classes=5, shapes={"card:embedding": (3,)}, epochs=1)

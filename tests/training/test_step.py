@@ -6,12 +6,12 @@ from tests._helpers.fit_cases import Moving, same_bits, samples, seeded, setting
 
 from tutelage import objectives
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.settings.fit import SGD, AdamW
+from tutelage.settings.fit import SGD, AdamW, smallest_share
 from tutelage.settings.weights import Linear
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.state import TrainState
-from tutelage.training.step import train_step
+from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Progress, View
 
 IMAGES, LABELS = samples(12, shape=(2, 8, 8))
@@ -128,3 +128,22 @@ def test_micro_batches_keep_their_view():
 
     train_step(state_of(OBJECTIVES["kd"], accumulate=3), BATCH, Asks())
     assert seen == [(list(range(k, k + 4)), View(3, 0)) for k in (0, 4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "pieces", "sizes"),
+    [
+        (29, 8, [4, 4, 4, 4, 4, 3, 3, 3]),
+        (28, 8, [4, 4, 4, 4, 3, 3, 3, 3]),
+        (32, 8, [4] * 8),
+        (5, 8, [1] * 5),
+        (29, 1, [29]),
+    ],
+)
+def test_micro_batches_are_cut_evenly(samples, pieces, sizes):
+    batch = Batch(torch.arange(samples), torch.rand(samples, 2), torch.zeros(samples, dtype=torch.int64), View(3, 0))
+    parts = split_batch(batch, pieces)
+    assert [len(part.index) for part in parts] == [len(part.labels) for part in parts] == sizes
+    assert torch.equal(torch.cat([part.inputs for part in parts]), batch.inputs)
+    assert all(part.view == batch.view for part in parts)
+    assert min(sizes) == smallest_share(samples, samples, accumulate=pieces)

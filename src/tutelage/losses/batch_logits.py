@@ -30,7 +30,8 @@ def dist(
     ``T**2 * (beta * (1 - mean_n rho(q_n, p_n)) + gamma * (1 - mean_k rho(q_k, p_k)))`` with ``q = softmax(z / T)``,
     rows ``n``, columns ``k`` and Pearson's ``rho(a, b) = <a', b'> / (|a'| * |b'| + 1e-8)`` of ``a' = a - mean(a)``.
     With one sample the columns are constant: the second bracket is 1, without a gradient. The ``1e-8`` matters where
-    rows are nearly uniform: identical inputs do not give exactly 0.
+    rows are nearly uniform: identical inputs do not give exactly 0. A class of probability 0 in both networks still
+    counts among the classes: its column is constant too.
 
     Args:
         student_logits: ``(..., classes)``, ``z``; all axes before the classes are the batch.
@@ -96,6 +97,7 @@ def mlkd_class(student_logits: Tensor, teacher_logits: Tensor, *, temperature: f
 
     ``||P' P - Q' Q||_F**2 / K`` with the rows ``q_T`` of the batch in ``Q`` and ``p_T`` in ``P``: a sum over the
     ``K**2`` pairs of classes, divided by ``K`` once. It grows with the square of the batch size. There is no ``T**2``.
+    ``K`` counts classes of probability 0 too.
 
     Args:
         student_logits: ``(..., classes)``; all axes before the classes are the batch.

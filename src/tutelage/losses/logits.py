@@ -6,6 +6,7 @@ Classes are the last axis; the axes before it, ``(batch,)`` or ``(batch, tokens)
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -30,7 +31,7 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
         label_smoothing: share of the label spread evenly over all classes, in [0, 1).
 
     Returns:
-        ``(...)`` nats.
+        ``(...)`` nats; infinite if the student gives probability 0, a logit of ``-inf``, to a class with a share.
 
     Raises:
         TypeError: if the logits are not a floating tensor, or the labels neither int64 nor floating.
@@ -293,7 +294,8 @@ def standardise(logits: Tensor) -> Tensor:
     through mean and deviation. Two classes become ``+-0.7071``, whatever they were.
 
     Args:
-        logits: ``(..., classes)``; at least two classes.
+        logits: ``(..., classes)``; at least two classes. ``-inf`` means probability 0 and stays: mean and deviation are
+            those of the other classes, as if there were no such class.
 
     Returns:
         Same shape, no unit; 0 where a row is constant. There the gradient is finite but large, up to ``1e7`` times
@@ -312,7 +314,16 @@ def standardise(logits: Tensor) -> Tensor:
         raise InvalidValueError(
             "logits", "at least 2 classes", f"{logits.shape[-1]}, which has no deviation", "leave it as it is"
         )
-    return (logits - logits.mean(dim=-1, keepdim=True)) / (logits.std(dim=-1, keepdim=True) + 1e-7)
+    classes, absent = logits.shape[-1], logits == -math.inf
+    present = (classes - absent.sum(dim=-1, keepdim=True)).to(logits.dtype)
+    # Absent classes are 0 in the sum and the mean in the deviation, where they add nothing but count: the factors put
+    # that right, and are exactly 1 where all classes are present.
+    values = logits.masked_fill(absent, 0.0)
+    mean = values.mean(dim=-1, keepdim=True) * (classes / present)
+    centred = values - mean
+    deviation = torch.where(absent, mean.detach(), values).std(dim=-1, keepdim=True)
+    deviation = deviation * ((classes - 1) / (present - 1).clamp(min=1)).sqrt()
+    return (centred / (deviation + 1e-7)).masked_fill(absent, -math.inf)
 
 
 def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor) -> Tensor:
@@ -323,7 +334,7 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
-        teacher_logits: the same shape, ``v``; finite, unlike in `kd`.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
         temperature: ``T``, ``()`` or one entry, above 0 (not checked).
 
     Returns:
@@ -343,8 +354,14 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
     if temperature.numel() != 1:
         raise InvalidValueError("temperature", "one entry", tuple(temperature.shape), "for example temperature.mean()")
     t = temperature.reshape(()).to(torch.promote_types(temperature.dtype, torch.float32))
-    log_q, log_p = (torch.log_softmax(logits / t, dim=-1) for logits in (student_logits, teacher_logits))
+    log_q, log_p = (torch.log_softmax(_divided(logits, t), dim=-1) for logits in (student_logits, teacher_logits))
     return t * t * _divergence(log_q, log_p)
+
+
+def _divided(logits: Tensor, temperature: Tensor) -> Tensor:
+    """Return logits divided by a temperature, whose gradient would be ``0 * inf`` at a class of probability 0."""
+    absent = logits == -math.inf
+    return (logits.masked_fill(absent, 0.0) / temperature).masked_fill(absent, -math.inf)
 
 
 def scaled_gradient(values: Tensor, *, factor: float | Tensor) -> Tensor:
@@ -391,7 +408,7 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
         temperature: ``T``, finite and above 0.
 
     Returns:
-        ``(...)`` nats.
+        ``(...)`` nats; infinite if the student gives probability 0, a logit of ``-inf``, to a class.
 
     Raises: TypeError or ValueError if a dtype, shape or number is not as above, or labels are soft.
     Source: Yuan et al., "Revisiting Knowledge Distillation via Label Smoothing Regularization", arXiv 1909.11723.
@@ -429,5 +446,6 @@ def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
     p = log_p.exp()
-    # Compared with 0, not "above 0": a NaN teacher must stay NaN and be noticed.
-    return (p * (log_p - log_q)).masked_fill(p == 0, 0.0).sum(dim=-1)
+    # Compared with 0, not "above 0": a NaN teacher must stay NaN and be noticed. Masked before the product, as p has a
+    # gradient where the temperature is learned, which would be 0 * inf.
+    return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(dim=-1)

@@ -26,6 +26,7 @@ from tutelage.images import (
     pixels_of,
     rescale,
 )
+from tutelage.submodules import evaluation_mode
 
 if TYPE_CHECKING:
     from tutelage.models.card import Card
@@ -66,12 +67,8 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     if not sequence:
         return []
     device = next(classifier.parameters()).device
-    views = torch.stack(_views(sequence, card))
-    mode = classifier.training
-    try:
-        logits = classifier.eval()(views.to(device))
-    finally:
-        classifier.train(mode)
+    with evaluation_mode(classifier):
+        logits = classifier(torch.stack(_views(sequence, card)).to(device))
     probability, index = logits.float().softmax(-1).max(-1)
     names = card.class_names
     return [

@@ -116,14 +116,11 @@ def _logits(context: BindContext, purpose: str) -> Tensor:
     if logits is None:
         instead = "type context=BindContext(teacher_logits=...), or a number in place of auto"
         raise InvalidValueError("context", f"the teacher's logits on training samples for {purpose}", "none", instead)
-    if logits.ndim != 2 or not len(logits) or not logits.isfinite().all():
-        raise InvalidValueError(
-            "context",
-            "teacher_logits that are finite, of shape (samples, classes)",
-            "others" if logits.ndim == 2 and len(logits) else tuple(logits.shape),
-            "check the teacher",
-        )
-    return logits.detach()
+    of_rows, finite = logits.ndim == 2 and len(logits) > 0, logits.isfinite()
+    if not of_rows or not ((finite | (logits == -math.inf)).all() and finite.any(dim=-1).all()):
+        expected = "teacher_logits that are finite, or -inf for probability 0, of shape (samples, classes)"
+        raise InvalidValueError("context", expected, "others" if of_rows else tuple(logits.shape), "check the teacher")
+    return logits.detach()[:, finite.any(dim=0)]  # without classes that no sample has
 
 
 def _rounded(value: float) -> float:

@@ -16,8 +16,7 @@ from tutelage.runs import autotune, sanity_checks
 from tutelage.runs.disk import run_size
 from tutelage.runs.setup import (
     build_inputs,
-    check_compatible,
-    check_last_batch,
+    check_run,
     evaluation_outputs,
     steps_of,
     torch_settings,
@@ -48,8 +47,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     # A teacher that is still to be trained has no accuracy yet, but its network gives the cost of a step.
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
     splits, objectives, fits = run_inputs.splits, run_inputs.objectives, recipe.fits()
-    check_compatible(run_inputs)
-    check_last_batch(len(splits.train), objectives, fits)
+    check_run(recipe, run_inputs)
     recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
     summary = [

@@ -7,11 +7,12 @@ from pathlib import Path
 
 from tutelage.config.schema import Network, Recipe
 from tutelage.errors import explaining
+from tutelage.modules import restored
 from tutelage.runs import autotune, resume
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.run_state import RunState
-from tutelage.runs.setup import RunInputs, build_inputs, torch_settings
+from tutelage.runs.setup import RunInputs, build_inputs, check_run, torch_settings
 from tutelage.training.loop import fit
 
 
@@ -39,9 +40,11 @@ def execute(
         BusyError: if another process is executing the run.
         DeadlineExceeded: if the time is up; the same call resumes the run.
     """
-    with folder_lock(folder), torch_settings(recipe):
+    # A teacher that the caller has in hand is frozen for the time of the run.
+    with folder_lock(folder), torch_settings(recipe), restored(run_inputs.teacher if run_inputs else None):
         recorded = resume.earlier_run(folder, recipe)
         inputs = run_inputs or build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
+        check_run(recipe, inputs)
         recipe, reason = autotune.resolve_precision(recipe, lambda: inputs, folder=folder)
         if reason:
             options.reporter.say(f"{recipe.name}: {reason}")
@@ -52,6 +55,7 @@ def execute(
                 execute(training, teacher, options=options)
             with_teacher = recipe.model_copy(update={"teacher": Network(name=str(teacher))})
             inputs = build_inputs(with_teacher, splits=inputs.splits, trust_code=options.trust_code)
+        check_run(recipe, inputs)
         resume.same_fingerprints(inputs, expected or resume.fingerprints(recorded and recorded.manifest))
         run = RunState(recipe, folder, inputs, options, recorded=recorded, precision_reason=reason, teacher_outputs={})
         with run.recording():

@@ -17,7 +17,7 @@ from tutelage.runs.execute import execute
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.run import DEFAULTS, Run, RunOptions
 from tutelage.runs.run_state import RunState
-from tutelage.runs.setup import build_inputs, build_objectives, needs_teacher, torch_settings
+from tutelage.runs.setup import build_inputs, build_objectives, check_run, needs_teacher, torch_settings
 from tutelage.training.evaluate import EvalOutputs
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
@@ -160,6 +160,7 @@ class _Shared:
         recorded = resume.earlier_run(folder, recipe)
         run_inputs = build_inputs(recipe, splits=self.splits, teacher=self.teacher, trust_code=self.options.trust_code)
         self.splits, self.teacher = run_inputs.splits, self.teacher or run_inputs.teacher
+        check_run(recipe, run_inputs)
         resume.same_fingerprints(run_inputs, resume.fingerprints(recorded and recorded.manifest))
         recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs, folder=folder, beside=self.precision)
         self.precision, self.reason = self.precision or recipe.precision, self.reason or reason

@@ -14,7 +14,7 @@ import torch
 from tutelage import data, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explaining
-from tutelage.modules import FrozenTeacher
+from tutelage.modules import FrozenTeacher, restored
 from tutelage.runs import autotune, sanity_checks, setup
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.preflight import require_outputs, require_teacher
@@ -68,11 +68,13 @@ def record(
     inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     setup.check_compatible(inputs)
+    setup.check_teacher_outputs(recipe, inputs)
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = inputs.splits.train, inputs.splits.classes
     # The cache is opened under the lock: another process may just have created it.
     with folder_lock(folder, wait=True), setup.torch_settings(recipe), contextlib.ExitStack() as stack:
+        stack.enter_context(restored(run_inputs.teacher if run_inputs else None))
         recipe, reason = autotune.resolve_precision(recipe, lambda: inputs)
         if reason:
             reporter.say(reason)

@@ -35,7 +35,7 @@ from tutelage.types import UNLABELLED, Batches, Teacher
 
 
 class RunState:
-    """One run in progress; its recipe's precision is already chosen.
+    """One run in progress; its inputs passed `setup.check_run`, and its recipe's precision is already chosen.
 
     ``recorded`` is what the folder says of an interrupted run that is resumed; ``precision_reason`` says why the
     precision was chosen, if it was just measured; ``teacher_outputs`` caches the teacher's outputs on the evaluation
@@ -68,8 +68,6 @@ class RunState:
             warnings.warn(made_again, stacklevel=2)
         self.seconds_before = previous.get("duration_s", 0.0)
         self.fits, self.objectives, splits = recipe.fits(), run_inputs.objectives, run_inputs.splits
-        setup.check_compatible(run_inputs)
-        setup.check_last_batch(len(splits.train), self.objectives, self.fits, world=self.accelerator.num_processes)
         self.outputs: TeacherCache | None = None
         self.check_outputs()
         precision = self.fits[0].settings.precision
@@ -84,7 +82,6 @@ class RunState:
             self.held_out.append(EvalSet(name, batches, None if teacher is None else teacher_outputs[name]))
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
-        self.check_student()
         disk.require_room(f"run {recipe.name}", folder, disk.size_left(recipe, run_inputs.student, folder))
         teacher_description = self.describe_teacher(announce=first_of_group)
         warned = sanity_checks.warn(self.doubts())
@@ -141,27 +138,11 @@ class RunState:
                     taps = objective.needs.teacher_taps
                     self.outputs.require(epoch, taps, gammas=[] if gamma is None else [gamma])
 
-    def check_student(self) -> None:
-        """Refuse a student, perhaps the caller's module, whose logits do not match the data's classes."""
-        student, classes = self.run_inputs.student.to(self.device), self.run_inputs.splits.classes
-        mode = student.training
-        with torch.no_grad():
-            logits = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device))
-        student.train(mode)
-        if (width := logits.shape[-1]) != classes:
-            expected = f"logits for the {classes} classes of the data"
-            raise RecipeError(f"student {student.card.name}", expected, width, "change its last layer")
-        sanity_checks.warn(sanity_checks.of_answers("student", logits))
-
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
         """Evaluate the teacher before the first step, report it, and refuse one that is no better than chance."""
         teacher, classes, test = self.run_inputs.teacher, self.run_inputs.splits.classes, self.held_out[-1]
         if teacher is None or test.teacher is None:
             return None
-        if (width := test.teacher.logits.shape[-1]) != classes:
-            expected = f"logits for the {classes} classes of the data"
-            instead = "name a teacher that was trained on these classes"
-            raise RecipeError(f"teacher {teacher.card.name}", expected, width, instead)
         better = better_than_chance(test.teacher)
         accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
         if accuracy is not None and announce:

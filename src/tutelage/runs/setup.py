@@ -19,17 +19,19 @@ from tutelage.checks import nonfinite_weight
 from tutelage.config.schema import Network, R, Recipe
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
-from tutelage.modules import FrozenTeacher, network_context
+from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
+from tutelage.runs import sanity_checks
 from tutelage.runs.manifest import without_paths
 from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.distributed import accelerator_on
+from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
 from tutelage.training.precision import float32_products
-from tutelage.types import UNLABELLED, Batch, Batches, Outputs
+from tutelage.types import UNLABELLED, Batch, Batches, Outputs, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +117,8 @@ def check_compatible(run_inputs: RunInputs) -> None:
     splits, teacher, labels = run_inputs.splits, run_inputs.teacher, run_inputs.splits.train.labels
     soft = labels.is_floating_point()
     check_teacher(teacher, run_inputs.objectives)
+    if teacher is not None:
+        refuse_shared(run_inputs.student, teacher)
     for role, network in (("student", run_inputs.student), ("teacher", teacher)):
         if network is not None and (weight := nonfinite_weight(network)):
             instead = "name other weights, or train or fetch it again"
@@ -159,19 +163,90 @@ def check_compatible(run_inputs: RunInputs) -> None:
         raise RecipeError(what, "the classes of the data in their order", got, instead)
 
 
-def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
-    """Refuse an epoch whose last batch, shared by ``world`` processes, is too small for a stage's objective."""
-    smallest = partial(smallest_share, samples, world=world)
+def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
+    """Refuse what cannot be trained, before anything is: the networks are tried on a few samples, and not changed.
+
+    Raises:
+        RecipeError: if data, teacher, student and objectives are not compatible, teacher and student share something, a
+            network does not take the data's inputs, or a batch is too small for an objective or the student.
+        UserCodeError: if a network of the user's own does not take the data's inputs.
+    """
+    check_compatible(run_inputs)
+    accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), len(run_inputs.splits.train)
+    if run_inputs.teacher is not None:
+        check_teacher_outputs(recipe, run_inputs)
+    student, inputs, settings = run_inputs.student, _probe(run_inputs, accelerator.device), fits[0].settings
+    world, least = accelerator.num_processes, {}
+    if inputs is not None:
+        who = f"student {student.card.name}"
+        logits = check_logits(
+            student.to(accelerator.device),
+            who,
+            inputs,
+            classes=run_inputs.splits.classes,
+            settings=settings,
+            instead="change its last layer",
+        )
+        sanity_checks.warn(sanity_checks.of_answers("student", logits))
+        sizes = [size for fit in fits for size in _micro_batches(samples, fit, world)]
+        size, layer = smallest_batch(student, who, inputs, sizes, settings=settings)
+        least[f"the {who}" + f", its {layer}" * bool(layer)] = size
+    check_last_batch(samples, run_inputs.objectives, fits, world=world, networks=least)
+
+
+def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs) -> None:
+    """Refuse a teacher that does not take the data's inputs, or gives logits for other classes."""
+    teacher, device = run_inputs.teacher, accelerator_on(recipe.device).device
+    if teacher is None or (inputs := _probe(run_inputs, device)) is None:
+        return
+    check_logits(
+        teacher.to(device),
+        f"teacher {teacher.card.name}",
+        inputs,
+        classes=run_inputs.splits.classes,
+        settings=recipe.fits()[0].settings,
+        instead="name a teacher that was trained on these classes",
+    )
+
+
+def _probe(run_inputs: RunInputs, device: torch.device) -> torch.Tensor | None:
+    """Return a few training inputs for a dry forward pass; ``None`` if no sample can be read."""
+    train = replace(run_inputs.splits.train, workers=0)
+    pairs = (np.arange(first, min(first + PROBED, len(train))) for first in range(0, len(train), PROBED))
+    with same_draws(device):  # A data set of the user's may draw from the run's generators.
+        readable = (inputs for _, inputs in train.stream(pairs, view=View(0, 0)) if len(inputs))
+        inputs = next(readable, None)
+    return None if inputs is None else inputs.to(device)
+
+
+def _micro_batches(samples: int, fit: Fit, world: int) -> tuple[int, int]:
+    """Return the sizes of a fit's smallest and largest micro-batches."""
+    whole = -(-min(fit.batch_size, samples) // world)
+    accumulate = fit.settings.accumulate
+    smallest = smallest_share(samples, fit.batch_size, world=world, accumulate=accumulate)
+    return max(smallest, 1), -(-whole // accumulate)
+
+
+def check_last_batch(
+    samples: int,
+    objectives: Sequence[Objective],
+    fits: Sequence[Fit],
+    *,
+    world: int = 1,
+    networks: Mapping[str, int] = {},
+) -> None:
+    """Refuse an epoch of which a micro-batch, on one of ``world`` processes, is too small for a stage.
+
+    Args:
+        samples: number of training samples.
+        objectives: objective of each stage.
+        fits: fit of each stage.
+        world: number of processes.
+        networks: smallest batch that each network takes, by its name.
+    """
     for objective, fit in zip(objectives, fits, strict=True):
-        batch_size, min_batch = fit.batch_size, objective.needs.min_batch
-        if (got := smallest(batch_size)) < min_batch:
-            sizes = (*range(batch_size, 0, -1), *range(batch_size + 1, samples + 1))
-            fitting = next((size for size in sizes if smallest(size) >= min_batch), None)
-            expected = f"{min_batch} samples or more in every batch for objective {objective.name}"
-            processes = f" on {world} processes" if world > 1 else ""
-            instead = f"type batch_size={fitting}" if fitting else "use more samples"
-            smallest_of = f"{got} in the smallest of {samples} samples by {batch_size}{processes}"
-            raise RecipeError("batch_size", expected, smallest_of, instead)
+        least = {f"objective {objective.name}": objective.needs.min_batch, **networks}
+        check_batches(samples, fit.batch_size, least, world=world, accumulate=fit.settings.accumulate)
 
 
 def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
@@ -199,7 +274,7 @@ def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
     )
 
 
-PROBE_SAMPLES = 2
+PROBE_SAMPLES = PROBED
 """Number of samples in the dry forward pass that gives the shapes of features."""
 STATISTICS = 10_000
 """Number of training samples, evenly spaced, whose teacher logits are bound as teacher statistics."""

@@ -234,7 +234,13 @@ def steps_per_epoch(samples: int, batch_size: int, *, world: int = 1) -> int:
     return whole + (remainder >= world)
 
 
-def smallest_share(samples: int, batch_size: int, *, world: int = 1) -> int:
-    """Return the fewest samples that any of ``world`` processes has in any of these steps."""
+def smallest_share(samples: int, batch_size: int, *, world: int = 1, accumulate: int = 1) -> int:
+    """Return the fewest samples in any micro-batch of any of these steps, where ``world`` processes share each batch.
+
+    Example:
+        >>> smallest_share(100, 29), smallest_share(100, 29, accumulate=8)
+        (13, 1)
+    """
     remainder = samples % batch_size
-    return (remainder if remainder >= world else min(batch_size, samples)) // world
+    share = (remainder if remainder >= world else min(batch_size, samples)) // world
+    return share // min(accumulate, share) if share else 0

@@ -22,7 +22,7 @@ from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import record
 from tutelage.runs.resume import begun, recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
-from tutelage.runs.setup import build_inputs, check_teacher, needs_teacher, steps_of, torch_settings
+from tutelage.runs.setup import build_inputs, check_run, check_teacher, needs_teacher, steps_of, torch_settings
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
     objectives = [from_spec(spec) for spec in comparison.objectives.values()]
     check_teacher(comparison.teacher, objectives)
     splits = data.open_data(comparison.data)
+    _check_runs(comparison, folder, splits, options)
     with folder_lock(folder, wait=True):
         comparison = _with_precision(comparison, folder, splits, options)
         training = comparison.training(f"{comparison.name}/teacher")
@@ -183,6 +184,17 @@ def dry_runs(comparison: Comparison, folder: Path) -> Iterator[Recipe]:
     for _, recipe in islice(plan(comparison, folder), len(comparison.objectives)):
         trained = isinstance(recipe.teacher, Network) and recipe.teacher.name == (folder / "teacher").as_posix()
         yield recipe.model_copy(update={"teacher": comparison.teacher}) if trained else recipe
+
+
+def _check_runs(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> None:
+    """Refuse objectives and networks that cannot be trained, before a teacher or another objective's student is."""
+    teacher = None
+    for recipe in dry_runs(comparison, folder):
+        recipe = autotune.with_untrained_teacher(recipe)
+        with torch_settings(recipe):
+            run_inputs = build_inputs(recipe, splits=splits, teacher=teacher, trust_code=options.trust_code)
+            check_run(recipe, run_inputs)
+        teacher = teacher or run_inputs.teacher
 
 
 def _refuse_another(

@@ -201,8 +201,11 @@ class TeacherCache:
                 it marks a sample that was not read.
         """
         logits = logits.float()
-        mean = logits.mean(-1, keepdim=True)
-        centred = _half(LOGITS, logits - mean)  # In either form, values beyond float16's range are refused.
+        absent = logits == -torch.inf  # of probability 0, which takes no part in the mean
+        present, values = logits.shape[-1] - absent.sum(-1, keepdim=True), logits.masked_fill(absent, 0.0)
+        mean = values.mean(-1, keepdim=True) * (logits.shape[-1] / present.clamp(min=1))
+        # In either form, values beyond float16's range are refused.
+        centred = _half(LOGITS, (values - mean).masked_fill(absent, 0.0)).masked_fill(absent.cpu(), -torch.inf)
         if self.form is None:
             packed = {"values": centred, "mean": mean.cpu()}
         else:

@@ -14,6 +14,7 @@ from tutelage.checks import nonfinite_weight
 from tutelage.errors import RunError
 from tutelage.records import Bin, EvaluationMeans, Histogram, Judgement
 from tutelage.settings.fit import Precision
+from tutelage.submodules import evaluation_mode
 from tutelage.training.distributed import to_device
 from tutelage.training.precision import float32_products, mixed_precision
 from tutelage.types import UNLABELLED, Batches
@@ -62,18 +63,13 @@ def collect_outputs(
     Raises:
         NonFiniteError: if logits are not finite, as no metric would mean anything; it names ``who`` and the samples.
     """
-    mode = network.training
-    network.eval()
     logits, labels = [], []
-    try:
-        with float32_products(device, precision):
-            for batch in batches.epoch(0):
-                inputs = to_device(batch, device, channels_last=channels_last).inputs
-                with mixed_precision(device, precision):
-                    logits.append(network(inputs).float().cpu())
-                labels.append(batch.labels.cpu())
-    finally:
-        network.train(mode)
+    with evaluation_mode(network), float32_products(device, precision):
+        for batch in batches.epoch(0):
+            inputs = to_device(batch, device, channels_last=channels_last).inputs
+            with mixed_precision(device, precision):
+                logits.append(network(inputs).float().cpu())
+            labels.append(batch.labels.cpu())
     outputs = EvalOutputs(torch.cat(logits), torch.cat(labels))
     bad = (~torch.isfinite(outputs.logits).all(-1)).nonzero()[:, 0].tolist()
     if bad:

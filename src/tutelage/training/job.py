@@ -17,7 +17,7 @@ from tutelage import records
 from tutelage.errors import InvalidValueError, RunError, message
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller
-from tutelage.settings.fit import FitSettings, Switch
+from tutelage.settings.fit import FitSettings, Switch, smallest_share
 from tutelage.submodules import unwrapped
 from tutelage.tensor_files import to_bytes
 from tutelage.training import memory, optim
@@ -26,6 +26,7 @@ from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import NOT_CAPTURED, ComputePlan, PlannedTeacher, Trials, reason_unmeasured, unchanged
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on, step_totals, summed
+from tutelage.training.dry_forward import PROBED, check_batches, smallest_batch
 from tutelage.training.evaluate import EvalSet, answers_alike, collect_outputs, summarize
 from tutelage.training.graphs import CAPTURES, NotCapturableError
 from tutelage.training.nonfinite import raise_if_nonfinite
@@ -70,6 +71,7 @@ class FitState:
         job: student, and how it is trained.
         accelerator: device and processes to train on.
         steps: number of steps per epoch.
+        samples: number of samples per epoch, by which the smallest batch is known; ``None`` to check none.
         stage: number of the stage, as for `fit`.
 
     Attributes:
@@ -80,12 +82,14 @@ class FitState:
         history: records of its epochs.
     """
 
-    def __init__(self, job: FitJob, accelerator: Accelerator, *, steps: int, stage: int = 0) -> None:
+    def __init__(
+        self, job: FitJob, accelerator: Accelerator, *, steps: int, samples: int | None = None, stage: int = 0
+    ) -> None:
         if job.settings.accumulate > 1 and job.distiller.objective.needs.coupled:
             expected = "1 for an objective that couples a batch's samples"
             instead = "its value would change with the micro-batches: type accumulate=1"
             raise InvalidValueError("accumulate", expected, job.settings.accumulate, instead)
-        self.job, self.accelerator, self.steps, self.stage = job, accelerator, steps, stage
+        self.job, self.accelerator, self.steps, self.samples, self.stage = job, accelerator, steps, samples, stage
         self.device, self.settings = accelerator.device, job.settings
         self.train = TrainState(job.distiller, job.settings, accelerator)
         self.now = self.train.now
@@ -164,6 +168,7 @@ class FitState:
             teacher.prepare(batch)
         self.consistent = False
         if self.plan is None:
+            self._check_batches(batch)
             self._adopt(self._choose_plan(batch, teacher, outputs, apart=apart))
         elif self.plan.graph and not (isinstance(self.step, CapturedStep) and self.step.samples >= len(batch.index)):
             # A resumed fit; maybe before an epoch's last, smaller batch, which full ones follow.
@@ -292,6 +297,21 @@ class FitState:
     def steps_left(self) -> int:
         """Number of remaining steps of the fit."""
         return self.total_steps - self.now.step
+
+    def _check_batches(self, batch: Batch) -> None:
+        """Refuse, before the first step, batches of this size if one of an epoch is too small to be computed."""
+        if self.samples is None:
+            return
+        world, accumulate = self.accelerator.num_processes, self.settings.accumulate
+        batch_size, objective = len(batch.index) * world, self.job.distiller.objective
+        least = {"the objective": objective.needs.min_batch}
+        if smallest_share(self.samples, batch_size, world=world, accumulate=accumulate) == 1:
+            sizes = (1, len(split_batch(batch, accumulate)[0].index))
+            size, layer = smallest_batch(
+                self.job.distiller.student, "student", batch.inputs[:PROBED], sizes, settings=self.settings
+            )
+            least["the student" + f", its {layer}" * bool(layer)] = size
+        check_batches(self.samples, batch_size, least, world=world, accumulate=accumulate)
 
     def _adopt(self, plan: ComputePlan) -> None:
         """Compute by a plan from now on, and record it."""

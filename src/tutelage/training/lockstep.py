@@ -75,7 +75,10 @@ class Lockstep:
         Raises:
             Exception: if something shared failed: the batches or the teacher.
         """
-        begin = partial(FitState, accelerator=self.accelerator, steps=len(self.batches), stage=self.stage)
+        batches = self.batches
+        begin = partial(
+            FitState, accelerator=self.accelerator, steps=len(batches), samples=batches.samples, stage=self.stage
+        )
         for k, job in self.jobs.items():
             if state := self.isolation.attempt(k, begin, job):
                 self._states[k] = state

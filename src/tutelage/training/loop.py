@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from accelerate import Accelerator
 
 from tutelage import records
-from tutelage.modules import Distiller
+from tutelage.modules import Distiller, FrozenTeacher, refuse_shared
 from tutelage.settings.fit import FitSettings
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import PlannedTeacher
@@ -48,10 +48,14 @@ def fit(
         resume: checkpoint of this stage to resume from.
 
     Raises:
+        ValueError: if student and teacher share something, or a batch or micro-batch is too small for the objective or
+            the student; nothing was trained then.
         NonFiniteError: if a loss or gradient is not finite and ``settings.nonfinite`` is ``stop``.
         CheckpointError: if a checkpoint cannot be written.
         Exception: if the batches, the teacher or the student raise it.
     """
+    if isinstance(teacher, FrozenTeacher):
+        refuse_shared(distiller.student, teacher.network)
     job = FitJob(
         distiller=distiller,
         settings=settings,
@@ -61,7 +65,7 @@ def fit(
         to_beat=to_beat,
         resume=resume,
     )
-    state = FitState(job, accelerator, steps=len(batches), stage=stage)
+    state = FitState(job, accelerator, steps=len(batches), samples=batches.samples, stage=stage)
     planned = PlannedTeacher(teacher, settings, accelerator.device, state.plan) if teacher is not None else None
     while state.now.epoch < settings.epochs:
         with state.saving_if_stopped():

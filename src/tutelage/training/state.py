@@ -247,7 +247,9 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
         raise ValueError(wrong)
     expected = {f"lesson.{name}": tensor.shape for name, tensor in distiller.state_dict().items()}
     expected |= {"sums": EpochMetrics(distiller.objective, torch.device("cpu")).zeros.shape}
-    expected |= {"blame": empty_nonfinite_log(torch.device("cpu")).shape, "rng.cpu": torch.get_rng_state().shape}
+    expected |= {"blame": empty_log(torch.device("cpu")).shape, "rng.cpu": torch.get_rng_state().shape}
+    if "blame_values" in tensors:  # Checkpoints of older versions have none.
+        expected["blame_values"] = empty_values(len(distiller.objective.names), torch.device("cpu")).shape
     if missing := expected.keys() - tensors.keys():
         raise ValueError(f"no tensor {min(missing)}")
     if unknown := {name for name in tensors if name.startswith("lesson.")} - expected.keys():

@@ -68,8 +68,9 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
 
 
 def split_batch(batch: Batch, pieces: int) -> list[Batch]:
-    """Cut a batch into micro-batches."""
+    """Cut a batch into micro-batches whose sizes differ by at most one sample, as many as there are samples for."""
     if pieces == 1:
         return [batch]
-    parts = zip(*(tensor.chunk(pieces) for tensor in (batch.index, batch.inputs, batch.labels)), strict=True)
+    pieces = min(pieces, len(batch.index))
+    parts = zip(*(tensor.tensor_split(pieces) for tensor in (batch.index, batch.inputs, batch.labels)), strict=True)
     return [Batch(index, inputs, labels, batch.view) for index, inputs, labels in parts]

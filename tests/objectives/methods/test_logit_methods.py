@@ -255,3 +255,68 @@ def test_a_run_learns_its_temperature_and_keeps_it_out_of_the_student(tmp_path):
         weak_teacher=True,
     )
     assert set(run.epochs[0]["train"]["terms"]) == {"ce", "ctkd"}
+
+
+# ------------------------------------------------------------------------------ a class that both networks rule out
+
+RULED_OUT = {
+    **{name: PRESETS[name] for name in ("dkd", "nkd", "wsld", "ctkd", *(n for n in PRESETS if "standardised" in n))},
+    "cross_entropy": objectives.cross_entropy(),
+    "confidence_penalty": objectives.confidence_penalty(),
+    "kd": objectives.kd(),
+    "ttm": objectives.ttm(),
+    "wttm": objectives.wttm(),
+    "wttm over the batch": objectives.wttm(beta=2, normalise="batch"),
+    "wttm over the training set": objectives.wttm(beta=2, normalise="training"),
+    **{f"renyi {order}": objectives.renyi_penalty(order=order, weight=1.0) for order in (0.5, 1, 2)},
+    **{
+        f"{transform} by {weight} of the {of}": objectives.transformed_matching(
+            transform=transform, weight_by=weight, weight_of=of
+        )
+        for transform in ("power", "rational", "logarithm", "complement")
+        for weight, of in (("power_sum", "teacher"), ("entropy", "target"), ("one_minus_top", "teacher"))
+    },
+}
+
+
+@pytest.mark.parametrize("objective", RULED_OUT.values(), ids=RULED_OUT)
+def test_the_value_is_that_without_the_class(objective):
+    student, teacher, batch = drawn(classes=6)
+    kept, labels = [0, 1, 3, 4, 5], torch.tensor([0, 1, 2, 3, 4, 0])
+    computed = []
+    for whole in (True, False):
+        z, v = student.logits.clone(), teacher.logits.clone()
+        if whole:
+            z[:, 2] = v[:, 2] = -torch.inf
+        else:
+            z, v = z[:, kept], v[:, kept]
+        z.requires_grad_()
+        named = torch.tensor(kept)[labels] if whole else labels
+        bound = objective.bind(BindContext(samples=6, classes=v.shape[1], labels=named, teacher_logits=v))
+        loss = bound(Outputs(z), Outputs(v), batch._replace(labels=named))
+        loss.total.backward()
+        computed.append((loss.total, z.grad[:, kept] if whole else z.grad, *(p.grad for p in bound.parameters())))
+        if whole:
+            assert (z.grad[:, 2] == 0).all()
+    for ours, expected in zip(*computed, strict=True):
+        torch.testing.assert_close(ours, expected)
+        assert ours.isfinite().all()
+
+
+def test_each_row_is_standardised_over_its_own_classes():
+    logits = torch.tensor([[1.0, 2.0, 3.0, -torch.inf], [-torch.inf, 4.0, 6.0, 8.0], [0.0, 1.0, 2.0, 3.0]])
+    expected = [[-1, 0, 1, -torch.inf], [-torch.inf, -1, 0, 1], losses.standardise(logits[2]).tolist()]
+    torch.testing.assert_close(losses.standardise(logits), torch.tensor(expected))
+    alone = losses.standardise(torch.tensor([[-torch.inf, 4.0, -torch.inf]]))
+    assert alone.tolist() == [[-torch.inf, 0.0, -torch.inf]]
+
+
+def test_where_no_class_is_ruled_out_no_bit_differs():
+    for dtype in (torch.float32, torch.float64):
+        plain = (torch.randn(7, 33, generator=torch.Generator().manual_seed(0)) * 5).to(dtype).requires_grad_()
+        ours = plain.detach().clone().requires_grad_()
+        value = (plain - plain.mean(-1, keepdim=True)) / (plain.std(-1, keepdim=True) + 1e-7)
+        assert torch.equal(losses.standardise(ours), value)
+        for computed in (losses.standardise(ours), value):
+            (computed * torch.arange(33)).sum().backward()
+        assert torch.equal(ours.grad, plain.grad)
