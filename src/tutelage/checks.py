@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tutelage.errors import InvalidTypeError, InvalidValueError, nearest
+from tutelage.settings.numbers import FLOAT32, fits_float32
 from tutelage.types import UNLABELLED
 
 EMBEDDINGS = ("batch", "width")
@@ -52,9 +53,10 @@ def order(value: float) -> None:
 
 
 def whole_number(value: object, name: str, *, example: int, minimum: int = 1) -> None:
-    """Refuse a hyperparameter that is not a whole number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise InvalidValueError(name, f"a whole number >= {minimum}", repr(value), f"for example {name}={example}")
+    """Refuse a hyperparameter that is not a whole number from ``minimum`` to 2**24, as it is an axis of some tensor."""
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= 2**24:
+        expected = f"a whole number in [{minimum}, {2**24}]"
+        raise InvalidValueError(name, expected, repr(value), f"for example {name}={example}")
 
 
 def known(value: str, name: str, names: Collection[str], *, example: str) -> None:
@@ -206,6 +208,8 @@ def _number(value: object, name: str, example: float, legal: Callable[[float], b
         raise InvalidTypeError(
             name, "a Python number", type(value).__name__, f"type float({name}), for example {name}={example}"
         )
+    if not fits_float32(value) and abs(value) != math.inf:
+        expected, legal = f"{expected}, {FLOAT32}", lambda _: False
     if not legal(value):
         raise InvalidValueError(name, expected, value, f"for example {name}={example}")
 

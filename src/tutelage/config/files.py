@@ -1,9 +1,15 @@
-"""Recipes as YAML: reading, ``key=value`` overrides, writing."""
+"""Recipes as YAML: reading, ``key=value`` overrides, writing.
+
+What is read has limits, so that no file can take more memory or time than its own size: `LARGEST` bytes, `DEEPEST`
+levels, `MOST` values where every alias counts as what it stands for. Of YAML's types there are those of recipes alone:
+mappings, lists, texts, numbers, true and false, null.
+"""
 
 from __future__ import annotations
 
 import copy
 import re
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +18,7 @@ import yaml
 
 from tutelage.config.messages import SYNONYMS
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError, nearest, raise_all
+from tutelage.errors import RecipeError, nearest, printable, raise_all
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -22,13 +28,13 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         RecipeError: the file is not there, is not YAML, or is not a mapping; an override is not ``key=value``.
     """
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a subclass of the safe loader
+        value = load(_text(path))
     except OSError as error:
         beside = [each.name for each in path.parent.glob("*.y*ml")]
         example = "for example recipes/digits-teacher.yaml"
         instead = nearest(path.name, beside, otherwise=example)
         raise RecipeError("recipe", "a YAML file", f"{path} ({error.strerror})", instead) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
         what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "problem", None) or error
@@ -67,12 +73,13 @@ def override(value: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
 def _put(value: dict[str, Any], text: str) -> None:
     key, equals, raw = text.partition("=")
     names = key.split(".")
-    if not equals or not all(names):
+    if not equals or not all(names) or len(names) > DEEPEST:
         raise RecipeError("override", "key=value", repr(text), "for example epochs=10")
     try:
-        new = yaml.load(raw, Loader=_Loader)  # noqa: S506
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise RecipeError(f"override {key}", "a YAML value", repr(raw), f"for example {key}=1") from None
+        new = load(raw)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = getattr(error, "problem", None) or error
+        raise RecipeError(f"override {key}", "a YAML value", f"{raw!r} ({reason})", f"for example {key}=1") from None
     section: Any = value
     for depth, name in enumerate(names[:-1], 1):
         section, slot = _slot(section, name, key)
@@ -113,8 +120,72 @@ def dump(recipe: Recipe) -> str:
     return yaml.dump(recipe.model_dump(mode="json"), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+LARGEST = 2**20
+"""Bytes of a file."""
+DEEPEST = 50
+"""Levels of nesting."""
+MOST = 50_000
+"""Values, where each alias counts as what it stands for."""
+
+
+def load(text: str) -> Any:
+    """Read YAML within the limits.
+
+    Raises:
+        yaml.YAMLError: it is none, or is beyond a limit.
+        ValueError: a number has too many digits.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  a subclass of the safe loader
+
+
+def _text(path: Path) -> str:
+    """Return the text of a regular file; anything else, such as a pipe, might never end."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise ValueError("not a regular file")
+    with path.open("rb") as file:
+        content = file.read(LARGEST + 1)
+    if len(content) > LARGEST:
+        raise ValueError(f"more than {LARGEST} bytes")
+    return content.decode("utf-8-sig")
+
+
+def _is_plain(text: str) -> bool:
+    return printable(text) == text
+
+
 class _Loader(yaml.SafeLoader):
     """YAML 1.1 takes 5e-4 for a string, everyone else for a number; and it takes the last of two equal keys."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a value, and count what it stands for."""
+        event = self.peek_event()
+        self._depth += 1
+        node = super().compose_node(parent, index) if self._depth <= DEEPEST else None
+        self._depth -= 1
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [each for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        reason = ""
+        if node is None:
+            reason = f"more than {DEEPEST} levels"
+        elif isinstance(event, yaml.AliasEvent):
+            reason = "" if node in self._sizes else "an alias of what it stands in"
+        else:
+            self._sizes[node] = 1 + sum(self._sizes[each] for each in inner)
+            if self._sizes[node] > MOST:
+                reason = f"more than {MOST} values"
+            elif isinstance(node, yaml.ScalarNode) and not all(map(_is_plain, re.split("[\t\n]", node.value))):
+                reason = "a control character"
+        if reason:
+            raise yaml.composer.ComposerError(None, None, reason, event.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -130,9 +201,20 @@ class _Dumper(yaml.SafeDumper):
     """Quotes the texts that `_Loader` would take for numbers."""
 
 
+_CORE = "tag:yaml.org,2002:"
+_NUMBERS = {
+    # Without YAML 1.1's octal 010 and its numbers to the base of 60, for which 1:30 is 90.
+    "int": r"^[-+]?(?:0|[1-9][0-9_]*)$",
+    "float": r"^[-+]?(?:(?:[0-9][0-9_]*)?\.[0-9_]+(?:[eE][-+]?[0-9]+)?|[0-9]+\.|[0-9]+\.?[eE][-+]?[0-9]+"
+    r"|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$",
+}
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+0123456789."),
-    )
+    _dropped = {f"{_CORE}{name}" for name in (*_NUMBERS, "timestamp", "value")}
+    _kind.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _dropped]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    for _name, _pattern in _NUMBERS.items():
+        _kind.add_implicit_resolver(f"{_CORE}{_name}", re.compile(_pattern), list("-+0123456789."))
+_TYPES = [*(f"{_CORE}{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")), None]
+_Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _TYPES}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from tutelage.config import messages
@@ -31,7 +31,9 @@ from tutelage.settings.fit import (
     Precision,
     Schedule,
     Switch,
+    Threads,
 )
+from tutelage.settings.numbers import LARGEST_COUNT
 from tutelage.settings.objective import REQUIRED, SIGNATURES, Argument, ObjectiveSpec, Signature, read_objective
 from tutelage.settings.outputs import BOUND
 
@@ -79,6 +81,14 @@ def _check_seed(seed: int, info: ValidationInfo) -> int:
     return seed
 
 
+FOLDER_NAME = "[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?"
+"""Pattern of a folder's name on every system: none ends in a dot."""
+LONGEST_NAME = 200
+FOLDER_NAME_IN_WORDS = (
+    f"a folder's name of letters, digits, `.`, `_` and `-`, up to 100 each and {LONGEST_NAME} in all, no dot at its end"
+)
+Seeds = Annotated[int, Ge(1), Le(10_000)]
+"""Number of runs, of which each is planned before the first is begun."""
 SeedField = Annotated[int, Ge(0), pydantic.AfterValidator(_check_seed)]
 _CROSS_ENTROPY = read_objective("cross_entropy", built_in_presets())
 DataField = Annotated[DataSettings, pydantic.AfterValidator(data.check), _short_for("source")]
@@ -134,7 +144,7 @@ class Training(_Section):
     schedule: ScheduleField | None = None
     clip: Positive | None = None
     precision: Precision | None = None
-    labelled: int | None = Field(None, ge=0)
+    labelled: int | None = Field(None, ge=0, le=LARGEST_COUNT)
     seed: SeedField | None = None
     data_seed: SeedField | None = None
 
@@ -186,8 +196,9 @@ class Recipe(_Section):
     """
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
-        description="a folder's name of letters, digits, `.`, `_` and `-`",
+        pattern=f"^{FOLDER_NAME}(/{FOLDER_NAME})*$",
+        max_length=LONGEST_NAME,
+        description=FOLDER_NAME_IN_WORDS,
         examples=["first-run"],
     )
     data: DataField = DataSettings()
@@ -220,7 +231,7 @@ class Recipe(_Section):
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Count | None = None
+    threads: Threads | None = None
     deterministic: bool = False
     weak_teacher: bool = False
     stages: tuple[Stage, ...] = Field((), examples=["[{epochs: 1}]"])
@@ -276,10 +287,10 @@ class Comparison(Recipe):
     objectives: dict[str, ObjectiveField] = Field(
         min_length=1, description="a mapping of names to objectives", examples=["{kd: kd}"]
     )
-    seeds: Count = 1
+    seeds: Seeds = 1
     baseline: str | None = Field(None, description="one of the objectives' names or null", examples=["null"])
     share_data_seed: bool = False
-    together: Count = TOGETHER
+    together: Seeds = TOGETHER
 
     @field_validator("objective", mode="before")
     @classmethod

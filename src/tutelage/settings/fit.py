@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Le
 
 from tutelage.errors import InvalidValueError
+from tutelage.settings.numbers import FLOAT32, LARGEST, LARGEST_COUNT, SMALLEST, fits_float32
 from tutelage.settings.objective import ObjectiveSpec
 
-Count = Annotated[int, Ge(1)]
+Count = Annotated[int, Ge(1), Le(LARGEST_COUNT)]
 """Whole number of at least one."""
-Positive = Annotated[float, Gt(0)]
+Threads = Annotated[int, Ge(1), Le(1024)]
+"""Number of the CPU's threads; OpenMP aborts the process where the system has no room for more."""
+Positive = Annotated[float, Ge(SMALLEST), Le(LARGEST)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """Precision of the networks; see `training.precision`."""
 Switch = Literal["auto"] | bool
@@ -22,13 +24,13 @@ LossForm = Literal["plain", "compiled", "fused"]
 """Form of an objective's losses: one by one, compiled, or the cross-entropy and a loss of logits fused."""
 
 
-_INFINITE = 2.0**128
-
-
 def _check(name: str, got: object, expected: str, good: bool, example: object) -> None:
+    numbers = got if isinstance(got, tuple) else (got,)
     # A run's records are JSON, which has no infinity, and its numbers meet float32 tensors.
-    if isinstance(got, float) and not abs(got) < _INFINITE:
-        good, expected = False, f"{expected}, and finite in float32"
+    if not all(fits_float32(number) for number in numbers if isinstance(number, float)):
+        good, expected = False, f"{expected}, {FLOAT32}"
+    if not all(abs(number) <= LARGEST_COUNT for number in numbers if isinstance(number, int)):
+        good, expected = False, f"{expected}, at most {LARGEST_COUNT}"
     if not good:
         raise InvalidValueError(name, expected, got, f"for example {name}={example}")
 
@@ -195,8 +197,9 @@ class FitSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):
             _check(name, getattr(self, name), "a whole number >= 1", getattr(self, name) >= 1, 1)
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise InvalidValueError("clip", "a gradient norm > 0", self.clip, "for no clipping type clip=null")
+        if self.clip is not None and not (self.clip > 0 and fits_float32(self.clip)):
+            instead = "for no clipping type clip=null"
+            raise InvalidValueError("clip", f"a gradient norm > 0, {FLOAT32}", self.clip, instead)
         _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)
 
 
