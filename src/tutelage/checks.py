@@ -28,8 +28,8 @@ ANY = ("batch", "size", "...")
 
 
 def positive(value: float, name: str, *, example: float) -> None:
-    """Refuse a hyperparameter that is not a finite number above 0."""
-    _number(value, name, example, lambda x: 0 < x < math.inf, "a finite number above 0")
+    """Refuse a hyperparameter that is not a number above 0 whose square and reciprocal float32 holds."""
+    _number(value, name, example, lambda x: 1e-18 <= x <= 1e18, "a number above 0, in [1e-18, 1e18]")
 
 
 def fraction(value: float, name: str, *, example: float) -> None:

@@ -116,7 +116,7 @@ class TutelageError(Exception):
         def copy(part: TutelageError) -> TutelageError:
             what, instead = rename(part.what), part.instead
             if part.what and ": " not in what:  # What it is in, such as a file, is not typed.
-                instead = re.sub(rf"(?<![\w./-]){re.escape(part.what)}=", f"{what}=", instead)
+                instead = re.sub(rf"(?<![\w./-]){re.escape(part.what)}=", lambda _: f"{what}=", instead)
             return type(part)(what, part.expected, part.got, instead)
 
         return type(self).of(map(copy, self.errors))

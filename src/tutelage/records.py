@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
+from tutelage import plain_files
 from tutelage.errors import InvalidValueError, StorageError
 
 RECIPE = "recipe.yaml"
@@ -286,8 +287,10 @@ def read_json(path: Path) -> Any:
         InvalidValueError: the file holds something else, as after damage.
     """
     try:
-        value = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
+        value = plain_files.parse_json(plain_files.read(path, plain_files.JSON_BYTES))
+    except InvalidValueError:
+        raise
+    except ValueError as error:
         raise InvalidValueError(path, "JSON", error, "restore the file or run again") from error
     if not isinstance(value, dict):
         raise InvalidValueError(path, "a JSON object", type(value).__name__, "restore the file or run again")
@@ -314,7 +317,7 @@ def read_epochs(folder: Path) -> Iterator[Epoch]:
         return
     for line in path.read_bytes().splitlines():
         try:
-            yield json.loads(line)
+            yield plain_files.parse_json(line)
         except ValueError:
             return
 

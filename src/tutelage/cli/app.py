@@ -18,7 +18,7 @@ import typer
 
 from tutelage import errors
 from tutelage.cli import inspect, study, train
-from tutelage.cli.common import FAILED
+from tutelage.cli.common import FAILED, echo
 from tutelage.errors import TutelageError
 from tutelage.version import __version__
 
@@ -145,8 +145,8 @@ def _interruption(error: BaseException) -> KeyboardInterrupt | None:
 
 def _end(message: str, code: int) -> NoReturn:
     """End the command with a message, each line prefixed with the program's name."""
-    for line in message.splitlines():
-        typer.echo(f"tutelage: {line}", err=True)
+    for line in message.split("\n"):
+        echo(f"tutelage: {line}", err=True)
     raise SystemExit(code)
 
 
@@ -171,4 +171,4 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     # A user of the command line can do nothing about other packages' warnings.
     if category is UserWarning:
-        typer.echo(f"warning: {message}", err=True)
+        echo(f"warning: {message}", err=True)

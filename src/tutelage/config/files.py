@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import copy
 import re
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from tutelage import plain_files
+from tutelage.config import messages
 from tutelage.config.messages import SYNONYMS
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError, nearest, printable, raise_all
+from tutelage.errors import InvalidValueError, RecipeError, nearest, printable, raise_all
 
 
 def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -28,7 +29,9 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         RecipeError: the file is not there, is not YAML, or is not a mapping; an override is not ``key=value``.
     """
     try:
-        value = load(_text(path))
+        value = load(plain_files.read(path, LARGEST).decode("utf-8-sig"))
+    except InvalidValueError as error:
+        raise RecipeError("recipe", error.expected, f"{path}, {error.got}", error.instead) from None
     except OSError as error:
         beside = [each.name for each in path.parent.glob("*.y*ml")]
         example = "for example recipes/digits-teacher.yaml"
@@ -79,7 +82,8 @@ def _put(value: dict[str, Any], text: str) -> None:
         new = load(raw)
     except (yaml.YAMLError, ValueError) as error:
         reason = getattr(error, "problem", None) or error
-        raise RecipeError(f"override {key}", "a YAML value", f"{raw!r} ({reason})", f"for example {key}=1") from None
+        got = f"{messages.shown(raw)} ({reason})"
+        raise RecipeError(f"override {key}", "a YAML value", got, f"for example {key}=1") from None
     section: Any = value
     for depth, name in enumerate(names[:-1], 1):
         section, slot = _slot(section, name, key)
@@ -138,23 +142,15 @@ def load(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)  # noqa: S506  a subclass of the safe loader
 
 
-def _text(path: Path) -> str:
-    """Return the text of a regular file; anything else, such as a pipe, might never end."""
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError("not a regular file")
-    with path.open("rb") as file:
-        content = file.read(LARGEST + 1)
-    if len(content) > LARGEST:
-        raise ValueError(f"more than {LARGEST} bytes")
-    return content.decode("utf-8-sig")
-
-
 def _is_plain(text: str) -> bool:
     return printable(text) == text
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 5e-4 for a string, everyone else for a number; and it takes the last of two equal keys."""
+    """YAML 1.1 takes 5e-4 for a text, 1:30 for 90, 010 for 8, 2024-01-01 for a date, and of equal keys the last.
+
+    Here the first is a number, the next are texts, and equal keys are refused.
+    """
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -198,7 +194,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would take for numbers."""
+    """Quotes the texts that `_Loader`, or another reader of YAML, would take for something else."""
 
 
 _CORE = "tag:yaml.org,2002:"
@@ -208,12 +204,12 @@ _NUMBERS = {
     "float": r"^[-+]?(?:(?:[0-9][0-9_]*)?\.[0-9_]+(?:[eE][-+]?[0-9]+)?|[0-9]+\.|[0-9]+\.?[eE][-+]?[0-9]+"
     r"|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$",
 }
+_dropped = {f"{_CORE}{name}" for name in (*_NUMBERS, "timestamp", "value")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _dropped]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _kind in (_Loader, _Dumper):
-    _dropped = {f"{_CORE}{name}" for name in (*_NUMBERS, "timestamp", "value")}
-    _kind.yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag not in _dropped]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
     for _name, _pattern in _NUMBERS.items():
         _kind.add_implicit_resolver(f"{_CORE}{_name}", re.compile(_pattern), list("-+0123456789."))
 _TYPES = [*(f"{_CORE}{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")), None]

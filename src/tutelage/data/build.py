@@ -97,6 +97,9 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         layout, pixels = guessed
     else:
         layout = images.find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
+    if settings.crop_padding >= min(layout.height, layout.width):
+        below = f"a border below the images, {layout.width} by {layout.height} pixels"
+        raise InvalidValueError("data.crop_padding", below, settings.crop_padding, "type data.crop_padding=0")
     if not _fits(halves.values(), layout, settings):
         return _streamed(train, test, description, layout)
     pixels = pixels or [_decode(raw, layout, settings) for raw in halves.values()]

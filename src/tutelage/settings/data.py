@@ -9,18 +9,18 @@ from typing import Literal
 
 from tutelage.errors import InvalidValueError, raise_all
 from tutelage.settings.fit import Switch
-from tutelage.settings.numbers import LARGEST_COUNT
+from tutelage.settings.numbers import LARGEST_COUNT, Real, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
     """RandAugment: random operations on each training image; `tutelage.data.randaugment` says which."""
 
-    operations: int = 2
+    operations: Whole = 2
     """Operations drawn per image, in [1, 100]; each is then applied with probability 1/2."""
-    magnitude: float = 9.0
+    magnitude: Real = 9.0
     """Strength of the operations, in [0, 10]."""
-    magnitude_std: float = 0.5
+    magnitude_std: Real = 0.5
     """Standard deviation of the magnitude from one operation to the next, in [0, 100]."""
 
 
@@ -34,13 +34,13 @@ class DataSettings:
     """Image column of an ``hf:`` source; unset uses the only one."""
     label: str | None = None
     """Label column of an ``hf:`` source; unset uses the only class-label column."""
-    validation: float = 0.0
+    validation: Real = 0.0
     """Fraction of the training samples held out for validation, stratified by class; in [0, 1)."""
-    labelled: int | None = None
+    labelled: Whole | None = None
     """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all."""
-    split_seed: int = 0
+    split_seed: Whole = 0
     """Seed of every split: validation, labelled, a test set if the source has none; between -2**63 and 2**63."""
-    crop_padding: int = 0
+    crop_padding: Whole = 0
     """Width in pixels of the zero border that training images are randomly cropped from, in [0, 1024]."""
     flip: bool = False
     """Flip each training image left to right with probability 1/2."""
@@ -57,34 +57,34 @@ class DataSettings:
     ``timm:<policy>``, such as ``timm:rand-m9-mstd0.5-inc1``. ``object:<name>`` stands for an object that was passed
     from Python.
     """
-    random_erasing: float = 0.0
+    random_erasing: Real = 0.0
     """Probability that noise fills a random rectangle of a training image."""
-    mixup: float = 0.0
+    mixup: Real = 0.0
     """Alpha of Mixup: a training sample becomes a mean of itself and another; 0 is off, else in [0.001, 1000]."""
-    cutmix: float = 0.0
+    cutmix: Real = 0.0
     """Alpha of CutMix: a rectangle of a training sample comes from another; 0 is off, else in [0.001, 1000]."""
-    mix_probability: float = 1.0
+    mix_probability: Real = 1.0
     """Probability that a sample is mixed at all, if Mixup or CutMix is on."""
-    switch_probability: float = 0.5
+    switch_probability: Real = 0.5
     """Probability of CutMix for a mixed sample, if both are on."""
-    size: int | None = None
+    size: Whole | None = None
     """Side of the square images, pixels, in [1, 4096].
 
     Unset keeps the size if all images of the data set have the same, and is 224 otherwise. Images of mixed sizes are
     evaluated on the centre of a copy whose shorter side is 256/224 of this; images of one size are resized as a whole.
     """
-    test_crop: float | None = None
+    test_crop: Real | None = None
     """Fraction of the resized image's side that the evaluation view keeps, in [0.1, 1].
 
     Unset means 224/256 = 0.875 for images of mixed sizes and 1 for images of one size.
     """
     test: Literal["held_out", "train"] = "held_out"
     """The test set if the source has none: a fifth of each class, or the training images without augmentation."""
-    workers: int = 0
+    workers: Whole = 0
     """Processes in [0, 256] that decode a streamed data set, or apply RandAugment or ``transform``; the values stay."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """On an unreadable image: stop and name it, or leave it out and count it."""
-    memory_limit_mb: int = 2048
+    memory_limit_mb: Whole = 2048
     """Largest data set held in memory, MiB of 8-bit pixels, at least 0; a larger one is streamed."""
     on_device: Switch = "auto"
     """Keep the pixels on the GPU as 8-bit values, and augment there; no effect on the values.
@@ -145,5 +145,9 @@ def check(settings: DataSettings) -> DataSettings:
     if s.transform is not None and s.randaugment is not None and not errors:
         together = "null together with data.randaugment, whose place it takes"
         errors = [InvalidValueError("data.transform", together, repr(s.transform), "type data.randaugment=null")]
+    if s.size is not None and s.crop_padding >= s.size and not errors:
+        below = f"a border below data.size, {s.size} pixels"
+        instead = f"type data.crop_padding={s.size // 8}"
+        errors = [InvalidValueError("data.crop_padding", below, s.crop_padding, instead)]
     raise_all(errors)
     return settings

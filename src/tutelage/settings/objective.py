@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, nearest, raise_all
 from tutelage.records import BESIDE
 from tutelage.settings import weights
-from tutelage.settings.numbers import FLOAT32, LARGEST_COUNT
+from tutelage.settings.numbers import FLOAT32
 
 Names = str | Sequence[str]
 """Annotation of an argument that is one name or several: a string, or a list of strings."""
@@ -196,7 +196,7 @@ def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any])
 def _number(value: Any, *, argument: str) -> float:
     if not weights.is_number(value):
         raise InvalidTypeError(argument, f"a number, {FLOAT32}", repr(value), f"for example {argument}=1.0")
-    return value if isinstance(value, int) and abs(value) <= LARGEST_COUNT else float(value)
+    return value if isinstance(value, int) and abs(value) < 2**63 else float(value)  # as torch takes
 
 
 def _number_or_auto(value: Any, *, argument: str) -> float | weights.Automatic:

@@ -19,6 +19,7 @@ from tutelage.config.schema import (
     FOLDER_NAME,
     FOLDER_NAME_IN_WORDS,
     LONGEST_NAME,
+    FolderName,
     NetworkField,
     Recipe,
     TeacherField,
@@ -190,10 +191,10 @@ def methods_by_name(value: Any) -> Any:
 class Study(_Section):
     """A grid of runs."""
 
-    name: str = Field(pattern=f"^{FOLDER_NAME}$", description=FOLDER_NAME_IN_WORDS, examples=["my-study"])
+    name: FolderName = Field(pattern=f"^{FOLDER_NAME}$", description=FOLDER_NAME_IN_WORDS, examples=["my-study"])
     title: str = ""
     source: str = ""
-    pool: str | None = Field(
+    pool: FolderName | None = Field(
         None, pattern=FOLDER, max_length=LONGEST_NAME, description=FOLDER_NAME_IN_WORDS, examples=["mine"]
     )
     protocol: dict[str, Any] = {}
