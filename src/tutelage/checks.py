@@ -39,7 +39,14 @@ def fraction(value: float, name: str, *, example: float) -> None:
 
 def mixture_weight(value: float, name: str, *, example: float, ends: str) -> None:
     """Refuse a hyperparameter outside (0, 1); ``ends`` is what to type for the limits at 0 and 1."""
-    _number(value, name, example, lambda x: 0 < x < 1, f"a number above 0 and below 1 (at the ends: type {ends})")
+    _number(
+        value,
+        name,
+        example,
+        lambda x: 0 < x < 1,
+        f"a number above 0 and below 1 (at the ends: type {ends})",
+        float32=False,
+    )
 
 
 def weight(value: float, name: str, *, example: float) -> None:
@@ -203,12 +210,14 @@ def _in_range(labels: Tensor, classes: int) -> None:
         raise InvalidValueError("labels", expected, int(outside[0]), instead)
 
 
-def _number(value: object, name: str, example: float, legal: Callable[[float], bool], expected: str) -> None:
+def _number(
+    value: object, name: str, example: float, legal: Callable[[float], bool], expected: str, *, float32: bool = True
+) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidTypeError(
             name, "a Python number", type(value).__name__, f"type float({name}), for example {name}={example}"
         )
-    if not fits_float32(value) and abs(value) != math.inf:
+    if float32 and not fits_float32(value) and abs(value) != math.inf:
         expected, legal = f"{expected}, {FLOAT32}", lambda _: False
     if not legal(value):
         raise InvalidValueError(name, expected, value, f"for example {name}={example}")

@@ -8,6 +8,7 @@ from tests._helpers.refusals import refused
 
 from tutelage.config import files
 from tutelage.errors import RecipeError
+from tutelage.studies import study_file
 
 BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{k}: &a{k} [{', '.join([f'*a{k - 1}'] * 10)}]\n" for k in range(1, 12)
@@ -48,8 +49,9 @@ def test_a_large_file_is_refused_unread(tmp_path):
 
 def test_a_pipe_is_no_recipe(tmp_path):
     os.mkfifo(path := tmp_path / "recipe.yaml")
-    with refused(RecipeError, "recipe", got=[path, "pipe"]):
-        files.read(path)
+    for reader in (lambda: files.read(path), lambda: study_file.read(str(path))):
+        with refused(RecipeError, "recipe", got=[path, "pipe"]):
+            reader()
 
 
 @pytest.mark.parametrize(

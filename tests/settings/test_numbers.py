@@ -6,7 +6,8 @@ from tests._helpers.refusals import refused
 from tutelage import objectives
 from tutelage.config import Comparison, Recipe, override, parse
 from tutelage.config.schema import built_in_presets
-from tutelage.errors import RecipeError
+from tutelage.data import DataSettings, open_data
+from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.settings.objective import REQUIRED
 
 RUN = {"name": "n", "student": "mlp:8", "teacher": "mlp:8"}
@@ -84,6 +85,9 @@ def test_a_number_within_its_bounds_is_taken(text):
 def test_a_border_is_below_the_images():
     with refused(RecipeError, "recipe: data.crop_padding", got=32):
         parse(Recipe, {**RUN, "data": {"size": 32, "crop_padding": 32}})
+    with refused(InvalidValueError, "data.crop_padding", got=8):
+        open_data(DataSettings(source="digits", crop_padding=8))
+    open_data(DataSettings(source="digits", crop_padding=7))
 
 
 @pytest.mark.parametrize("preset", built_in_presets())

@@ -97,9 +97,6 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         layout, pixels = guessed
     else:
         layout = images.find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
-    if settings.crop_padding >= min(layout.height, layout.width):
-        below = f"a border below the images, {layout.width} by {layout.height} pixels"
-        raise InvalidValueError("data.crop_padding", below, settings.crop_padding, "type data.crop_padding=0")
     if not _fits(halves.values(), layout, settings):
         return _streamed(train, test, description, layout)
     pixels = pixels or [_decode(raw, layout, settings) for raw in halves.values()]
@@ -247,6 +244,10 @@ def _divide(
     content: Sequence[str],
 ) -> Splits:
     """Hold validation out and drop labels; ``make`` builds a split from its name, positions, labels and mixing."""
+    if description.settings.crop_padding >= min(layout.height, layout.width):
+        below = f"a border below the images, {layout.width} by {layout.height} pixels"
+        padding = description.settings.crop_padding
+        raise InvalidValueError("data.crop_padding", below, padding, "type data.crop_padding=0")
     settings = description.settings
     count, seed = len(train_labels), settings.split_seed
     held_count = round(count * settings.validation)
