@@ -91,8 +91,11 @@ def shown(value):
 def bounds(field):
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     inside = [m for each in typing.get_args(field.annotation) for m in getattr(each, "__metadata__", ())]
-    limits = [(sign, getattr(m, name, None)) for m in (*field.metadata, *inside) for name, sign in signs.items()]
-    return "".join(f" {sign} {bound}" for sign, bound in limits if bound is not None)
+    every = (*field.metadata, *inside)
+    limits = {name: getattr(m, name) for m in every for name in signs if getattr(m, name, None) is not None}
+    if "ge" in limits and "le" in limits:
+        return f" in [{limits['ge']}, {limits['le']}]"
+    return "".join(f" {signs[name]} {bound}" for name, bound in limits.items())
 
 
 def keys_of(kind, *, beyond=()):

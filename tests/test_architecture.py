@@ -28,6 +28,7 @@ LAYERS = (
         ("images", "checks", "submodules", "tensor_files"),
         ("settings",),
         ("types", "records"),
+        ("plain_files",),
         ("errors", "interruption", "lazy", "version"),
     ),
 )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError, nearest
+from tutelage.settings.numbers import FLOAT32, fits_float32
 from tutelage.types import UNLABELLED
 
 EMBEDDINGS = ("batch", "width")
@@ -27,8 +28,8 @@ ANY = ("batch", "size", "...")
 
 
 def positive(value: float, name: str, *, example: float) -> None:
-    """Refuse a hyperparameter that is not a finite number above 0."""
-    _number(value, name, example, lambda x: 0 < x < math.inf, "a finite number above 0")
+    """Refuse a hyperparameter that is not a number above 0 whose square and reciprocal float32 holds."""
+    _number(value, name, example, lambda x: 1e-18 <= x <= 1e18, "a number above 0, in [1e-18, 1e18]")
 
 
 def fraction(value: float, name: str, *, example: float) -> None:
@@ -38,7 +39,14 @@ def fraction(value: float, name: str, *, example: float) -> None:
 
 def mixture_weight(value: float, name: str, *, example: float, ends: str) -> None:
     """Refuse a hyperparameter outside (0, 1); ``ends`` is what to type for the limits at 0 and 1."""
-    _number(value, name, example, lambda x: 0 < x < 1, f"a number above 0 and below 1 (at the ends: type {ends})")
+    _number(
+        value,
+        name,
+        example,
+        lambda x: 0 < x < 1,
+        f"a number above 0 and below 1 (at the ends: type {ends})",
+        float32=False,
+    )
 
 
 def weight(value: float, name: str, *, example: float) -> None:
@@ -52,9 +60,10 @@ def order(value: float) -> None:
 
 
 def whole_number(value: object, name: str, *, example: int, minimum: int = 1) -> None:
-    """Refuse a hyperparameter that is not a whole number of at least ``minimum``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-        raise InvalidValueError(name, f"a whole number >= {minimum}", repr(value), f"for example {name}={example}")
+    """Refuse a hyperparameter that is not a whole number from ``minimum`` to 2**24, as it is an axis of some tensor."""
+    if isinstance(value, bool) or not isinstance(value, int) or not minimum <= value <= 2**24:
+        expected = f"a whole number in [{minimum}, {2**24}]"
+        raise InvalidValueError(name, expected, repr(value), f"for example {name}={example}")
 
 
 def known(value: str, name: str, names: Collection[str], *, example: str) -> None:
@@ -201,11 +210,15 @@ def _in_range(labels: Tensor, classes: int) -> None:
         raise InvalidValueError("labels", expected, int(outside[0]), instead)
 
 
-def _number(value: object, name: str, example: float, legal: Callable[[float], bool], expected: str) -> None:
+def _number(
+    value: object, name: str, example: float, legal: Callable[[float], bool], expected: str, *, float32: bool = True
+) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidTypeError(
             name, "a Python number", type(value).__name__, f"type float({name}), for example {name}={example}"
         )
+    if float32 and not fits_float32(value) and abs(value) != math.inf:
+        expected, legal = f"{expected}, {FLOAT32}", lambda _: False
     if not legal(value):
         raise InvalidValueError(name, expected, value, f"for example {name}={example}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 import traceback
+import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -13,13 +14,41 @@ from typing import Any, ClassVar, Self
 
 
 def message(what: object, expected: object, got: object, instead: object) -> str:
-    """Write the four parts as one line.
+    """Write the four parts as one line of what can be printed.
 
     Example:
         >>> message("gamma", "a finite number above 0", -1, "for example gamma=0.3")
         'gamma: expected a finite number above 0, got -1; for example gamma=0.3'
     """
-    return f"{what}: expected {expected}, got {got}; {instead}"
+    what, expected, got, instead = map(_shortened, (what, expected, got, instead))
+    return printable(f"{what}: expected {expected}, got {got}; {instead}")
+
+
+_LONGEST_PART = 1000
+"""Characters of a part of a message: what a user hands in may be of any length."""
+
+
+def _shortened(part: object) -> str:
+    text = str(part)
+    return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART - 3]}..."
+
+
+_INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}
+"""Categories of characters that steer a terminal, break or reverse a line, or show nothing."""
+
+
+def printable(text: str) -> str:
+    r"""Return text that is to be shown: control characters, line breaks and marks of direction are written out.
+
+    What comes out of a file might otherwise erase a line of the terminal, or forge one.
+
+    Example:
+        >>> printable("runs/a\x1b[2J\nerror: none")
+        'runs/a\\x1b[2J\\nerror: none'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(repr(c)[1:-1] if unicodedata.category(c) in _INVISIBLE else c for c in text)
 
 
 def nearest(name: object, known: Collection[str], *, otherwise: str = "type one of those") -> str:
@@ -87,7 +116,7 @@ class TutelageError(Exception):
         def copy(part: TutelageError) -> TutelageError:
             what, instead = rename(part.what), part.instead
             if part.what and ": " not in what:  # What it is in, such as a file, is not typed.
-                instead = re.sub(rf"(?<![\w./-]){re.escape(part.what)}=", f"{what}=", instead)
+                instead = re.sub(rf"(?<![\w./-]){re.escape(part.what)}=", lambda _: f"{what}=", instead)
             return type(part)(what, part.expected, part.got, instead)
 
         return type(self).of(map(copy, self.errors))

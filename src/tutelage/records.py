@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
+from tutelage import plain_files
 from tutelage.errors import InvalidValueError, NotFoundError, StorageError
 
 RECIPE = "recipe.yaml"
@@ -354,7 +355,13 @@ def write_json(path: Path, value: Any) -> None:
     write_bytes(path, (json.dumps(value, indent=2, allow_nan=False) + "\n").encode())
 
 
-def read_bytes(path: Path, instead: str = "restore the file or run again") -> bytes:
+LARGEST_JSON = 2**26
+"""Bytes of a JSON file."""
+
+
+def read_bytes(
+    path: Path, instead: str = "restore the file or run again", *, limit: int = plain_files.UNLIMITED
+) -> bytes:
     """Read a regular file: a pipe in its place would keep the reader waiting.
 
     Raises:
@@ -363,15 +370,13 @@ def read_bytes(path: Path, instead: str = "restore the file or run again") -> by
         StorageError: the system refused.
     """
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode):
-            got = "a folder" if stat.S_ISDIR(mode) else "a pipe, a socket or a device"
-            raise DamagedError(path, "a file", got, f"move it away; {instead}")
-        return path.read_bytes()
+        return plain_files.read(path, limit)
     except FileNotFoundError:
         raise NotFoundError(path, "a file", "none", instead) from None
     except NotADirectoryError:
         raise DamagedError(path, "a file in a folder", "a file in the folder's place", instead) from None
+    except InvalidValueError as error:
+        raise DamagedError(path, error.expected, error.got, f"move it away; {instead}") from None
     except OSError as error:
         if isinstance(error, StorageError):
             raise
@@ -389,13 +394,11 @@ def parse_json(content: bytes, kind: Any = None, *, partial: bool = False) -> di
     if content.startswith((b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")):
         raise ValueError("a byte order mark: another program saved it")
     try:
-        value = json.loads(content.decode(), parse_constant=_no_constant)
+        value = plain_files.parse_json(content.decode())
     except UnicodeDecodeError:
         raise ValueError("text that is not UTF-8") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"text that is cut off or changed, in line {error.lineno}") from None
-    except RecursionError:
-        raise ValueError("brackets within brackets without end") from None
     if not isinstance(value, dict):
         raise ValueError(f"{_KINDS.get(type(value), 'a number')} in place of an object")
     if wrong := None if kind is None else misfit(value, kind, partial=partial):
@@ -404,10 +407,6 @@ def parse_json(content: bytes, kind: Any = None, *, partial: bool = False) -> di
 
 
 _KINDS = {list: "a list", str: "a text", type(None): "null", bool: "true or false"}
-
-
-def _no_constant(name: str) -> None:
-    raise ValueError(f"{name}, which JSON does not have")
 
 
 def read_json(
@@ -425,7 +424,7 @@ def read_json(
         NewerError: a newer version wrote it.
         NotFoundError: there is none.
     """
-    content = read_bytes(path, instead)
+    content = read_bytes(path, instead, limit=LARGEST_JSON)
     try:
         value = parse_json(content, partial=partial)
     except ValueError as error:

@@ -108,7 +108,7 @@ def test_help_and_lists_are_shown_without_torch(answers):
             ["pairs.resnet56/resnet20.student: expected a known name, got 'cifar:resnet21'"],
         ),
         ("study table1 data.source=imagefolder:nowhere", ["data.source: expected a folder, got imagefolder:nowhere"]),
-        ("distill student.yaml student=mlp:16x", ["student: expected mlp: and the hidden widths joined by x"]),
+        ("distill student.yaml student=mlp:16x", ["student: expected mlp: and up to 100 hidden widths joined by x"]),
         (
             "distill student.yaml student=resnet21 teacher=runs/nothing data.source=hf:./nowhere",
             ["student: expected a known name", "teacher: expected a run's folder", "data.source: expected a folder"],

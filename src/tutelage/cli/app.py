@@ -15,7 +15,7 @@ import typer
 
 from tutelage import errors, interruption
 from tutelage.cli import inspect, study, train
-from tutelage.cli.common import FAILED
+from tutelage.cli.common import FAILED, echo
 from tutelage.cli.exits import end, leave, stop
 from tutelage.errors import TutelageError
 from tutelage.version import __version__
@@ -125,4 +125,4 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     # A user of the command line can do nothing about other packages' warnings.
     if category is UserWarning:
-        typer.echo(f"warning: {message}", err=True)
+        echo(f"warning: {message}", err=True)

@@ -6,13 +6,14 @@ import contextlib
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tutelage.cli import completion
+from tutelage.errors import printable
 
 if TYPE_CHECKING:
     from tutelage.config.schema import Recipe
@@ -37,9 +38,34 @@ FAILED = 1
 """The exit code where the run or the machine failed, and not what was typed."""
 
 
-def trusted(trust_code: bool, typed: list[str]) -> bool | frozenset[str]:
-    """Return whether all ``file:`` models are trusted, or the names of those typed on the command line."""
-    return trust_code or frozenset(name for text in typed for name in re.findall(r"file:[^\s,}\]'\"]+", text))
+_NETWORK = r"(?:pairs\.[^.]+\.)?(?:student|model|teacher|teacher\.train\.model)(?:\.name)?"
+"""Pattern of a key whose value names a network."""
+
+
+def trusted(trust_code: bool, overrides: Iterable[str], models: Sequence[str] = ()) -> bool | frozenset[str]:
+    """Return whether all ``file:`` models are trusted, or the names of those that were typed as a network.
+
+    A name is consent to exactly that function of that file, as it is written. It is one only where it is the whole
+    value of a key that names a network, or one of ``models``, which were typed as an argument; inside other text, such
+    as a run's name or a folder, it is none.
+    """
+    from tutelage import config
+
+    typed = set(models)
+    for text in overrides:
+        values: list[tuple[str, Any]] = [("", config.override({}, [text]))]
+        while values:
+            key, value = values.pop()
+            if isinstance(value, dict):
+                values += [(f"{key}.{name}" if key else str(name), inner) for name, inner in value.items()]
+            elif isinstance(value, str) and re.fullmatch(_NETWORK, key):
+                typed.add(value)
+    return trust_code or frozenset(name for name in typed if name.startswith("file:"))
+
+
+def echo(text: str = "", *, err: bool = False) -> None:
+    """Print one line of what can be printed."""
+    typer.echo(printable(text), err=err)
 
 
 def command() -> str:
@@ -86,9 +112,9 @@ def print_dry_run(recipe: Recipe, trust: bool | frozenset[str], runs: Path) -> N
     """Do a dry run, and print its summary."""
     from tutelage.runs.dry_run import dry_run
 
-    typer.echo(f"{recipe.name} (dry run, nothing is written)")
+    echo(f"{recipe.name} (dry run, nothing is written)")
     for name, value in dry_run(recipe, trust_code=trust, runs=runs):
-        typer.echo(f"  {name:<20} {value}")
+        echo(f"  {name:<20} {value}")
 
 
 def print_disk(planned: Sequence[tuple[Recipe, Path]], trust: bool | frozenset[str], runs: Path) -> None:
@@ -99,7 +125,7 @@ def print_disk(planned: Sequence[tuple[Recipe, Path]], trust: bool | frozenset[s
     if planned:
         size = size_of_all(planned, data.open_data(planned[0][0].data), trust)
         free = records.free_bytes(runs)
-        typer.echo(f"estimated disk of {len(planned)} runs: {size / 1e6:.1f} MB, {free / 1e6:.0f} MB free")
+        echo(f"estimated disk of {len(planned)} runs: {size / 1e6:.1f} MB, {free / 1e6:.0f} MB free")
 
 
 def print_table(folder: Path) -> None:
@@ -118,4 +144,5 @@ def print_table(folder: Path) -> None:
 def print_report(folder: Path) -> None:
     """Print the table of a run, a comparison or a study, and the path of its report."""
     print_table(folder)
-    typer.echo(f"\nreport: {folder / 'report.html'}")
+    echo()
+    echo(f"report: {folder / 'report.html'}")

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import NoReturn
 
+from tutelage.errors import printable
 from tutelage.interruption import Terminated
 
 INTERRUPTED, TERMINATED = 130, 143
@@ -24,8 +25,8 @@ def stop(error: KeyboardInterrupt) -> NoReturn:
 
 def end(message: str, code: int) -> NoReturn:
     """End the command with a message, each line prefixed with the program's name."""
-    for line in message.splitlines():
-        print(f"tutelage: {line}", file=sys.stderr, flush=True)  # noqa: T201
+    for line in message.split("\n"):
+        print(f"tutelage: {printable(line)}", file=sys.stderr, flush=True)  # noqa: T201
     raise SystemExit(code)
 
 

@@ -22,17 +22,17 @@ def evaluate(
     from tutelage.runs import preflight, recipes
 
     typed = overrides or []
-    trust = common.trusted(trust_code, [model, *typed])
+    trust = common.trusted(trust_code, typed, [model])
     recipe = recipes.to_evaluate(model, typed, best=best)
     preflight.check_names(recipe, trust_code=trust)
     from tutelage import api
 
     evaluation, title = api.judge(recipe, recipe.student.name, trust_code=trust)
-    typer.echo(title)
-    typer.echo(f"  accuracy  {percent(evaluation['accuracy'])} %")
-    typer.echo(f"  loss      {evaluation['loss']:.4f} nats")
-    typer.echo(f"  entropy   {evaluation['entropy']:.4f} nats")
-    typer.echo(f"  ece       {percent(evaluation['ece'])} %")
+    common.echo(title)
+    common.echo(f"  accuracy  {percent(evaluation['accuracy'])} %")
+    common.echo(f"  loss      {evaluation['loss']:.4f} nats")
+    common.echo(f"  entropy   {evaluation['entropy']:.4f} nats")
+    common.echo(f"  ece       {percent(evaluation['ece'])} %")
 
 
 def report(
@@ -62,18 +62,18 @@ def list_(
         from tutelage.studies import objective_rows
 
         for row in objective_rows.read():
-            typer.echo(row.signature)
-            typer.echo(f"    {row.formula}")
-            typer.echo(f"    {row.paper}" + (f"; tables {row.tables} of arXiv:2402.11148" if row.tables else ""))
+            common.echo(row.signature)
+            common.echo(f"    {row.formula}")
+            common.echo(f"    {row.paper}" + (f"; tables {row.tables} of arXiv:2402.11148" if row.tables else ""))
             cost = f"; a step takes {row.time} times KD's time and keeps {row.memory} times its memory"
-            typer.echo(f"    needs {row.needs or 'nothing but the student'}{cost if row.time else ''}")
+            common.echo(f"    needs {row.needs or 'nothing but the student'}{cost if row.time else ''}")
         return
     from tutelage import data, models
 
     rows = models.available() if what == "models" else data.available()
     width = max(len(name) for name, _ in rows)
     for name, summary in rows:
-        typer.echo(f"{name:<{width}}  {summary}")
+        common.echo(f"{name:<{width}}  {summary}")
 
 
 def doctor(
@@ -89,10 +89,10 @@ def doctor(
 
     good = True
     for finding in examine():
-        typer.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.what:<22} {finding.value}")
+        common.echo(f"{'ok ' if finding.good else 'BAD'}  {finding.what:<22} {finding.value}")
         good &= finding.good
     for finding in measure() if bench and good else ():
-        typer.echo(finding.value)
+        common.echo(finding.value)
         good &= finding.good
     if not good:
         raise typer.Exit(common.FAILED)

@@ -35,14 +35,16 @@ def study(
     ] = None,
     pairs: Annotated[str, typer.Option(help="Only these pairs, separated by commas.")] = "",
     methods: Annotated[str, typer.Option(help="Only these methods, separated by commas.")] = "",
-    seeds: Annotated[int | None, typer.Option(help="Runs of each method.")] = None,
+    seeds: Annotated[int | None, typer.Option(max=10_000, help="Runs of each method.")] = None,
     epochs: Annotated[
         int | None, typer.Option(help="Epochs of the protocol; decays and warm-up are scaled with them.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, help="Processes that share the work.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the work.")] = 1,
     together: Annotated[
         int | None,
-        typer.Option(min=1, help="Students at most that share a batch and a teacher's pass; 8, or 1 to time them."),
+        typer.Option(
+            min=1, max=10_000, help="Students at most that share a batch and a teacher's pass; 8, or 1 to time them."
+        ),
     ] = None,
     pool: Annotated[str | None, typer.Option(help="The folder of the runs, shared by several studies.")] = None,
     budget: Annotated[
@@ -65,7 +67,7 @@ def study(
     if name is None or list_studies:
         width = max(map(len, study_file.names()))
         for known, title in study_file.titles():
-            typer.echo(f"{known:<{width}}  {title}")
+            common.echo(f"{known:<{width}}  {title}")
         return
     limit = time_limit.begin(budget, began, until)
     typed = _with_device(overrides or [], device)
@@ -73,7 +75,7 @@ def study(
     request = plan.assign(
         plain, changed, runs=runs, pairs=_listed(pairs), methods=_listed(methods), seeds=seeds, epochs=epochs, pool=pool
     )
-    trust = common.trusted(trust_code, [name, *(overrides or [])])
+    trust = common.trusted(trust_code, overrides or [])
     plan.check_names(request)
     from tutelage import records
     from tutelage.objectives import from_spec  # and with it torch: what can be refused without is refused by now
@@ -86,7 +88,7 @@ def study(
     if dry_run:
         if limit is not None:
             for line in budgets.prepare(request, limit, workers=jobs, trust_code=trust, keep=False).lines():
-                typer.echo(line)
+                common.echo(line)
         _dry_run(request, trust)
         return
     if worker is None:
@@ -95,7 +97,7 @@ def study(
         workers.end_with_parent()
     if jobs > 1 and worker is None:
         with common.noting_runs(request.runs / request.pool):
-            failed = workers.share_study(sys.argv[1:], request, jobs, budget=limit, trust_code=trust, say=typer.echo)
+            failed = workers.share_study(sys.argv[1:], request, jobs, budget=limit, trust_code=trust, say=common.echo)
     else:
         show_plan = worker is None
         with common.run_options(trust) as options, common.noting_runs(request.runs / request.pool):
@@ -107,14 +109,17 @@ def study(
         return
     if (request.folder / "study.json").exists():
         common.print_table(request.folder)
-        typer.echo(f"\ntable: {request.folder / 'table.md'}\nreport: {request.folder / 'report.html'}")
+        common.echo()
+        common.echo(f"table: {request.folder / 'table.md'}")
+        common.echo(f"report: {request.folder / 'report.html'}")
     if limit is not None:
         left = budgets.prepare(request, limit, workers=jobs, measure=False)
-        typer.echo(f"\n{budgets.progress(left)}")
+        common.echo()
+        common.echo(f"{budgets.progress(left)}")
         if left.left:
-            typer.echo(f"to resume, here or where the folder {runs} was copied to: {common.command()}")
+            common.echo(f"to resume, here or where the folder {runs} was copied to: {common.command()}")
     for run, reason in failed.items():
-        typer.echo(f"tutelage: {run}: {' '.join(reason.split())}", err=True)
+        common.echo(f"tutelage: {run}: {' '.join(reason.split())}", err=True)
     if failed:
         raise typer.Exit(common.FAILED)
 
@@ -127,17 +132,17 @@ def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
     """Try each method once on each pair, and report the errors of all of them."""
     from tutelage.studies import plan
 
-    typer.echo(f"{request.study.name}: {len(plan.jobs(request))} runs in {request.runs / request.pool}")
+    common.echo(f"{request.study.name}: {len(plan.jobs(request))} runs in {request.runs / request.pool}")
     _print_deviations(request)
     for method, reason in request.missing.items():
         if method in request.methods:
-            typer.echo(f"{method}: {reason}")
+            common.echo(f"{method}: {reason}")
     errors = []
     for recipe in plan.dry_run_recipes(request):
         try:
             common.print_dry_run(recipe, trust, request.runs)
         except TutelageError as error:
-            typer.echo(f"  does not fit: {error}")
+            common.echo(f"  does not fit: {error}")
             errors.append(error.within(recipe.name))
     raise_all(errors)
     common.print_disk([(job.recipe, request.runs / job.name) for job in plan.jobs(request)], trust, request.runs)
@@ -147,7 +152,7 @@ def _print_deviations(request: StudyRequest) -> None:
     from tutelage.studies import plan
 
     for deviation in plan.deviations(request, plan.cells(request)):
-        typer.echo(f"deviates from the study: {deviation}")
+        common.echo(f"deviates from the study: {deviation}")
 
 
 def _with_device(overrides: list[str], device: str | None) -> list[str]:

@@ -36,7 +36,6 @@ def distill(
 def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, runs: Path, *, teacher: bool) -> None:
     from tutelage.runs import preflight, recipes, resume
 
-    trust = common.trusted(trust_code, [source, *overrides])
     where, expected = source, None
     if "=" in source and not Path(source).exists():
         where, overrides = "recipe", [source, *overrides]
@@ -45,6 +44,7 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
         recipe, expected = recipes.again(Path(source), overrides, runs)
     else:
         recipe = recipes.from_file(Path(source), overrides)
+    trust = common.trusted(trust_code, overrides)
     if teacher:
         preflight.require_teacher(recipe.teacher, "to distil", instead="type tutelage train")
     if not teacher and recipe.teacher is not None:
@@ -132,4 +132,5 @@ def record(
         common.noting(outputs, "file", lambda: len(list(outputs.rglob("*.safetensors")))),
     ):
         record_teacher.record(parsed, options=options)
-    typer.echo(f"\noutputs: {outputs}")
+    common.echo()
+    common.echo(f"outputs: {outputs}")

@@ -1,4 +1,9 @@
-"""Recipes as YAML: reading, ``key=value`` overrides, writing."""
+"""Recipes as YAML: reading, ``key=value`` overrides, writing.
+
+What is read has limits, so that no file can take more memory or time than its own size: `LARGEST` bytes, `DEEPEST`
+levels, `MOST` values where every alias counts as what it stands for. Of YAML's types there are those of recipes alone:
+mappings, lists, texts, numbers, true and false, null.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +15,11 @@ from typing import Any
 
 import yaml
 
+from tutelage import plain_files
+from tutelage.config import messages
 from tutelage.config.messages import SYNONYMS
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError, nearest, raise_all
+from tutelage.errors import InvalidValueError, RecipeError, nearest, printable, raise_all
 from tutelage.records import SCHEMA
 
 
@@ -23,13 +30,15 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         RecipeError: the file is not there, is not YAML, or is not a mapping; an override is not ``key=value``.
     """
     try:
-        value = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506  a subclass of the safe loader
+        value = load(plain_files.read(path, LARGEST).decode("utf-8-sig"))
+    except InvalidValueError as error:
+        raise RecipeError("recipe", error.expected, f"{path}, {error.got}", error.instead) from None
     except OSError as error:
         beside = [each.name for each in path.parent.glob("*.y*ml")]
         example = "for example recipes/digits-teacher.yaml"
         instead = nearest(path.name, beside, otherwise=example)
         raise RecipeError("recipe", "a YAML file", f"{path} ({error.strerror})", instead) from None
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
         what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "problem", None) or error
@@ -68,12 +77,14 @@ def override(value: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
 def _put(value: dict[str, Any], text: str) -> None:
     key, equals, raw = text.partition("=")
     names = key.split(".")
-    if not equals or not all(names):
+    if not equals or not all(names) or len(names) > DEEPEST:
         raise RecipeError("override", "key=value", repr(text), "for example epochs=10")
     try:
-        new = yaml.load(raw, Loader=_Loader)  # noqa: S506
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise RecipeError(f"override {key}", "a YAML value", repr(raw), f"for example {key}=1") from None
+        new = load(raw)
+    except (yaml.YAMLError, ValueError) as error:
+        reason = getattr(error, "problem", None) or error
+        got = f"{messages.shown(raw)} ({reason})"
+        raise RecipeError(f"override {key}", "a YAML value", got, f"for example {key}=1") from None
     section: Any = value
     for depth, name in enumerate(names[:-1], 1):
         section, slot = _slot(section, name, key)
@@ -115,8 +126,64 @@ def dump(recipe: Recipe) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+LARGEST = 2**20
+"""Bytes of a file."""
+DEEPEST = 50
+"""Levels of nesting."""
+MOST = 50_000
+"""Values, where each alias counts as what it stands for."""
+
+
+def load(text: str) -> Any:
+    """Read YAML within the limits.
+
+    Raises:
+        yaml.YAMLError: it is none, or is beyond a limit.
+        ValueError: a number has too many digits.
+    """
+    return yaml.load(text, Loader=_Loader)  # noqa: S506  a subclass of the safe loader
+
+
+def _is_plain(text: str) -> bool:
+    return printable(text) == text
+
+
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 takes 5e-4 for a string, everyone else for a number; and it takes the last of two equal keys."""
+    """YAML 1.1 takes 5e-4 for a text, 1:30 for 90, 010 for 8, 2024-01-01 for a date, and of equal keys the last.
+
+    Here the first is a number, the next are texts, and equal keys are refused.
+    """
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self._depth = 0
+        self._sizes: dict[yaml.Node, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """Compose a value, and count what it stands for."""
+        event = self.peek_event()
+        self._depth += 1
+        node = super().compose_node(parent, index) if self._depth <= DEEPEST else None
+        self._depth -= 1
+        inner: list[yaml.Node] = []
+        if isinstance(node, yaml.MappingNode):
+            inner = [each for pair in node.value for each in pair]
+        elif isinstance(node, yaml.SequenceNode):
+            inner = node.value
+        reason = ""
+        if node is None:
+            reason = f"more than {DEEPEST} levels"
+        elif isinstance(event, yaml.AliasEvent):
+            reason = "" if node in self._sizes else "an alias of what it stands in"
+        else:
+            self._sizes[node] = 1 + sum(self._sizes[each] for each in inner)
+            if self._sizes[node] > MOST:
+                reason = f"more than {MOST} values"
+            elif isinstance(node, yaml.ScalarNode) and not all(map(_is_plain, re.split("[\t\n]", node.value))):
+                reason = "a control character"
+        if reason:
+            raise yaml.composer.ComposerError(None, None, reason, event.start_mark)
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -129,12 +196,23 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes the texts that `_Loader` would take for numbers."""
+    """Quotes the texts that `_Loader`, or another reader of YAML, would take for something else."""
 
 
+_CORE = "tag:yaml.org,2002:"
+_NUMBERS = {
+    # Without YAML 1.1's octal 010 and its numbers to the base of 60, for which 1:30 is 90.
+    "int": r"^[-+]?(?:0|[1-9][0-9_]*)$",
+    "float": r"^[-+]?(?:(?:[0-9][0-9_]*)?\.[0-9_]+(?:[eE][-+]?[0-9]+)?|[0-9]+\.|[0-9]+\.?[eE][-+]?[0-9]+"
+    r"|\.(?:inf|Inf|INF))$|^\.(?:nan|NaN|NAN)$",
+}
+_dropped = {f"{_CORE}{name}" for name in (*_NUMBERS, "timestamp", "value")}
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _dropped]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 for _kind in (_Loader, _Dumper):
-    _kind.add_implicit_resolver(
-        "tag:yaml.org,2002:float",
-        re.compile(r"^[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)[eE][-+]?[0-9]+$"),
-        list("-+0123456789."),
-    )
+    for _name, _pattern in _NUMBERS.items():
+        _kind.add_implicit_resolver(f"{_CORE}{_name}", re.compile(_pattern), list("-+0123456789."))
+_TYPES = [*(f"{_CORE}{name}" for name in ("map", "seq", "str", "int", "float", "bool", "null")), None]
+_Loader.yaml_constructors = {tag: yaml.SafeLoader.yaml_constructors[tag] for tag in _TYPES}

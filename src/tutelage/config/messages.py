@@ -40,7 +40,7 @@ def _errors_of(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
             return (RecipeError(location.key, "a known key", repr(path[-1]), near),)
         case "invalid_key":
             return (RecipeError(location.key, "a key that is text", repr(path[-1]), "put it in quotes"),)
-        case "value_error":
+        case "value_error" if isinstance(detail["ctx"]["error"], TutelageError):
             return detail["ctx"]["error"].renamed(partial(_under, location.key)).errors
         case "union_tag_invalid" | "union_tag_not_found":
             tags = [tag for section in _sections(location.annotation) if (tag := _tag(section))]
@@ -231,8 +231,10 @@ def _bounds(annotation: Any, field: FieldInfo | None) -> str:
     signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
     # pydantic lifts the metadata of a whole annotation into the field, and leaves that of a union's members.
     metadata = [*(field.metadata if field else ()), *_metadata(annotation)]
-    bounds = [(sign, getattr(m, name, None)) for m in metadata for name, sign in signs.items()]
-    return "".join(f" {sign} {bound}" for sign, bound in bounds if bound is not None)
+    bounds = {name: getattr(m, name) for m in metadata for name in signs if getattr(m, name, None) is not None}
+    if "ge" in bounds and "le" in bounds:
+        return f" in [{bounds['ge']}, {bounds['le']}]"
+    return "".join(f" {signs[name]} {bound}" for name, bound in bounds.items())
 
 
 def _metadata(annotation: Any) -> tuple[Any, ...]:
@@ -259,7 +261,10 @@ def _flow(value: Any) -> str:
 
 def shown(value: Any) -> str:
     """Put a value into a message: as it is typed, and not too long."""
-    text = str(value) if isinstance(value, Mapping | list | tuple | int | float) else repr(value)
+    try:
+        text = str(value) if isinstance(value, Mapping | list | tuple | int | float) else repr(value)
+    except ValueError:  # Python writes no number of thousands of digits.
+        return "a number of thousands of digits"
     if value is None or value in (True, False):
         text = _flow(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import typing
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
@@ -12,11 +14,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pydantic
-from annotated_types import Ge
+from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from tutelage.config import messages
-from tutelage.errors import InvalidValueError, nearest_name, raise_all
+from tutelage.errors import InvalidValueError, TutelageError, nearest_name, raise_all
 from tutelage.records import check_schema
 from tutelage.settings import data
 from tutelage.settings.data import DataSettings
@@ -32,7 +34,9 @@ from tutelage.settings.fit import (
     Precision,
     Schedule,
     Switch,
+    Threads,
 )
+from tutelage.settings.numbers import LARGEST_COUNT, Whole
 from tutelage.settings.objective import REQUIRED, SIGNATURES, Argument, ObjectiveSpec, Signature, read_objective
 from tutelage.settings.outputs import BOUND
 
@@ -80,7 +84,31 @@ def _check_seed(seed: int, info: ValidationInfo) -> int:
     return seed
 
 
-SeedField = Annotated[int, Ge(0), pydantic.AfterValidator(_check_seed)]
+FOLDER_NAME = "[A-Za-z0-9]([A-Za-z0-9._-]{0,98}[A-Za-z0-9_-])?"
+"""Pattern of a folder's name on every system: none ends in a dot."""
+LONGEST_NAME = 200
+FOLDER_NAME_IN_WORDS = (
+    f"a folder's name of letters, digits, `.`, `_` and `-`, up to 100 each and {LONGEST_NAME} in all, no dot at its end"
+)
+RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{k}" for port in ("com", "lpt") for k in range(1, 10))}
+"""Names of devices, which no file of Windows may have, with whatever ending."""
+
+
+def _portable(name: str, info: ValidationInfo) -> str:
+    for part in name.split("/"):
+        if part.partition(".")[0].lower() in RESERVED:
+            instead = f"type {info.field_name}={name.replace(part, f'my-{part}')}"
+            raise InvalidValueError("", "a name that no system keeps for a device", repr(name), instead)
+    return name
+
+
+FolderName = Annotated[str, pydantic.AfterValidator(_portable)]
+"""A name whose pattern is `FOLDER_NAME`, or several joined by slashes."""
+ENTRY_NAME = r"[^\W_][^/\\:*?\"<>|\x00-\x1f\x7f]*"
+"""Pattern of what an entry of a comparison is called: its runs' folders begin with it."""
+Seeds = Annotated[Whole, Ge(1), Le(10_000)]
+"""Number of runs, of which each is planned before the first is begun."""
+SeedField = Annotated[Whole, Ge(0), pydantic.AfterValidator(_check_seed)]
 _CROSS_ENTROPY = read_objective("cross_entropy", built_in_presets())
 DataField = Annotated[DataSettings, pydantic.AfterValidator(data.check), _short_for("source")]
 ObjectiveField = Annotated[
@@ -135,7 +163,7 @@ class Training(_Section):
     schedule: ScheduleField | None = None
     clip: Positive | None = None
     precision: Precision | None = None
-    labelled: int | None = Field(None, ge=0)
+    labelled: Whole | None = Field(None, ge=0, le=LARGEST_COUNT)
     seed: SeedField | None = None
     data_seed: SeedField | None = None
 
@@ -186,9 +214,10 @@ class Recipe(_Section):
     The other fields are those of `FitSettings`.
     """
 
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)*$",
-        description="a folder's name of letters, digits, `.`, `_` and `-`",
+    name: FolderName = Field(
+        pattern=f"^{FOLDER_NAME}(/{FOLDER_NAME})*$",
+        max_length=LONGEST_NAME,
+        description=FOLDER_NAME_IN_WORDS,
         examples=["first-run"],
     )
     data: DataField = DataSettings()
@@ -221,10 +250,12 @@ class Recipe(_Section):
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Count | None = None
+    threads: Threads | None = None
     deterministic: bool = False
     weak_teacher: bool = False
-    stages: tuple[Stage, ...] = Field((), examples=["[{epochs: 1}]"])
+    stages: tuple[Stage, ...] = Field(
+        (), max_length=100, description="a list of up to 100 stages", examples=["[{epochs: 1}]"]
+    )
 
     def fits(self) -> list[Fit]:
         """Return each stage's objective, settings and batch size; one where no stages are named."""
@@ -277,10 +308,10 @@ class Comparison(Recipe):
     objectives: dict[str, ObjectiveField] = Field(
         min_length=1, description="a mapping of names to objectives", examples=["{kd: kd}"]
     )
-    seeds: Count = 1
+    seeds: Seeds = 1
     baseline: str | None = Field(None, description="one of the objectives' names or null", examples=["null"])
     share_data_seed: bool = False
-    together: Count = TOGETHER
+    together: Seeds = TOGETHER
 
     @field_validator("objective", mode="before")
     @classmethod
@@ -302,6 +333,31 @@ class Comparison(Recipe):
             if stage.objective is not None
         ]
         raise_all(errors)
+        return value
+
+    @field_validator("objectives")
+    @classmethod
+    def _objectives_name_folders(cls, value: dict[str, ObjectiveSpec]) -> dict[str, ObjectiveSpec]:
+        expected = 'names of up to 200 bytes that begin with a letter or digit and have none of / \\ : * ? " < > |'
+        errors: list[TutelageError] = []
+        taken: dict[str, str] = {}
+        for name in value:
+            other = taken.setdefault(unicodedata.normalize("NFC", name).casefold(), name)
+            if not re.fullmatch(ENTRY_NAME, name) or len(name.encode(errors="replace")) > 200:
+                errors.append(InvalidValueError("objectives", expected, messages.shown(name), "for example kd"))
+            elif other != name:
+                both = f"{other!r} and {name!r}"
+                alone = "names that differ in more than case"
+                errors.append(InvalidValueError("objectives", alone, both, "rename one"))
+        raise_all(errors)
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _every_seed_fits(cls, value: int, info: ValidationInfo) -> int:
+        first = max(info.data.get("seed", 0), info.data.get("data_seed", 0))
+        if first + value > 2**63:
+            raise InvalidValueError("", "seeds up to 2**63 - 1", f"{value} from {first} on", "type seed=0 data_seed=0")
         return value
 
     @field_validator("baseline")

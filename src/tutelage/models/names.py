@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import re
 from collections.abc import Iterable
@@ -62,11 +63,14 @@ def check_listed(name: str) -> None:
 
 def hidden_widths(path: str) -> tuple[int, ...]:
     """Return the widths of the hidden layers in a name ``mlp:path``."""
-    if not re.fullmatch(r"[1-9]\d{0,8}(x[1-9]\d{0,8})*", path, re.ASCII):
-        raise InvalidValueError(
-            "model", "mlp: and the hidden widths joined by x, each below 10**9", repr(f"mlp:{path}"), f"type {MLP}"
-        )
-    return tuple(int(width) for width in path.split("x"))
+    if not re.fullmatch(r"[1-9]\d{0,4}(x[1-9]\d{0,4}){0,99}", path, re.ASCII):
+        expected = "mlp: and up to 100 hidden widths joined by x, each below 100,000"
+        raise InvalidValueError("model", expected, repr(f"mlp:{path}"), f"type {MLP}")
+    widths = tuple(int(width) for width in path.split("x"))
+    if any(before * after > 2**30 for before, after in itertools.pairwise(widths)):
+        expected = "mlp: and hidden widths whose products, layer by layer, are at most 2**30"
+        raise InvalidValueError("model", expected, repr(f"mlp:{path}"), f"type {MLP}")
+    return widths
 
 
 def user_function(path: str, *, trust_code: bool | frozenset[str]) -> tuple[Path, str]:

@@ -13,6 +13,8 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from tutelage.errors import printable
+
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Palette of Okabe and Ito; black is the teacher's, and yellow is left out because it vanishes on white."""
@@ -61,7 +63,7 @@ def style(index: int) -> Style:
 
 def inert(name: object, width: int = 40) -> str:
     """Shorten and escape a name: plotly reads tags and links in its labels."""
-    plain = " ".join(str(name).split())
+    plain = printable(" ".join(str(name).split()))
     return html.escape(plain if len(plain) <= width else f"{plain[: width - 1].rstrip()}…")
 
 

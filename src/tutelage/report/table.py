@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from tutelage.errors import printable
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -40,8 +42,7 @@ class Table:
         """Return the table as GitHub Markdown, followed by its notes."""
         rule = [":---", *["---:"] * (len(self.headings) - 1)]
         cells = [self.headings, *(row.cells for row in self.rows)]
-        # A name with a line break would break the table.
-        lines = markdown_lines([[plain(" ".join(cell.split())) for cell in line] for line in cells], rule)
+        lines = markdown_lines([[plain(cell) for cell in line] for line in cells], rule)
         return "\n".join([*lines, *([""] if self.notes else []), *(f"- {plain(note)}" for note in self.notes)]) + "\n"
 
     def html(self, name: str) -> Markup:
@@ -59,7 +60,7 @@ class Table:
         from rich.text import Text
 
         shown = rich.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-        for at, heading in enumerate(self.headings):
+        for at, heading in enumerate(map(printable, self.headings)):
             # Text, not markup: a name may contain brackets.
             shown.add_column(
                 Text(heading.replace(" ", "\n") if at else heading),
@@ -67,7 +68,9 @@ class Table:
                 no_wrap=at not in self.wrapped,
             )
         for row in self.rows:
-            shown.add_row(*map(Text, row.short or row.cells), style="dim" if row.kind == "teacher" else "")
+            shown.add_row(
+                *map(Text, map(printable, row.short or row.cells)), style="dim" if row.kind == "teacher" else ""
+            )
         console.print(shown)
 
 
@@ -94,14 +97,15 @@ def markdown_lines(lines: Sequence[Sequence[str]], rule: Sequence[str]) -> list[
 def _html_row(row: Row) -> Markup:
     exact = {f"data-{key}": "" if value is None else value for key, value in row.exact.items()}
     opening = Markup(" ").join(Markup('{}="{}"').format(*item) for item in {"class": row.kind, **exact}.items())
-    name, *numbers = row.cells
+    name, *numbers = map(printable, row.cells)
     head = Markup('<a href="{}">{}</a>').format(row.link, name) if row.link else name
     cells = chain([Markup('<th scope="row">{}</th>').format(head)], map(Markup("<td>{}</td>").format, numbers))
     return Markup("<tr {}>{}</tr>").format(opening, Markup("").join(cells))
 
 
 def plain(cell: str) -> str:
-    """Escape what Markdown, and HTML within it, would interpret."""
+    """Escape what Markdown, and HTML within it, would interpret, and what cannot be printed."""
+    cell = printable(cell)
     for mark in "\\|*_`[]":
         cell = cell.replace(mark, f"\\{mark}")
     return cell.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

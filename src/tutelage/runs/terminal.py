@@ -7,6 +7,7 @@ import time
 from rich import progress
 from rich.console import Console
 
+from tutelage.errors import printable
 from tutelage.runs.reporter import Reporter
 
 QUIET = 10.0
@@ -19,13 +20,13 @@ class TerminalReporter(Reporter):
     def __init__(self) -> None:
         self.console = Console(highlight=False, soft_wrap=True)
         self.progress = progress.Progress(
-            progress.TextColumn("{task.description}"),
+            progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(bar_width=24),
             progress.TaskProgressColumn(),
             progress.TimeElapsedColumn(),
             progress.TextColumn("left"),
             progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[note]}"),
+            progress.TextColumn("{task.fields[note]}", markup=False),
             console=self.console,
             disable=not self.console.is_terminal,
         )
@@ -42,7 +43,7 @@ class TerminalReporter(Reporter):
         """Show a new fit."""
         if self.run is not None:
             self.progress.remove_task(self.run)
-        self.title = title
+        self.title = title = printable(title)
         self.run = self.progress.add_task(title, total=steps, completed=done, note="")
         if self.job is not None:
             self.progress.advance(self.job, done)
@@ -58,9 +59,9 @@ class TerminalReporter(Reporter):
         if self.run is not None:
             self.progress.update(self.run, note=", ".join(text.split(", ")[:3]))
         if not self.console.is_terminal and time.monotonic() - self.printed > QUIET:
-            self.console.print(f"{self.title}: {text}", markup=False)
+            self.console.print(printable(f"{self.title}: {text}"), markup=False)
             self.printed = time.monotonic()
 
     def say(self, text: str) -> None:
         """Print a line above the bars."""
-        self.console.print(text, markup=False)
+        self.console.print(printable(text), markup=False)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from dataclasses import dataclass
 from operator import attrgetter
@@ -10,18 +9,19 @@ from typing import Literal
 
 from tutelage.errors import InvalidValueError, raise_all
 from tutelage.settings.fit import Switch
+from tutelage.settings.numbers import LARGEST_COUNT, Real, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
     """RandAugment: random operations on each training image; `tutelage.data.randaugment` says which."""
 
-    operations: int = 2
-    """Operations drawn per image, at least 1; each is then applied with probability 1/2."""
-    magnitude: float = 9.0
+    operations: Whole = 2
+    """Operations drawn per image, in [1, 100]; each is then applied with probability 1/2."""
+    magnitude: Real = 9.0
     """Strength of the operations, in [0, 10]."""
-    magnitude_std: float = 0.5
-    """Standard deviation of the magnitude from one operation to the next, at least 0."""
+    magnitude_std: Real = 0.5
+    """Standard deviation of the magnitude from one operation to the next, in [0, 100]."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +34,14 @@ class DataSettings:
     """Image column of an ``hf:`` source; unset uses the only one."""
     label: str | None = None
     """Label column of an ``hf:`` source; unset uses the only class-label column."""
-    validation: float = 0.0
+    validation: Real = 0.0
     """Fraction of the training samples held out for validation, stratified by class; in [0, 1)."""
-    labelled: int | None = None
+    labelled: Whole | None = None
     """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all."""
-    split_seed: int = 0
+    split_seed: Whole = 0
     """Seed of every split: validation, labelled, a test set if the source has none; between -2**63 and 2**63."""
-    crop_padding: int = 0
-    """Width in pixels of the zero border that training images are randomly cropped from, at least 0."""
+    crop_padding: Whole = 0
+    """Width in pixels of the zero border that training images are randomly cropped from, in [0, 1024]."""
     flip: bool = False
     """Flip each training image left to right with probability 1/2."""
     random_resized_crop: bool = False
@@ -57,34 +57,34 @@ class DataSettings:
     ``timm:<policy>``, such as ``timm:rand-m9-mstd0.5-inc1``. ``object:<name>`` stands for an object that was passed
     from Python.
     """
-    random_erasing: float = 0.0
+    random_erasing: Real = 0.0
     """Probability that noise fills a random rectangle of a training image."""
-    mixup: float = 0.0
-    """Alpha of Mixup: a training sample becomes a weighted mean of itself and another; 0 is off."""
-    cutmix: float = 0.0
-    """Alpha of CutMix: a rectangle of a training sample comes from another; 0 is off."""
-    mix_probability: float = 1.0
+    mixup: Real = 0.0
+    """Alpha of Mixup: a training sample becomes a mean of itself and another; 0 is off, else in [0.001, 1000]."""
+    cutmix: Real = 0.0
+    """Alpha of CutMix: a rectangle of a training sample comes from another; 0 is off, else in [0.001, 1000]."""
+    mix_probability: Real = 1.0
     """Probability that a sample is mixed at all, if Mixup or CutMix is on."""
-    switch_probability: float = 0.5
+    switch_probability: Real = 0.5
     """Probability of CutMix for a mixed sample, if both are on."""
-    size: int | None = None
-    """Side of the square images, pixels, at least 1.
+    size: Whole | None = None
+    """Side of the square images, pixels, in [1, 4096].
 
     Unset keeps the size if all images of the data set have the same, and is 224 otherwise. Images of mixed sizes are
     evaluated on the centre of a copy whose shorter side is 256/224 of this; images of one size are resized as a whole.
     """
-    test_crop: float | None = None
-    """Fraction of the resized image's side that the evaluation view keeps, in (0, 1].
+    test_crop: Real | None = None
+    """Fraction of the resized image's side that the evaluation view keeps, in [0.1, 1].
 
     Unset means 224/256 = 0.875 for images of mixed sizes and 1 for images of one size.
     """
     test: Literal["held_out", "train"] = "held_out"
     """The test set if the source has none: a fifth of each class, or the training images without augmentation."""
-    workers: int = 0
-    """Processes that decode a streamed data set, or apply RandAugment or ``transform``; no effect on the values."""
+    workers: Whole = 0
+    """Processes in [0, 256] that decode a streamed data set, or apply RandAugment or ``transform``; the values stay."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """On an unreadable image: stop and name it, or leave it out and count it."""
-    memory_limit_mb: int = 2048
+    memory_limit_mb: Whole = 2048
     """Largest data set held in memory, MiB of 8-bit pixels, at least 0; a larger one is streamed."""
     on_device: Switch = "auto"
     """Keep the pixels on the GPU as 8-bit values, and augment there; no effect on the values.
@@ -103,37 +103,36 @@ def check(settings: DataSettings) -> DataSettings:
         ValueError: values are out of range, one per line, or two settings contradict each other.
     """
     s = settings
-    count = "a whole number of at least 0"
-    alpha = "a finite number of at least 0, where 0 is off"
+    alpha = "a number in [0.001, 1000], or 0 for off"
     per_class = "a number of samples per class, 0 for no labels, or null for all"
     probability = "a probability in [0, 1]"
     transform = "torchvision:<class> or timm:<policy>, or null for none"
     named = isinstance(s.transform, str) and bool(re.match(r"(torchvision|timm|object):.", s.transform))
     rows = [
         ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
-        ("labelled", s.labelled is None or s.labelled >= 0, per_class, "null"),
+        ("labelled", s.labelled is None or 0 <= s.labelled <= LARGEST_COUNT, per_class, "null"),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
-        ("crop_padding", s.crop_padding >= 0, count, "0"),
+        ("crop_padding", 0 <= s.crop_padding <= 1024, "a whole number in [0, 1024]", "0"),
         ("interpolation", s.interpolation in ("bilinear", "bicubic"), "'bilinear' or 'bicubic'", "bilinear"),
         ("transform", s.transform is None or named, transform, "torchvision:TrivialAugmentWide"),
         ("random_erasing", 0 <= s.random_erasing <= 1, probability, "0.25"),
-        ("mixup", 0 <= s.mixup < math.inf, alpha, "0.8"),
-        ("cutmix", 0 <= s.cutmix < math.inf, alpha, "1.0"),
+        ("mixup", s.mixup == 0 or 1e-3 <= s.mixup <= 1e3, alpha, "0.8"),
+        ("cutmix", s.cutmix == 0 or 1e-3 <= s.cutmix <= 1e3, alpha, "1.0"),
         ("mix_probability", 0 <= s.mix_probability <= 1, probability, "0.5"),
         ("switch_probability", 0 <= s.switch_probability <= 1, probability, "0.5"),
-        ("size", s.size is None or s.size >= 1, "at least 1 pixel, or null", "224"),
-        ("test_crop", s.test_crop is None or 0 < s.test_crop <= 1, "a share in (0, 1], or null", "0.875"),
+        ("size", s.size is None or 1 <= s.size <= 4096, "1 to 4096 pixels, or null", "224"),
+        ("test_crop", s.test_crop is None or 0.1 <= s.test_crop <= 1, "a share in [0.1, 1], or null", "0.875"),
         ("test", s.test in ("held_out", "train"), "'held_out' or 'train'", "held_out"),
-        ("workers", s.workers >= 0, count, "0"),
+        ("workers", 0 <= s.workers <= 256, "a whole number in [0, 256]", "0"),
         ("on_corrupt", s.on_corrupt in ("stop", "skip"), "'stop' or 'skip'", "stop"),
-        ("memory_limit_mb", s.memory_limit_mb >= 0, count, "0"),
+        ("memory_limit_mb", 0 <= s.memory_limit_mb <= LARGEST_COUNT, f"a whole number in [0, {LARGEST_COUNT}]", "0"),
         ("on_device", s.on_device in ("auto", True, False), "auto, true or false", "auto"),
     ]
     if (r := s.randaugment) is not None:
         rows += [
-            ("randaugment.operations", r.operations >= 1, "a whole number of at least 1", "2"),
+            ("randaugment.operations", 1 <= r.operations <= 100, "a whole number in [1, 100]", "2"),
             ("randaugment.magnitude", 0 <= r.magnitude <= 10, "a number in [0, 10]", "9"),
-            ("randaugment.magnitude_std", 0 <= r.magnitude_std < math.inf, "a finite number of at least 0", "0.5"),
+            ("randaugment.magnitude_std", 0 <= r.magnitude_std <= 100, "a number in [0, 100]", "0.5"),
         ]
     errors = [
         InvalidValueError(f"data.{name}", expected, repr(attrgetter(name)(s)), f"type data.{name}={example}")
@@ -146,5 +145,9 @@ def check(settings: DataSettings) -> DataSettings:
     if s.transform is not None and s.randaugment is not None and not errors:
         together = "null together with data.randaugment, whose place it takes"
         errors = [InvalidValueError("data.transform", together, repr(s.transform), "type data.randaugment=null")]
+    if s.size is not None and s.crop_padding >= s.size and not errors:
+        below = f"a border below data.size, {s.size} pixels"
+        instead = f"type data.crop_padding={s.size // 8}"
+        errors = [InvalidValueError("data.crop_padding", below, s.crop_padding, instead)]
     raise_all(errors)
     return settings

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Le
 
 from tutelage.errors import InvalidValueError
+from tutelage.settings.numbers import FLOAT32, LARGEST, LARGEST_COUNT, SMALLEST, Real, Whole, fits_float32
 from tutelage.settings.objective import ObjectiveSpec
 
-Count = Annotated[int, Ge(1)]
+Count = Annotated[Whole, Ge(1), Le(LARGEST_COUNT)]
 """Whole number of at least one."""
-Positive = Annotated[float, Gt(0)]
+Threads = Annotated[Whole, Ge(1), Le(1024)]
+"""Number of the CPU's threads; OpenMP aborts the process where the system has no room for more."""
+Positive = Annotated[Real, Ge(SMALLEST), Le(LARGEST)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """Precision of the networks; see `training.precision`."""
 Switch = Literal["auto"] | bool
@@ -22,13 +24,13 @@ LossForm = Literal["plain", "compiled", "fused"]
 """Form of an objective's losses: one by one, compiled, or the cross-entropy and a loss of logits fused."""
 
 
-_INFINITE = 2.0**128
-
-
 def _check(name: str, got: object, expected: str, good: bool, example: object) -> None:
+    numbers = got if isinstance(got, tuple) else (got,)
     # A run's records are JSON, which has no infinity, and its numbers meet float32 tensors.
-    if isinstance(got, float) and not abs(got) < _INFINITE:
-        good, expected = False, f"{expected}, and finite in float32"
+    if not all(fits_float32(number) for number in numbers if isinstance(number, float)):
+        good, expected = False, f"{expected}, {FLOAT32}"
+    if not all(abs(number) <= LARGEST_COUNT for number in numbers if isinstance(number, int)):
+        good, expected = False, f"{expected}, at most {LARGEST_COUNT}"
     if not good:
         raise InvalidValueError(name, expected, got, f"for example {name}={example}")
 
@@ -45,9 +47,9 @@ class SGD:
     """
 
     name: Literal["sgd"] = "sgd"
-    lr: float = 0.05
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
+    lr: Real = 0.05
+    momentum: Real = 0.9
+    weight_decay: Real = 5e-4
     nesterov: bool = False
 
     def __post_init__(self) -> None:
@@ -73,10 +75,10 @@ class AdamW:
     """
 
     name: Literal["adamw"] = "adamw"
-    lr: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
+    lr: Real = 1e-3
+    betas: tuple[Real, Real] = (0.9, 0.999)
+    eps: Real = 1e-8
+    weight_decay: Real = 0.05
 
     def __post_init__(self) -> None:
         _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 1e-3)
@@ -91,10 +93,10 @@ class Constant:
     """The peak rate throughout, after a linear rise from 0 over ``warmup`` epochs (possibly a fraction)."""
 
     name: Literal["constant"] = "constant"
-    warmup: float = 0.0
+    warmup: Real = 0.0
 
     def __post_init__(self) -> None:
-        _check("schedule.warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
+        _check("schedule.warmup", self.warmup, "epochs in [0, 1e6]", 0 <= self.warmup <= 1e6, 0)
 
 
 @dataclass(frozen=True)
@@ -102,14 +104,14 @@ class Step:
     """The rate times ``factor`` > 0 after every ``every`` >= 1 epochs; the warm-up is that of `Constant`."""
 
     name: Literal["step"] = "step"
-    every: int = 30
-    factor: float = 0.1
-    warmup: float = 0.0
+    every: Whole = 30
+    factor: Real = 0.1
+    warmup: Real = 0.0
 
     def __post_init__(self) -> None:
         _check("schedule.every", self.every, "epochs >= 1", self.every >= 1, 30)
         _check("schedule.factor", self.factor, "a number > 0", self.factor > 0, 0.1)
-        _check("schedule.warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
+        _check("schedule.warmup", self.warmup, "epochs in [0, 1e6]", 0 <= self.warmup <= 1e6, 0)
 
 
 @dataclass(frozen=True)
@@ -120,15 +122,15 @@ class MultiStep:
     """
 
     name: Literal["multistep"] = "multistep"
-    milestones: tuple[int, ...] = (150, 180, 210)
-    factor: float = 0.1
-    warmup: float = 0.0
+    milestones: tuple[Whole, ...] = (150, 180, 210)
+    factor: Real = 0.1
+    warmup: Real = 0.0
 
     def __post_init__(self) -> None:
         rising = list(self.milestones) == sorted(set(self.milestones)) and all(m >= 1 for m in self.milestones)
         _check("schedule.milestones", self.milestones, "ascending epochs >= 1", rising, [150, 180, 210])
         _check("schedule.factor", self.factor, "a number > 0", self.factor > 0, 0.1)
-        _check("schedule.warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
+        _check("schedule.warmup", self.warmup, "epochs in [0, 1e6]", 0 <= self.warmup <= 1e6, 0)
 
 
 @dataclass(frozen=True)
@@ -139,12 +141,12 @@ class Cosine:
     """
 
     name: Literal["cosine"] = "cosine"
-    final: float = 0.0
-    warmup: float = 0.0
+    final: Real = 0.0
+    warmup: Real = 0.0
 
     def __post_init__(self) -> None:
         _check("schedule.final", self.final, "a fraction of the peak in [0, 1]", 0 <= self.final <= 1, 0)
-        _check("schedule.warmup", self.warmup, "epochs >= 0", self.warmup >= 0, 0)
+        _check("schedule.warmup", self.warmup, "epochs in [0, 1e6]", 0 <= self.warmup <= 1e6, 0)
 
 
 Optimizer = SGD | AdamW
@@ -184,7 +186,7 @@ class FitSettings:
     channels_last: bool = True
     nonfinite: Literal["stop", "skip"] = "stop"
     checkpoint_steps: Count | None = None
-    checkpoint_seconds: float = 300.0
+    checkpoint_seconds: Real = 300.0
     log_steps: Count = 50
     compile_teacher: Switch = "auto"
     compile_student: Switch = "auto"
@@ -195,8 +197,9 @@ class FitSettings:
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):
             _check(name, getattr(self, name), "a whole number >= 1", getattr(self, name) >= 1, 1)
-        if self.clip is not None and not 0 < self.clip < math.inf:
-            raise InvalidValueError("clip", "a gradient norm > 0", self.clip, "for no clipping type clip=null")
+        if self.clip is not None and not (self.clip > 0 and fits_float32(self.clip)):
+            instead = "for no clipping type clip=null"
+            raise InvalidValueError("clip", f"a gradient norm > 0, {FLOAT32}", self.clip, instead)
         _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)
 
 
@@ -206,7 +209,7 @@ class Fit:
 
     objective: ObjectiveSpec  # objective of the student
     settings: FitSettings  # settings of the training loop
-    batch_size: int = 64  # samples per optimizer step, over all micro-batches and processes
+    batch_size: Whole = 64  # samples per optimizer step, over all micro-batches and processes
 
     def steps(self, samples: int) -> int:
         """Return the number of optimizer steps for this many training samples."""

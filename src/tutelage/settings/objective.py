@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, nearest, raise_all
 from tutelage.records import BESIDE
 from tutelage.settings import weights
+from tutelage.settings.numbers import FLOAT32
 
 Names = str | Sequence[str]
 """Annotation of an argument that is one name or several: a string, or a list of strings."""
@@ -129,7 +130,9 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
     scale = entry.get("scale", 1)
     if not weights.is_number(scale) or scale <= 0:
         errors.append(
-            InvalidValueError(f"objective.{name}", "scale, a finite number > 0", repr(scale), "for example scale: 0.8")
+            InvalidValueError(
+                f"objective.{name}", f"scale, a number > 0, {FLOAT32}", repr(scale), "for example scale: 0.8"
+            )
         )
     gather = entry.get("gather", False)
     if not isinstance(gather, bool):
@@ -192,8 +195,8 @@ def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any])
 
 def _number(value: Any, *, argument: str) -> float:
     if not weights.is_number(value):
-        raise InvalidTypeError(argument, "a finite number", repr(value), f"for example {argument}=1.0")
-    return value if isinstance(value, int) else float(value)
+        raise InvalidTypeError(argument, f"a number, {FLOAT32}", repr(value), f"for example {argument}=1.0")
+    return value if isinstance(value, int) and abs(value) < 2**63 else float(value)  # as torch takes
 
 
 def _number_or_auto(value: Any, *, argument: str) -> float | weights.Automatic:

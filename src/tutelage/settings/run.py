@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from tutelage.settings.fit import Count, LossForm, Optimizer, Positive, Precision, Schedule, Switch
+from tutelage.settings.fit import Count, LossForm, Optimizer, Positive, Precision, Schedule, Switch, Threads
 
 
 class RunSettings(TypedDict, total=False):
@@ -31,7 +31,7 @@ class RunSettings(TypedDict, total=False):
     """What networks are computed in; ``auto`` measures whether bfloat16 is faster."""
     device: Literal["auto", "cpu", "cuda"]
     """Where to compute."""
-    threads: Count | None
+    threads: Threads | None
     """Of the CPU; none for torch's own choice. Exact resume needs the same number."""
     deterministic: bool
     """Ask torch for deterministic algorithms; exact resume on CUDA needs it."""

@@ -8,6 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tutelage.errors import InvalidValueError, nearest
+from tutelage.settings.numbers import FLOAT32, fits_float32
 from tutelage.types import Progress
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a finite number: YAML and JSON, for recipes and records, share no notation for infinity."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether a value is a number that float32 holds, as the losses compute with it."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and fits_float32(value)
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,8 @@ class Schedule:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not is_number(value):
-                raise InvalidValueError(
-                    "schedule", f"{name} to be a finite number", repr(value), f"for example {name}: 1"
-                )
+                expected = f"{name} to be a number, {FLOAT32}"
+                raise InvalidValueError("schedule", expected, repr(value), f"for example {name}: 1")
 
     def __call__(self, progress: Progress) -> float:
         """Return the value at this progress."""
@@ -226,7 +226,8 @@ def _read_weight(value: Any, *, argument: str, beside: str) -> WeightValue:
     if is_number(value):
         return float(value)
     if not isinstance(value, Mapping) or str(value.get("schedule")) not in SCHEDULES:
-        expected = f"a number{beside} or {{schedule: {' | '.join(SCHEDULES)}, ...}}"
+        number = f"a number, {FLOAT32}," if isinstance(value, int | float) else "a number"
+        expected = f"{number}{beside} or {{schedule: {' | '.join(SCHEDULES)}, ...}}"
         raise InvalidValueError(argument, expected, repr(value), f"for example {argument}=0.9")
     kind = SCHEDULES[value["schedule"]]
     required = {field.name: field.default is MISSING for field in fields(kind)}

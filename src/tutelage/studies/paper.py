@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tutelage import records
+from tutelage.errors import printable
 from tutelage.report.figures import Panel, add_band, add_histogram, add_line, empty, inert
 from tutelage.studies.paper_figures import pictures
 from tutelage.studies.paper_print import paint
@@ -79,7 +80,7 @@ def _list(lines: Sequence[str]) -> str:
 
 def _plain(words: str) -> str:
     """Keep a name from being interpreted as Markdown or HTML."""
-    flat = " ".join(words.split())
+    flat = printable(" ".join(words.split()))
     return "".join(f"\\{sign}" if sign in "\\`*_[]<|" else sign for sign in flat)
 
 

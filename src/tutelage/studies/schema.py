@@ -16,6 +16,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tutelage import records
 from tutelage.config import messages
 from tutelage.config.schema import (
+    FOLDER_NAME,
+    FOLDER_NAME_IN_WORDS,
+    LONGEST_NAME,
+    FolderName,
     NetworkField,
     Recipe,
     TeacherField,
@@ -29,9 +33,8 @@ from tutelage.settings.objective import ObjectiveSpec, read_objective
 
 TEACHER = "teacher"
 """The name of a pair's first row, which no method may have."""
-_PART = "[A-Za-z0-9][A-Za-z0-9._-]*"
-FOLDER = f"^{_PART}(/{_PART})*$"
-NAME = r"[A-Za-z0-9][^.,/=]*"
+FOLDER = f"^{FOLDER_NAME}(/{FOLDER_NAME})*$"
+NAME = r"[A-Za-z0-9][^.,/=\x00-\x1f\x7f]{0,99}"
 """Of a method; a pair's is two of them."""
 ELSEWHERE = {
     "name": "each run is named by its pair, method and seed",
@@ -120,7 +123,7 @@ class Method(_Section):
     objective: Any
     pairs: dict[str, dict[str, dict[str, Any]]] = {}
     settings: dict[str, Any] = {}
-    seeds: int | None = Field(None, ge=1)
+    seeds: int | None = Field(None, ge=1, le=10_000)
     published: dict[str, ValueField] = {}
 
     _objective_is_written_out = field_validator("objective")(_preset_mapping)
@@ -188,13 +191,11 @@ def methods_by_name(value: Any) -> Any:
 class Study(_Section):
     """A grid of runs."""
 
-    name: str = Field(
-        pattern=f"^{_PART}$", description="a folder's name of letters, digits, `.`, `_` and `-`", examples=["my-study"]
-    )
+    name: FolderName = Field(pattern=f"^{FOLDER_NAME}$", description=FOLDER_NAME_IN_WORDS, examples=["my-study"])
     title: str = ""
     source: str = ""
-    pool: str | None = Field(
-        None, pattern=FOLDER, description="a folder's name of letters, digits, `.`, `_` and `-`", examples=["mine"]
+    pool: FolderName | None = Field(
+        None, pattern=FOLDER, max_length=LONGEST_NAME, description=FOLDER_NAME_IN_WORDS, examples=["mine"]
     )
     protocol: dict[str, Any] = {}
     pairs: dict[str, Pair] = Field(
@@ -205,7 +206,7 @@ class Study(_Section):
     methods: dict[str, Method] = Field(
         min_length=1, description="a list of presets, or a mapping of names to objectives", examples=["[kd]"]
     )
-    seeds: int = Field(1, ge=1)
+    seeds: int = Field(1, ge=1, le=10_000)
     teacher_seed: int = Field(100, ge=0, lt=2**63)
     figures: tuple[Literal["entropy", "divergence", "histogram", "mappings"], ...] = Field((), examples=["[entropy]"])
     costs: str | None = Field(None, description="a method of the study", examples=["kd"])

@@ -85,7 +85,7 @@ def find(name: str) -> Path:
         RecipeError: there is no such study.
     """
     path = Path(name)
-    if path.is_file():
+    if path.is_file() or (path.suffix in (".yaml", ".yml") and path.exists()):  # a pipe is refused where it is read
         return path
     if path.suffix in (".yaml", ".yml"):
         instead = "check the path, or type tutelage study for the package's own"

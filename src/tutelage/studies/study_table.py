@@ -10,7 +10,7 @@ from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage import records
-from tutelage.errors import NotFoundError
+from tutelage.errors import NotFoundError, printable
 from tutelage.report import table as tables
 from tutelage.report.reading import NOT_STARTED, Run, Subject, deviation, mapping, mean, number, read_run, section
 from tutelage.report.reading import text as string
@@ -376,12 +376,12 @@ def print_study(folder: Path | str, console: Console) -> None:
     from rich.text import Text
 
     table = read_table(folder)
-    console.print(Text(table.title, style="bold"))
+    console.print(Text(printable(table.title), style="bold"))
     if table.departures:
-        console.print(Text("\n  ".join([WARNING, *table.departures])))
+        console.print(Text("\n  ".join([WARNING, *map(printable, table.departures)])))
     for pair, rows in (table.begun or table.pairs).items():
         pair_table(table, rows, pair=pair).print(console)
     untouched = [pair for pair in table.pairs if pair not in table.begun]
     if untouched and table.begun:
-        console.print(Text(f"No runs yet: {', '.join(untouched)}.", style="dim"))
+        console.print(Text(printable(f"No runs yet: {', '.join(untouched)}."), style="dim"))
     tables.print_notes(notes(table), console)

@@ -7,7 +7,11 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from tutelage.config import messages
 from tutelage.errors import RecipeError
+
+LONGEST = 10**8
+"""Seconds, three years."""
 
 
 class Budget(NamedTuple):
@@ -52,6 +56,8 @@ def read(typed: str) -> float:
     if parts is None or not any(parts.groups()):
         raise RecipeError("--budget", "a time such as 90s, 25m, 2h or 1h30m", repr(typed), "for example --budget 25m")
     seconds = sum(float(part or 0) * unit for part, unit in zip(parts.groups(), (3600, 60, 1), strict=True))
-    if not seconds > 0:
-        raise RecipeError("--budget", "a time above 0", typed, "for example --budget 25m")
+    if not 0 < seconds <= LONGEST:
+        raise RecipeError(
+            "--budget", f"a time above 0 and up to {LONGEST} s", messages.shown(typed), "for example --budget 25m"
+        )
     return seconds
