@@ -111,7 +111,7 @@ def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> tuple[nn.Mod
     """Make the network with a checkpoint's weights, and with its own classes if ``classes`` needs a new head."""
     card = spec.card
     network = spec.build(classes=card.classes)
-    state = io.unprefixed(io.read(path), network.state_dict())
+    state = io.unprefixed(io.read(path), network.state_dict(), name=card.name, path=path)
     stored = structure.stored_classes(state, network, classes=card.classes)
     if classes is not None and stored not in (None, card.classes):
         card = dataclasses.replace(card, classes=stored, class_names=None)
