@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -136,6 +136,7 @@ class Splits:
         margin: size of the resized copy relative to the evaluation view, its centre.
         divisor: value of white in the source's own images.
         interpolation: interpolation of resizes, ``bilinear`` or ``bicubic``.
+        views: shapes of the views of a sample by name, ``(channels, height, width)``; empty where it has one for all.
     """
 
     train: Split
@@ -151,6 +152,11 @@ class Splits:
     margin: float = 1.0
     divisor: float = 255.0
     interpolation: str = "bilinear"
+    views: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    def input_shape(self, view: str) -> tuple[int, int, int]:
+        """Return channels, height and width of the view that a network of this name reads."""
+        return self.views.get(view, (self.channels, *self.image_size))
 
     def by_name(self) -> dict[str, Split]:
         """Return the existing splits by name."""

@@ -19,6 +19,7 @@ from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explained
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs import manifest, resume, setup
+from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
@@ -144,10 +145,15 @@ class RunState:
             return None
         if (width := test.teacher.logits.shape[-1]) != classes:
             expected = f"logits for the {classes} classes of the data"
-            instead = "name a teacher that was trained on these classes"
+            instead = (
+                "name a teacher of these classes, or say which outputs are theirs: models.Classifier(outputs=[...])"
+            )
             raise RecipeError(f"teacher {teacher.card.name}", expected, width, instead)
         better = better_than_chance(test.teacher)
         accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
+        if announce:
+            for line in describe_fit(teacher, self.run_inputs.splits):
+                self.reporter.say(f"teacher {teacher.card.name}: {line}")
         if accuracy is not None and announce:
             samples = f"{len(test.teacher.labels)} {test.name} samples"
             self.reporter.say(f"teacher {teacher.card.name}: accuracy {accuracy:.2%} on {samples}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs.manifest import without_paths
+from tutelage.runs.networks import check_classes, create_student, create_teacher
 from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
@@ -86,26 +87,11 @@ def build_inputs(
     """
     objectives = build_objectives(recipe)
     splits = splits or data.open_data(recipe.data)
-    create = partial(
-        models.create,
-        classes=splits.classes,
-        channels=splits.channels,
-        image_size=splits.image_size,
-        trust_code=trust_code,
-    )
-    student = create(recipe.student.name, weights=recipe.student.weights, seed=recipe.seed)
-    student.card = replace(
-        student.card,
-        image_size=splits.image_size,
-        margin=splits.margin,
-        interpolation=splits.interpolation,
-        divisor=splits.divisor,
-        class_names=splits.class_names,
-    )
+    student = create_student(recipe.student, splits, seed=recipe.seed, trust_code=trust_code)
     if not isinstance(recipe.teacher, Network):
         teacher = None
     elif teacher is None:
-        teacher = create(recipe.teacher.name, weights=recipe.teacher.weights)
+        teacher = create_teacher(recipe.teacher, splits, trust_code=trust_code)
     return RunInputs(splits=splits, student=student, teacher=teacher, objectives=objectives)
 
 
@@ -137,21 +123,8 @@ def check_compatible(run_inputs: RunInputs) -> None:
                     taps.batch_norm(teacher, tap)
         except InvalidValueError as error:
             raise RecipeError.of([error.within(f"objective {name}")]) from None
-    if teacher is None:
-        return
-    card, what = teacher.card, f"teacher {teacher.card.name}"
-    instead = "fine-tune it on these data with `tutelage train`, or name another teacher"
-    if card.classes != splits.classes:
-        raise RecipeError(what, f"{splits.classes} classes, as the data and the student have", card.classes, instead)
-    if card.fresh_head:
-        expected = f"weights for {splits.classes} classes, as the data have"
-        raise RecipeError(what, expected, "weights for another number", instead)
-    # Names without anything in common are two notations for the same classes, such as words and WordNet ids.
-    names, data_names = tuple(card.class_names or ()), tuple(splits.class_names)
-    if set(names) & set(data_names) and names != data_names:
-        k = next(k for k, (a, b) in enumerate(zip(names, data_names, strict=True)) if a != b)
-        got = f"{names[k]!r} where they have {data_names[k]!r} (class {k})"
-        raise RecipeError(what, "the classes of the data in their order", got, instead)
+    if teacher is not None:
+        check_classes(teacher, splits)
 
 
 def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequence[Fit], *, world: int = 1) -> None:
@@ -275,6 +248,10 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         "precision": recipe.precision,
         "classes": splits.classes,
     }
+    if teacher.outputs is not None:
+        key["teacher"]["classes"] = teacher.outputs.tolist()
+    if (shape := teacher.resized_to) is not None:
+        key["teacher"]["input"] = shape
     if (library := transform_library(recipe.data)) is not None:
         key["transform"] = " ".join(library)
     return TeacherCache(Path(recipe.outputs), key, samples=len(splits.train))
