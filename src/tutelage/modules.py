@@ -12,7 +12,8 @@ from tutelage import taps
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import BindContext, Objective
 from tutelage.taps import Taps
-from tutelage.types import Batch, Loss, Outputs, Progress, Totals
+from tutelage.types import Batch, Inputs, Loss, Outputs, Progress, Totals
+from tutelage.views import view_of
 
 
 class StepOutput(NamedTuple):
@@ -26,7 +27,7 @@ class Distiller(nn.Module):
     """A student and an objective bound to it: one trainable module for one optimizer, one DDP, one compile.
 
     Args:
-        student: any module that turns ``batch.inputs`` into logits ``(batch, classes)``.
+        student: any module that turns ``batch.inputs``, or its view ``student``, into logits ``(batch, classes)``.
         objective: objective of the student; bound here, so that no two distillers share anything.
         context: facts of the run that the objective may read.
 
@@ -77,7 +78,7 @@ class Distiller(nn.Module):
             raise InvalidTypeError(
                 "teacher", "Outputs", type(teacher).__name__, "type Outputs(logits), or ask a FrozenTeacher"
             )
-        logits, features = self._taps(self.called or self.student, batch.inputs)
+        logits, features = self._taps(self.called or self.student, view_of(batch.inputs, "student"))
         outputs = Outputs(_logits(logits, "student"), features)
         loss = (self.called_objective or self.objective)(outputs, teacher, batch, progress, totals)
         differentiable = loss.total.requires_grad or not torch.is_grad_enabled()
@@ -92,7 +93,8 @@ class FrozenTeacher(nn.Module):
     """A network that never changes: without gradients, and in evaluation mode whatever ``train()`` is called with.
 
     Args:
-        network: any module that turns ``batch.inputs`` into logits. Its parameters are frozen in place.
+        network: any module that turns ``batch.inputs``, or its view ``teacher``, into logits. Its parameters are frozen
+            in place.
         names: features to return with its outputs (`tutelage.taps`): an objective's ``needs.teacher_taps``.
     """
 
@@ -109,7 +111,7 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
         """Return the network's outputs for a batch."""
-        logits, features = self._taps(self.network, batch.inputs)
+        logits, features = self._taps(self.network, view_of(batch.inputs, "teacher"))
         return Outputs(_logits(logits, "teacher"), features)
 
 
@@ -117,7 +119,7 @@ def network_context(
     objective: Objective,
     student: nn.Module,
     teacher: nn.Module | None,
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     samples: int | None = None,
     classes: int | None = None,
@@ -149,8 +151,10 @@ def network_context(
         samples=samples,
         classes=classes,
         labels=labels,
-        student_shapes=taps.feature_shapes(student, needs.student_taps, inputs),
-        teacher_shapes=taps.feature_shapes(teacher, needs.teacher_taps, inputs) if teacher is not None else {},
+        student_shapes=taps.feature_shapes(student, needs.student_taps, view_of(inputs, "student")),
+        teacher_shapes=(
+            taps.feature_shapes(teacher, needs.teacher_taps, view_of(inputs, "teacher")) if teacher is not None else {}
+        ),
         teacher_logits=teacher_logits,
         teacher_head=taps.head(teacher) if needs.teacher_head and teacher is not None else None,
         teacher_norms={t: taps.batch_norm(teacher, t) for t in needs.teacher_norms} if teacher is not None else {},

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,6 +15,7 @@ from tutelage import config, data, models
 from tutelage.config.schema import Network, Recipe
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Card, Classifier
+from tutelage.models.entrance import entrance
 from tutelage.runs.networks import adopt, check_classes, create_student, create_teacher, with_classes
 from tutelage.runs.record_teacher import record
 from tutelage.runs.reporter import Reporter
@@ -256,3 +258,72 @@ def _at_the_data_s_size(teacher):
     same = Classifier(teacher.network, teacher.card)
     same.resizes = False
     return same
+
+
+# Views by name
+
+
+class Pictures:
+    """Digits in 8x8 pixels, or a view of each for each network."""
+
+    classes = tuple(map(str, range(10)))
+
+    def __init__(self, split, pairs):
+        self.images, self.targets, self.pairs = split.fetch(np.arange(160)), split.labels[:160].tolist(), pairs
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        image = self.images[index]
+        if not self.pairs:
+            return image, self.targets[index]
+        card = Card(name="x", classes=10, channels=1, image_size=(16, 16))
+        return {"teacher": entrance(image[None], card)[0], "student": image}, self.targets[index]
+
+
+def maps(stride, *, seed=0):
+    """A network with maps of 8x8, of images that are ``stride`` times as large."""
+    torch.manual_seed(seed)
+    convolution = nn.Conv2d(1, 4, 3, stride=stride, padding=1)
+    return nn.Sequential(convolution, nn.ReLU(), nn.Flatten(), nn.Linear(256, 10))
+
+
+FITNET = {"fitnet": {"student_tap": "0", "teacher_tap": "0", "weight": 1.0}}
+
+
+@pytest.mark.parametrize("keys", [{}, {"accumulate": 3, "objective": ["kd", FITNET]}])
+def test_two_sizes_are_what_a_pair_of_views_made_by_hand_is(tmp_path, digits, keys):
+    """Logits and features, training and evaluation."""
+    runs = []
+    for pairs in (False, True):
+        teacher = maps(2, seed=1)
+        sized = models.adopt(teacher, classes=10, image_size=(16, 16))
+        run = tutelage.distill(
+            student=maps(1),
+            teacher=teacher if pairs else sized,
+            data=(Pictures(digits.train, pairs), Pictures(digits.test, pairs)),
+            name=f"pairs-{pairs}",
+            runs=tmp_path,
+            **{"objective": "kd", **QUICK, **keys},
+        )
+        runs.append(run)
+    single, pair = runs
+    assert single.manifest["teacher"]["input"] == [1, 16, 16]
+    assert "input" not in pair.manifest["teacher"]
+    assert single.manifest["teacher"]["accuracy"] == pair.manifest["teacher"]["accuracy"]
+    assert single.accuracy == pair.accuracy
+    ours, theirs = (load_file(run.folder / "student.safetensors") for run in runs)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert pair.epochs[0]["train"]["terms"] == single.epochs[0]["train"]["terms"]
+
+
+def test_a_view_that_no_network_is_called_by_is_refused(tmp_path, digits):
+    class Misnamed(Pictures):
+        def __getitem__(self, index):
+            views, label = super().__getitem__(index)
+            return {"student": views["student"], "large": views["teacher"]}, label
+
+    sets = (Misnamed(digits.train, True), Misnamed(digits.test, True))
+    with refused(InvalidValueError, "inputs", got=["'large'", "'student'"]):
+        tutelage.distill(student=flat(8), teacher=flat(16), data=sets, objective="kd", name="x", runs=tmp_path, **QUICK)

@@ -55,7 +55,9 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str]) -> list[tuple[str, s
     if run_inputs.teacher is not None:
         accuracy = "it is trained first"
         if training is None:
-            outputs = evaluation_outputs(recipe, FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test))
+            outputs = evaluation_outputs(
+                recipe, FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test), "teacher"
+            )
             samples = f"a sample of {len(outputs.labels)} test samples"
             accuracy = f"{evaluate_outputs(outputs)['accuracy']:.2%} on {samples}"
         summary += [("teacher", _network(run_inputs.teacher)), ("teacher accuracy", accuracy)]

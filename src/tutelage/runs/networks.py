@@ -198,13 +198,13 @@ def _some(names: Sequence[str]) -> str:
     return f"{len(names)} ({shown})" if names else "none"
 
 
-def describe_fit(network: Classifier, splits: data.Splits) -> Iterator[str]:
-    """Say how a network was fitted to the data, a line each; nothing where it takes their images and classes as is."""
+def describe_fit(network: Classifier, shape: Sequence[int]) -> Iterator[str]:
+    """Say how a network was fitted to images of a shape and to the data's classes, a line each."""
     if network.resized_to is not None:
-        came, fed = ("x".join(map(str, shape)) for shape in ((splits.channels, *splits.image_size), network.resized_to))
+        came, fed = ("x".join(map(str, sizes)) for sizes in (shape, network.resized_to))
         yield f"images of {came} are brought to its {fed}"
     if network.outputs is not None:
-        yield f"its outputs {_listed(network.outputs.tolist())} are the data's {splits.classes} classes in order"
+        yield f"its outputs {_listed(network.outputs.tolist())} are the data's {network.card.classes} classes in order"
 
 
 def _listed(numbers: Sequence[int]) -> str:

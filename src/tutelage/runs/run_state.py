@@ -30,6 +30,7 @@ from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
 from tutelage.training.precision import computed_precision, fallback
 from tutelage.types import UNLABELLED, Batches, Teacher
+from tutelage.views import view_of
 
 
 class RunState:
@@ -132,7 +133,8 @@ class RunState:
         student, classes = self.run_inputs.student.to(self.device), self.run_inputs.splits.classes
         mode = student.training
         with torch.no_grad():
-            width = student.eval()(next(self.held_out[-1].batches.epoch(0)).inputs[:2].to(self.device)).shape[-1]
+            inputs = view_of(next(self.held_out[-1].batches.epoch(0)).inputs, "student")
+            width = student.eval()(inputs[:2].to(self.device)).shape[-1]
         student.train(mode)
         if width != classes:
             expected = f"logits for the {classes} classes of the data"
@@ -152,7 +154,7 @@ class RunState:
         better = better_than_chance(test.teacher)
         accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
         if announce:
-            for line in describe_fit(teacher, self.run_inputs.splits):
+            for line in describe_fit(teacher, self.run_inputs.splits.input_shape("teacher")):
                 self.reporter.say(f"teacher {teacher.card.name}: {line}")
         if accuracy is not None and announce:
             samples = f"{len(test.teacher.labels)} {test.name} samples"

@@ -29,7 +29,8 @@ from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
 from tutelage.training.precision import float32_products
-from tutelage.types import UNLABELLED, Batch, Batches, Outputs
+from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs
+from tutelage.views import map_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +146,8 @@ def check_last_batch(samples: int, objectives: Sequence[Objective], fits: Sequen
 def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
     """Return the context that an objective binds to: whatever it needs from the networks and the data."""
     splits, needs, teacher = run_inputs.splits, objective.needs, run_inputs.teacher
-    train, teacher_logits, inputs = splits.train, None, torch.empty(0)
+    train, teacher_logits = splits.train, None
+    inputs: Inputs = torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
         indices = np.unique(np.linspace(0, len(train) - 1, min(STATISTICS, len(train))).astype(np.int64))
         teacher_logits = torch.cat(
@@ -183,7 +185,8 @@ def _teacher_outputs(
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
     for index, inputs in split.stream(data.split_evenly(indices, 256)):
         with float32_products(device, "fp32"):
-            outputs = frozen(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index]))
+            moved = map_views(lambda each: each.to(device), inputs)
+            outputs = frozen(Batch(torch.from_numpy(index), moved, split.labels[index]))
         yield index, outputs
 
 

@@ -15,6 +15,7 @@ from tutelage.settings.fit import Precision
 from tutelage.training.distributed import to_device
 from tutelage.training.precision import float32_products, mixed_precision
 from tutelage.types import UNLABELLED, Batches
+from tutelage.views import view_of
 
 BINS = 15
 """Number of bins for reliability and calibration error, of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
@@ -55,6 +56,8 @@ def collect_outputs(
 ) -> EvalOutputs:
     """Run a network on every sample, in evaluation mode; its mode is restored.
 
+    ``who`` is ``teacher`` for the view of that name where a batch has several; any other network reads the student's.
+
     Raises:
         NonFiniteError: if logits are not finite, as no metric would mean anything; it names ``who`` and the samples.
     """
@@ -64,7 +67,8 @@ def collect_outputs(
     try:
         with float32_products(device, precision):
             for batch in batches.epoch(0):
-                inputs = to_device(batch, device, channels_last=channels_last).inputs
+                moved = to_device(batch, device, channels_last=channels_last)
+                inputs = view_of(moved.inputs, "teacher" if who == "teacher" else "student")
                 with mixed_precision(device, precision):
                     logits.append(network(inputs).float().cpu())
                 labels.append(batch.labels.cpu())

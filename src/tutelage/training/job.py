@@ -30,6 +30,7 @@ from tutelage.training.metrics import raise_if_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
+from tutelage.views import with_own_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -368,7 +369,7 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
 
     def step() -> None:
         # A student may write into its inputs.
-        teacher_outputs, own = outputs(), piece._replace(inputs=piece.inputs.clone())
+        teacher_outputs, own = outputs(), with_own_inputs(piece)
         with train.forward_context(samples):
             # As in steps: losses compiled for numbers on the host would be compiled again in the first step.
             output = train.module(own, teacher_outputs, train.now.progress, totals)
