@@ -226,6 +226,12 @@ def test_a_resumed_run_of_two_sizes_has_the_bits_of_an_uninterrupted_one(tmp_pat
     settings |= {**QUICK, "epochs": 2}
     with pytest.raises(KeyboardInterrupt):
         tutelage.distill(name="x", runs=tmp_path / "stopped", reporter=Stopping(), **settings)
+    path = tmp_path / "stopped" / "x" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "teacher": {**manifest["teacher"], "input": None}}))
+    with refused(RecipeError, "teacher mlp:32", got="1 x 16 x 16"):  # as a run of an earlier version says
+        tutelage.distill(name="x", runs=tmp_path / "stopped", **settings)
+    path.write_text(json.dumps(manifest))
     runs = [tutelage.distill(name="x", runs=tmp_path / folder, **settings) for folder in ("stopped", "whole")]
     assert [run.manifest["resumed"] for run in runs] == [1, 0]
     ours, theirs = (load_file(run.folder / "student.safetensors") for run in runs)

@@ -12,6 +12,7 @@ from tutelage.config.schema import Recipe
 from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune
+from tutelage.runs.networks import describe_fit
 from tutelage.runs.setup import (
     build_inputs,
     check_compatible,
@@ -50,7 +51,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str]) -> list[tuple[str, s
         ("pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
         ("classes", str(splits.classes)),
         ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
-        ("student", _network(run_inputs.student)),
+        ("student", _network(run_inputs.student, splits.input_shape("student"))),
     ]
     if run_inputs.teacher is not None:
         accuracy = "it is trained first"
@@ -60,7 +61,10 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str]) -> list[tuple[str, s
             )
             samples = f"a sample of {len(outputs.labels)} test samples"
             accuracy = f"{evaluate_outputs(outputs)['accuracy']:.2%} on {samples}"
-        summary += [("teacher", _network(run_inputs.teacher)), ("teacher accuracy", accuracy)]
+        summary += [
+            ("teacher", _network(run_inputs.teacher, splits.input_shape("teacher"))),
+            ("teacher accuracy", accuracy),
+        ]
     precision = recipe.fits()[0].settings.precision
     line = fallback(accelerator_on(recipe.device).device, precision) or reason
     summary.append(("precision", line.removeprefix("precision ") if line else precision))
@@ -105,10 +109,11 @@ class _Sample:
         return self.batches.at(epoch, self.requests[start:])
 
 
-def _network(network: models.Classifier) -> str:
+def _network(network: models.Classifier, shape: tuple[int, int, int]) -> str:
     card = network.card
     count, weights = models.parameters(network), card.weights or "random"
-    return f"{card.name}: {count:,} parameters, {card.classes} classes, weights {weights}"
+    facts = f"{card.name}: {count:,} parameters, {card.classes} classes, weights {weights}"
+    return "; ".join([facts, *describe_fit(network, shape)])
 
 
 def _duration(seconds: float) -> str:

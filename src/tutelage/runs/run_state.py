@@ -65,6 +65,7 @@ class RunState:
         self.seconds_before = previous.get("duration_s", 0.0)
         self.fits, self.objectives, splits = recipe.fits(), run_inputs.objectives, run_inputs.splits
         setup.check_compatible(run_inputs)
+        resume.same_inputs(run_inputs, earlier)
         setup.check_last_batch(len(splits.train), self.objectives, self.fits, world=self.accelerator.num_processes)
         self.outputs: TeacherCache | None = None
         self.check_outputs()
@@ -147,9 +148,7 @@ class RunState:
             return None
         if (width := test.teacher.logits.shape[-1]) != classes:
             expected = f"logits for the {classes} classes of the data"
-            instead = (
-                "name a teacher of these classes, or say which outputs are theirs: models.Classifier(outputs=[...])"
-            )
+            instead = "name one of these classes, or type tutelage.models.Classifier(network, card, outputs=[...])"
             raise RecipeError(f"teacher {teacher.card.name}", expected, width, instead)
         better = better_than_chance(test.teacher)
         accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
