@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias, TypeVar, Unpack
 from torch import nn
 
 from tutelage import config, data, models, objectives, records
+from tutelage.config import schema
 from tutelage.config.schema import TOGETHER, Comparison, R, Recipe
 from tutelage.data.custom_transforms import name_of
 from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError, explaining
@@ -20,6 +21,7 @@ from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs import recipes
 from tutelage.runs.execute import execute
+from tutelage.runs.networks import adopt, create_as_trained, create_student, create_teacher, with_classes
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, load
 from tutelage.runs.setup import RunInputs, evaluation_outputs, held_out_sets, parse
@@ -33,6 +35,8 @@ from tutelage.types import UNLABELLED
 
 Model: TypeAlias = str | Path | Run | nn.Module
 """A model's name, a run or its folder, or a module of the caller's."""
+Network: TypeAlias = Model | Mapping[str, Any]
+"""A model, or what a recipe writes of one, such as ``{"name": "timm:resnet18.a1_in1k", "size": 224}``."""
 Data: TypeAlias = "str | Mapping[str, Any] | DataSettings | data.Splits | Sequence[Any]"
 """A source's name, settings with one, or the caller's (training set, test set)."""
 AnyObjective: TypeAlias = Objective | str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
@@ -57,7 +61,7 @@ def _lists_settings(function: F) -> F:
 @_lists_settings
 def train(
     *,
-    model: Model,
+    model: Network,
     data: Data,
     objective: AnyObjective = "cross_entropy",
     name: str | None = None,
@@ -75,8 +79,8 @@ def train(
 @_lists_settings
 def distill(
     *,
-    student: Model,
-    teacher: Model | None,
+    student: Network,
+    teacher: Network | None,
     data: Data,
     objective: AnyObjective,
     name: str | None = None,
@@ -88,8 +92,11 @@ def distill(
     """Distil a teacher into a student and record the run in ``runs/name``.
 
     Args:
-        student: a model's name, a run or its folder, or a module, which is trained in place.
-        teacher: a model's name, a run or its folder, or a module; none to learn from labels alone.
+        student: a model's name, a run or its folder, or a module, which is trained in place; or a recipe's mapping,
+            such as ``{"name": "cifar:resnet20", "size": 32}``. A module takes the data's images; for a size of its own
+            wrap it: ``models.adopt(module, classes=10, image_size=(16, 16))``.
+        teacher: the same, with ``classes`` where its outputs are not the data's classes in order; none to learn from
+            labels alone.
         data: a source's name, a mapping of `DataSettings`, whose ``transform`` may be an object as of `open_data`, or a
             pair (training set, test set) of map-style data sets that yield (image in [0, 1] or PIL image, class index).
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
@@ -112,8 +119,8 @@ def distill(
 
 def _prepared(
     call: Literal["train", "distill"],
-    student: Model,
-    teacher: Model | None,
+    student: Network,
+    teacher: Network | None,
     data: Data,
     objective: AnyObjective,
     name: str | None,
@@ -122,20 +129,21 @@ def _prepared(
 ) -> tuple[Recipe, RunInputs | None]:
     """Return the recipe of a call, and its inputs where some of them are the caller's objects."""
     objective = objectives.from_recipe(objective)
-    student = _named(student, "model" if call == "train" else "student")
-    teacher = None if teacher is None else _named(teacher, "teacher")
+    student = _written(student, "model" if call == "train" else "student")
+    teacher = None if teacher is None else _written(teacher, "teacher")
     data, transform = _without_object(data)
-    named = transform is None and isinstance(student, str) and isinstance(teacher, str | None) and _is_settings(data)
-    label = student if isinstance(student, str) else type(student).__name__
+    objects = [network for network in (student, teacher) if isinstance(network, nn.Module)]
+    named = transform is None and not objects and _is_settings(data)
+    label = type(student).__name__ if isinstance(student, nn.Module) else student["name"]
     value: dict[str, Any] = {
         "name": name or _file_name(label, objective.name),
-        "student": label,
+        "student": label if isinstance(student, nn.Module) else student,
         "objective": objective,
         **settings,
         "data": data if _is_settings(data) else {"source": "own"},
     }
     if teacher is not None:
-        value["teacher"] = teacher if isinstance(teacher, str) else type(teacher).__name__
+        value["teacher"] = type(teacher).__name__ if isinstance(teacher, nn.Module) else teacher
     recipe = _parse(Recipe, value, where=call)
     stages = [stage if isinstance(stage, Mapping) else dict(stage) for stage in settings.get("stages") or [{}]]
     # What each fit learns from, as it was passed: two objectives of the caller's may have one spec.
@@ -196,6 +204,14 @@ def _named(network: Model, argument: str = "model") -> str | nn.Module:
     return network.as_posix() if isinstance(network, Path) else network
 
 
+def _written(network: Network, argument: str) -> dict[str, Any] | nn.Module:
+    """Return a named network as a recipe writes it, and a module unchanged."""
+    if isinstance(network, Mapping) and "name" in network:
+        return {**network, "name": _named(network["name"], f"{argument}.name")}
+    written = _named(network, argument)  # type: ignore[arg-type]  # it refuses other mappings
+    return written if isinstance(written, nn.Module) else {"name": written}
+
+
 def _file_name(student: str, *objectives: str) -> str:
     """Return what to call the run of a student's name or folder, where the caller does not say."""
     name = Path(student).name if Path(student).is_dir() else student
@@ -217,25 +233,27 @@ def _without_object(source: Any) -> tuple[Any, Callable[[Any], Any] | None]:
 def _inputs_of(
     recipe: Recipe,
     passed: Sequence[Any],
-    student: str | nn.Module,
-    teacher: str | nn.Module | None,
+    student: dict[str, Any] | nn.Module,
+    teacher: dict[str, Any] | nn.Module | None,
     source: Any,
     transform: Callable[[Any], Any] | None,
     trust_code: bool | frozenset[str],
 ) -> RunInputs:
     """Build a run's inputs where some of them are the caller's objects; ``passed`` are its fits' objectives."""
     splits = _splits_of(source, recipe.data, student, teacher, transform=transform)
-    shape: dict[str, Any] = {"classes": splits.classes, "channels": splits.channels, "image_size": splits.image_size}
-
-    def build(network: str | nn.Module) -> Classifier:
-        if isinstance(network, nn.Module):
-            return models.adopt(network, f"object:{type(network).__name__}", **shape)
-        return models.create(network, seed=recipe.seed, trust_code=trust_code, **shape)
-
+    if isinstance(student, nn.Module):
+        trainee = adopt(student, splits, "student")
+    else:
+        trainee = create_student(recipe.student, splits, seed=recipe.seed, trust_code=trust_code)
+    known = None
+    if isinstance(teacher, nn.Module):
+        known = with_classes(adopt(teacher, splits, "teacher", trained=True), splits)
+    elif isinstance(recipe.teacher, schema.Network):
+        known = create_teacher(recipe.teacher, splits, seed=recipe.seed, trust_code=trust_code)
     return RunInputs(
         splits=splits,
-        student=build(student),
-        teacher=build(teacher) if teacher is not None else None,
+        student=trainee,
+        teacher=known,
         objectives=tuple(
             objective if isinstance(objective, Objective) else from_spec(fit.objective)
             for objective, fit in zip(passed, recipe.fits(), strict=True)
@@ -247,7 +265,7 @@ def _inputs_of(
 def _splits_of(
     source: Any,
     settings: DataSettings,
-    *networks: str | nn.Module | None,
+    *networks: object,
     transform: Callable[[Any], Any] | None = None,
 ) -> data.Splits:
     """Open the data that settings name, or wrap the caller's.
@@ -277,7 +295,7 @@ def _splits_of(
 @_lists_settings
 def compare(
     *,
-    student: str | Path | Run,
+    student: str | Path | Run | Mapping[str, Any],
     teacher: str | Path | Run | Mapping[str, Any] | None,
     data: str | Mapping[str, Any] | DataSettings,
     objectives: Mapping[str, AnyObjective],
@@ -315,9 +333,9 @@ def compare(
         RecipeError: a setting is wrong (every error is listed), or the folder holds another comparison.
         TypeError: a network or the data are the caller's objects, of which no second run can be made.
     """
-    value: dict[str, Any] = {"student": _named(student, "student"), "data": data, **settings}
+    value: dict[str, Any] = {"student": _written(student, "student"), "data": data, **settings}
     if teacher is not None:
-        value["teacher"] = teacher if isinstance(teacher, Mapping) else _named(teacher, "teacher")
+        value["teacher"] = teacher if isinstance(teacher, Mapping) else _written(teacher, "teacher")
     objects = {key: value.get(key) for key in ("student", "teacher", "data")}
     if isinstance(data, Mapping):
         objects["data.transform"] = data.get("transform")
@@ -327,7 +345,7 @@ def compare(
             instead = "for objects of your own type tutelage.distill(...) once for each objective and seed"
             raise InvalidTypeError(key, expected, f"an object of type {type(given).__name__}", instead)
     value |= {
-        "name": name or _file_name(value["student"], *objectives),
+        "name": name or _file_name(value["student"]["name"], *objectives),
         "objectives": objectives,
         "seeds": seeds,
         "baseline": baseline,
@@ -425,19 +443,12 @@ def judge(
     Returns:
         The evaluation, and a title with the model and the data.
     """
-    name, weights = recipe.student.name, recipe.student.weights
+    name = recipe.student.name
     splits = _splits_of(source, recipe.data, model)
-    shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
     if isinstance(model, nn.Module):
-        network = models.adopt(model, name, classes=splits.classes, **shape)
+        network = adopt(model, splits, "student", trained=True)
     else:
-        network = models.create(
-            name,
-            weights=weights,
-            classes=None if weights or Path(name).is_dir() else splits.classes,
-            trust_code=trust_code,
-            **shape,
-        )
+        network = create_as_trained(recipe.student, splits, "student", trust_code=trust_code)
     _check_classes(name, network.card.classes, splits.classes)
     outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
     _check_classes(name, outputs.logits.shape[-1], splits.classes)  # of a module, whose card has those of the data

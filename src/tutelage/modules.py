@@ -15,7 +15,8 @@ from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import BindContext, Objective
 from tutelage.submodules import restored_modes, unwrapped
 from tutelage.taps import Taps
-from tutelage.types import Batch, Loss, Outputs, Progress, Totals
+from tutelage.types import Batch, Inputs, Loss, Outputs, Progress, Totals
+from tutelage.views import view_of
 
 
 class StepOutput(NamedTuple):
@@ -29,7 +30,7 @@ class Distiller(nn.Module):
     """A student and an objective bound to it: one trainable module for one optimizer, one DDP, one compile.
 
     Args:
-        student: any module that turns ``batch.inputs`` into logits ``(batch, classes)``.
+        student: any module that turns ``batch.inputs``, or its view ``student``, into logits ``(batch, classes)``.
         objective: objective of the student; bound here, so that no two distillers share anything.
         context: facts of the run that the objective may read.
 
@@ -80,7 +81,7 @@ class Distiller(nn.Module):
             raise InvalidTypeError(
                 "teacher", "Outputs", type(teacher).__name__, "type Outputs(logits), or ask a FrozenTeacher"
             )
-        logits, features = self._taps(self.called or self.student, batch.inputs)
+        logits, features = self._taps(self.called or self.student, view_of(batch.inputs, "student"))
         outputs = Outputs(_logits(logits, "student"), features)
         loss = (self.called_objective or self.objective)(outputs, teacher, batch, progress, totals)
         differentiable = loss.total.requires_grad or not torch.is_grad_enabled()
@@ -98,9 +99,10 @@ class FrozenTeacher(nn.Module):
     evaluation mode again.
 
     Args:
-        network: any module that turns ``batch.inputs`` into logits. It is frozen in place: put in evaluation mode, and
-            its parameters no longer require gradients, so that DDP waits for none and no optimizer is given them. A
-            student must share nothing with it (`refuse_shared`). A run gives the caller's module back as it came.
+        network: any module that turns ``batch.inputs``, or its view ``teacher``, into logits. It is frozen in place:
+            put in evaluation mode, and its parameters no longer require gradients, so that DDP waits for none and no
+            optimizer is given them. A student must share nothing with it (`refuse_shared`). A run gives the caller's
+            module back as it came.
         names: features to return with its outputs (`tutelage.taps`): an objective's ``needs.teacher_taps``.
     """
 
@@ -125,7 +127,7 @@ class FrozenTeacher(nn.Module):
             if module.training:
                 _to_evaluation(self.network)
                 break
-        logits, features = self._taps(self.network, batch.inputs)
+        logits, features = self._taps(self.network, view_of(batch.inputs, "teacher"))
         return Outputs(_logits(logits, "teacher"), features)
 
 
@@ -213,7 +215,7 @@ def network_context(
     objective: Objective,
     student: nn.Module,
     teacher: nn.Module | None,
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     samples: int | None = None,
     classes: int | None = None,
@@ -248,8 +250,10 @@ def network_context(
         samples=samples,
         classes=classes,
         labels=labels,
-        student_shapes=taps.feature_shapes(student, needs.student_taps, inputs),
-        teacher_shapes=taps.feature_shapes(teacher, needs.teacher_taps, inputs) if teacher is not None else {},
+        student_shapes=taps.feature_shapes(student, needs.student_taps, view_of(inputs, "student")),
+        teacher_shapes=(
+            taps.feature_shapes(teacher, needs.teacher_taps, view_of(inputs, "teacher")) if teacher is not None else {}
+        ),
         teacher_logits=teacher_logits,
         teacher_head=taps.head(teacher) if needs.teacher_head and teacher is not None else None,
         teacher_norms={t: taps.batch_norm(teacher, t) for t in needs.teacher_norms} if teacher is not None else {},

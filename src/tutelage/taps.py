@@ -150,6 +150,8 @@ def _on_card(card: Any, name: str) -> str:
 def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
     """Copy weight and bias of a network's head: the only layer that can be it, and the only source of the logits.
 
+    If a classifier maps its classes to some of the network's outputs, the rows are those of its classes.
+
     Raises:
         ValueError: if there is none, it is not linear, or there are several.
     """
@@ -164,8 +166,10 @@ def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
         expected = f"a linear last layer of {name}, whose weights the objective reads"
         instead = "take a teacher that ends in one, or an objective that reads none"
         raise InvalidValueError("teacher", expected, got, instead)
-    weight, bias = found.layer.weight, found.layer.bias
-    return weight.detach().clone(), None if bias is None else bias.detach().clone()
+    weight, bias = found.layer.weight.detach(), found.layer.bias
+    outputs = getattr(network, "outputs", None)  # those of its classes, if a classifier maps them
+    rows = slice(None) if outputs is None else outputs
+    return weight[rows].clone(), None if bias is None else bias.detach()[rows].clone()
 
 
 def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,18 +28,24 @@ class View(NamedTuple):
     epoch: int
 
 
+Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
+"""Inputs ``(batch, ...)`` of every network, or views of the same samples by the name of the network that reads each:
+``student`` and ``teacher``."""
+
+
 class Batch(NamedTuple):
     """One batch of samples, on one device.
 
     Attributes:
         index: indices of the samples in their data set, ``(batch,)`` int64.
-        inputs: inputs of the network, ``(batch, ...)``; images are ``(batch, channels, height, width)``, in [0, 1].
+        inputs: inputs of the networks, ``(batch, ...)``, or a mapping of views by the name of the network that reads
+            each; images are ``(batch, channels, height, width)``, in [0, 1].
         labels: class indices, ``(batch,)`` int64, -100 if unlabelled; or soft labels, float ``(batch, classes)``.
         view: view of the samples, by which a teacher's recorded outputs are found; ``None`` without augmentation.
     """
 
     index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on a batch
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor
     view: View | None = None
 

@@ -37,13 +37,10 @@ class Bomb:
         lambda sd: {"model": sd, "epoch": 3, "opt": argparse.Namespace(lr=0.1)},
         lambda sd: {"state_dict": sd, "optimizer": {"lr": [0.1]}},
         lambda sd: {"net": sd, "acc": 93.1},
-        lambda sd: {"model": {f"module.{k}": v for k, v in sd.items()}},
-        lambda sd: {f"_orig_mod.{k}": v for k, v in sd.items()},
-        lambda sd: {f"module._orig_mod.{k}": v for k, v in sd.items()},
-        lambda sd: {f"network.{k}": v for k, v in sd.items()},
+        lambda sd: {"weights": sd, "epoch": 3},
         lambda sd: {k: v for k, v in sd.items() if not k.endswith("num_batches_tracked")},
     ],
-    ids=["bare", "model", "state_dict", "net", "parallel", "compiled", "both", "classifier", "old batch norm"],
+    ids=["bare", "model", "state_dict", "net", "another key", "old batch norm"],
 )
 def test_checkpoints_as_training_scripts_write_them(teacher, tmp_path, wrap):
     path = tmp_path / "x.pth"
@@ -52,6 +49,69 @@ def test_checkpoints_as_training_scripts_write_them(teacher, tmp_path, wrap):
     assert same(read_back, teacher)
     assert read_back.card.weights == "x.pth"
     assert not read_back.card.fresh_head
+
+
+def prefixed(prefix, state):
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+PREFIXES = ["module.", "_orig_mod.", "network.", "model.", "student.", "backbone.", "module._orig_mod.", "a.b_c.0.net."]
+
+
+@pytest.mark.parametrize("wrap", [lambda state: state, lambda state: {"state_dict": state, "epoch": 3}])
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_any_prefix_before_all_names_is_dropped_and_said(teacher, tmp_path, prefix, wrap):
+    path = tmp_path / "x.pth"
+    torch.save(wrap(prefixed(prefix, teacher.network.state_dict())), path)
+    with pytest.warns(UserWarning, match=f"x.pth: the prefix '{prefix}' is dropped") as caught:
+        read_back = create("cifar:resnet8", classes=10, weights=path)
+    assert len(caught) == 1
+    assert same(read_back, teacher)
+    assert read_back.card.weights == "x.pth"
+
+
+def other_parts():
+    other = create("cifar:resnet14", classes=10).network.state_dict()
+    wide = create("cifar:resnet8x4", classes=10).network.state_dict()
+    return [
+        ({"n_averaged": torch.tensor(3)}, 1),
+        ({"criterion.weight": torch.ones(10)}, 1),
+        (prefixed("student.", other), len(other)),
+        (prefixed("student.", wide), len(wide)),
+    ]
+
+
+@pytest.mark.parametrize(("others", "count"), other_parts(), ids=["average", "loss", "other names", "other shapes"])
+def test_the_one_part_that_fits_is_taken(teacher, tmp_path, others, count):
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": {**others, **prefixed("teacher.", teacher.network.state_dict())}}, path)
+    with pytest.warns(UserWarning, match=f"'teacher.' is dropped from all names, and {count} tensors"):
+        assert same(create("cifar:resnet8", classes=10, weights=path), teacher)
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_several_parts_that_fit_are_refused(teacher, tmp_path, keyed):
+    path, state = tmp_path / "x.ckpt", teacher.network.state_dict()
+    both = {"student": state, "teacher": state}
+    torch.save(both if keyed else {**prefixed("student.", state), **prefixed("teacher.", state)}, path)
+    with refused(InvalidValueError, "weights", got=["2", path, "student., teacher."], suggests="'student.'"):
+        create("cifar:resnet8", classes=10, weights=path)
+
+
+def test_names_that_do_not_fit_are_counted_without_their_prefix(teacher, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(prefixed("module.net.", teacher.network.state_dict()), path)
+    with refused(InvalidValueError, "weights", got=["30 of 92", "layer1.1.conv1.weight"]) as caught:
+        create("cifar:resnet14", weights=path)
+    assert "unexpected" not in caught.value.got
+
+
+def test_a_new_head_behind_a_prefix(teacher, tmp_path):
+    path = tmp_path / "x.pth"
+    torch.save(prefixed("student.", teacher.network.state_dict()), path)
+    with pytest.warns(UserWarning, match="'student.'"):
+        tuned = create("cifar:resnet8", classes=37, weights=path)
+    assert (tuned.card.classes, tuned.card.fresh_head) == (37, True)
 
 
 def test_safetensors(teacher, tmp_path):

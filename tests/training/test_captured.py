@@ -80,16 +80,38 @@ CASES = {
     "losses at once": {"loss_form": "fused"},
     "compiled losses": {"loss_form": "compiled"},
 }
+
+
+class Mirrored(nn.Module):
+    """A network that sees its inputs as in a mirror."""
+
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x):
+        return self.network(x.flip(-1))
+
+
+class Views(Rows):
+    """Each network's own view of a batch: the teacher's in a mirror."""
+
+    def epoch(self, epoch, **others):
+        for batch in super().epoch(epoch, **others):
+            yield batch._replace(inputs={"student": batch.inputs, "teacher": batch.inputs.flip(-1)})
+
+
 OBJECTIVE = objectives.wttm(gamma=0.5, beta=Linear(start=2.0, end=0.5))
 
 
-def fit_of(case, *, graphs, folder=None, stop_before=None, resume=False, checkpoint_steps=2):
+def fit_of(case, *, graphs, folder=None, stop_before=None, resume=False, checkpoint_steps=2, views=False):
     """A student with batch norm and dropout, in batches of which the last is smaller; its records and its state."""
     inputs, labels = samples(44, shape=(2, 8, 8))
     if case == "skipped steps":
         inputs[5] = torch.nan
-    rows = Rows(inputs, labels, batch_size=8, shuffle=True, stop_before=stop_before)
-    student, teacher = seeded(Moving), FrozenTeacher(seeded(Moving, 1))
+    rows = (Views if views else Rows)(inputs, labels, batch_size=8, shuffle=True, stop_before=stop_before)
+    student, network = seeded(Moving), seeded(Moving, 1)
+    teacher = FrozenTeacher(Mirrored(network) if views else network)
     torch.manual_seed(2), random.seed(2)
     records = fitted(
         student,
@@ -116,6 +138,15 @@ def test_a_fit_of_graphs_is_the_eager_fit(case, monkeypatch):
         captured = fit_of(case, graphs=True)
     assert captured[0] == eager[0]
     assert same_bits(captured[1], eager[1])
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize("case", ["sgd", "accumulate", "skipped steps"])
+def test_views_by_name_are_each_read_by_their_network(case, graphs):
+    records, weights = fit_of(case, graphs=graphs, views=True)
+    expected, others = fit_of(case, graphs=graphs)
+    assert records == expected
+    assert same_bits(weights, others)
 
 
 def test_a_fit_of_graphs_resumes_with_the_same_bits(tmp_path):
@@ -172,7 +203,7 @@ def test_a_graph_leaves_the_tensors_of_a_loader_alone():
     assert torch.equal(torch.cat([part.index for part in parts]), torch.arange(48))
 
 
-def lockstep(graphs, *, teacher=True):
+def lockstep(graphs, *, teacher=True, views=False):
     """Three students, of which the second fails in its ninth step."""
 
     class Failing(nn.Module):
@@ -198,8 +229,9 @@ def lockstep(graphs, *, teacher=True):
         isolation.generators[k] = RngState(torch.device("cpu"))
         with isolation.generators[k]:
             torch.manual_seed(k)
-    rows = Rows(*samples(44, shape=(2, 8, 8)), batch_size=8)
-    frozen = FrozenTeacher(seeded(Moving, 9)) if teacher else None
+    rows = (Views if views else Rows)(*samples(44, shape=(2, 8, 8)), batch_size=8)
+    network = seeded(Moving, 9)
+    frozen = FrozenTeacher(Mirrored(network) if views else network) if teacher else None
     group = Lockstep(jobs, frozen, rows, accelerator=accelerator_on("cpu"), isolation=isolation)
     records = {}
     for k, record in group.run():
@@ -228,6 +260,15 @@ def test_students_in_lockstep_have_graphs_of_their_own(teacher, monkeypatch):
         assert same_bits(captured[k], weights[k])
     if teacher:
         assert group._pass._graph.replays == 2 + 10  # held twice; two epochs of six steps, whose last is smaller
+
+
+@pytest.mark.parametrize("graphs", [False, True])
+def test_students_in_lockstep_read_their_view(graphs):
+    records, weights, _, _ = lockstep(graphs, views=True)
+    expected, others, _, _ = lockstep(graphs)
+    assert records == expected
+    for k in (0, 2):
+        assert same_bits(weights[k], others[k])
 
 
 def taught(teacher, graphs):

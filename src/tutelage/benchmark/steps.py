@@ -25,6 +25,7 @@ from tutelage.settings.fit import FitSettings
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.loop import fit
 from tutelage.types import Teacher
+from tutelage.views import view_of
 
 PAIRS = ("resnet56", "resnet20"), ("wrn_40_2", "wrn_16_2"), ("resnet32x4", "resnet8x4"), ("vgg13", "vgg8")
 """Teachers and students for the ratios."""
@@ -114,7 +115,7 @@ class _Images(torch.utils.data.Dataset[tuple[Tensor, Tensor]]):
     def __init__(self, split: data.Split) -> None:
         from torchvision import transforms
 
-        images = split.fetch(np.arange(min(len(split), 10_000)))
+        images = view_of(split.fetch(np.arange(min(len(split), 10_000))), "student")
         self._images = (images * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
         self._labels = split.labels[: len(images)]
         self._transform: Callable[[Any], Tensor] = transforms.Compose(

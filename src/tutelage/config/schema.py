@@ -122,19 +122,56 @@ class _Section(BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
+MAX_SIDE = 16_384
+"""Longest side of the images that a network is fed, pixels."""
+
+
+def _check_outputs(value: Any) -> Any:
+    entries = value if isinstance(value, list | tuple) else [None]
+    if value is not None and not all(
+        isinstance(entry, str) or (isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0)
+        for entry in entries or [None]
+    ):
+        expected = "a list of the teacher's outputs, one for each class of the data, or null"
+        instead = "type whole numbers >= 0, or the teacher's class names in quotes"
+        raise InvalidValueError("classes", expected, messages.shown(value), instead)
+    return value
+
+
 class Network(_Section):
     """A network by name, with weights from a local file.
 
     Attributes:
         name: such as ``cifar:resnet20`` (``tutelage list models``), or a run's folder.
         weights: a local checkpoint; none for the weights that the name fixes.
+        size: shorter side of the images that it is fed, pixels; none for that of the data, or for a teacher that which
+            its published weights, or the run, were trained with.
+        classes: of a teacher alone: its output for each class of the data, by number or by its class's name; none for
+            all of them in order, or by the names of both where they say it.
     """
 
     name: str = Field(description="a model's name", examples=["cifar:resnet20"])
     weights: str | None = None
+    size: Annotated[int, Ge(1), Le(MAX_SIDE)] | None = None
+    classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
+
+    @pydantic.model_serializer(mode="wrap")
+    def _written(self, write: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Recipes that type neither read as they did before there were these keys.
+        return {key: value for key, value in write(self).items() if value is not None or key not in ("size", "classes")}
 
 
-NetworkField = Annotated[Network, _short_for("name")]
+def _trained(network: Network) -> Network:
+    """Refuse a map of classes for a network that is trained on the data's."""
+    if network.classes is not None:
+        instead = "leave classes out: they are a teacher's key"
+        raise InvalidValueError(
+            "", "no classes of a network that is trained on the data's", list(network.classes), instead
+        )
+    return network
+
+
+NetworkField = Annotated[Network, pydantic.AfterValidator(_trained), _short_for("name")]
 
 
 class Stage(_Section):

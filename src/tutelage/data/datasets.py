@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeGuard, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidValueError
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
-from tutelage.types import UNLABELLED, View
+from tutelage.types import UNLABELLED, Inputs, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,14 @@ class Mixing:
     switch: float
     classes: int
     image_size: tuple[int, int]
+
+
+Images = TypeVar("Images", Tensor, Inputs)
+
+
+def is_bytes(images: Inputs) -> TypeGuard[Tensor]:
+    """Whether images are 8-bit values; a user's own, and their views by name, are not."""
+    return not isinstance(images, Mapping) and images.dtype == torch.uint8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,30 +78,30 @@ class Split(ABC):
         return len(self.labels)
 
     @abstractmethod
-    def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
+    def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Inputs:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1]; without a view, not augmented."""
 
     def stream(
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    ) -> Iterator[tuple[NDArray[np.int64], Inputs]]:
         """Fetch batches in order, as `fetch` does, each with the indices that could be read."""
         for index, images in self.stream_images(requests, view=view):
             yield index, self.to_inputs(images)
 
     def stream_images(
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None, pin_memory: bool = False
-    ) -> Iterator[tuple[NDArray[np.int64], Tensor]]:
+    ) -> Iterator[tuple[NDArray[np.int64], Inputs]]:
         """Fetch batches like `stream`, with images as stored: `to_inputs` turns them into inputs.
 
         With ``pin_memory``, workers fetch into page-locked memory.
         """
         yield from self.pool.map(self._indexed, requests, view=view, workers=self.workers, pin_memory=pin_memory)
 
-    def to_inputs(self, images: Tensor) -> Tensor:
+    def to_inputs(self, images: Images) -> Images:
         """Return 8-bit images as float32 ``(batch, channels, height, width)`` in [0, 1]; others unchanged."""
-        return to_float(images, divisor=self.divisor) if images.dtype == torch.uint8 else images
+        return to_float(images, divisor=self.divisor) if is_bytes(images) else images
 
-    def _indexed(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Tensor]:
+    def _indexed(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Inputs]:
         """Return the indices, and ``(batch, height, width, channels)`` uint8 or the result of `fetch`."""
         return index, self.fetch(index, view=view)
 
@@ -144,6 +153,7 @@ class Splits:
         margin: size of the resized copy relative to the evaluation view, its centre.
         divisor: value of white in the source's own images.
         interpolation: interpolation of resizes, ``bilinear`` or ``bicubic``.
+        views: shapes of the views of a sample by name, ``(channels, height, width)``; empty where it has one for all.
     """
 
     train: Split
@@ -159,6 +169,11 @@ class Splits:
     margin: float = 1.0
     divisor: float = 255.0
     interpolation: str = "bilinear"
+    views: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+
+    def input_shape(self, view: str) -> tuple[int, int, int]:
+        """Return channels, height and width of the view that a network of this name reads."""
+        return self.views.get(view, (self.channels, *self.image_size))
 
     def by_name(self) -> dict[str, Split]:
         """Return the existing splits by name."""

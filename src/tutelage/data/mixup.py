@@ -113,6 +113,7 @@ def mixed_images(
 
     labelled = bool((split.labels != UNLABELLED).any())
     for readable, images in split.stream_images(with_partners(), view=view, pin_memory=pin_memory):
+        assert isinstance(images, Tensor)  # A user's data set, whose samples may have several views, is not mixed.
         indices, mix = drawn.popleft()
         count, mixed = len(indices), np.flatnonzero(mix.share < 1)
         read = np.isin(np.concatenate([indices, mix.partner[mixed]]), readable)

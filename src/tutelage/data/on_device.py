@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.data import device_ops
-from tutelage.data.datasets import MemorySplit, Split, Splits
+from tutelage.data.datasets import MemorySplit, Split, Splits, is_bytes
 from tutelage.data.loader import BatchLoader
 from tutelage.data.mixup import mixed_images
 from tutelage.data.resident import Capture, ResidentLoader, lies_on
 from tutelage.errors import InvalidValueError
-from tutelage.types import Batch
+from tutelage.types import Batch, Inputs
+from tutelage.views import map_views, views_of
 
 SHARE = 1 / 4
 """Default share of a GPU's free memory that pixels may take."""
@@ -122,7 +123,7 @@ class UploadLoader(BatchLoader):
             images, count = sent.images, len(sent.index)
             # Images that are not bytes are a user's, and never mixed.
             inputs = images
-            if images.dtype == torch.uint8:
+            if is_bytes(images):
                 values = device_ops.to_float(images, self._table)
                 if sent.mixes is not None:
                     shares, box, partner = sent.mixes[:2].view(torch.float64), sent.mixes[2:6], sent.mixes[6]
@@ -139,16 +140,16 @@ class UploadLoader(BatchLoader):
                 mixes = np.concatenate([shares, rows.box.T, rows.partner[None]])
                 yield _Sent(torch.from_numpy(rows.index), images, rows.labels, torch.from_numpy(mixes))
             return
-        for positions, images in split.stream_images(requests, view=view, pin_memory=pin_memory):
+        for positions, views in split.stream_images(requests, view=view, pin_memory=pin_memory):
             index = torch.from_numpy(positions)
-            yield _Sent(index, images, split.labels[index], None)
+            yield _Sent(index, views, split.labels[index], None)
 
 
 class _Sent(NamedTuple):
     """The parts of a batch that are sent."""
 
     index: Tensor  # type: ignore[assignment]  # over tuple.index
-    images: Tensor  # images as in `Split.stream_images`, of samples, and of partners if mixed
+    images: Inputs  # images as in `Split.stream_images`, of samples, and of partners if mixed
     labels: Tensor
     mixes: Tensor | None  # bits of two float64 shares, a box, and a partner's row, ``(7, batch)``
 
@@ -180,7 +181,7 @@ def _received(sent: _Sent, arrived: torch.cuda.Event) -> _Sent:
     """Make the current stream wait for data sent on another, whose memory is then not reused too early."""
     current = torch.cuda.current_stream(sent.index.device)
     current.wait_event(arrived)
-    for tensor in sent:
+    for tensor in (sent.index, *views_of(sent.images), sent.labels, sent.mixes):
         if tensor is not None:
             tensor.record_stream(current)
     return sent
@@ -192,4 +193,4 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 def _each(sent: _Sent, function: Callable[[Tensor], Tensor]) -> _Sent:
     mixes = None if sent.mixes is None else function(sent.mixes)
-    return _Sent(function(sent.index), function(sent.images), function(sent.labels), mixes)
+    return _Sent(function(sent.index), map_views(function, sent.images), function(sent.labels), mixes)

@@ -171,7 +171,7 @@ class _FixedBatch:
         index, labels = torch.zeros(2, size, dtype=torch.int64, device=device)
         if form.soft and form.mixing is not None:
             labels = torch.zeros(size, form.mixing.classes, device=device)
-        self._batch = Batch(index, inputs, labels)
+        self._inputs, self._batch = inputs, Batch(index, inputs, labels)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._draws: list[Tensor] = []
         self._captured: Callable[[], None] = self._assemble
@@ -203,7 +203,7 @@ class _FixedBatch:
     def _assemble(self) -> None:
         """Make the batch of a step from tensors on the device alone, and count the step."""
         samples, mixes, noise = self._draws
-        form, (index, inputs, labels, _) = self._form, self._batch
+        form, inputs, (index, _, labels, _) = self._form, self._inputs, self._batch
         rows = samples.index_select(0, self._step)[0]
         field = dict(zip(form.fields, rows, strict=True))
         if "y" in field:

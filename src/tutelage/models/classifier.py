@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.models.card import Card
+from tutelage.models.entrance import entrance
 from tutelage.models.predict import Prediction, predict
 
 
@@ -20,21 +21,33 @@ class Classifier(nn.Module):
     of the state: only ``classifier.network.state_dict()`` is saved, with the names its publisher gave.
 
     Args:
-        network: module that takes ``(batch, ...)`` and returns logits ``(batch, ..., classes)`` as one tensor.
+        network: module that takes ``(batch, ...)`` and returns logits ``(batch, ..., outputs)`` as one tensor.
         card: card of the network.
+        outputs: the network's output for each of the card's classes, if these are not all of its outputs in order: the
+            logits of the classifier are those alone.
 
     Attributes:
         network: bare module.
         card: card of the network; its statistics are read once, when the classifier is made.
+        resizes: whether images of another size or number of channels are brought to the card's, as `entrance` does.
+        asked_size: the size of its images that was asked for, by a card or `create`; ``None`` if the card's is only
+            what its weights or its architecture have.
     """
 
     mean: Tensor | None
     std: Tensor | None
+    outputs: Tensor | None
 
-    def __init__(self, network: nn.Module, card: Card) -> None:
+    def __init__(self, network: nn.Module, card: Card, *, outputs: Sequence[int] | None = None) -> None:
         super().__init__()
+        if outputs is not None and (len(outputs) != card.classes or min(outputs) < 0):
+            expected = f"{card.classes} whole numbers >= 0, one for each class of {card.name}"
+            raise InvalidValueError("outputs", expected, list(outputs), "give the network's output for each class")
         self.network = network
         self.card = card
+        self.resizes = False
+        self.asked_size = card.image_size
+        self.register_buffer("outputs", None if outputs is None else torch.tensor(outputs), persistent=False)
         for name, values in (("mean", card.mean), ("std", card.std)):
             self.register_buffer(name, None if values is None else _column(values, torch.float32), persistent=False)
 
@@ -43,12 +56,17 @@ class Classifier(nn.Module):
         """The network's name where it is the user's own module; see `errors.explained`."""
         return self.card.name.removeprefix("object:") if self.card.name.startswith(("object:", "file:")) else None
 
+    @property
+    def resized_to(self) -> list[int] | None:
+        """Channels, height and width that images are brought to; ``None`` if they are taken as they come."""
+        return [self.card.channels, *(self.card.image_size or ())] if self.resizes else None
+
     def forward(self, inputs: Tensor) -> Tensor:
         """Return the logits.
 
         Args:
             inputs: ``(batch, channels, height, width)``, floating point, values in [0, 1]; any shape and dtype that the
-                network takes if the card has no statistics.
+                network takes if the card has no statistics and ``resizes`` is false.
 
         Returns:
             ``(batch, classes)``; more axes in between for networks that classify more than one item per sample.
@@ -57,13 +75,15 @@ class Classifier(nn.Module):
             TypeError: if the inputs are integers, or the network does not return one tensor.
             ValueError: if the number of channels is not the card's.
         """
+        if self.resizes:
+            inputs = entrance(inputs, self.card)
         logits = self.network(self.normalise(inputs))
         if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(inputs):
             got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             expected = "the network to return logits, one tensor of shape (batch, classes)"
             instead = "wrap the network in a module that returns its logits alone"
             raise InvalidTypeError(self.card.name, expected, got, instead)
-        return logits
+        return logits if self.outputs is None else logits.index_select(-1, self.outputs)
 
     def predict(self, images: Any) -> list[Prediction]:
         """Classify raw images: paths, PIL images or uint8 arrays, one or a sequence of them; see `predict.predict`."""

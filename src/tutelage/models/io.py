@@ -29,8 +29,8 @@ from tutelage.tensor_files import to_bytes
 SUFFIX = ".safetensors"
 WRAPPERS = ("model", "state_dict", "net")
 """Keys under which training scripts keep a network's state dict, along with other things."""
-PREFIXES = ("module.", "_orig_mod.", "network.")
-"""Prefixes that data parallelism, compilation and `Classifier` put before every name."""
+OPTIONAL = "num_batches_tracked"
+"""Last part of the names that old checkpoints lack."""
 DAMAGED = (
     SafetensorError,
     pickle.UnpicklingError,
@@ -51,10 +51,11 @@ def read(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: a ``.safetensors`` file, or one written by `torch.save`: a state dict, or a mapping that holds one under
-            ``model``, ``state_dict`` or ``net``.
+            ``model``, ``state_dict`` or ``net``, or under other keys.
 
     Returns:
-        Tensors by name, on the CPU, as in the file.
+        Tensors by name, on the CPU, as in the file. Several state dicts under other keys, such as ``student`` and
+        ``teacher``, are joined, each name behind its key and a dot.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -66,6 +67,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
             break
+    else:
+        content = _joined(content)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         got = type(content).__name__
         if isinstance(content, Mapping):
@@ -73,6 +76,17 @@ def read(path: str | Path) -> dict[str, Tensor]:
         instead = "save it again with torch.save(network.state_dict(), path)"
         raise InvalidValueError("weights", f"a state dict in {path}, bare or under {', '.join(WRAPPERS)}", got, instead)
     return {str(name): value for name, value in content.items()}
+
+
+def _joined(content: Any) -> Any:
+    """Return the state dicts in a mapping as one, with their keys before the names; anything else unchanged."""
+    if not isinstance(content, Mapping):
+        return content
+    states = {key: value for key, value in content.items() if isinstance(value, Mapping) and value}
+    states = {k: state for k, state in states.items() if all(isinstance(v, Tensor) for v in state.values())}
+    if len(states) < 2:
+        return next(iter(states.values()), content)
+    return {f"{key}.{name}": tensor for key, state in states.items() for name, tensor in state.items()}
 
 
 def _content(path: Path) -> Any:
@@ -98,8 +112,8 @@ def _content(path: Path) -> Any:
 def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the network", path: str | Path = "") -> None:
     """Copy a state dict into a network; every name and shape must fit.
 
-    Prefixes that wrappers put before all names (``module.``, ``_orig_mod.``, ``network.``) are removed. A missing
-    ``num_batches_tracked``, which old checkpoints lack, stays unchanged.
+    A prefix before all of the network's names, such as ``module.``, ``_orig_mod.`` or ``student.``, is dropped, as
+    `unprefixed` does. A missing ``num_batches_tracked``, which old checkpoints lack, stays unchanged.
 
     Args:
         network: network that gets the weights, in place.
@@ -108,13 +122,13 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
         path: file that the state was read from, for error messages.
 
     Raises:
-        ValueError: if names are missing or unknown, or shapes differ.
+        ValueError: if names are missing or unknown, shapes differ, or several parts of the state fit.
     """
     if isinstance(network, Classifier):
         network = network.network
     expected = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
-    state = unprefixed(state, expected)
-    optional = {key: value for key, value in expected.items() if key.endswith("num_batches_tracked")}
+    state = unprefixed(state, expected, name=name, path=path)
+    optional = {key: value for key, value in expected.items() if key.endswith(OPTIONAL)}
     missing = [key for key in expected if key not in state and key not in optional]
     unexpected = [key for key in state if key not in expected]
     differing = [key for key in expected if key in state and expected[key].shape != state[key].shape]
@@ -140,14 +154,55 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
     network.load_state_dict(optional | state)
 
 
-def unprefixed(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove prefixes that every name of a state has and no expected name has."""
-    state = dict(state)
-    while True:
-        prefix = next((p for p in PREFIXES if state and all(key.startswith(p) for key in state)), None)
-        if prefix is None or any(key.startswith(prefix) for key in expected):
-            return state
-        state = {key.removeprefix(prefix): value for key, value in state.items()}
+def unprefixed(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, name: str = "the network", path: str | Path = ""
+) -> dict[str, Tensor]:
+    """Return the part of a state whose names, behind one prefix, are those of a network; a warning says which.
+
+    Any prefix will do: wrappers put ``module.`` or ``_orig_mod.`` before all names, and a module that holds student
+    and teacher puts theirs before each. A state that fits as it is, or in no part, is returned whole.
+
+    Args:
+        state: tensors by name.
+        expected: the network's own.
+        name: name of the network in messages.
+        path: file that the state was read from, for messages.
+
+    Raises:
+        ValueError: if several parts fit, by their shapes too.
+    """
+    state, required = dict(state), {key for key in expected if not key.endswith(OPTIONAL)}
+    if not required or required <= state.keys() <= expected.keys():
+        return state
+    anchor = next(key for key in expected if key in required)
+    prefixes = [key.removesuffix(anchor) for key in state if key.endswith(f".{anchor}")]
+    parts = {
+        prefix: {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} for prefix in prefixes
+    }
+    parts = {prefix: part for prefix, part in parts.items() if required <= part.keys() <= expected.keys()}
+    if len(parts) > 1:
+        alike = [p for p, part in parts.items() if all(v.shape == expected[k].shape for k, v in part.items())]
+        if len(alike) != 1:
+            candidates = sorted(alike or parts)
+            instead = f"save one part alone, its names without {candidates[0]!r} before them"
+            got = f"{len(candidates)} in {path or 'one state'}: {', '.join(candidates)}"
+            raise InvalidValueError("weights", f"one part that fits {name}", got, instead)
+        parts = {alike[0]: parts[alike[0]]}
+    for prefix, part in parts.items():
+        others = len(state) - len(part)
+        left = f", and {others} tensors without it left out" if others else ""
+        warnings.warn(f"weights: {path or name}: the prefix {prefix!r} is dropped from all names{left}", stacklevel=2)
+        return part
+    return _without_first(state, expected)
+
+
+def _without_first(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state that does not fit without what all its names begin with, if that brings some nearer to a fit."""
+    firsts = {key.partition(".")[0] for key in state}
+    without = {key.partition(".")[2]: value for key, value in state.items()}
+    if len(firsts) != 1 or "" in without or state.keys() & expected.keys():
+        return state
+    return without if without.keys() & expected.keys() else _without_first(without, expected)
 
 
 def _some(names: Any, most: int = 3) -> str:

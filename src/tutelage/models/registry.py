@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ def create(
     image_size: tuple[int, int] | None = None,
     weights: str | Path | None = None,
     seed: int = 0,
+    as_trained: Collection[str] = (),
     trust_code: bool | frozenset[str] = False,
 ) -> Classifier:
     """Make the classifier that a name stands for.
@@ -48,6 +49,8 @@ def create(
         weights: local checkpoint that replaces the name's own weights: ``.safetensors``, or a file written by
             `torch.save`; nothing in it is executed.
         seed: seed that alone determines random weights; no global generator is read or advanced.
+        as_trained: those of ``classes``, ``channels`` and ``image_size`` in whose place the value is taken that the
+            name's weights were trained with, if it fixes any. A checkpoint of ``weights`` says its classes alone.
         trust_code: whether ``file:`` names, which run code, are allowed: all of them, or only these.
 
     Returns:
@@ -70,7 +73,12 @@ def create(
             "model", "a name", type(name).__name__, "type tutelage.models.adopt(module) for one of your own"
         )
     request = ModelRequest(
-        classes=classes, channels=channels, image_size=image_size, trust_code=trust_code, tagged=weights is None
+        classes=classes,
+        channels=channels,
+        image_size=image_size,
+        trust_code=trust_code,
+        tagged=weights is None,
+        as_trained=frozenset(as_trained),
     )
     prefix, colon, path = name.partition(":")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -84,10 +92,12 @@ def create(
             records.require_whole(saved, records.CARD, *([weights.name] if weights.parent == saved else []))
             spec = _rebuilt(saved, request)
         network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes)
-        if classes is not None and classes != card.classes:
+        if classes not in (None, card.classes) and "classes" not in as_trained:
             structure.replace_head(network, old=card.classes, new=classes)
             card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
-        return _described(network, card)
+        classifier = _described(network, card)
+    classifier.asked_size = image_size
+    return classifier
 
 
 def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
@@ -112,7 +122,7 @@ def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> tuple[nn.Mod
     """Make the network with a checkpoint's weights, and with its own classes if ``classes`` needs a new head."""
     card = spec.card
     network = spec.build(classes=card.classes)
-    state = io.unprefixed(io.read(path), network.state_dict())
+    state = io.unprefixed(io.read(path), network.state_dict(), name=card.name, path=path)
     stored = structure.stored_classes(state, network, classes=card.classes)
     if classes is not None and stored not in (None, card.classes):
         card = dataclasses.replace(card, classes=stored, class_names=None)
@@ -139,7 +149,7 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
             "build the module and type "
             f"tutelage.models.load(module, tutelage.models.read({str(saved / records.STUDENT)!r}))",
         )
-    size = request.image_size or card.image_size
+    size = request.as_weights(image_size=card.image_size).image_size or card.image_size
     built = _SOURCES[prefix](
         path,
         dataclasses.replace(request, classes=card.classes, channels=card.channels, image_size=size, tagged=False),

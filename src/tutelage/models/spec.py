@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import nn
 
@@ -21,6 +22,13 @@ class ModelRequest:
     # whether a user's file may be run: any, or only those of these names
     trust_code: bool | frozenset[str] = False
     tagged: bool = True  # whether the name's tag may fetch weights; if not, it determines the card alone
+    as_trained: frozenset[str] = (
+        frozenset()
+    )  # fields in whose place the value that the weights were trained with is taken
+
+    def as_weights(self, **trained: Any) -> ModelRequest:
+        """Return the request with what the name's weights were trained with, where that is to be taken."""
+        return replace(self, **{k: v for k, v in trained.items() if k in self.as_trained and v is not None})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,5 +87,5 @@ def gathered(
         constant(teacher.logits, lengths), {tap: constant(teacher.taps[tap], lengths) for tap in teacher_taps}
     )
     # Images are most of a batch's bytes, and no term reads them: an empty tensor takes their place.
-    empty = batch.inputs.new_empty((sum(lengths), 0))
+    empty = student.logits.detach().new_empty((sum(lengths), 0))
     return all_student, all_teacher, Batch(constant(batch.index, lengths), empty, constant(batch.labels, lengths))

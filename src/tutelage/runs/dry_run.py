@@ -14,6 +14,7 @@ from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune, sanity_checks
 from tutelage.runs.disk import run_size
+from tutelage.runs.networks import describe_fit
 from tutelage.runs.setup import (
     build_inputs,
     check_run,
@@ -55,16 +56,21 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         ("pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
         ("classes", str(splits.classes)),
         ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
-        ("student", _network(run_inputs.student)),
+        ("student", _network(run_inputs.student, splits.input_shape("student"))),
     ]
     outputs = None
     if run_inputs.teacher is not None:
         accuracy = "it is trained first"
         if training is None:
-            outputs = evaluation_outputs(recipe, FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test))
+            outputs = evaluation_outputs(
+                recipe, FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test), "teacher"
+            )
             samples = f"a sample of {len(outputs.labels)} test samples"
             accuracy = f"{evaluate_outputs(outputs)['accuracy']:.2%} on {samples}"
-        summary += [("teacher", _network(run_inputs.teacher)), ("teacher accuracy", accuracy)]
+        summary += [
+            ("teacher", _network(run_inputs.teacher, splits.input_shape("teacher"))),
+            ("teacher accuracy", accuracy),
+        ]
     sanity_checks.warn(sanity_checks.before_training(recipe, objectives, outputs and outputs.logits))
     if outputs is not None:
         sanity_checks.warn(sanity_checks.of_accuracy(recipe, outputs, splits.fingerprint))
@@ -121,10 +127,11 @@ class _Sample:
         return self.batches.at(epoch, self.requests[start:])
 
 
-def _network(network: models.Classifier) -> str:
+def _network(network: models.Classifier, shape: tuple[int, int, int]) -> str:
     card = network.card
     count, weights = models.parameters(network), card.weights or "random"
-    return f"{card.name}: {count:,} parameters, {card.classes} classes, weights {weights}"
+    facts = f"{card.name}: {count:,} parameters, {card.classes} classes, weights {weights}"
+    return "; ".join([facts, *describe_fit(network, shape)])
 
 
 def _duration(seconds: float) -> str:

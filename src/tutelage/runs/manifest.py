@@ -82,7 +82,7 @@ def describe_data(splits: data.Splits, device: torch.device) -> dict[str, Any]:
 def describe_network(network: Classifier) -> dict[str, Any]:
     """Describe a network for a manifest; the fingerprint is that of its current weights."""
     card = network.card
-    return {
+    described = {
         "name": without_paths(card.name),
         "parameters": models.parameters(network),
         "weights": card.weights or "random",
@@ -91,6 +91,11 @@ def describe_network(network: Classifier) -> dict[str, Any]:
         "source": card.source,
         "licence": card.licence,
     }
+    if (shape := network.resized_to) is not None:
+        described["input"] = shape
+    if network.outputs is not None:
+        described["class_outputs"] = network.outputs.tolist()
+    return described
 
 
 def without_paths(value: Any) -> Any:

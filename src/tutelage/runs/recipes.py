@@ -82,4 +82,4 @@ def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False
     if not (folder / records.BEST).is_file():
         raise RecipeError("best", f"{records.BEST} in a run's folder", f"{model} without it", "leave best out")
     weights = recipe.student.weights or str(folder / records.BEST)
-    return recipe.model_copy(update={"student": Network(name=recipe.student.name, weights=weights)})
+    return recipe.model_copy(update={"student": recipe.student.model_copy(update={"weights": weights})})

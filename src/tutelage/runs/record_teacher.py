@@ -26,6 +26,7 @@ from tutelage.teacher_cache.top_k import TopK
 from tutelage.training.compile import ComputePlan, PlannedTeacher
 from tutelage.training.distributed import accelerator_on, to_device
 from tutelage.training.precision import fallback, float32_products
+from tutelage.views import view_of
 
 INNER = 256
 """Batch size of the teacher."""
@@ -88,7 +89,7 @@ def record(
             outputs.conclude(epochs)
             return folder
         probe = next(batches.at(0, [np.arange(min(setup.PROBE_SAMPLES, len(split)))])).inputs
-        shapes = feature_shapes(network, names, probe)
+        shapes = feature_shapes(network, names, view_of(probe, "teacher"))
         size = _choose_form(outputs, recipe, shapes, epochs)
         share = len(todo) / (epochs * math.ceil(len(split) / outputs.rows))
         instead = "or type outputs=FOLDER for one on another disk"

@@ -289,6 +289,18 @@ def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None])
             raise RecipeError(what, f"the fingerprint {then} that the run had", got[what], instead)
 
 
+def same_inputs(run_inputs: RunInputs, earlier: Mapping[str, Any] | None) -> None:
+    """Refuse to resume a run one of whose networks was fed at another size, as by an earlier version."""
+    for what, network in (("student", run_inputs.student), ("teacher", run_inputs.teacher)):
+        if earlier is None or network is None:
+            continue
+        then, now = (earlier.get(what) or {}).get("input"), network.resized_to
+        if then != now:
+            fed = [" x ".join(map(str, size)) if size else "the data's own size" for size in (then, now)]
+            expected = f"images of {fed[0]}, as the unfinished run fed it"
+            raise RecipeError(f"{what} {network.card.name}", expected, fed[1], "type name=... for a new run")
+
+
 def same_choices(saved: Checkpoint, choices: Mapping[str, Any]) -> None:
     """Warn if a resumed run cannot reproduce the bits of an uninterrupted one."""
     then = saved.state["choices"]

@@ -21,6 +21,7 @@ from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explained
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs import disk, manifest, resume, sanity_checks, setup
+from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
@@ -68,6 +69,8 @@ class RunState:
             warnings.warn(made_again, stacklevel=2)
         self.seconds_before = previous.get("duration_s", 0.0)
         self.fits, self.objectives, splits = recipe.fits(), run_inputs.objectives, run_inputs.splits
+        if not rebuilt:  # A checkpoint does not know the sizes of inputs, only the recipe that they come of.
+            resume.same_inputs(run_inputs, previous or None)
         self.outputs: TeacherCache | None = None
         self.check_outputs()
         precision = self.fits[0].settings.precision
@@ -145,6 +148,9 @@ class RunState:
             return None
         better = better_than_chance(test.teacher)
         accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
+        if announce:
+            for line in describe_fit(teacher, self.run_inputs.splits.input_shape("teacher")):
+                self.reporter.say(f"teacher {teacher.card.name}: {line}")
         if accuracy is not None and announce:
             samples = f"{len(test.teacher.labels)} {test.name} samples"
             self.reporter.say(f"teacher {teacher.card.name}: accuracy {accuracy:.2%} on {samples}")

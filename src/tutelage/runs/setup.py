@@ -6,7 +6,6 @@ import contextlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs import sanity_checks
 from tutelage.runs.manifest import without_paths
+from tutelage.runs.networks import check_classes, create_student, create_teacher
 from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
@@ -31,7 +31,8 @@ from tutelage.training.distributed import accelerator_on
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
 from tutelage.training.precision import float32_products
-from tutelage.types import UNLABELLED, Batch, Batches, Outputs, View
+from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
+from tutelage.views import map_views, view_of, views_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,26 +90,11 @@ def build_inputs(
     """
     objectives = build_objectives(recipe)
     splits = splits or data.open_data(recipe.data)
-    create = partial(
-        models.create,
-        classes=splits.classes,
-        channels=splits.channels,
-        image_size=splits.image_size,
-        trust_code=trust_code,
-    )
-    student = create(recipe.student.name, weights=recipe.student.weights, seed=recipe.seed)
-    student.card = replace(
-        student.card,
-        image_size=splits.image_size,
-        margin=splits.margin,
-        interpolation=splits.interpolation,
-        divisor=splits.divisor,
-        class_names=splits.class_names,
-    )
+    student = create_student(recipe.student, splits, seed=recipe.seed, trust_code=trust_code)
     if not isinstance(recipe.teacher, Network):
         teacher = None
     elif teacher is None:
-        teacher = create(recipe.teacher.name, weights=recipe.teacher.weights)
+        teacher = create_teacher(recipe.teacher, splits, trust_code=trust_code)
     return RunInputs(splits=splits, student=student, teacher=teacher, objectives=objectives)
 
 
@@ -146,21 +132,8 @@ def check_compatible(run_inputs: RunInputs) -> None:
                     taps.batch_norm(teacher, tap)
         except InvalidValueError as error:
             raise RecipeError.of([error.within(f"objective {name}")]) from None
-    if teacher is None:
-        return
-    card, what = teacher.card, f"teacher {teacher.card.name}"
-    instead = "fine-tune it on these data with `tutelage train`, or name another teacher"
-    if card.classes != splits.classes:
-        raise RecipeError(what, f"{splits.classes} classes, as the data and the student have", card.classes, instead)
-    if card.fresh_head:
-        expected = f"weights for {splits.classes} classes, as the data have"
-        raise RecipeError(what, expected, "weights for another number", instead)
-    # Names without anything in common are two notations for the same classes, such as words and WordNet ids.
-    names, data_names = tuple(card.class_names or ()), tuple(splits.class_names)
-    if set(names) & set(data_names) and names != data_names:
-        k = next(k for k, (a, b) in enumerate(zip(names, data_names, strict=True)) if a != b)
-        got = f"{names[k]!r} where they have {data_names[k]!r} (class {k})"
-        raise RecipeError(what, "the classes of the data in their order", got, instead)
+    if teacher is not None:
+        check_classes(teacher, splits)
 
 
 def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
@@ -175,9 +148,10 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), len(run_inputs.splits.train)
     if run_inputs.teacher is not None:
         check_teacher_outputs(recipe, run_inputs)
-    student, inputs, settings = run_inputs.student, _probe(run_inputs, accelerator.device), fits[0].settings
+    student, probe, settings = run_inputs.student, _probe(run_inputs, accelerator.device), fits[0].settings
     world, least = accelerator.num_processes, {}
-    if inputs is not None:
+    if probe is not None:
+        inputs = view_of(probe, "student")
         who = f"student {student.card.name}"
         logits = check_logits(
             student.to(accelerator.device),
@@ -202,21 +176,21 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs) -> None:
     check_logits(
         teacher.to(device),
         f"teacher {teacher.card.name}",
-        inputs,
+        view_of(inputs, "teacher"),
         classes=run_inputs.splits.classes,
         settings=recipe.fits()[0].settings,
         instead="name a teacher that was trained on these classes",
     )
 
 
-def _probe(run_inputs: RunInputs, device: torch.device) -> torch.Tensor | None:
+def _probe(run_inputs: RunInputs, device: torch.device) -> Inputs | None:
     """Return a few training inputs for a dry forward pass; ``None`` if no sample can be read."""
     train = replace(run_inputs.splits.train, workers=0)
     pairs = (np.arange(first, min(first + PROBED, len(train))) for first in range(0, len(train), PROBED))
     with same_draws(device):  # A data set of the user's may draw from the run's generators.
-        readable = (inputs for _, inputs in train.stream(pairs, view=View(0, 0)) if len(inputs))
+        readable = (inputs for _, inputs in train.stream(pairs, view=View(0, 0)) if len(views_of(inputs)[0]))
         inputs = next(readable, None)
-    return None if inputs is None else inputs.to(device)
+    return None if inputs is None else map_views(lambda view: view.to(device), inputs)
 
 
 def _micro_batches(samples: int, fit: Fit, world: int) -> tuple[int, int]:
@@ -252,7 +226,8 @@ def check_last_batch(
 def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
     """Return the context that an objective binds to: whatever it needs from the networks and the data."""
     splits, needs, teacher = run_inputs.splits, objective.needs, run_inputs.teacher
-    train, teacher_logits, inputs = splits.train, None, torch.empty(0)
+    train, teacher_logits = splits.train, None
+    inputs: Inputs = torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
         indices = np.unique(np.linspace(0, len(train) - 1, min(STATISTICS, len(train))).astype(np.int64))
         teacher_logits = torch.cat(
@@ -290,7 +265,8 @@ def _teacher_outputs(
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
     for index, inputs in split.stream(data.split_evenly(indices, 256)):
         with float32_products(device, "fp32"):
-            outputs = frozen(Batch(torch.from_numpy(index), inputs.to(device), split.labels[index]))
+            moved = map_views(lambda each: each.to(device), inputs)
+            outputs = frozen(Batch(torch.from_numpy(index), moved, split.labels[index]))
         yield index, outputs
 
 
@@ -355,6 +331,10 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         "precision": recipe.precision,
         "classes": splits.classes,
     }
+    if teacher.outputs is not None:
+        key["teacher"]["classes"] = teacher.outputs.tolist()
+    if (shape := teacher.resized_to) is not None:
+        key["teacher"]["input"] = shape
     if (library := transform_library(recipe.data)) is not None:
         key["transform"] = " ".join(library)
     return TeacherCache(Path(recipe.outputs), key, samples=len(splits.train))

@@ -12,6 +12,7 @@ from tutelage.training.rng import random_state, restore_random
 from tutelage.training.state import TrainState
 from tutelage.training.step import train_step
 from tutelage.types import Batch, Teacher
+from tutelage.views import map_views, views_of, with_own_inputs
 
 TOLERANCE = 0.01
 """Tolerance between a replayed step and the eager one, as a share of the change: kernels sum in another order."""
@@ -75,7 +76,7 @@ class CapturedStep:
         else:
             self.join()
             # A student may write into its inputs, of which the graph has a copy.
-            own = batch._replace(inputs=batch.inputs.clone()) if self._apart else batch
+            own = with_own_inputs(batch) if self._apart else batch
             train_step(state, own, teacher)
 
     @property
@@ -97,7 +98,7 @@ class Snapshot:
 
     def __init__(self, state: TrainState, batch: Batch) -> None:
         self._state, self._batch = state, batch
-        self._kinds = {**state.lasting(), "inputs": [batch.inputs]}
+        self._kinds = {**state.lasting(), "inputs": views_of(batch.inputs)}
         self._copies = _copied(self._kinds)
         self._generators = random_state(state.device)
         now = state.now
@@ -129,7 +130,8 @@ class Snapshot:
 
     def batch(self) -> Batch:
         """Return the original batch, in its own memory."""
-        return self._batch._replace(inputs=self._copies["inputs"][0].clone())
+        copies = iter(self._copies["inputs"])
+        return self._batch._replace(inputs=map_views(lambda _: next(copies).clone(), self._batch.inputs))
 
     def same(self, work: Callable[[], object], other: Callable[[], object], *, shift: int) -> bool:
         """Whether two pieces of work make the same changes from here, within `TOLERANCE` of the first one's."""

@@ -28,6 +28,7 @@ from tutelage.training.graphs import NotCapturableError
 from tutelage.training.precision import mixed_precision
 from tutelage.training.rng import random_state, restore_random
 from tutelage.types import Batch, Loss, Opens, Outputs, Teacher
+from tutelage.views import with_own_inputs
 
 SHARE = 0.05
 """Largest share of a fit's estimated time that a trial compilation may cost."""
@@ -141,7 +142,7 @@ class PlannedTeacher:
 
     def _on_copy(self, batch: Batch) -> None:
         """Compute outputs from a copy of the batch, which a teacher may write into."""
-        self(batch._replace(inputs=batch.inputs.clone()))
+        self(with_own_inputs(batch))
 
     def choose_plan(self, piece: Batch, *, steps: int, processes: int) -> ComputePlan:
         """Choose the plan once, on a micro-batch of a fit with this many steps."""

@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tutelage.errors import InvalidValueError
 from tutelage.types import UNLABELLED, Batch, Batches, Totals
+from tutelage.views import map_views
 
 
 def accelerator_on(device: str) -> Accelerator:
@@ -46,10 +47,14 @@ def batches_on(
 
 def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Batch:
     """Move a batch to the device, with images in the layout in which convolutions are fast."""
-    layout = torch.channels_last if channels_last and batch.inputs.ndim == 4 else torch.preserve_format
+
+    def moved(view: Tensor) -> Tensor:
+        layout = torch.channels_last if channels_last and view.ndim == 4 else torch.preserve_format
+        return view.to(device, non_blocking=True, memory_format=layout)
+
     return Batch(
         batch.index.to(device, non_blocking=True),
-        batch.inputs.to(device, non_blocking=True, memory_format=layout),
+        map_views(moved, batch.inputs),
         batch.labels.to(device, non_blocking=True),
         getattr(batch, "view", None),  # A user's loader may have its own kind of batches.
     )

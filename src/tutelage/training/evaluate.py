@@ -18,6 +18,7 @@ from tutelage.submodules import evaluation_mode
 from tutelage.training.distributed import to_device
 from tutelage.training.precision import float32_products, mixed_precision
 from tutelage.types import UNLABELLED, Batches
+from tutelage.views import view_of, views_of
 
 BINS = 15
 """Number of bins for reliability and calibration error, of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
@@ -60,13 +61,16 @@ def collect_outputs(
 ) -> EvalOutputs:
     """Run a network on every sample, in evaluation mode; its mode is restored.
 
+    ``who`` is ``teacher`` for the view of that name where a batch has several; any other network reads the student's.
+
     Raises:
         NonFiniteError: if logits are not finite, as no metric would mean anything; it names ``who`` and the samples.
     """
     logits, labels = [], []
     with evaluation_mode(network), float32_products(device, precision):
         for batch in batches.epoch(0):
-            inputs = to_device(batch, device, channels_last=channels_last).inputs
+            moved = to_device(batch, device, channels_last=channels_last)
+            inputs = view_of(moved.inputs, "teacher" if who == "teacher" else "student")
             with mixed_precision(device, precision):
                 logits.append(network(inputs).float().cpu())
             labels.append(batch.labels.cpu())
@@ -86,11 +90,12 @@ def _cause(network: nn.Module, batches: Batches, bad: set[int]) -> tuple[str, st
     first = 0
     inputs: list[int] = []
     for batch in batches.epoch(0):
-        rows = torch.isfinite(batch.inputs).flatten(1).all(1).cpu().logical_not().nonzero()[:, 0] + first
-        inputs += bad.intersection(rows.tolist())
-        first += len(batch.inputs)
+        for view in views_of(batch.inputs):
+            rows = torch.isfinite(view).flatten(1).all(1).cpu().logical_not().nonzero()[:, 0] + first
+            inputs += bad.intersection(rows.tolist())
+        first += len(batch.index)
     if inputs:
-        named = listed(sorted(inputs)[:NAMED], len(inputs))
+        named = listed(sorted(set(inputs))[:NAMED], len(set(inputs)))
         return f"; inputs of samples {named} are not finite", "mend these samples or leave them out of the data"
     return "", "look at these samples, or lower optimizer.lr if it is the student that diverged"
 

@@ -19,6 +19,7 @@ from tutelage.settings.fit import Switch
 from tutelage.training.host_waits import HostWaits, KeptTensors
 from tutelage.training.rng import host_generators
 from tutelage.types import Batch
+from tutelage.views import views_of, with_own_inputs
 
 T = TypeVar("T")
 
@@ -192,8 +193,7 @@ class Captured(Generic[T]):
     """
 
     def __init__(self, function: Callable[[Batch], T], batch: Batch, *, apart: bool = False) -> None:
-        index, inputs, labels = (tensor.clone() for tensor in _tensors(batch))
-        self.batch = batch._replace(index=index, inputs=inputs, labels=labels)
+        self.batch = with_own_inputs(batch)._replace(index=batch.index.clone(), labels=batch.labels.clone())
         device = batch.index.device
 
         def work() -> None:
@@ -203,7 +203,8 @@ class Captured(Generic[T]):
 
     def fits(self, batch: Batch) -> bool:
         """Whether a batch has the shape that was captured."""
-        return all(map(_alike, _tensors(self.batch), _tensors(batch)))
+        mine, its = _tensors(self.batch), _tensors(batch)
+        return len(mine) == len(its) and all(map(_alike, mine, its))
 
     def __call__(self, batch: Batch) -> T:
         """Call the function on a batch that `fits`, copied to where the graph reads it."""
@@ -217,8 +218,8 @@ class Captured(Generic[T]):
         self._graph.join()
 
 
-def _tensors(batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-    return batch.index, batch.inputs, batch.labels
+def _tensors(batch: Batch) -> tuple[Tensor, ...]:
+    return batch.index, *views_of(batch.inputs), batch.labels
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

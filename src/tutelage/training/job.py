@@ -33,6 +33,7 @@ from tutelage.training.nonfinite import raise_if_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
+from tutelage.views import view_of, with_own_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -308,7 +309,11 @@ class FitState:
         if smallest_share(self.samples, batch_size, world=world, accumulate=accumulate) == 1:
             sizes = (1, len(split_batch(batch, accumulate)[0].index))
             size, layer = smallest_batch(
-                self.job.distiller.student, "student", batch.inputs[:PROBED], sizes, settings=self.settings
+                self.job.distiller.student,
+                "student",
+                view_of(batch.inputs, "student")[:PROBED],
+                sizes,
+                settings=self.settings,
             )
             least["the student" + f", its {layer}" * bool(layer)] = size
         check_batches(self.samples, batch_size, least, world=world, accumulate=accumulate)
@@ -450,7 +455,7 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
 
     def step() -> None:
         # A student may write into its inputs.
-        teacher_outputs, own = outputs(), piece._replace(inputs=piece.inputs.clone())
+        teacher_outputs, own = outputs(), with_own_inputs(piece)
         with train.forward_context(samples):
             # As in steps: losses compiled for numbers on the host would be compiled again in the first step.
             output = train.module(own, teacher_outputs, train.now.progress, totals)

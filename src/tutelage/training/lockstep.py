@@ -22,6 +22,7 @@ from tutelage.training.job import FitJob, FitState
 from tutelage.training.precision import float32_products
 from tutelage.training.step import split_batch
 from tutelage.types import Batch, Batches, Outputs, Teacher
+from tutelage.views import with_own_inputs
 
 SHARED = ("epochs", "accumulate", "precision", "channels_last", "compile_teacher")
 """Settings that must agree among jobs fitted in lockstep."""
@@ -141,7 +142,7 @@ class Lockstep:
         # A student may write into its inputs; a single one needs no copy, and a captured step makes its own.
         copied = apart and not isinstance(state.step, CapturedStep)
         with state.undivided():
-            state.step(state.train, batch._replace(inputs=batch.inputs.clone()) if copied else batch, given)
+            state.step(state.train, with_own_inputs(batch) if copied else batch, given)
             return state.count_step(batch)
 
     def _with_outputs(self, batch: Batch, present: Mapping[int, FitState]) -> tuple[Batch, list[Outputs]]:
@@ -190,14 +191,10 @@ def _captured_pass(outputs: Callable[[Batch], list[Outputs]], batch: Batch) -> C
     Raises:
         NotCapturableError: if a replay's outputs differ from the eager pass's.
     """
-
-    def copy() -> Batch:
-        return batch._replace(inputs=batch.inputs.clone())
-
-    warm_up(lambda: outputs(copy()), batch.index.device)
+    warm_up(lambda: outputs(with_own_inputs(batch)), batch.index.device)
     captured = Captured(outputs, batch)
     for _ in range(2):
-        for eager, replayed in zip(outputs(copy()), captured(batch), strict=True):
+        for eager, replayed in zip(outputs(with_own_inputs(batch)), captured(batch), strict=True):
             pairs = [(eager.logits, replayed.logits), *((eager.taps[k], replayed.taps[k]) for k in eager.taps)]
             if not all(close([torch.zeros_like(one)], [one], [other]) for one, other in pairs):
                 raise NotCapturableError("a replayed pass differs from the eager one")

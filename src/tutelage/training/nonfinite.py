@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from tutelage.settings.fit import FitSettings
 from tutelage.training import optim
 from tutelage.training.evaluate import NAMED, NonFiniteError, listed
 from tutelage.types import Batch, Totals
+from tutelage.views import views_of
 
 SOURCES = ("inputs", "teacher logits", "student logits")
 """What is not finite in a sample, each a cause of the next."""
@@ -63,7 +65,7 @@ def log_nonfinite(
         gradients: gradient of each parameter that has one, not clipped.
     """
     student, *teacher = (torch.cat([_unsound(each) for each in pieces]) for pieces in zip(*logits, strict=True))
-    inputs = _unsound(batch.inputs)
+    inputs = reduce(torch.logical_or, map(_unsound, views_of(batch.inputs)))
     by_source = torch.stack([inputs, *(teacher or [torch.zeros_like(inputs)]), student])
     counts = by_source.sum(1)
     # The first source that has any, as it is the cause of the others.

@@ -128,3 +128,59 @@ def test_faults():
 
 def test_available_names_every_source():
     assert [name.partition(":")[0] for name, _ in available()] == ["digits", "hf", "imagefolder", "torchvision"]
+
+
+class Views(Dataset):
+    """A small and a large view, whose order differs from sample to sample."""
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        views = {"student": torch.full((1, 2, 3), index / 6), "teacher": torch.full((3, 4, 6), index / 12)}
+        return dict(sorted(views.items(), reverse=bool(index % 2))), index % 2
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_by_name_stay_together(workers):
+    splits = from_datasets(Views(), Views(), classes=2, workers=workers)
+    assert (splits.channels, splits.image_size) == (1, (2, 3))
+    assert splits.input_shape("teacher") == (3, 4, 6)
+    batches = list(BatchLoader(splits.train, batch_size=4, train=True).epoch(0))
+    splits.close()
+    for batch in batches:
+        assert batch.inputs.keys() == {"student", "teacher"}
+        assert torch.equal(batch.inputs["student"][:, 0, 0, 0], batch.index / 6)
+        assert torch.equal(batch.inputs["teacher"][:, 2, 3, 5], batch.index / 12)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "got"),
+    [
+        (lambda views: {"student": views["student"]}, "student (1, 2, 3) for sample 3"),
+        (lambda views: {**views, "teacher": views["teacher"][:, :2]}, "teacher (3, 2, 6) for sample 3"),
+        (lambda views: {**views, "teacher": views["teacher"] + 2}, "to 2.25"),
+        (lambda views: views["student"], "(1, 2, 3) for sample 3"),
+    ],
+)
+def test_views_that_change_from_sample_to_sample_are_refused(wrong, got):
+    class Wrong(Views):
+        targets = [0, 1] * 3
+
+        def __getitem__(self, index):
+            views, label = super().__getitem__(index)
+            return (wrong(views) if index == 3 else views), label
+
+    with pytest.raises(InvalidValueError) as caught:
+        from_datasets(Wrong(), Views(), classes=2).train.fetch(np.arange(6))
+    assert got in caught.value.got
+
+
+def test_views_without_the_student_s_are_refused():
+    class Large(Views):
+        def __getitem__(self, index):
+            views, label = super().__getitem__(index)
+            return {"large": views["teacher"]}, label
+
+    with refused(InvalidValueError, "inputs", got="'large'"):
+        from_datasets(Large(), Large(), classes=2)

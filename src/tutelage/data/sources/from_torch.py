@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -19,7 +19,8 @@ from tutelage.data.datasets import Split, Splits, refuse_one_class
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, UserCodeError
 from tutelage.images import UnreadableError, decode, opened, pixels_of
-from tutelage.types import UNLABELLED, View
+from tutelage.types import UNLABELLED, Inputs, View
+from tutelage.views import map_views, view_of, views_of
 
 SLACK = 0.1
 """Tolerance for values outside [0, 1]: a bicubic resize overshoots a little, normalised images lie far outside."""
@@ -38,8 +39,8 @@ class TorchSplit(Split):
 
     dataset: Mapped
 
-    def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
-        """Return float32 ``(batch, channels, height, width)`` in [0, 1]."""
+    def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Inputs:
+        """Return float32 ``(batch, channels, height, width)`` in [0, 1], or such views by name."""
         seed, epoch = view if view is not None else (0, 0)
         seeds = rng.draw(seed, epoch, index, rng.OWN)
         images = []
@@ -54,22 +55,24 @@ class TorchSplit(Split):
                     "data", f"label {expected} for sample {position} as its targets say", label, instead
                 )
             images.append(image)
-            if image.shape != images[0].shape:
-                got = f"{tuple(image.shape)} for sample {position}"
+            if _shapes(image) != _shapes(images[0]):
+                got = f"{_shown(image)} for sample {position}"
                 raise InvalidValueError(
-                    "data", f"images of one shape, {tuple(images[0].shape)}", got, "resize or crop them in __getitem__"
+                    "data", f"images of one shape, {_shown(images[0])}", got, "resize or crop them in __getitem__"
                 )
-        batch = torch.stack(images)
-        low, high = float(batch.min()), float(batch.max())
-        if not (low >= -SLACK and high <= 1 + SLACK):  # NaN is in no range
-            outside = [not (float(i.min()) >= -SLACK and float(i.max()) <= 1 + SLACK) for i in images]
-            row = outside.index(True)
-            low, high = float(images[row].min()), float(images[row].max())
-            got = f"{low:.3g} to {high:.3g}, first in sample {index[row]}"
-            instead = "leave normalisation out of the transforms: each model's card normalises its own inputs"
-            if not math.isfinite(high - low):
-                instead = "mend this sample, or leave it out of the data set"
-            raise InvalidValueError("data", "images with values in [0, 1]", got, instead)
+        columns = zip(*map(views_of, images), strict=True)
+        batch = map_views(lambda _: torch.stack(next(columns)), images[0])
+        for stacked in views_of(batch):
+            low, high = float(stacked.min()), float(stacked.max())
+            if not (low >= -SLACK and high <= 1 + SLACK):  # NaN is in no range
+                outside = [not (float(i.min()) >= -SLACK and float(i.max()) <= 1 + SLACK) for i in stacked]
+                row = outside.index(True)
+                low, high = float(stacked[row].min()), float(stacked[row].max())
+                got = f"{low:.3g} to {high:.3g}, first in sample {index[row]}"
+                instead = "leave normalisation out of the transforms: each model's card normalises its own inputs"
+                if not math.isfinite(high - low):
+                    instead = "mend this sample, or leave it out of the data set"
+                raise InvalidValueError("data", "images with values in [0, 1]", got, instead)
         return batch
 
 
@@ -88,7 +91,9 @@ def from_datasets(
     Args:
         train: data set of (image, label): a float tensor ``(channels, height, width)`` in [0, 1] or a Pillow image, and
             a class index; if unlabelled -100, ``None``, or the image alone. All images have one shape. Labels are read
-            from ``targets`` if present and not transformed, else in one pass over the samples.
+            from ``targets`` if present and not transformed, else in one pass over the samples. Instead of an image
+            there may be a mapping of views of it, ``{"student": ..., "teacher": ...}``, of which each network reads
+            its own.
         test: data set of the same form.
         classes: number of classes.
         validation: data set of the same form, or ``None``.
@@ -112,7 +117,7 @@ def from_datasets(
         raise InvalidValueError("workers", "a whole number of at least 0", workers, "type workers=0")
     splits: dict[str, Split] = {}
     pool = WorkerPool()
-    expected = None
+    expected: Inputs | None = None
     for part, dataset in {"train": train, "validation": validation, "test": test}.items():
         if dataset is None:
             continue
@@ -125,17 +130,18 @@ def from_datasets(
             raise InvalidValueError(part, "at least 1 sample", "0", "pass a data set with samples")
         with rng.seeded() as seed_generators:
             seed_generators(0)
-            shape = tuple(_sample(dataset, 0)[0].shape)
-        expected = expected or shape
-        if shape != expected:
-            raise InvalidValueError(part, f"images of shape {expected} as in train", shape, "resize them")
+            first = _sample(dataset, 0)[0]
+        expected = first if expected is None else expected
+        if _shapes(first) != _shapes(expected):
+            got = _shown(first)
+            raise InvalidValueError(part, f"images of shape {_shown(expected)} as in train", got, "resize them")
         labels = _targets(dataset)
         wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= classes)))
         if wrong.size:
             got = f"{int(labels[wrong[0]])} for sample {int(wrong[0])}"
             raise InvalidValueError(part, f"labels in [0, {classes}) or -100", got, "raise classes or fix the labels")
         splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers, pool=pool)
-    channels, height, width = shape
+    channels, height, width = view_of(first, "student").shape
     return Splits(
         train=splits["train"],
         validation=splits.get("validation"),
@@ -146,10 +152,21 @@ def from_datasets(
         image_size=(height, width),
         source=source,
         fingerprint=None,
+        views=_shapes(first) if isinstance(first, Mapping) else {},
     )
 
 
-def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
+def _shapes(image: Inputs) -> dict[str, tuple[int, int, int]]:
+    """Return the shape of each view, under no name that of an only one."""
+    views = image if isinstance(image, Mapping) else {"": image}
+    return {name: (view.shape[0], view.shape[1], view.shape[2]) for name, view in views.items()}
+
+
+def _shown(image: Inputs) -> str:
+    return ", ".join(f"{name} {shape}".strip() for name, shape in _shapes(image).items())
+
+
+def _sample(dataset: Mapped, position: int) -> tuple[Inputs, int]:
     try:
         sample = dataset[position]
     except TutelageError:
@@ -157,12 +174,21 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
     except Exception as error:
         name, reason = f"{type(dataset).__name__}[{position}]", f"{type(error).__name__}: {error}"
         raise UserCodeError(name, "a sample", reason, "fix the data set, or leave this sample out of it") from error
-    if isinstance(sample, (torch.Tensor, Image.Image)):
+    if isinstance(sample, (torch.Tensor, Image.Image, Mapping)):
         sample = (sample,)
     if not isinstance(sample, (tuple, list)) or len(sample) not in (1, 2):
         got = f"{len(sample)} values" if isinstance(sample, (tuple, list)) else type(sample).__name__
         raise InvalidTypeError("data", f"(image, label) of sample {position}, or an image alone", got, "return a pair")
     image, label = sample if len(sample) == 2 else (*sample, None)
+    if isinstance(image, Mapping):
+        # In the order of their names, as a mapping's own may differ from sample to sample.
+        views = {str(name): _image(image[name], position) for name in sorted(image)}
+        return views, _label(label, position)
+    return _image(image, position), _label(label, position)
+
+
+def _image(image: Any, position: int) -> Tensor:
+    """Return an image as float32 ``(channels, height, width)``."""
     if isinstance(image, Image.Image):
         try:
             with opened(image):
@@ -176,7 +202,7 @@ def _sample(dataset: Mapped, position: int) -> tuple[Tensor, int]:
         got = f"{image.dtype} {tuple(image.shape)}" if isinstance(image, torch.Tensor) else type(image).__name__
         expected = f"a float image (channels, height, width) in [0, 1] of sample {position}"
         raise InvalidTypeError("data", expected, got, "convert it in __getitem__, 8-bit values divided by 255")
-    return image.to(torch.float32), _label(label, position)
+    return image.to(torch.float32)
 
 
 def _targets(dataset: Mapped) -> NDArray[np.int64]:

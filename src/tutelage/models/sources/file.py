@@ -43,6 +43,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
             raise InvalidValueError(
                 "classes", f"a number for {name}", "none", f"type tutelage.models.create({name!r}, classes=10)"
             )
+        if actual is not None and "classes" in request.as_trained:
+            classes = actual
         if actual not in (None, classes):
             expected = f"{actual}, as {name} makes them and takes no classes="
             instead = f"give the function a parameter classes, or type classes={actual}"

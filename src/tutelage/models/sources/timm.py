@@ -46,6 +46,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
             raise InvalidValueError("model", f"a tag of timm:{arch}", repr(name), instead)
     config: Any = timm.get_pretrained_cfg(path)
     trained = config.num_classes if tag else CLASSES
+    if tag and request.tagged:
+        request = request.as_weights(channels=config.input_size[0], image_size=tuple(config.input_size[1:]))
     if not trained and request.classes is None:
         expected = f"a number for {name}, whose weights have no head"
         raise InvalidValueError("classes", expected, "none", f"type tutelage.models.create({name!r}, classes=10)")

@@ -40,11 +40,13 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     known = models.list_models(module=models)
     if arch not in known:
         raise unknown(name, (f"{PREFIX}:{name}" for name in known))
+    members = models.get_model_weights(arch).__members__
+    if tag in members and request.tagged:
+        request = request.as_weights(channels=3)
     if request.channels != 3:
         expected = f"3 for {name}, as all of torchvision's networks have"
         instead = "type a timm: or cifar: name, which take any number"
         raise InvalidValueError("channels", expected, request.channels, instead)
-    members = models.get_model_weights(arch).__members__
     if tag and tag not in members:
         instead = (
             f"type torchvision:{arch} for random weights, or one of "
@@ -54,6 +56,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     weights = members[tag] if tag else None
     transforms = (weights or next(iter(members.values()))).transforms()
     size = (transforms.crop_size[0], transforms.crop_size[-1])
+    if weights is not None and request.tagged:
+        request = request.as_weights(image_size=size)
     names = tuple(weights.meta["categories"]) if weights else None
     classes = len(names) if names else request.classes
     card = Card(

@@ -1,0 +1,42 @@
+"""The views of a batch's samples: one for every network, or one for each by its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from tutelage.errors import InvalidValueError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from tutelage.types import Batch, Inputs
+
+
+def view_of(inputs: Inputs, name: str) -> Tensor:
+    """Return the view that a network of this name reads, ``student`` or ``teacher``: the only one, or its own.
+
+    Raises:
+        InvalidValueError: if there are several and none has its name.
+    """
+    if not isinstance(inputs, Mapping):
+        return inputs
+    if name not in inputs:
+        got = f"views named {', '.join(map(repr, inputs))}"
+        raise InvalidValueError("inputs", f"a view named {name!r} for the {name}", got, "name one so in the data set")
+    return inputs[name]
+
+
+def views_of(inputs: Inputs) -> list[Tensor]:
+    """Return every view, in order."""
+    return list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+
+
+def map_views(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
+    """Apply a function to every view."""
+    return {k: function(view) for k, view in inputs.items()} if isinstance(inputs, Mapping) else function(inputs)
+
+
+def with_own_inputs(batch: Batch) -> Batch:
+    """Return a batch with copies of its inputs, which a network may write into."""
+    return batch._replace(inputs=map_views(lambda view: view.clone(), batch.inputs))
