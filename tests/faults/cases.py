@@ -1,0 +1,116 @@
+"""The faults that are injected: places are counted in a run that nothing disturbs, so that each is reached."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from functools import partial
+
+from tests.faults import faults, inject
+from tests.faults.faults import COMMANDS, DAMAGES, Action, Bench, Fault
+
+ROTATED = ("ENOSPC", "EIO", "EACCES", "EROFS", "EDQUOT", "EMFILE")
+LASTING = ("ENOSPC", "EROFS", "EDQUOT")  # A disk stays full or read-only for a while.
+MEMORY = inject.throw(lambda: MemoryError())
+USER = inject.throw(lambda: RuntimeError("of the user's own"))
+INSIDE: dict[str, Action] = {
+    "SIGINT": Action(inject.interrupt(signal.SIGINT), codes=(130,)),
+    "SIGTERM": Action(inject.interrupt(signal.SIGTERM), codes=(143,)),
+    "out of memory": Action(MEMORY, codes=(1,), says="memory"),
+    "an error of the network's": Action(USER, codes=(2, 1), says="of the user's own"),
+    "NaN from the network": Action(faults.not_finite(float("nan")), codes=(1,), says="finite|NaN"),
+    "inf from the network": Action(faults.not_finite(float("inf")), codes=(1, 2), says="finite|inf|float16"),
+    "the run's folder removed": Action(inject.throw(lambda: AssertionError)),
+    "killed": Action(inject.kill, kills=True),
+    "the clock jumps ahead": Action(around=partial(faults.clock_that_jumps, 1e7), codes=(0,)),
+    "the clock jumps back": Action(around=partial(faults.clock_that_jumps, -1e7), codes=(0,)),
+}
+for _name in ROTATED:
+    INSIDE[_name] = Action(inject.refuse(inject.ERRNOS[_name], torn=True), lasting=_name in LASTING)
+for _pattern in ("checkpoints", "manifest.json", "metrics.jsonl", "recipe.yaml", "best.safetensors", ".lock"):
+    INSIDE[f"{_pattern} removed"] = Action(faults.removing(f"runs/*/{_pattern}"))
+for _name, _damage in DAMAGES.items():
+    INSIDE[_name] = Action(damages=_damage)
+INSIDE["of another run"] = Action(damages=faults.of_another_run)
+INSIDE["without a tensor"] = Action(damages=faults.other_tensors)
+for _verb in COMMANDS:
+    INSIDE[f"lock of {_verb} held"] = Action(
+        around=partial(faults.lock_held, f"runs/{_verb}"), codes=(2,), says="in progress"
+    )
+
+KNOWN: dict[str, str] = {}
+"""Faults that are not yet as they should be, and why."""
+
+
+def action_of(fault: Fault) -> Action:
+    """Return how a fault is made."""
+    return INSIDE[fault.kind]
+
+
+def files_of(bench: Bench, verb: str) -> list[str]:
+    """Return the files of a verb's stopped run, the newest checkpoint's among them."""
+    here = bench.half(verb)
+    files = [path for path in sorted((here / "runs").rglob("*")) if path.is_file()]
+    newest: dict[str, str] = {}
+    for path in files:
+        if path.parent.parent.name == "checkpoints":
+            newest[str(path.parent.parent)] = path.parent.name
+    return [
+        path.relative_to(here).as_posix()
+        for path in files
+        if "runs/teacher" not in path.as_posix()
+        and path.name not in (".lock", "report.html")
+        and newest.get(str(path.parent.parent), path.parent.name) == path.parent.name
+    ]
+
+
+def _times(count: int, most: int) -> list[int]:
+    """Return at most so many of 1 to count, evenly."""
+    if count <= most:
+        return list(range(1, count + 1))
+    return sorted({1 + round(k * (count - 1) / (most - 1)) for k in range(most)}) if most > 1 else [count]
+
+
+def every(bench: Bench, *, most: int) -> Iterator[Fault]:
+    """Yield the faults, with ``most`` times of each place; those of files that a stopped run has come last."""
+    turn = 0
+    for verb in COMMANDS:
+        bench.undisturbed(verb)
+        counts = bench.places[verb].counts
+        for place in inject.FILES:
+            for time in _times(counts[place], most):
+                if place not in ("remove folder", "open folder"):
+                    kinds = ("EIO", "EACCES", "EMFILE") if place == "open to read" else ROTATED
+                    yield Fault(verb, kinds[turn % len(kinds)], place, time)
+                turn += 1
+        for place in ("open to write", "write", "sync", "rename", "remove folder", "step", "forward of the teacher"):
+            for time in _times(counts[place], max(1, most - 2)):
+                yield Fault(verb, "killed", place, time)
+        for time in _times(counts["step"], max(1, most // 2)):
+            for kind in ("SIGINT", "SIGTERM", "out of memory"):
+                yield Fault(verb, kind, "step", time)
+        for time in _times(counts["rename"], max(1, most // 2)):
+            yield Fault(verb, "SIGTERM", "rename", time)
+        for who in ("student", "teacher"):
+            place = f"forward of the {who}"
+            for time in _times(counts[place], max(1, most // 3)):
+                for kind in ("an error of the network's", "out of memory", "SIGINT"):
+                    yield Fault(verb, kind, place, time)
+                for kind in ("NaN from the network", "inf from the network"):
+                    yield Fault(verb, kind, place, time)
+        if counts["step"]:
+            for kind in (kind for kind in INSIDE if kind.endswith(" removed") and kind != "removed"):
+                for time in _times(counts["step"], 2)[-1:]:
+                    if kind != "the run's folder removed":
+                        yield Fault(verb, kind, "step", time)
+        for kind in ("the clock jumps ahead", "the clock jumps back"):
+            yield Fault(verb, kind, "")
+        if verb in ("train", "distill"):
+            yield Fault(verb, f"lock of {verb} held", "")
+        for file in files_of(bench, verb):
+            for kind in DAMAGES:
+                yield Fault(verb, kind, file)
+            if file.endswith(".safetensors"):
+                yield Fault(verb, "of another run", file)
+            if file.endswith("tensors.safetensors"):
+                yield Fault(verb, "without a tensor", file)
