@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +21,6 @@ INSIDE: dict[str, Action] = {
     "an error of the network's": Action(USER, codes=(2, 1), says="of the user's own"),
     "NaN from the network": Action(faults.not_finite(float("nan")), codes=(1,), says="finite|NaN"),
     "inf from the network": Action(faults.not_finite(float("inf")), codes=(1, 2), says="finite|inf|float16"),
-    "the run's folder removed": Action(inject.throw(lambda: AssertionError)),
     "killed": Action(inject.kill, kills=True),
     "the clock jumps ahead": Action(around=partial(faults.clock_that_jumps, 1e7), codes=(0,)),
     "the clock jumps back": Action(around=partial(faults.clock_that_jumps, -1e7), codes=(0,)),
@@ -28,7 +28,7 @@ INSIDE: dict[str, Action] = {
 for _name in ROTATED:
     INSIDE[_name] = Action(inject.refuse(inject.ERRNOS[_name], torn=True), lasting=_name in LASTING)
 for _pattern in ("checkpoints", "manifest.json", "metrics.jsonl", "recipe.yaml", "best.safetensors", ".lock"):
-    INSIDE[f"{_pattern} removed"] = Action(faults.removing(f"runs/*/{_pattern}"))
+    INSIDE[f"{_pattern} removed"] = Action(faults.removing(_pattern))
 for _name, _damage in DAMAGES.items():
     INSIDE[_name] = Action(damages=_damage)
 INSIDE["of another run"] = Action(damages=faults.of_another_run)
@@ -38,8 +38,22 @@ for _verb in COMMANDS:
         around=partial(faults.lock_held, f"runs/{_verb}"), codes=(2,), says="in progress"
     )
 
-KNOWN: dict[str, str] = {}
-"""Faults that are not yet as they should be, and why."""
+KNOWN: dict[str, str] = {
+    r"metrics.jsonl removed": "epochs that were recorded before are lost, though the checkpoint has them",
+    r"without a tensor": "a checkpoint whose content does not load is no damaged one: KeyError",
+    r"a list, .*/metrics.jsonl": "a line that is no object: TypeError",
+    r"(cut in the middle|one bit flipped), .*/recipe.yaml": "the file that differs is not named",
+    r"record: .*, runs/record/epoch-": "a damaged file counts as recorded",
+    r"record: one bit flipped, runs/record/outputs.json": "the file that differs is not named",
+    r"record: NaN from the network": "a teacher's NaN is recorded as a sample that was not read",
+    r"compare: an error of the network's, forward of the student": "an error of one of several students is called a bug",
+}
+"""Faults that are not yet as they should be, by a pattern of their names, and why. One of each must still be wrong."""
+
+
+def known(fault: Fault) -> str | None:
+    """Return the pattern of the known faults that a fault is one of."""
+    return next((pattern for pattern in KNOWN if re.search(pattern, str(fault))), None)
 
 
 def action_of(fault: Fault) -> Action:
@@ -101,8 +115,7 @@ def every(bench: Bench, *, most: int) -> Iterator[Fault]:
         if counts["step"]:
             for kind in (kind for kind in INSIDE if kind.endswith(" removed") and kind != "removed"):
                 for time in _times(counts["step"], 2)[-1:]:
-                    if kind != "the run's folder removed":
-                        yield Fault(verb, kind, "step", time)
+                    yield Fault(verb, kind, "step", time)
         for kind in ("the clock jumps ahead", "the clock jumps back"):
             yield Fault(verb, kind, "")
         if verb in ("train", "distill"):

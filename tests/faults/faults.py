@@ -87,7 +87,7 @@ class Outcome:
             return "not reached"
         if self.wrong:
             return "wrong"
-        return "same bits" if self.again is None or self.again.code == 0 else "refused"
+        return "same bits" if (self.again or self.first).code == 0 else "refused"
 
 
 def invoke(*typed: str) -> Ended:
@@ -209,7 +209,7 @@ class Bench:
             outcome = Outcome(fault, watch.reached or not fault.place, first)
             if not outcome.reached:
                 return outcome
-            outcome.wrong += _faults_of_message(first, action, watch.path)
+            outcome.wrong += faults_of_message(first, action, watch.path)
             newest = newest_checkpoint(here) if fault.verb in ("train", "distill") else None
             if first.code == 0:
                 self._judge_end(outcome, first, here)
@@ -221,16 +221,17 @@ class Bench:
             return outcome
 
     def _judge_end(self, outcome: Outcome, ended: Ended, here: Path, named: str = "") -> None:
-        outcome.wrong += _faults_of_message(ended, Action(), "")
+        outcome.wrong += faults_of_message(ended, Action(), "")
         if ended.code == 0:
             now, then = contents(here, outcome.fault.verb), self.ends[outcome.fault.verb]
             differ = sorted(key for key in then.keys() | now.keys() if then.get(key) != now.get(key))
             if differ:
                 outcome.wrong.append(f"it ended with another content of {', '.join(differ[:3])}")
-        elif named and named.lstrip(".") not in ended.err:
+            return
+        if named and named not in ended.err:
             outcome.wrong.append(f"{named} is not named: {ended.err.strip()[-200:]}")
-        elif not named and ended.code != 0 and not re.search(r"remove|restore|another|free|allow|wait", ended.err):
-            outcome.wrong.append(f"it does not go on: {ended.err.strip()[-200:]}")
+        if not re.search(r"remove|restore|another|free|allow|wait|run again|record (it|them)", ended.err):
+            outcome.wrong.append(f"it does not say what to do: {ended.err.strip()[-200:]}")
 
 
 @dataclass(frozen=True)
@@ -256,7 +257,7 @@ class Action:
     says: str = ""
 
 
-def _faults_of_message(ended: Ended, action: Action, path: str) -> list[str]:
+def faults_of_message(ended: Ended, action: Action, path: str) -> list[str]:
     """Return what is wrong with how a command ended, apart from its files."""
     wrong, err = [], ended.err
     if action.kills:
@@ -437,11 +438,13 @@ def not_finite(value: float) -> Callable[[str, Any], Any]:
     return action
 
 
-def removing(pattern: str, here: str = ".") -> Callable[[str, Any], Any]:
-    """Return an action that removes what matches a pattern, below the working folder."""
+def removing(name: str) -> Callable[[str, Any], Any]:
+    """Return an action that removes what has a name in all runs but the teacher's."""
 
     def action(path: str, value: Any) -> Any:
-        for each in sorted(Path(here).glob(pattern)):
+        for each in sorted(Path("runs").rglob(name)):
+            if each.is_relative_to("runs/teacher"):
+                continue
             if each.is_dir():
                 shutil.rmtree(each)
             else:
