@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import signal
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from functools import partial
 
 from tests.faults import faults, inject
@@ -17,9 +17,10 @@ USER = inject.throw(lambda: RuntimeError("of the user's own"))
 INSIDE: dict[str, Action] = {
     "SIGINT": Action(inject.interrupt(signal.SIGINT), codes=(130,)),
     "SIGTERM": Action(inject.interrupt(signal.SIGTERM), codes=(143,)),
-    "out of memory": Action(MEMORY, codes=(1,), says="memory"),
-    "an error of the network's": Action(USER, codes=(2, 1), says="of the user's own"),
+    "out of memory": Action(MEMORY, codes=(1, 2), says="memory|MemoryError"),
+    "an error of the user's": Action(USER, codes=(2, 1), says="of the user's own"),
     "NaN from the network": Action(faults.not_finite(float("nan")), codes=(1,), says="finite|NaN"),
+    "NaN in a sample": Action(faults.not_finite(float("nan")), says="finite|NaN|nan"),
     "inf from the network": Action(faults.not_finite(float("inf")), codes=(1, 2), says="finite|inf|float16"),
     "killed": Action(inject.kill, kills=True),
     "the clock jumps ahead": Action(around=partial(faults.clock_that_jumps, 1e7), codes=(0,)),
@@ -38,15 +39,20 @@ for _verb in COMMANDS:
         around=partial(faults.lock_held, f"runs/{_verb}"), codes=(2,), says="in progress"
     )
 
+SIGTERM = {verb: () if verb == "python" else ("SIGTERM",) for verb in COMMANDS}
+"""A Python program ends by it as it likes; the command line says what is saved."""
 KNOWN: dict[str, str] = {
     r"metrics.jsonl removed": "epochs that were recorded before are lost, though the checkpoint has them",
     r"without a tensor": "a checkpoint whose content does not load is no damaged one: KeyError",
     r"a list, .*/metrics.jsonl": "a line that is no object: TypeError",
-    r"(cut in the middle|one bit flipped), .*/recipe.yaml": "the file that differs is not named",
+    r"one bit flipped, .*/recipe.yaml": "the file that differs is not named",
+    r"(removed|emptied|cut in the middle|not UTF-8|a list|a folder), runs/.*/recipe.yaml": "what is said helps with a recipe of one's own",
+    r"python: EIO, open to read": "in Python, a file that cannot be read is no error of this package",
+    r"python: a folder, ": "in Python, a folder in the place of a record is no error of this package",
     r"record: .*, runs/record/epoch-": "a damaged file counts as recorded",
     r"record: one bit flipped, runs/record/outputs.json": "the file that differs is not named",
     r"record: NaN from the network": "a teacher's NaN is recorded as a sample that was not read",
-    r"compare: an error of the network's, forward of the student": "an error of one of several students is called a bug",
+    r"compare: an error of the user's, forward of the student": "an error of one of several students is called a bug",
 }
 """Faults that are not yet as they should be, by a pattern of their names, and why. One of each must still be wrong."""
 
@@ -85,10 +91,10 @@ def _times(count: int, most: int) -> list[int]:
     return sorted({1 + round(k * (count - 1) / (most - 1)) for k in range(most)}) if most > 1 else [count]
 
 
-def every(bench: Bench, *, most: int) -> Iterator[Fault]:
+def every(bench: Bench, *, most: int, verbs: Collection[str] = tuple(COMMANDS)) -> Iterator[Fault]:
     """Yield the faults, with ``most`` times of each place; those of files that a stopped run has come last."""
     turn = 0
-    for verb in COMMANDS:
+    for verb in verbs:
         bench.undisturbed(verb)
         counts = bench.places[verb].counts
         for place in inject.FILES:
@@ -101,14 +107,15 @@ def every(bench: Bench, *, most: int) -> Iterator[Fault]:
             for time in _times(counts[place], max(1, most - 2)):
                 yield Fault(verb, "killed", place, time)
         for time in _times(counts["step"], max(1, most // 2)):
-            for kind in ("SIGINT", "SIGTERM", "out of memory"):
+            for kind in ("SIGINT", *SIGTERM[verb], "out of memory"):
                 yield Fault(verb, kind, "step", time)
         for time in _times(counts["rename"], max(1, most // 2)):
-            yield Fault(verb, "SIGTERM", "rename", time)
+            for kind in SIGTERM[verb]:
+                yield Fault(verb, kind, "rename", time)
         for who in ("student", "teacher"):
             place = f"forward of the {who}"
             for time in _times(counts[place], max(1, most // 3)):
-                for kind in ("an error of the network's", "out of memory", "SIGINT"):
+                for kind in ("an error of the user's", "out of memory", "SIGINT"):
                     yield Fault(verb, kind, place, time)
                 for kind in ("NaN from the network", "inf from the network"):
                     yield Fault(verb, kind, place, time)
@@ -116,9 +123,12 @@ def every(bench: Bench, *, most: int) -> Iterator[Fault]:
             for kind in (kind for kind in INSIDE if kind.endswith(" removed") and kind != "removed"):
                 for time in _times(counts["step"], 2)[-1:]:
                     yield Fault(verb, kind, "step", time)
+        for time in _times(counts["sample"], most):
+            for kind in ("an error of the user's", "NaN in a sample", "out of memory", "SIGINT", "killed"):
+                yield Fault(verb, kind, "sample", time)
         for kind in ("the clock jumps ahead", "the clock jumps back"):
             yield Fault(verb, kind, "")
-        if verb in ("train", "distill"):
+        if verb in ("train", "distill", "python"):
             yield Fault(verb, f"lock of {verb} held", "")
         for file in files_of(bench, verb):
             for kind in DAMAGES:

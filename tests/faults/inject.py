@@ -94,7 +94,7 @@ class _Torn:
 
 @contextlib.contextmanager
 def watching(watch: Watch) -> Iterator[Watch]:
-    """Watch all places while the context lasts. Files are not synced to the disk meanwhile: no machine goes down here."""
+    """Watch all places while the context lasts. Files are not synced to the disk: no machine goes down here."""
     global _watch
     plain = {
         (pathlib.Path, "open"): pathlib.Path.open,
@@ -191,5 +191,7 @@ def throw(error: Callable[[], BaseException]) -> Callable[[str, Any], Any]:
 
 
 ERRNOS = {
-    name: getattr(errno, name) for name in ("ENOSPC", "EIO", "EACCES", "EROFS", "EDQUOT", "EMFILE") if hasattr(errno, name)
+    name: getattr(errno, name)
+    for name in ("ENOSPC", "EIO", "EACCES", "EROFS", "EDQUOT", "EMFILE")
+    if hasattr(errno, name)
 }

@@ -97,13 +97,18 @@ def main() -> int:
             os.chdir(ROOT)
         new = {kind: content for kind, content in wrong.items() if not known.is_known(name, kind)}
         unknown += [f"{name}: {kind}" for kind in new]
-        unknown += [f"{name}: {path}: {kind}" for path, kind in found.items() if kind and not known.is_known(name, kind)]
+        unknown += [
+            f"{name}: {path}: {kind}" for path, kind in found.items() if kind and not known.is_known(name, kind)
+        ]
         for k, (kind, content) in enumerate(wrong.items()):
             (FOUND / name).mkdir(parents=True, exist_ok=True)
             (FOUND / name / f"{k}").write_bytes(content)
             print(f"{'KNOWN' if kind not in new else 'WRONG'} {name}: {kind}: {content[:80]!r}", flush=True)
         tally[name] = {"inputs": done, "replayed": len(replayed), "seconds": round(seconds, 1), "wrong": sorted(wrong)}
-        print(f"{name:<12} {done:>7} inputs, {1000 * seconds / max(done, 1):.2f} ms each, {len(new)} kinds wrong", flush=True)
+        print(
+            f"{name:<12} {done:>7} inputs, {1000 * seconds / max(done, 1):.2f} ms each, {len(new)} kinds wrong",
+            flush=True,
+        )
     total = sum(each["inputs"] for each in tally.values())
     print(f"{total} inputs, {len(unknown)} kinds wrong, {time.monotonic() - began:.0f} s")
     if options.write:

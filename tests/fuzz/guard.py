@@ -1,4 +1,4 @@
-"""What an input may not do while it is read: start a program, use the network, write elsewhere, take long or much memory."""
+"""What an input may not do while it is read: start a program, connect, write elsewhere, take long or much memory."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def guarded() -> Iterator[None]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, waited)
         signal.signal(signal.SIGVTALRM, before)
-    if (seconds := time.process_time() - began) > SECONDS:
+    if time.process_time() - began > SECONDS:
         raise Forbidden("took too long")
-    if (more := (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024) > MEGABYTES:
+    if (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak) / 1024 > MEGABYTES:
         raise Forbidden("took too much memory")

@@ -80,7 +80,9 @@ SAFETENSORS: dict[str, Maker] = {
     "name-very-long": tensors({"a" * 1_000_000: entry()}),
     "name-with-a-zero-byte": tensors({"a\x00b": entry()}),
     "name-of-half-a-letter": tensors(b'{"\\ud800":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}}'),
-    "name-twice": tensors(b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24]},"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}}'),
+    "name-twice": tensors(
+        b'{"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24]},"a":{"dtype":"F32","shape":[6],"data_offsets":[0,24]}}'
+    ),
     "names-very-many": tensors({f"n{k}": entry(0, 0, (0,)) for k in range(50_000)}, b""),
     "metadata-no-text": tensors({"__metadata__": {"a": [1]}, "a": entry()}),
     "empty": of(b""),
@@ -249,7 +251,9 @@ JSON: dict[str, Maker] = {
     "null": of("null"),
     "empty": of(b""),
     "zeros": of(bytes(4000)),
-    "other-types": of('{"name": {}, "status": 3, "seeds": "x", "data": [], "teacher": 7, "notes": null, "objective": 1.5}'),
+    "other-types": of(
+        '{"name": {}, "status": 3, "seeds": "x", "data": [], "teacher": 7, "notes": null, "objective": 1.5}'
+    ),
     "a-text-of-a-megabyte": of(json.dumps({"name": "n" * 1_000_000, "status": "running"})),
     "a-pipe": fifo,
     "a-link-to-itself": lambda path: path.symlink_to(path.name),

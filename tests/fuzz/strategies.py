@@ -15,16 +15,42 @@ from tutelage.config import messages
 from tutelage.config.schema import Comparison, built_in_presets
 
 TOKENS = (
-    *(b"\x00", b"\xff\xfe", b"\xef\xbb\xbf", b"\x1b[2J", b"\r\n", b"\xe2\x80\xa8", b"{", b"}", b"[", b"]", b": ", b"- "),
+    *(
+        b"\x00",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b"\x1b[2J",
+        b"\r\n",
+        b"\xe2\x80\xa8",
+        b"{",
+        b"}",
+        b"[",
+        b"]",
+        b": ",
+        b"- ",
+    ),
     *(b"&a ", b"*a", b"!!python/object/apply:os.system [true]", b"!!binary |", b"<<: ", b"null", b"true", b"1e999"),
-    *(b".nan", b"-.inf", b"0x7fffffffffffffff", b"18446744073709551616", b"2026-11-28", b"-0.0", b"\"", b"'", b"#", b"%"),
+    *(
+        b".nan",
+        b"-.inf",
+        b"0x7fffffffffffffff",
+        b"18446744073709551616",
+        b"2026-11-28",
+        b"-0.0",
+        b'"',
+        b"'",
+        b"#",
+        b"%",
+    ),
     *(b"%!PS-Adobe-3.0", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"PK\x03\x04", b"cos\nsystem\n", b"../../", b"/etc/passwd"),
     *((2**31 - 1).to_bytes(4, "little"), (2**63 - 1).to_bytes(8, "little"), b"9" * 400, b"[" * 200),
 )
 KEYS = sorted({*messages.paths(Comparison), "model", "objectives", "objective", "seeds", "stages.0.epochs", "a.b.c"})
 SCALARS = st.one_of(
     st.sampled_from([0, 1, -1, 2, 2**31, 2**63, -(2**63) - 1, 10**30, 0.0, -0.0, 1e-320, 1e308, 1e999, float("nan")]),
-    st.sampled_from([None, True, False, "", "auto", "mlp:8", "kd", "\x1b[31m", "a\nb", "\u202e", "x" * 300, "imagefolder:/"]),
+    st.sampled_from(
+        [None, True, False, "", "auto", "mlp:8", "kd", "\x1b[31m", "a\nb", "\u202e", "x" * 300, "imagefolder:/"]
+    ),
     st.sampled_from(sorted(built_in_presets())),
     st.integers(),
     st.floats(),
@@ -32,7 +58,9 @@ SCALARS = st.one_of(
 )
 VALUES = st.recursive(
     SCALARS,
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(KEYS) | st.text(max_size=5), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 EDITS = st.lists(
@@ -133,16 +161,22 @@ def inputs(name: str) -> st.SearchStrategy[bytes]:
     if name == "recipes":
         return changed | PAIRS.map(_yaml)
     if name == "overrides":
-        lines = st.lists(st.text(max_size=30), min_size=1, max_size=3).map(lambda each: "\n".join(each).encode("utf-8", "replace"))
+        lines = st.lists(st.text(max_size=30), min_size=1, max_size=3).map(
+            lambda each: "\n".join(each).encode("utf-8", "replace")
+        )
         return changed | PAIRS.map(_typed) | lines
     if target.json:
         seeds = st.sampled_from([json.loads(seed) for seed in target.seeds])
-        return changed | st.builds(with_values, seeds, CHANGES).map(lambda value: json.dumps(value).encode("utf-8", "replace"))
+        return changed | st.builds(with_values, seeds, CHANGES).map(
+            lambda value: json.dumps(value).encode("utf-8", "replace")
+        )
     if name == "metrics":
         lines = [json.loads(line) for line in target.seeds[0].splitlines()]
 
         def line(changes: Sequence[tuple[float, Any, bool]]) -> bytes:
-            return b"\n".join(json.dumps(each).encode("utf-8", "replace") for each in [with_values(lines[0], changes), *lines[1:]])
+            return b"\n".join(
+                json.dumps(each).encode("utf-8", "replace") for each in [with_values(lines[0], changes), *lines[1:]]
+            )
 
         return changed | CHANGES.map(line)
     return changed

@@ -184,7 +184,9 @@ RECORDS = {
 COMPARISON = json.dumps(
     {"name": "c", "baseline": "kd", "teacher": None, "entries": [{"folder": "kd-0", "objective": "kd", "seed": 0}]}
 ).encode()
-CARD = json.dumps({"card": {"name": "mlp:8", "classes": 3, "channels": 1, "image_size": [8, 8]}, "name": "mlp:8"}).encode()
+CARD = json.dumps(
+    {"card": {"name": "mlp:8", "classes": 3, "channels": 1, "image_size": [8, 8]}, "name": "mlp:8"}
+).encode()
 OUTPUTS = json.dumps(
     {"schema": 1, "samples": 4, "rows": 4, "digest": "blake2b", "key": KEY, "form": None, "speed": None}
 ).encode()
@@ -203,7 +205,9 @@ def _chunk_seed() -> bytes:
 RECIPES = tuple(path.read_bytes() for path in sorted((ROOT / "recipes").rglob("*.yaml")))
 TARGETS: dict[str, Target] = {
     "recipes": Target("recipe.yaml", _recipe, RECIPES),
-    "overrides": Target("", _overrides, (b"epochs=3\noptimizer.lr=0.1", b"objective.kd.temperature=2\nstages.0.epochs=4")),
+    "overrides": Target(
+        "", _overrides, (b"epochs=3\noptimizer.lr=0.1", b"objective.kd.temperature=2\nstages.0.epochs=4")
+    ),
     "tensors": Target("00-000000003.", _checkpoint("tensors.safetensors", sums=True), (TENSORS,)),
     "state": Target("00-000000003.", _checkpoint("state.json", sums=True), (STATE,), json=True),
     "checksums": Target("00-000000003.", _checkpoint("checksums", sums=False), (SUMS,)),

@@ -14,9 +14,7 @@ SAVED = [path for path in sorted(CORPUS.rglob("*")) if path.is_file()]
 def test_any_input_is_read_or_refused_by_name(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
 
-    @settings(
-        max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    @settings(max_examples=40, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck))
     @given(strategies.inputs(name))
     def read(content):
         reason = judge(TARGETS[name], tmp_path, content)

@@ -16,7 +16,13 @@ from tutelage.report import reading, results
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.checkpoints import Checkpoints
 
-LARGE = {"a-file-of-20-megabytes", "keys-very-many", "an-archive-that-explodes", "names-very-many", "a-text-of-a-megabyte"}
+LARGE = {
+    "a-file-of-20-megabytes",
+    "keys-very-many",
+    "an-archive-that-explodes",
+    "names-very-many",
+    "a-text-of-a-megabyte",
+}
 
 
 def _weights(path):

@@ -1,11 +1,11 @@
 """What users get wrong, one small file each: `cases` has its recipe, what is typed, and the whole message.
 
-    why: what is wrong, in one line
-    type: distill recipe.yaml epochs=0    # or `python`, a program in place of a command
-    recipe: the text of recipe.yaml
-    makes: files and folders that are there first, by path; see `make`
-    says: the message; `python -m tests.wrong.refresh` writes it anew, to be read in the diff
-    known: what it does instead, where it is not yet refused as it should be
+why: what is wrong, in one line
+type: distill recipe.yaml epochs=0    # or `python`, a program in place of a command
+recipe: the text of recipe.yaml
+makes: files and folders that are there first, by path; see `make`
+says: the message; `python -m tests.wrong.refresh` writes it anew, to be read in the diff
+known: what it does instead, where it is not yet refused as it should be
 """
 
 from __future__ import annotations

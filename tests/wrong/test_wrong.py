@@ -13,7 +13,7 @@ def _cases():
         yield pytest.param(case, id=path.stem, marks=mark)
 
 
-@pytest.mark.parametrize("case", _cases())
+@pytest.mark.parametrize("case", list(_cases()))
 def test_what_is_wrong_is_refused(case, invoke, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -27,4 +27,6 @@ def test_what_is_wrong_is_refused(case, invoke, monkeypatch, tmp_path):
 def test_the_corpus_is_large_and_each_case_is_another():
     said = [corpus.read(path) for path in corpus.cases()]
     assert len(said) >= 80
-    assert len({(case.get("type"), case.get("recipe"), case.get("python"), str(case.get("makes"))) for case in said}) == len(said)
+    assert len(
+        {(case.get("type"), case.get("recipe"), case.get("python"), str(case.get("makes"))) for case in said}
+    ) == len(said)
