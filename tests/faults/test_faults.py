@@ -22,7 +22,7 @@ FAULTS = (
     Fault("distill", "the clock jumps back", ""),
     Fault("record", "EDQUOT", "rename", 2),
     Fault("record", "killed", "rename", 3),
-    Fault("python", "an error of the user's", "sample", 700),
+    Fault("python", "an error of the user's", "sample", 200),
     Fault("record", "NaN from the network", "forward of the teacher", 4),
     Fault("record", "one bit flipped", "runs/record/epoch-0000/000000000.logits.safetensors"),
     Fault("train", "metrics.jsonl removed", "step", 6),
