@@ -46,7 +46,7 @@ KNOWN: dict[str, str] = {
     r"without a tensor": "a checkpoint whose content does not load is no damaged one: KeyError",
     r"a list, .*/metrics.jsonl": "a line that is no object: TypeError",
     r"one bit flipped, .*/recipe.yaml": "the file that differs is not named",
-    r"(removed|emptied|cut in the middle|not UTF-8|list|folder), runs/.*/recipe.yaml": "said as of a recipe that was typed",
+    r"(removed|emptied|cut in the middle|not UTF-8|list|folder), runs/.*/recipe.yaml": "said as of a typed recipe",
     r"python: EIO, open to read": "in Python, a file that cannot be read is no error of this package",
     r"python: a folder, ": "in Python, a folder in the place of a record is no error of this package",
     r"record: .*, runs/record/epoch-": "a damaged file counts as recorded",
