@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-cuda | test-lowest | bench | check | generated
+# make demo | test | test-slow | test-cuda | test-lowest | test-faults | fuzz | audit | bench | check | generated
 # Each target sets up .venv by itself; PYTHON names the interpreter that the environment is made of.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ LOWEST := .venv-lowest
 # A file's tests stay in one process, as they share what is dear to make; each process has one thread.
 SUITE := -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-slow test-cuda test-lowest bench check generated clean
+.PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check generated clean
 
 demo: $(STAMP)
 	$(BIN)/tutelage compare recipes/digits.yaml
@@ -26,6 +26,19 @@ test-cuda: $(STAMP)
 # With the lowest versions that pyproject.toml admits; their wheels are of Python 3.11 and 3.12.
 test-lowest: $(LOWEST)/.installed
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python $(SUITE)
+
+# Faults injected into commands; the tally is a record of this machine.
+test-faults: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.faults --write benchmarks/results/faults.json
+
+FUZZ_INPUTS ?= 100000
+# Damaged and hostile inputs; `make fuzz FUZZ_INPUTS=5000` for fewer.
+fuzz: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz --inputs $(FUZZ_INPUTS) --write benchmarks/results/fuzz.json
+
+# Known vulnerabilities of what is installed; says so where the index of advisories does not answer.
+audit: $(STAMP)
+	$(BIN)/python tests/audit.py
 
 bench: $(STAMP)
 	$(BIN)/tutelage doctor --bench
