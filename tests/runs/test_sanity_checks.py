@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 import tutelage
-from tutelage import objectives
 from tutelage.config.schema import Recipe
 from tutelage.runs import sanity_checks
 from tutelage.runs.setup import build_objectives, parse
