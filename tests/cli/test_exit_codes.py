@@ -188,6 +188,7 @@ def stopped(tmp_path, sent, *typed, when, pause=0.0):
     ) as process:
         while not (tmp_path / when).exists() and process.poll() is None:
             time.sleep(0.02)
+        time.sleep(0.2)  # not in the middle of what wrote the file
         for number in sent:
             process.send_signal(number)
             time.sleep(pause)
@@ -208,16 +209,16 @@ LONG = ("train", "model=mlp:8", "data=digits", "epochs=5000", "name=one", "devic
 def test_ctrl_c_within_an_epoch_saves_its_steps(tmp_path):
     """Twice at once, as a program that passes the terminal's Ctrl-C on does."""
     due = "runs/one/checkpoints/00-000000700"
-    typed = (*LONG, "batch_size=1", "checkpoint_steps=700")
+    typed = (*LONG, "batch_size=1", "checkpoint_steps=700", "compile_student=false", "gradient_products=false")
     code, err = stopped(tmp_path, [signal.SIGINT] * 2, *typed, when=due, pause=0.01)
-    (line,) = err.splitlines()
+    (line,) = [line for line in err.splitlines() if line.startswith("tutelage: ")]  # torch's compiler has its own
     step = re.fullmatch(
         r"tutelage: stopped: runs/one: a checkpoint after epoch \d+, step (\d+); run the same command again to resume",
         line,
     )
     assert code == 130
     assert step, line
-    assert int(step[1]) % 700 % 1437
+    assert int(step[1]) % 700  # and not only what was due
 
 
 @pytest.mark.slow
