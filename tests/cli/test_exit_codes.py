@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -169,3 +173,69 @@ def test_several_processes_end_by_the_signal_at_once(monkeypatch):
     main()
     assert callable(seen[0])
     assert seen[1] == signal.SIG_DFL
+
+
+def stopped(tmp_path, sent, *typed, when, pause=0.0):
+    """Run the command line in a process, send it signals once a file is there, and return how it ended."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        [sys.executable, "-c", LIKE_A_TERMINAL, *typed],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        while not (tmp_path / when).exists() and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(0.2)  # not in the middle of what wrote the file
+        for number in sent:
+            process.send_signal(number)
+            time.sleep(pause)
+        _, err = process.communicate(timeout=60)
+    return process.returncode, err
+
+
+LIKE_A_TERMINAL = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+from tutelage.cli import main
+main()
+"""
+LONG = ("train", "model=mlp:8", "data=digits", "epochs=5000", "name=one", "device=cpu", "checkpoint_seconds=1e6")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise")
+def test_ctrl_c_within_an_epoch_saves_its_steps(tmp_path):
+    """Twice at once, as a program that passes the terminal's Ctrl-C on does."""
+    due = "runs/one/checkpoints/00-000000700"
+    typed = (*LONG, "batch_size=1", "checkpoint_steps=700", "compile_student=false", "gradient_products=false")
+    code, err = stopped(tmp_path, [signal.SIGINT] * 2, *typed, when=due, pause=0.01)
+    (line,) = [line for line in err.splitlines() if line.startswith("tutelage: ")]  # torch's compiler has its own
+    step = re.fullmatch(
+        r"tutelage: stopped: runs/one: a checkpoint after epoch \d+, step (\d+); run the same command again to resume",
+        line,
+    )
+    assert code == 130
+    assert step, line
+    assert int(step[1]) % 700  # and not only what was due
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals are sent otherwise")
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_leaves_at_once(second, tmp_path):
+    """Though the first is still being heeded, here in a step that takes for ever."""
+    (tmp_path / "slow.py").write_text(
+        "import time, torch\n"
+        "class Slow(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__(); self.head = torch.nn.Linear(64, 10)\n"
+        "    def forward(self, x):\n"
+        "        if self.training:\n            open('begun', 'w').close()\n            time.sleep(300)\n"
+        "        return self.head(x.flatten(1))\n"
+        "def make():\n    return Slow()\n"
+    )
+    typed = ("train", "model=file:slow.py:make", "data=digits", "name=one", "device=cpu", "--trust-code")
+    code, err = stopped(tmp_path, [signal.SIGINT, second], *typed, when="begun", pause=1.0)
+    assert code == 128 + second
+    assert "at once" in err

@@ -19,8 +19,7 @@ def stop(error: KeyboardInterrupt) -> NoReturn:
     notes = getattr(error, "__notes__", [])
     saved = "; ".join(notes) or "nothing was saved yet"
     again = f"run the same command again{' to resume' if notes else ''}"
-    instead = getattr(error, "instead", again)
-    end(f"stopped: {saved}; {instead}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
+    end(f"stopped: {saved}; {again}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
 
 
 def end(message: str, code: int) -> NoReturn:

@@ -143,6 +143,9 @@ def with_reports(options: RunOptions) -> RunOptions:
             write_report(folder)
         except Exception as error:  # noqa: BLE001  the run is finished, and nothing else depends on its report
             options.reporter.say(f"{folder.name}: no report: {str(error) or type(error).__name__}")
+        except KeyboardInterrupt as error:
+            error.add_note(f"{folder}: finished, without its report, which tutelage report {folder} writes")
+            raise
 
     return replace(options, when_finished=write)
 

@@ -155,7 +155,7 @@ def raise_if_nonfinite(
         name = names.get(id(with_gradient[last - 1])) if 0 < last <= len(with_gradient) else None
         of = f" of {int(fact['gradients'])} parameters, {name} among them," if name else ""
         cause = f"samples with non-finite logits: none; the loss is finite, the gradient{of} is not"
-        instead = f"leave roots and logarithms of 0 out of the loss, or {lower}"
+        instead = f"{lower}, or leave roots and logarithms of 0 out of the loss"
     shown = ", ".join(f"{name} {value:.4g}" for name, value in means.items())
     raise NonFiniteError(
         f"step {step + 1} of stage {stage + 1}",
