@@ -34,10 +34,10 @@ def read(path: Path, limit: int = UNLIMITED) -> bytes:
     with open(descriptor, "rb") as file:
         if status.st_size > limit:
             raise InvalidValueError(path, f"at most {limit} bytes", f"{status.st_size} bytes", "name another file")
-        content = file.read(limit + 1)
-    if len(content) > max(limit, status.st_size) or (content and not status.st_size):
+        content = file.read(status.st_size + 1)
+    if content and not status.st_size:
         raise InvalidValueError(path, "a regular file", "a file that has more in it than its size", _COPY)
-    return content
+    return content[: status.st_size]  # what was appended meanwhile may be half a line
 
 
 _COPY = "copy its content into a file"
