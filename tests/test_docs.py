@@ -122,7 +122,7 @@ TYPED = (
     records.Comparison,
     records.Entry,
 )
-LEAVES = ("recipe", "software", "teacher.normalisation", "student.normalisation")
+LEAVES = ("files", "recipe", "software", "teacher.normalisation", "student.normalisation")
 """Mappings whose own keys are said elsewhere."""
 
 

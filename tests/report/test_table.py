@@ -202,7 +202,7 @@ def test_no_records_is_an_error_that_says_what_to_type(tmp_path):
 def test_a_record_that_is_not_json_is_named_and_in_no_mean(tmp_path):
     synthetic.write_run(tmp_path / "run")
     (tmp_path / "run" / records.EVALUATION).write_text("{torn")
-    (row,) = results.rows(tmp_path / "run")
+    *_, row = results.rows(tmp_path / "run")
     assert row.unfinished[0].status == "damaged"
     assert any(str(tmp_path / "run" / "evaluation.json") in note for note in results.notes([row]))
 
