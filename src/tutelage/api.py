@@ -207,7 +207,12 @@ def _named(network: Model, argument: str = "model") -> str | nn.Module:
 def _written(network: Network, argument: str) -> dict[str, Any] | nn.Module:
     """Return a named network as a recipe writes it, and a module unchanged."""
     if isinstance(network, Mapping) and "name" in network:
-        return {**network, "name": _named(network["name"], f"{argument}.name")}
+        name = _named(network["name"], f"{argument}.name")
+        if isinstance(name, nn.Module):
+            instead = f"type {argument}=tutelage.models.adopt(module, image_size=(16, 16)) for one at a size of its own"
+            got = f"an object of type {type(name).__name__}"
+            raise InvalidTypeError(f"{argument}.name", "a model's name, a run or its folder", got, instead)
+        return {**network, "name": name}
     written = _named(network, argument)  # type: ignore[arg-type]  # it refuses other mappings
     return written if isinstance(written, nn.Module) else {"name": written}
 

@@ -89,6 +89,12 @@ def test_the_logits_of_mapped_classes_are_the_network_s_at_these(images, outputs
     torch.testing.assert_close(images.flatten(1) @ weight.T + bias, mapped(images))
 
 
+def test_a_map_to_outputs_that_the_network_lacks_is_refused(images):
+    mapped = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(144, 3)), card(), outputs=[0, 3])
+    with refused(InvalidValueError, "outputs", got=3):
+        mapped(images)
+
+
 @pytest.mark.parametrize("outputs", [[0], [0, 1, 2], [0, -1]])
 def test_a_map_of_another_length_is_refused(outputs):
     with refused(InvalidValueError, "outputs", got=outputs):

@@ -47,6 +47,7 @@ class Classifier(nn.Module):
         self.card = card
         self.resizes = False
         self.asked_size = card.image_size
+        self._least_outputs = max(outputs or [0]) + 1
         self.register_buffer("outputs", None if outputs is None else torch.tensor(outputs), persistent=False)
         for name, values in (("mean", card.mean), ("std", card.std)):
             self.register_buffer(name, None if values is None else _column(values, torch.float32), persistent=False)
@@ -83,7 +84,15 @@ class Classifier(nn.Module):
             expected = "the network to return logits, one tensor of shape (batch, classes)"
             instead = "wrap the network in a module that returns its logits alone"
             raise InvalidTypeError(self.card.name, expected, got, instead)
-        return logits if self.outputs is None else logits.index_select(-1, self.outputs)
+        if self.outputs is None:
+            return logits
+        if self._least_outputs > logits.shape[-1]:  # On a GPU an index out of range ends the process.
+            expected = (
+                f"a network of {self._least_outputs} outputs or more, as the classes of {self.card.name} name them"
+            )
+            instead = "give outputs=[...] with numbers below that"
+            raise InvalidValueError("outputs", expected, f"one of {logits.shape[-1]}", instead)
+        return logits.index_select(-1, self.outputs)
 
     def predict(self, images: Any) -> list[Prediction]:
         """Classify raw images: paths, PIL images or uint8 arrays, one or a sequence of them; see `predict.predict`."""

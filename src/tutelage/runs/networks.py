@@ -174,10 +174,9 @@ def check_classes(teacher: Classifier, splits: data.Splits) -> None:
     card, wanted = teacher.card, splits.class_names
     names = tuple(card.class_names or ())
     what = f"teacher {card.name}"
-    instead = (
-        "type teacher.classes=[...] with its output for each class of the data, in their order, "
-        "fine-tune it on these data with `tutelage train`, or name another teacher"
-    )
+    instead = "fine-tune it on these data with `tutelage train`, or name another teacher"
+    if card.classes >= splits.classes:
+        instead = f"type teacher.classes=[...] with its output for each class of the data in order, {instead}"
     if card.fresh_head:
         expected = f"weights for {splits.classes} classes, as the data have"
         raise RecipeError(what, expected, "weights for another number", instead)
