@@ -176,12 +176,37 @@ def test_a_module_of_other_classes_is_not_judged(classes):
 
 def test_errors_out_of_a_users_module_name_it(run):
     module = nn.Sequential(nn.Flatten(), nn.Linear(63, 10))
-    with refused(tutelage.errors.UserCodeError, "Sequential"):
+    with refused(
+        tutelage.errors.UserCodeError, "Sequential", got="1 (Linear)", suggests="image_size=(16, 16)"
+    ) as raised:
         tutelage.evaluate(module, data="digits")
+    assert "model object:Sequential to take inputs (2, 1, 8, 8)" in raised.value.expected
     with refused(tutelage.errors.UserCodeError, "Sequential"):
         tutelage.predict(module, np.zeros((8, 8), np.uint8))
     with refused(tutelage.errors.InvalidValueError, "best", got="Classifier"):
         tutelage.predict(run.student, np.zeros((8, 8), np.uint8), best=True)
+
+
+def test_a_named_model_that_does_not_take_the_images_is_not_judged():
+    images = TensorDataset(torch.rand(8, 3, 8, 8), torch.arange(8))
+    images.classes = [str(k) for k in range(1000)]
+    with refused(RecipeError, "model torchvision:alexnet", got="features.", suggests="student.size=..."):
+        tutelage.evaluate("torchvision:alexnet", data=(images, images))
+
+
+def test_predictions_that_are_not_finite_are_named(run):
+    model = tutelage.load(run.folder)
+    with torch.no_grad():
+        model.network.head.weight[3, 2] = torch.nan
+    images = [np.zeros((8, 8), np.uint8)] * 5
+    with refused(tutelage.errors.RunError, f"model {model.card.name}", got=["5 of 5", "image 0", "head.weight"]):
+        model.predict(images)
+    pixels = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    pixels.register_forward_hook(
+        lambda module, inputs, out: torch.where(inputs[0].sum((1, 2, 3))[:, None] > 0, torch.inf, out)
+    )
+    with refused(tutelage.errors.RunError, "model object:Sequential", got=["1 of 5", "image 4"], suggests="images"):
+        tutelage.predict(pixels, [*images[:4], np.ones((8, 8), np.uint8)])
 
 
 def test_a_run_of_the_callers_data_is_judged_on_data_that_are_given(no_report, tmp_path):

@@ -24,7 +24,7 @@ from tutelage.runs.execute import execute
 from tutelage.runs.networks import adopt, create_as_trained, create_student, create_teacher, with_classes
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, load
-from tutelage.runs.setup import RunInputs, evaluation_outputs, held_out_sets, parse
+from tutelage.runs.setup import RunInputs, check_model_outputs, evaluation_outputs, held_out_sets, parse
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Precision
 from tutelage.settings.run import RunSettings
@@ -454,16 +454,11 @@ def judge(
         network = adopt(model, splits, "student", trained=True)
     else:
         network = create_as_trained(recipe.student, splits, "student", trust_code=trust_code)
-    _check_classes(name, network.card.classes, splits.classes)
+    instead = "name the data that it was trained on, data.source=..."
+    if (classes := network.card.classes) != splits.classes:
+        raise RecipeError(f"model {name}", f"{splits.classes} classes, as the data have", classes, instead)
+    check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
     outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
-    _check_classes(name, outputs.logits.shape[-1], splits.classes)  # of a module, whose card has those of the data
     if not bool((outputs.labels != UNLABELLED).any()):
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     return evaluate_outputs(outputs), f"{name} on {len(outputs.labels)} test samples of {splits.source}"
-
-
-def _check_classes(name: str, classes: int, expected: int) -> None:
-    """Refuse a model of other classes than the data's."""
-    if classes != expected:
-        instead = "name the data that it was trained on, data.source=..."
-        raise RecipeError(f"model {name}", f"{expected} classes, as the data have", classes, instead)

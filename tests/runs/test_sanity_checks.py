@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import TensorDataset
 
 import tutelage
 from tutelage.config.schema import Recipe
+from tutelage.data import from_datasets
 from tutelage.runs import sanity_checks
 from tutelage.runs.setup import build_objectives, parse
 from tutelage.training.evaluate import EvalOutputs, answers_alike
@@ -30,6 +33,10 @@ QUIET = {
     "hard answers are wanted of a sure teacher": {"objective": {"kd": {"temperature": 1.0}}, "logits": 200 * LOGITS},
     "a warm-up": {"objective": KD, "schedule": {"name": "cosine", "warmup": 9}},
     "decays": {"objective": KD, "schedule": {"name": "multistep", "milestones": [5, 8]}},
+    "one decay beyond the run": {"objective": KD, "schedule": {"name": "multistep", "milestones": [5, 80]}},
+    "a short try": {"objective": KD, "schedule": {"name": "multistep"}, "epochs": 1},
+    "answers of a ReLU": {"objective": KD, "logits": (LOGITS / 20).relu()},
+    "few answers": {"objective": KD, "logits": LOGITS[:4].sigmoid()},
     "late decays": {"objective": KD, "schedule": {"name": "step", "every": 3}},
     "the paper's weight": {"objective": {"wttm": {"gamma": 0.1, "beta": 100}}},
     "log-probabilities": {"objective": KD, "logits": LOGITS.log_softmax(-1)},
@@ -58,6 +65,9 @@ LOUD = {
     ),
     "a weight that counts for nothing": ({"objective": {"ttm": {"gamma": 0.5, "beta": 1e-20}}}, "weight of ttm"),
     "probabilities": ({"logits": LOGITS.softmax(-1)}, "teacher"),
+    "a sigmoid": ({"logits": LOGITS.sigmoid()}, "teacher"),
+    "decays after the run": ({"schedule": {"name": "multistep", "milestones": [10, 20]}}, "schedule.milestones"),
+    "steps after the run": ({"schedule": {"name": "step", "every": 10}}, "schedule.every"),
     "one answer": ({"logits": LOGITS[:1].repeat(9, 1)}, "teacher"),
 }
 
@@ -65,6 +75,36 @@ LOUD = {
 @pytest.mark.parametrize(("case", "what"), LOUD.values(), ids=LOUD)
 def test_what_may_not_work_is_told(case, what):
     assert told(**{"objective": KD, **case}) == [what]
+
+
+@pytest.mark.parametrize(
+    ("labels", "objective", "told"),
+    [
+        ([0, 1, 2, 0], "cross_entropy", None),
+        ([0, 1, 2, -100], "cross_entropy", None),
+        ([0, 1, -100, -100], "cross_entropy", None),  # fewer labels than classes
+        ([0, 0, 0, 0], {"kd": {"supervised": 0.0}}, None),  # labels that nothing reads
+        ([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]] * 2, "cross_entropy", None),
+        ([1, 1, 1, 1], "cross_entropy", "'b' alone"),
+        ([1, 1, -100, -100], "cross_entropy", "'b' alone"),
+        ([0, 0, 2, 2], "cross_entropy", "none of 1, 'b'"),
+        ([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0]] * 2, "cross_entropy", "none of 1, 'c'"),
+    ],
+)
+def test_classes_without_a_label_are_told(labels, objective, told):
+    data = TensorDataset(torch.rand(4, 1, 8, 8), torch.tensor([0, 1, 2, 0]))
+    splits = from_datasets(data, data, classes=3, class_names=["a", "b", "c"])
+    splits = replace(splits, train=replace(splits.train, labels=torch.tensor(labels)))
+    recipe = parse(Recipe, {"name": "x", "student": "mlp:8", "objective": objective})
+    texts = list(sanity_checks.of_labels(splits, build_objectives(recipe)))
+    assert [told in text for text in texts] == ([True] if told else [])
+
+
+def test_a_run_of_one_class_tells_it(tmp_path):
+    data = TensorDataset(torch.rand(8, 1, 8, 8), torch.zeros(8, dtype=torch.int64))
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    with pytest.warns(UserWarning, match="data: expected training samples with labels of several classes"):
+        tutelage.train(model=net, data=(data, data), epochs=1, batch_size=8, device="cpu", runs=tmp_path)
 
 
 def test_a_student_that_answers_alike_is_dead():

@@ -136,7 +136,7 @@ def test_inputs_that_a_network_does_not_take_are_named():
         (own, torch.rand(2, 1, 8, 8), ["RuntimeError", "1 (Linear)"]),
         (instance, torch.rand(2, 6, 1, 1), ["ValueError", "1 (InstanceNorm2d)"]),
     ):
-        with refused(UserCodeError, "Sequential", got=got, suggests="data.size=...") as raised:
+        with refused(UserCodeError, "Sequential", got=got, suggests="image_size=(16, 16)") as raised:
             smallest_batch(network, "student mine", inputs, (2, 8), settings=SETTINGS)
         assert f"student mine to take inputs {tuple(inputs.shape)}" in raised.value.expected
         assert isinstance(raised.value.__cause__, RuntimeError | ValueError)
@@ -146,8 +146,20 @@ def test_inputs_that_a_network_does_not_take_are_named():
 
 def test_a_network_of_a_name_is_a_mistake_in_the_recipe():
     network = models.create("torchvision:alexnet", classes=4)
-    with refused(RecipeError, "student alexnet", got="RuntimeError", suggests="data.size=..."):
+    with refused(RecipeError, "student alexnet", got="RuntimeError", suggests=["student.size=...", "model.size=..."]):
         smallest_batch(network, "student alexnet", torch.rand(2, 3, 8, 8), (2, 8), settings=SETTINGS)
+    with refused(RecipeError, "teacher alexnet", got="RuntimeError", suggests="teacher.size=..."):
+        check_logits(network, "teacher alexnet", torch.rand(2, 3, 8, 8), classes=4, settings=SETTINGS, instead="")
+    with refused(RecipeError, "student mlp:8", got="RuntimeError") as raised:  # no images, so of no size
+        check_logits(
+            models.create("mlp:8", classes=4, channels=1, image_size=(8, 8)),
+            "student mlp:8",
+            torch.rand(2, 6),
+            classes=4,
+            settings=SETTINGS,
+            instead="",
+        )
+    assert "size" not in raised.value.instead
 
 
 def test_logits_of_other_classes_or_none_are_refused():

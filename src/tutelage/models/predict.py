@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
+from tutelage.checks import nonfinite_weight
+from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError, RunError
 from tutelage.images import (
     Encoded,
     Layout,
@@ -30,6 +31,9 @@ from tutelage.submodules import evaluation_mode
 
 if TYPE_CHECKING:
     from tutelage.models.card import Card
+
+NAMED = 3
+"""Number of images in an error that are named."""
 
 
 class Prediction(NamedTuple):
@@ -62,6 +66,7 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
         TypeError: if something is none of these.
         FileNotFoundError: if a path does not exist.
         ValueError: if an image cannot be read, as `tutelage.images` says, or is brighter than the card's white.
+        RunError: if logits are not finite; it names the images and the parameter that is the cause.
     """
     sequence = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not sequence:
@@ -69,6 +74,12 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     device = next(classifier.parameters()).device
     with evaluation_mode(classifier):
         logits = classifier(torch.stack(_views(sequence, card)).to(device))
+    if bad := (~torch.isfinite(logits).flatten(1).all(1)).nonzero()[:, 0].tolist():
+        named = ", ".join(_name(sequence[k], k) for k in bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
+        weight = nonfinite_weight(classifier)
+        got = f"NaN or infinity for {len(bad)} of {len(sequence)} images, {named}"
+        instead = "train or fetch it again" if weight else "look at these images, or train it again"
+        raise RunError(f"model {card.name}", "finite logits", f"{got}; parameter {weight}" if weight else got, instead)
     probability, index = logits.float().softmax(-1).max(-1)
     names = card.class_names
     return [
@@ -80,7 +91,7 @@ def _views(images: Sequence[Any], card: Card) -> list[Tensor]:
     views: list[Tensor] = []
     with_frames: str | None = None
     for position, image in enumerate(images):
-        name = str(image) if isinstance(image, str | Path) else f"image {position}"
+        name = _name(image, position)
         encoded = _encoded(image, name)
         try:
             with opened(encoded) as file:
@@ -93,6 +104,10 @@ def _views(images: Sequence[Any], card: Card) -> list[Tensor]:
     if with_frames is not None:
         warnings.warn(f"images: {frames_note(with_frames)}", stacklevel=3)
     return views
+
+
+def _name(image: Any, position: int) -> str:
+    return str(image) if isinstance(image, str | Path) else f"image {position}"
 
 
 def _encoded(image: Any, name: str) -> Encoded:

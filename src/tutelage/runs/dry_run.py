@@ -71,6 +71,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
             ("teacher", _network(run_inputs.teacher, splits.input_shape("teacher"))),
             ("teacher accuracy", accuracy),
         ]
+    sanity_checks.warn(sanity_checks.of_labels(splits, objectives))
     sanity_checks.warn(sanity_checks.before_training(recipe, objectives, outputs and outputs.logits))
     if outputs is not None:
         sanity_checks.warn(sanity_checks.of_accuracy(recipe, outputs, splits.fingerprint))

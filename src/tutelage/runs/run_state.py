@@ -167,6 +167,7 @@ class RunState:
     def doubts(self) -> Iterator[str]:
         """Yield what is to be told of the run before its first step."""
         outputs = self.held_out[-1].teacher
+        yield from sanity_checks.of_labels(self.run_inputs.splits, self.objectives)
         yield from sanity_checks.before_training(self.recipe, self.objectives, outputs and outputs.logits)
         if outputs is not None:
             yield from sanity_checks.of_accuracy(self.recipe, outputs, self.run_inputs.splits.fingerprint)

@@ -6,21 +6,26 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from tutelage import records
 from tutelage.config.schema import Network, Recipe
+from tutelage.data import Splits
 from tutelage.errors import message
 from tutelage.objectives import Objective
-from tutelage.settings.fit import FitSettings, MultiStep
+from tutelage.settings.fit import FitSettings, MultiStep, Schedule, Step
 from tutelage.training.evaluate import EvalOutputs
 from tutelage.training.optim import learning_rate
+from tutelage.types import UNLABELLED
 
 VANISHES = 2.0**-24
 """Half of float32's relative precision: what is added to a number this many times as large changes nothing."""
 LOST = 0.05
 """Accuracy that a teacher may lose from its own evaluation to this run's before it is told."""
 _SUM_TOLERANCE = 1e-3  # float16 outputs add up to no less
+_TELLING = 64  # fewer logits may all lie between 0 and 1 by chance
+_NAMED = 3  # classes in a message
 
 
 def warn(texts: Iterable[str]) -> list[str]:
@@ -59,6 +64,35 @@ def of_answers(role: str, logits: Tensor) -> Iterator[str]:
             "leave softmax out of its last layer, as every loss takes its own; the run goes on with them as logits"
         )
         yield message(role, "logits", got, instead)
+    elif logits.numel() >= _TELLING and bool(((logits > 0) & (logits < 1)).all()):
+        got = f"{logits.numel()} numbers above 0 and below 1, as a sigmoid gives"
+        instead = "leave sigmoid out of its last layer; the run goes on with them as logits"
+        yield message(role, "logits", got, instead)
+
+
+def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
+    """Yield a warning where the labels that a run learns from lack classes of the data.
+
+    Fewer labels than classes lack some by necessity, which is not told.
+    """
+    labels = splits.train.labels
+    if all(objective.needs.labels == "none" for objective in objectives):
+        return
+    if labels.is_floating_point():
+        counts = (labels > 0).sum(0)
+    else:
+        counts = torch.bincount(labels[labels != UNLABELLED], minlength=splits.classes)
+    present = [name for name, count in zip(splits.class_names, counts.tolist(), strict=True) if count]
+    absent = [name for name, count in zip(splits.class_names, counts.tolist(), strict=True) if not count]
+    if len(present) == 1 and int(counts.sum()) > 1:
+        got = f"{present[0]!r} alone for {int(counts.sum())} of them, of {splits.classes} in the data"
+        instead = "check where the labels are read from, as any network learns to answer that"
+        yield message("data", "training samples with labels of several classes", got, instead)
+    elif absent and int(counts.sum()) >= splits.classes:
+        named = ", ".join(map(repr, absent[:_NAMED])) + (", ..." if len(absent) > _NAMED else "")
+        instead = "add some, or leave these classes out of the data: they cannot be learned from labels"
+        expected = f"training samples with labels of all {splits.classes} classes"
+        yield message("data", expected, f"none of {len(absent)}, {named}", instead)
 
 
 def of_accuracy(recipe: Recipe, outputs: EvalOutputs, data: str | None) -> Iterator[str]:
@@ -99,11 +133,22 @@ def _of_rates(settings: FitSettings) -> Iterator[str]:
         )
         instead = f"type schedule.warmup={max(epochs // 20, 0)}, or more epochs"
         yield message("schedule.warmup", f"fewer epochs than the run has, to reach optimizer.lr={peak:g}", got, instead)
+    elif epochs > 1 and (key := _never_falls(schedule, epochs)):
+        got = f"{getattr(schedule, key)}, so that the rate never falls"
+        instead = f"type schedule.{key}={[epochs // 2] if key == 'milestones' else epochs // 2}, or schedule=constant"
+        yield message(f"schedule.{key}", f"a decay within the {epochs} epochs of the run", got, instead)
     elif epochs > 1 and sum(rate < 1e-6 * peak for rate in rates) > epochs / 2:
         first = next(k for k, rate in enumerate(rates) if rate < 1e-6 * peak and k >= schedule.warmup)
         got = f"less than a millionth of it from epoch {first + 1} of {epochs} on"
         key = "milestones" if isinstance(schedule, MultiStep) else "factor"
         yield message("schedule", f"a rate that trains, optimizer.lr={peak:g}", got, f"type another schedule.{key}")
+
+
+def _never_falls(schedule: Schedule, epochs: int) -> str:
+    """Return the key of a schedule whose decays all lie beyond the run; an empty text if there is none."""
+    if isinstance(schedule, MultiStep) and schedule.milestones and schedule.milestones[0] >= epochs:
+        return "milestones"
+    return "every" if isinstance(schedule, Step) and schedule.every >= epochs else ""
 
 
 def _of_weights(objective: Objective) -> Iterator[str]:

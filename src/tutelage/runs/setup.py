@@ -148,7 +148,8 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), len(run_inputs.splits.train)
     if run_inputs.teacher is not None:
         check_teacher_outputs(recipe, run_inputs)
-    student, probe, settings = run_inputs.student, _probe(run_inputs, accelerator.device), fits[0].settings
+    student, settings = run_inputs.student, fits[0].settings
+    probe = _probe(run_inputs.splits.train, accelerator.device, View(0, 0))
     world, least = accelerator.num_processes, {}
     if probe is not None:
         inputs = view_of(probe, "student")
@@ -171,7 +172,7 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
 def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs) -> None:
     """Refuse a teacher that does not take the data's inputs, or gives logits for other classes."""
     teacher, device = run_inputs.teacher, accelerator_on(recipe.device).device
-    if teacher is None or (inputs := _probe(run_inputs, device)) is None:
+    if teacher is None or (inputs := _probe(run_inputs.splits.train, device, View(0, 0))) is None:
         return
     check_logits(
         teacher.to(device),
@@ -183,12 +184,30 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs) -> None:
     )
 
 
-def _probe(run_inputs: RunInputs, device: torch.device) -> Inputs | None:
-    """Return a few training inputs for a dry forward pass; ``None`` if no sample can be read."""
-    train = replace(run_inputs.splits.train, workers=0)
-    pairs = (np.arange(first, min(first + PROBED, len(train))) for first in range(0, len(train), PROBED))
+def check_model_outputs(recipe: Recipe, network: Classifier, who: str, splits: data.Splits, *, instead: str) -> None:
+    """Refuse a model to evaluate that does not take the test set's inputs, or gives logits for other classes.
+
+    Args:
+        recipe: recipe with the device and the precision of the evaluation.
+        network: network to evaluate.
+        who: what the network is, and its name.
+        splits: data whose test set it is evaluated on.
+        instead: what to type where it has logits for other classes.
+    """
+    device = accelerator_on(recipe.device).device
+    if (inputs := _probe(splits.test, device)) is None:
+        return
+    settings = recipe.fits()[0].settings
+    network = network.to(device)
+    check_logits(network, who, view_of(inputs, "student"), classes=splits.classes, settings=settings, instead=instead)
+
+
+def _probe(split: data.Split, device: torch.device, view: View | None = None) -> Inputs | None:
+    """Return a few inputs for a dry forward pass; ``None`` if no sample can be read."""
+    split = replace(split, workers=0)
+    pairs = (np.arange(first, min(first + PROBED, len(split))) for first in range(0, len(split), PROBED))
     with same_draws(device):  # A data set of the user's may draw from the run's generators.
-        readable = (inputs for _, inputs in train.stream(pairs, view=View(0, 0)) if len(views_of(inputs)[0]))
+        readable = (inputs for _, inputs in split.stream(pairs, view=view) if len(views_of(inputs)[0]))
         inputs = next(readable, None)
     return None if inputs is None else map_views(lambda view: view.to(device), inputs)
 

@@ -163,11 +163,22 @@ def _misfit(error: Exception, network: nn.Module, who: str, inputs: Tensor) -> E
     reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
     layer = _layer(error, network)
     got = f"{reason}, in its {layer}" if layer else reason
+    resized = _how_to_resize(network, who) if inputs.ndim == 4 else ""
     if isinstance(known, UserCodeError):
-        instead = "fix it, type data.size=... for images of its size, or pass another network"
-        return UserCodeError(known.what, expected, got, instead)
-    instead = "type data.size=... for images of its size, or name a network for these"
-    return RecipeError(who, expected.removeprefix(f"the {who} "), got, instead)
+        return UserCodeError(known.what, expected, got, f"fix it, {resized}or pass another network")
+    return RecipeError(
+        who, expected.removeprefix(f"the {who} "), got, f"{resized}or name a network for these".removeprefix("or ")
+    )
+
+
+def _how_to_resize(network: nn.Module, who: str) -> str:
+    """Return what to type for a network that takes images of another size than the data's."""
+    card = getattr(network, "card", None)
+    if card is None or card.name.startswith("object:"):
+        return "wrap it for images of its size, such as tutelage.models.adopt(module, image_size=(16, 16)), "
+    if who.startswith("teacher"):
+        return "type teacher.size=... for images of its size, "
+    return "type student.size=... for images of its size (model.size=... to train a model), "
 
 
 def _layer(error: Exception, network: nn.Module) -> str:
