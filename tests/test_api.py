@@ -190,7 +190,7 @@ def test_errors_out_of_a_users_module_name_it(run):
 def test_a_named_model_that_does_not_take_the_images_is_not_judged():
     images = TensorDataset(torch.rand(8, 3, 8, 8), torch.arange(8))
     images.classes = [str(k) for k in range(1000)]
-    with refused(RecipeError, "model torchvision:alexnet", got="features.", suggests="student.size=..."):
+    with refused(RecipeError, "model torchvision:alexnet", got="features.2 (MaxPool2d)", suggests="student.size=..."):
         tutelage.evaluate("torchvision:alexnet", data=(images, images))
 
 
@@ -199,9 +199,11 @@ def test_predictions_that_are_not_finite_are_named(run):
     with torch.no_grad():
         model.network.head.weight[3, 2] = torch.nan
     images = [np.zeros((8, 8), np.uint8)] * 5
-    with refused(tutelage.errors.RunError, f"model {model.card.name}", got=["5 of 5", "image 0", "head.weight"]):
+    with refused(
+        tutelage.errors.RunError, f"model {model.card.name}", got=["5 of 5", "image 0", "network.head.weight"]
+    ):
         model.predict(images)
-    pixels = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    pixels = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 10))
     pixels.register_forward_hook(
         lambda module, inputs, out: torch.where(inputs[0].sum((1, 2, 3))[:, None] > 0, torch.inf, out)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import signal
@@ -77,6 +78,37 @@ def test_a_command_whose_cleanup_fails_when_it_is_stopped_is_stopped(doctor_rais
     assert doctor_raises(error)[0] == 130
 
 
+@pytest.mark.parametrize("where", ["print", "report", "say"])
+def test_a_command_that_is_stopped_when_its_run_is_finished_says_so(where, invoke, monkeypatch, tmp_path):
+    from tutelage.report import html, results
+    from tutelage.runs.terminal import TerminalReporter
+
+    def stops(*arguments, **options):
+        raise KeyboardInterrupt
+
+    def says(reporter, text):
+        if "test accuracy" in text:
+            raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.yaml").write_text(RECIPE)
+    with monkeypatch.context() as patch:
+        if where == "print":
+            patch.setattr(results, "print_table", stops)
+        elif where == "report":
+            patch.setattr(html, "write_report", stops)
+        else:
+            patch.setattr(TerminalReporter, "say", says)
+        code, _, err = invoke("train", "one.yaml", "epochs=1")
+    (line,) = err.splitlines()
+    assert code == 130
+    assert line.startswith("tutelage: stopped: runs/one: ")
+    assert line.endswith("; type tutelage report runs/one to see it")
+    assert "finished" in line or where == "print"
+    assert json.loads((tmp_path / "runs/one/manifest.json").read_text())["status"] == "finished"
+    assert invoke("report", "runs/one")[0] == 0
+
+
 def test_a_stopped_comparison_says_how_many_runs_are_finished(invoke, monkeypatch, tmp_path):
     from tutelage.runs.run_state import RunState
 
@@ -93,7 +125,7 @@ def test_a_stopped_comparison_says_how_many_runs_are_finished(invoke, monkeypatc
     code, _, err = invoke("compare", "both.yaml", "epochs=1", "name=both")
     assert code == 130
     assert "runs/both/a-seed1: " in err
-    assert "runs/both: 2 finished runs" in err
+    assert "runs/both: 2 finished runs and 2 with a checkpoint" in err
 
 
 @pytest.mark.parametrize("kind", [InvalidValueError, RunError])

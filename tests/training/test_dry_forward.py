@@ -150,15 +150,9 @@ def test_a_network_of_a_name_is_a_mistake_in_the_recipe():
         smallest_batch(network, "student alexnet", torch.rand(2, 3, 8, 8), (2, 8), settings=SETTINGS)
     with refused(RecipeError, "teacher alexnet", got="RuntimeError", suggests="teacher.size=..."):
         check_logits(network, "teacher alexnet", torch.rand(2, 3, 8, 8), classes=4, settings=SETTINGS, instead="")
-    with refused(RecipeError, "student mlp:8", got="RuntimeError") as raised:  # no images, so of no size
-        check_logits(
-            models.create("mlp:8", classes=4, channels=1, image_size=(8, 8)),
-            "student mlp:8",
-            torch.rand(2, 6),
-            classes=4,
-            settings=SETTINGS,
-            instead="",
-        )
+    vectors = models.adopt(nn.Linear(9, 4), "object:Linear", classes=4)
+    with refused(UserCodeError, "Linear", got="RuntimeError") as raised:  # no images, so of no size
+        check_logits(vectors, "student mine", torch.rand(2, 6), classes=4, settings=SETTINGS, instead="")
     assert "size" not in raised.value.instead
 
 

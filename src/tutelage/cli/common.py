@@ -90,22 +90,47 @@ def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
 
 
 @contextlib.contextmanager
-def noting(folder: Path, what: str, saved: Callable[[], int]) -> Iterator[None]:
-    """Where a command is stopped, note how many of what it makes are saved in a folder."""
+def noting(folder: Path, saved: Callable[[], str]) -> Iterator[None]:
+    """Where a command is stopped, note what of what it makes is saved in a folder."""
     try:
         yield
     except KeyboardInterrupt as error:
-        count = saved()
-        error.add_note(f"{folder}: {count} {what}{'' if count == 1 else 's'}")
+        error.add_note(f"{folder}: {saved()}")
+        raise
+
+
+@contextlib.contextmanager
+def noting_result(folder: Path, what: str, there: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Where a command is stopped that has nothing left to do but to show a result, note so, and what to type to see it.
+
+    Args:
+        folder: folder of the run, the comparison or the study.
+        what: what is there, for the note.
+        there: whether it is.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if there():
+            if not getattr(error, "__notes__", []):
+                error.add_note(f"{folder}: {what}")
+            vars(error)["instead"] = f"type {shlex.join(['tutelage', 'report', str(folder)])} to see it"
         raise
 
 
 def noting_runs(folder: Path) -> contextlib.AbstractContextManager[None]:
-    """Where a command of several runs is stopped, note how many of those in a folder are finished."""
+    """Where a command of several runs is stopped, note how many in a folder are finished, and how many are begun."""
     from tutelage import records
+    from tutelage.report.table import plural
     from tutelage.runs.run import finished
 
-    return noting(folder, "finished run", lambda: sum(finished(path.parent) for path in folder.rglob(records.MANIFEST)))
+    def saved() -> str:
+        runs = [path.parent for path in folder.rglob(records.MANIFEST)]
+        done = [run for run in runs if finished(run)]
+        begun = sum(run not in done and bool(records.checkpoint_names(run / records.CHECKPOINTS)) for run in runs)
+        return plural(len(done), "finished run") + (f" and {begun} with a checkpoint" if begun else "")
+
+    return noting(folder, saved)
 
 
 def print_dry_run(recipe: Recipe, trust: bool | frozenset[str], runs: Path) -> None:
@@ -143,6 +168,7 @@ def print_table(folder: Path) -> None:
 
 def print_report(folder: Path) -> None:
     """Print the table of a run, a comparison or a study, and the path of its report."""
-    print_table(folder)
-    echo()
-    echo(f"report: {folder / 'report.html'}")
+    with noting_result(folder, "its report is written"):
+        print_table(folder)
+        echo()
+        echo(f"report: {folder / 'report.html'}")

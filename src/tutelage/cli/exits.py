@@ -15,11 +15,14 @@ SHOW_CURSOR = "\x1b[?25h"
 
 
 def stop(error: KeyboardInterrupt) -> NoReturn:
-    """End the command with what is saved, as the notes of the interruption say, and what to type."""
+    """End the command with what is saved, as the notes of the interruption say, and what to type.
+
+    That is the same command again, unless the interruption has another in ``instead``.
+    """
     notes = getattr(error, "__notes__", [])
     saved = "; ".join(notes) or "nothing was saved yet"
-    again = f"run the same command again{' to resume' if notes else ''}"
-    end(f"stopped: {saved}; {again}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
+    instead = getattr(error, "instead", f"run the same command again{' to resume' if notes else ''}")
+    end(f"stopped: {saved}; {instead}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
 
 
 def end(message: str, code: int) -> NoReturn:

@@ -108,10 +108,13 @@ def study(
         records.write_json(worker, failed)
         return
     if (request.folder / "study.json").exists():
-        common.print_table(request.folder)
-        common.echo()
-        common.echo(f"table: {request.folder / 'table.md'}")
-        common.echo(f"report: {request.folder / 'report.html'}")
+        with common.noting_result(
+            request.folder, "finished", lambda: limit is None
+        ):  # else some runs may be left to do
+            common.print_table(request.folder)
+            common.echo()
+            common.echo(f"table: {request.folder / 'table.md'}")
+            common.echo(f"report: {request.folder / 'report.html'}")
     if limit is not None:
         left = budgets.prepare(request, limit, workers=jobs, measure=False)
         common.echo()

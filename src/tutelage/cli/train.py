@@ -55,14 +55,16 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
     if not dry_run:
         resume.earlier_run(runs / recipe.name, recipe)  # again once nobody else writes there
     from tutelage import api  # and with it torch: what can be refused without is refused by now
+    from tutelage.runs.run import finished
     from tutelage.runs.setup import check_objectives
 
     check_objectives(recipe, where=where, overrides=overrides)
     if dry_run:
         common.print_dry_run(recipe, trust, runs)
         return
-    with common.run_options(trust) as options:
-        run = api.run(recipe, runs / recipe.name, options=options, expected=expected)
+    folder = runs / recipe.name
+    with common.noting_result(folder, "finished", lambda: finished(folder)), common.run_options(trust) as options:
+        run = api.run(recipe, folder, options=options, expected=expected)
     common.print_report(run.folder)
 
 
@@ -123,13 +125,14 @@ def record(
     preflight.require_teacher(parsed.teacher, "whose outputs are recorded")
     outputs = preflight.require_outputs(parsed)
     preflight.check_names(parsed, trust_code=trust)
+    from tutelage.report.table import plural
     from tutelage.runs import record_teacher
     from tutelage.runs.setup import check_objectives
 
     check_objectives(parsed, where=recipe, overrides=typed)
     with (
         common.run_options(trust) as options,
-        common.noting(outputs, "file", lambda: len(list(outputs.rglob("*.safetensors")))),
+        common.noting(outputs, lambda: plural(len(list(outputs.rglob("*.safetensors"))), "file")),
     ):
         record_teacher.record(parsed, options=options)
     common.echo()

@@ -19,6 +19,7 @@ import torch
 from tutelage import config, data, models, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explained
+from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs import disk, manifest, resume, sanity_checks, setup
 from tutelage.runs.networks import describe_fit
@@ -308,8 +309,9 @@ class RunState:
     def stop(self, error: BaseException) -> None:
         """Record why the run ends here; its ``failure`` is the exception."""
         interrupted = isinstance(error, KeyboardInterrupt | DeadlineExceeded)
-        self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
-        if interrupted:
+        if not self.finished:
+            self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
+        if interrupted and not self.finished:
             error.add_note(f"{self.folder}: {Checkpoints(self.folder / records.CHECKPOINTS).describe_newest()}")
         if isinstance(error, Exception):
             self.failure = explained(error)
@@ -357,8 +359,9 @@ class RunState:
         self.check_best()
         written = (records.STUDENT, records.CARD, records.BEST, records.METRICS)
         self.manifest["files"] |= records.digests(self.folder, (*written, *([records.EVALUATION] if labelled else [])))
-        self.write_manifest("finished")
-        self.finished = True
+        with uninterrupted():
+            self.write_manifest("finished")
+            self.finished = True
         if labelled:
             self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
 
