@@ -444,6 +444,46 @@ def test_workers_end_with_their_parent_and_their_runs_are_resumed(tmp_path, with
         assert Run(folder).manifest["resumed"] == 1
 
 
+LIKE_A_TERMINAL = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
+from tutelage.cli import main
+main()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "group", "code"), [(signal.SIGTERM, False, 143), (signal.SIGINT, True, 130)])
+def test_a_study_of_several_workers_that_is_stopped_says_what_is_saved_and_resumes(number, group, code, tmp_path):
+    """Stopped as a scheduler does, by SIGTERM to the first process, and as a terminal does, by Ctrl-C to all."""
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(LONG))
+    typed = [sys.executable, "-c", LIKE_A_TERMINAL, "study", "grid.yaml", "--jobs", "2"]
+    pool = tmp_path / "runs/grid"
+    both = [pool / "teachers/wide-seed100", pool / "students/narrow-cross_entropy-seed0"]
+    with subprocess.Popen(
+        typed, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as parent:
+        wait_for(lambda: all(len(epochs_of(folder)) > 1 for folder in both))
+        os.killpg(parent.pid, number) if group else parent.send_signal(number)
+        out, err = parent.communicate(timeout=60)
+    assert parent.returncode == code
+    (line,) = [line for line in err.splitlines() if line.startswith("tutelage: ")]
+    assert line == (
+        "tutelage: stopped: runs/grid: 0 finished runs and 2 with a checkpoint; run the same command again to resume"
+    )
+    workers = [line for line in out.splitlines() if re.match(r"\[[12]\] tutelage: stopped: ", line)]
+    assert len(workers) == 2  # each says which checkpoint
+    assert all("a checkpoint after epoch" in line for line in workers)
+    assert all(is_free(folder) for folder in both)
+    if group:
+        return
+    again = subprocess.run(typed, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stdout + again.stderr
+    for folder in both:
+        assert epochs_of(folder) == list(range(1, EPOCHS + 1))
+        assert Run(folder).manifest["resumed"] == 1
+
+
 def test_a_worker_reports_what_failed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs = {**STUDY["pairs"], "wide/lost": {"teacher": "mlp:16", "student": "mlp:none"}}

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from tutelage import plain_files
 from tutelage.images import Layout
 
 _VERSION = 1
@@ -40,7 +41,7 @@ def load(key: str) -> tuple[Layout, dict[str, NDArray[np.uint8]]] | None:
     """Return a saved layout and arrays, or ``None`` if absent, damaged or not readable."""
     path = folder() / "pixels" / key
     try:
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+        meta = plain_files.parse_json(plain_files.read(path / "meta.json"))
         layout = Layout(*meta["layout"])
         arrays = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in meta["digests"]}
         intact = all(digest(array) == meta["digests"][name] for name, array in arrays.items())

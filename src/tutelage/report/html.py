@@ -18,6 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from tutelage import records
+from tutelage.errors import printable
 from tutelage.report.against_teacher import against_teacher
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.figures import Panel
@@ -139,9 +140,14 @@ def run_page(subject: Subject) -> Page:
 @cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, finalize=_shown)
     environment.filters |= {"identifier": _identifier, "plotly_json": _plotly_json}
     return environment
+
+
+def _shown(value: object) -> object:
+    """Write out what of a text cannot be printed, as `printable` does, wherever the page has one."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _identifier(key: str) -> str:

@@ -22,6 +22,8 @@ from tutelage.config.schema import (
     FolderName,
     NetworkField,
     Recipe,
+    SeedField,
+    Seeds,
     TeacherField,
     TrainedTeacher,
     Training,
@@ -29,6 +31,7 @@ from tutelage.config.schema import (
 )
 from tutelage.errors import InvalidValueError, RecipeError, TutelageError, nearest, raise_all
 from tutelage.settings.fit import SGD, Constant, Precision
+from tutelage.settings.numbers import LARGEST_COUNT, Real, Whole
 from tutelage.settings.objective import ObjectiveSpec, read_objective
 
 TEACHER = "teacher"
@@ -66,9 +69,9 @@ class _Section(BaseModel):
 class Value(_Section):
     """One published value; none for what the source does not say."""
 
-    mean: float  # in percent
-    std: float | None = Field(None, ge=0)  # in percentage points
-    n: int | None = Field(None, ge=1)  # runs that the mean is over
+    mean: Real  # in percent
+    std: Real | None = Field(None, ge=0)  # in percentage points
+    n: Whole | None = Field(None, ge=1, le=LARGEST_COUNT)  # runs that the mean is over
 
     @field_validator("mean")
     @classmethod
@@ -123,7 +126,7 @@ class Method(_Section):
     objective: Any
     pairs: dict[str, dict[str, dict[str, Any]]] = {}
     settings: dict[str, Any] = {}
-    seeds: int | None = Field(None, ge=1, le=10_000)
+    seeds: Seeds | None = None
     published: dict[str, ValueField] = {}
 
     _objective_is_written_out = field_validator("objective")(_preset_mapping)
@@ -206,8 +209,8 @@ class Study(_Section):
     methods: dict[str, Method] = Field(
         min_length=1, description="a list of presets, or a mapping of names to objectives", examples=["[kd]"]
     )
-    seeds: int = Field(1, ge=1, le=10_000)
-    teacher_seed: int = Field(100, ge=0, lt=2**63)
+    seeds: Seeds = Field(1, validate_default=True)
+    teacher_seed: SeedField = 100
     figures: tuple[Literal["entropy", "divergence", "histogram", "mappings"], ...] = Field((), examples=["[entropy]"])
     costs: str | None = Field(None, description="a method of the study", examples=["kd"])
     notes: tuple[str, ...] = ()
@@ -254,6 +257,17 @@ class Study(_Section):
             errors += _wrong_settings("methods", {name: method}, info)
             errors += _wrong_objective(name, method, list(info.data.get("pairs") or ()), info)
         raise_all(errors)
+        return value
+
+    @field_validator("seeds")
+    @classmethod
+    def _every_seed_fits(cls, value: int, info: ValidationInfo) -> int:
+        protocol = info.data.get("protocol", {})
+        first = max([seed for seed in map(protocol.get, SEEDS) if isinstance(seed, int)], default=0)
+        most = max([value, *(method.seeds or 1 for method in info.data.get("methods", {}).values())])
+        if first + most > 2**63:
+            instead = "type protocol.seed=0 protocol.data_seed=0"
+            raise InvalidValueError("", "seeds up to 2**63 - 1", f"{most} from {first} on", instead)
         return value
 
     @field_validator("costs")
