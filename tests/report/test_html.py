@@ -117,6 +117,23 @@ def test_names_from_the_records_are_inert(tmp_path):
     assert EVIL in Page(source).text
 
 
+def test_control_characters_of_the_records_are_written_out(tmp_path):
+    folder, steers = tmp_path / "run", "a\x1b[2J\u202eb"
+    synthetic.write_run(folder, names=[steers, *map(str, range(9))])
+    values = {
+        "name": steers,
+        "status": steers,
+        "notes": [steers],
+        "student": {steers: steers},
+        "hardware": {"gpu": steers},
+    }
+    synthetic.change(folder / records.MANIFEST, **values)
+    source = written(folder)
+    shown = source[: source.index("* plotly.js v")]
+    assert "a\\x1b[2J\\u202eb" in shown
+    assert not {"\x1b", "\u202e"} & set(shown)
+
+
 def test_the_manifest_is_shown_whole_and_grouped(tmp_path):
     synthetic.write_run(tmp_path / "run")
     synthetic.change(tmp_path / "run" / records.MANIFEST, unheard_of={"deep": {"er": [1, 2]}})

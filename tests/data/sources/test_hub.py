@@ -163,6 +163,7 @@ def test_the_cache_is_used_and_rebuilt_when_damaged(folder, caches):
         lambda: (entry / "test.npy").unlink(),
         lambda: (entry / "meta.json").write_text("{"),
         lambda: (entry / "meta.json").write_text("[]"),
+        lambda: (entry / "meta.json").write_text("[" * 100_000),
         lambda: np.save(entry / "train.npy", np.array([{}], object), allow_pickle=True),
     ):
         damage()
