@@ -218,7 +218,7 @@ def _number(
             name, "a Python number", type(value).__name__, f"type float({name}), for example {name}={example}"
         )
     if float32 and not fits_float32(value) and abs(value) != math.inf:
-        expected, legal = f"{expected}, {FLOAT32}", lambda _: False
+        expected, legal = f"{expected} {FLOAT32}", lambda _: False
     if not legal(value):
         raise InvalidValueError(name, expected, value, f"for example {name}={example}")
 
