@@ -47,6 +47,13 @@ def names(request):
     return [job.name.removeprefix(f"{request.pool}/") for job in jobs(request)]
 
 
+def test_seeds_beyond_what_generators_take_are_refused(tmp_path):
+    study = schema.parse({**STUDY, "seeds": 1, "protocol": {"data": "digits", "seed": 2**63 - 2}})
+    assert assign(study, study, runs=tmp_path, seeds=2).seeds == 2
+    with refused(RecipeError, "--seeds", got=f"3 from {2**63 - 2}", suggests="seed=0"):
+        assign(study, study, runs=tmp_path, seeds=3)
+
+
 def test_pairs_then_seeds_then_methods(tmp_path):
     assert names(assigned(tmp_path)) == [
         "teachers/wide-seed100",

@@ -119,6 +119,10 @@ def assign(
         for key, value in (("seeds", seeds), ("epochs", epochs))
         if value is not None and value < 1
     ]
+    first = max(study.recipe.seed, study.recipe.data_seed) if seeds else 0
+    if seeds and first + seeds > 2**63:
+        instead = "type seed=0 data_seed=0"
+        errors.append(RecipeError("--seeds", "seeds up to 2**63 - 1", f"{seeds} from {first} on", instead))
     if pool is not None and not re.fullmatch(FOLDER, pool):
         name = "a folder's name of letters, digits, `.`, `_` and `-`"
         errors.append(RecipeError("--pool", name, repr(pool), "for example --pool mine"))
