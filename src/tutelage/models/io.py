@@ -79,7 +79,10 @@ def read(path: str | Path) -> dict[str, Tensor]:
         instead = "save it again with torch.save(network.state_dict(), path)"
         raise InvalidValueError("weights", f"a state dict in {path}, bare or under {', '.join(WRAPPERS)}", got, instead)
     if empty := [name for name, value in content.items() if value.is_meta]:
-        got, instead = f"{path} without those of {_some(map(str, empty))}", "save it again where the tensors have values"
+        got, instead = (
+            f"{path} without those of {_some(map(str, empty))}",
+            "save it again where the tensors have values",
+        )
         raise InvalidValueError("weights", "tensors with values", got, instead)
     return {str(name): value for name, value in content.items()}
 
