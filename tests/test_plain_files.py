@@ -37,7 +37,7 @@ def test_json_that_parsers_disagree_about_is_refused(tmp_path, text):
     with pytest.raises(ValueError, match=r"nested|NaN|Infinity|twice|digits"):
         plain_files.parse_json(text)
     (path := tmp_path / "manifest.json").write_text(text)
-    with refused(InvalidValueError, str(path)):
+    with refused(records.DamagedError, str(path)):
         records.read_json(path)
 
 

@@ -56,7 +56,7 @@ def weight(value: float, name: str, *, example: float) -> None:
 
 def order(value: float) -> None:
     """Refuse a negative order of a Rényi entropy; infinity is allowed."""
-    _number(value, "order", 0.25, lambda x: x >= 0, "a number of at least 0 (1 is Shannon)")
+    _number(value, "order", 0.25, lambda x: x >= 0, "a number of at least 0 (1 is Shannon)", float32=False)
 
 
 def whole_number(value: object, name: str, *, example: int, minimum: int = 1) -> None:
@@ -218,7 +218,7 @@ def _number(
             name, "a Python number", type(value).__name__, f"type float({name}), for example {name}={example}"
         )
     if float32 and not fits_float32(value) and abs(value) != math.inf:
-        expected, legal = f"{expected}, {FLOAT32}", lambda _: False
+        expected, legal = f"{expected} {FLOAT32}", lambda _: False
     if not legal(value):
         raise InvalidValueError(name, expected, value, f"for example {name}={example}")
 

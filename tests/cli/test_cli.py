@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import pickle
 import re
@@ -122,7 +123,7 @@ def test_a_repeat_with_another_teacher_is_refused(teacher, here, invoke):
     safetensors.torch.save_file(weights, path)
     code, _, err = invoke("distill", "runs/one")
     assert code == 2
-    one_line(err, "teacher", "fingerprint")
+    one_line(err, "student.safetensors", "manifest.json")
 
 
 def test_dry_run_shows_what_would_be_and_writes_nothing(teacher, here, invoke):
@@ -432,6 +433,9 @@ def poison(folder: Path) -> None:
     card = json.loads(path.read_text())
     card["card"]["name"] = "file:evil.py:net"
     path.write_text(json.dumps(card))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["student.json"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def test_a_shared_folder_runs_no_code_as_a_teacher_a_student_or_a_model(teacher, here, invoke):

@@ -385,7 +385,7 @@ def test_a_comparison_is_written_and_read_back_to_an_equal_one(tmp_path, changes
 
 def test_what_is_written_says_every_value():
     written = yaml.safe_load(dump(parsed(teacher={"train": {"model": "cifar:resnet56"}}, schedule="multistep")))
-    assert set(written) == set(Recipe.model_fields)
+    assert set(written) == {"schema", *Recipe.model_fields}
     assert set(written["data"]) == set(vars(DataSettings()))
     assert written["optimizer"] == {"name": "sgd", "lr": 0.05, "momentum": 0.9, "weight_decay": 5e-4, "nesterov": False}
     assert written["schedule"] == {"name": "multistep", "milestones": [150, 180, 210], "factor": 0.1, "warmup": 0.0}

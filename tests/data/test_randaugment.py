@@ -140,10 +140,10 @@ def test_settings_reach_the_training_views_alone():
     [
         (
             {"operations": 0},
-            "operations: expected a whole number of at least 1, got 0; type data.randaugment.operation",
+            r"operations: expected a whole number in \[1, 100\], got 0; type data.randaugment.operation",
         ),
         ({"magnitude": 11}, r"magnitude: expected a number in \[0, 10\], got 11; type data.randaugment.magnitude=9"),
-        ({"magnitude_std": math.inf}, "magnitude_std: expected a finite number of at least 0, got inf"),
+        ({"magnitude_std": math.inf}, r"magnitude_std: expected a number in \[0, 100\], got inf"),
         ({"magnitude_std": math.nan}, "magnitude_std"),
     ],
 )

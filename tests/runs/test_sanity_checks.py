@@ -50,8 +50,8 @@ LOUD = {
     ),
     "a rate that ends at once": ({"schedule": {"name": "step", "every": 1, "factor": 1e-9}}, "schedule"),
     "a temperature near 0": ({"objective": {"kd": {"temperature": 1e-12}}}, "objective kd"),
-    "a temperature without end": ({"objective": {"kd": {"temperature": 1e30}}}, "objective kd"),
-    "a gamma near 0": ({"objective": {"ttm": {"gamma": 1e-20, "beta": 1.0}}}, "objective ttm"),
+    "a temperature without end": ({"objective": {"kd": {"temperature": 1e15}}}, "objective kd"),
+    "a gamma near 0": ({"objective": {"ttm": {"gamma": 1e-17, "beta": 1.0}}}, "objective ttm"),
     "a weight beside which nothing counts": (
         {"objective": {"wttm": {"gamma": 0.5, "beta": 1e30}}},
         "weight of ce",

@@ -362,6 +362,7 @@ def test_the_record_holds_what_a_table_is_made_of(tmp_path):
     )
     request = assign(grid, grid, runs=tmp_path, seeds=1)
     assert run_study.record(request, cells(request)) == {
+        "schema": 1,
         "name": "grid",
         "title": "",
         "source": "",

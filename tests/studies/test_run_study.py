@@ -297,6 +297,7 @@ def test_a_run_is_shown_only_under_pairs_that_plan_it(tmp_path, without_reports)
     }
 
 
+@pytest.mark.filterwarnings("ignore:student after epoch 1")  # of 8 units, which die
 def test_studies_of_one_pool_share_teachers_and_runs(tmp_path, without_reports):
     do(tmp_path, pool="shared", only=["kd"])
     failed, request, lines = do(tmp_path, pool="shared", name="second", methods={"kd": "kd", "ttm": "ttm"})
@@ -483,6 +484,7 @@ def test_data_that_are_not_there_are_the_user_s_mistake_with_workers_too(invoke,
     assert "[1]" not in out
 
 
+@pytest.mark.filterwarnings("ignore:student after epoch 1")
 def test_a_study_s_figures_are_drawn_and_stand_in_its_report(tmp_path):
     methods = {
         "kd": {"kd": {"temperature": 4, "weight": 0.9, "supervised": 0.1}},

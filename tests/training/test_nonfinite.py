@@ -108,6 +108,6 @@ def test_a_checkpoint_of_an_older_version_has_no_values_of_the_log(tmp_path):
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     tensors, state = checkpoints.load()
     assert tensors.pop("blame_values").any()
-    checkpoints.save("00-000000009", tensors, state)
+    checkpoints.save(f"00-{state['step']:09d}", tensors, state)
     with refused(NonFiniteError, "step 3 of stage 1"):
         fitted(mlp(), rows(17), folder=tmp_path, resume=True)

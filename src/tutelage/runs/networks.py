@@ -184,7 +184,10 @@ def check_classes(teacher: Classifier, splits: data.Splits) -> None:
     if card.classes == splits.classes and (names == wanted or not shared):
         return
     got = f"{card.classes} classes"
-    if names:
+    if set(names) == set(wanted):
+        k = next(k for k, pair in enumerate(zip(names, wanted, strict=True)) if pair[0] != pair[1])
+        got = f"the same in another order: {names[k]!r} where they have {wanted[k]!r} (class {k})"
+    elif names:
         lacking, other = (
             [name for name in these if name not in those] for these, those in ((wanted, names), (names, wanted))
         )

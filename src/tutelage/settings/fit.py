@@ -28,7 +28,7 @@ def _check(name: str, got: object, expected: str, good: bool, example: object) -
     numbers = got if isinstance(got, tuple) else (got,)
     # A run's records are JSON, which has no infinity, and its numbers meet float32 tensors.
     if not all(fits_float32(number) for number in numbers if isinstance(number, float)):
-        good, expected = False, f"{expected}, {FLOAT32}"
+        good, expected = False, f"{expected} {FLOAT32}"
     if not all(abs(number) <= LARGEST_COUNT for number in numbers if isinstance(number, int)):
         good, expected = False, f"{expected}, at most {LARGEST_COUNT}"
     if not good:
@@ -199,7 +199,7 @@ class FitSettings:
             _check(name, getattr(self, name), "a whole number >= 1", getattr(self, name) >= 1, 1)
         if self.clip is not None and not (self.clip > 0 and fits_float32(self.clip)):
             instead = "for no clipping type clip=null"
-            raise InvalidValueError("clip", f"a gradient norm > 0, {FLOAT32}", self.clip, instead)
+            raise InvalidValueError("clip", f"a gradient norm > 0 {FLOAT32}", self.clip, instead)
         _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)
 
 

@@ -131,7 +131,7 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
     if not weights.is_number(scale) or scale <= 0:
         errors.append(
             InvalidValueError(
-                f"objective.{name}", f"scale, a number > 0, {FLOAT32}", repr(scale), "for example scale: 0.8"
+                f"objective.{name}", f"scale, a number > 0 {FLOAT32}", repr(scale), "for example scale: 0.8"
             )
         )
     gather = entry.get("gather", False)
@@ -195,7 +195,7 @@ def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any])
 
 def _number(value: Any, *, argument: str) -> float:
     if not weights.is_number(value):
-        number = f"a number, {FLOAT32}" if isinstance(value, int | float) else "a number"
+        number = f"a number {FLOAT32}" if isinstance(value, int | float) else "a number"
         raise InvalidTypeError(argument, number, repr(value), f"for example {argument}=1.0")
     return value if isinstance(value, int) and abs(value) < 2**63 else float(value)  # as torch takes
 

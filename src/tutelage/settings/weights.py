@@ -29,7 +29,7 @@ class Schedule:
     def __post_init__(self) -> None:
         for name, value in asdict(self).items():
             if not is_number(value):
-                expected = f"{name} to be a number, {FLOAT32}"
+                expected = f"{name} to be a number {FLOAT32}"
                 raise InvalidValueError("schedule", expected, repr(value), f"for example {name}: 1")
 
     def __call__(self, progress: Progress) -> float:
@@ -226,7 +226,7 @@ def _read_weight(value: Any, *, argument: str, beside: str) -> WeightValue:
     if is_number(value):
         return float(value)
     if not isinstance(value, Mapping) or str(value.get("schedule")) not in SCHEDULES:
-        number = f"a number, {FLOAT32}," if isinstance(value, int | float) else "a number"
+        number = f"a number {FLOAT32}," if isinstance(value, int | float) else "a number"
         expected = f"{number}{beside} or {{schedule: {' | '.join(SCHEDULES)}, ...}}"
         raise InvalidValueError(argument, expected, repr(value), f"for example {argument}=0.9")
     kind = SCHEDULES[value["schedule"]]
