@@ -204,9 +204,8 @@ def explained(error: Exception) -> Exception:
         return RunError(
             "memory", "room for a batch", reason, "type a smaller batch_size=..., or accumulate=2 to keep the batch"
         )
-    if "DataLoader worker" in reason:  # torch raises it from a signal's handler, whatever runs at that moment
-        instead = "run the same command again to resume; if memory ran out, type a smaller data.workers=..."
-        return RunError("data.workers", "processes that last as long as the run", reason, instead)
+    if reason.startswith("RuntimeError: DataLoader worker"):  # raised by a signal's handler, whatever runs just then
+        return reader_ended(reason)
     if user := _of_user_code(error, reason):
         return user
     if isinstance(error, OSError) and error.errno is not None:
@@ -216,6 +215,12 @@ def explained(error: Exception) -> Exception:
         refused.errno, refused.strerror, refused.filename = error.errno, error.strerror, error.filename
         return refused
     return error
+
+
+def reader_ended(reason: str) -> RunError:
+    """Return the error where a process that reads data has ended, as one that was killed."""
+    instead = "run the same command again to resume; if memory ran out, type a smaller data.workers=..."
+    return RunError("data.workers", "processes that last as long as the run", reason, instead)
 
 
 def _of_user_code(error: Exception, reason: str) -> UserCodeError | None:

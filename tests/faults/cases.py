@@ -23,7 +23,7 @@ INSIDE: dict[str, Action] = {
     "NaN in a sample": Action(faults.not_finite(float("nan")), says="finite|NaN|nan"),
     "inf from the network": Action(faults.not_finite(float("inf")), codes=(0, 1, 2), says="finite|inf|float16"),
     "killed": Action(inject.kill, kills=True),
-    "worker killed": Action(faults.kill_worker, codes=(1,), says="data.workers"),
+    "worker killed": Action(faults.kill_worker, codes=(0, 1), says="data.workers"),  # 0: all was read
     "the clock jumps ahead": Action(around=partial(faults.clock_that_jumps, 1e7), codes=(0,)),
     "the clock jumps back": Action(around=partial(faults.clock_that_jumps, -1e7), codes=(0,)),
 }
