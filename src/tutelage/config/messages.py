@@ -240,7 +240,7 @@ def _bounds(annotation: Any, field: FieldInfo | None) -> str:
     metadata = [*(field.metadata if field else ()), *_metadata(annotation)]
     bounds = {name: getattr(m, name) for m in metadata for name in signs if getattr(m, name, None) is not None}
     if bounds.get("ge") == SMALLEST:
-        return " above 0 (in float32)"
+        return " > 0 that float32 holds"
     if "ge" in bounds and "le" in bounds:
         return f" in [{bounds['ge']}, {bounds['le']}]"
     return "".join(f" {signs[name]} {bound}" for name, bound in bounds.items())
