@@ -30,8 +30,8 @@ from safetensors.torch import load_file
 SIDES = "base", "here"
 ALIKE = {"resume": [("killed", "whole"), ("stopped", "whole")], "lockstep": [("together", "alone")]}
 """Folders of a case that must be the same within one version."""
-CHANGING = {"seconds", "images_per_second", "memory_mb", "started", "duration_s", "version", "commit"}
-"""Keys of records whose values no two runs share."""
+CHANGING = {"seconds", "images_per_second", "memory_mb", "started", "duration_s", "version", "commit", "files", "run"}
+"""Keys of records whose values no two runs share: times, versions, and digests of files that hold them."""
 
 
 def compared(folder):
