@@ -39,7 +39,9 @@ def do(case: dict[str, Any], invoke: Any, folder: Path) -> tuple[int, str]:
     for path, what in case.get("makes", {}).items():
         make(Path(path), what)
     if "type" in case:
-        code, _, said = invoke(*shlex.split(case["type"]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            code, _, said = invoke(*shlex.split(case["type"]))
     else:
         code, said = _run(case["python"])
     said = said.replace(str(folder), "FOLDER")

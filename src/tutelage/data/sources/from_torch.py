@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,13 +139,6 @@ def from_datasets(
         if wrong.size:
             got = f"{int(labels[wrong[0]])} for sample {int(wrong[0])}"
             raise InvalidValueError(part, f"labels in [0, {classes}) or -100", got, "raise classes or fix the labels")
-        labelled = labels[labels != UNLABELLED]
-        if part == "train" and len(labelled) > 1 and (labelled == labelled[0]).all():
-            warnings.warn(
-                f"data: expected training samples of at least 2 classes, got label {labelled[0]} in all {len(labelled)}: "
-                "any network can learn that without looking; check the labels",
-                stacklevel=2,
-            )
         splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers, pool=pool)
     channels, height, width = view_of(first, "student").shape
     return Splits(
