@@ -189,7 +189,9 @@ class NetworkError(TutelageError, ConnectionError):
 
 
 def explained(error: Exception) -> Exception:
-    """Return an error that names the user's object that ``error`` came out of, or where memory ran out; else itself.
+    """Return an error that names the user's object that ``error`` came out of, or what the machine failed in.
+
+    A machine fails where memory runs out, a process that reads data ends, or the system refuses a file.
 
     The innermost object of this package in the traceback decides: what calls the user's modules and losses has an
     attribute ``user_code``, the name of what it calls where that is the user's.
@@ -202,18 +204,38 @@ def explained(error: Exception) -> Exception:
         return RunError(
             "memory", "room for a batch", reason, "type a smaller batch_size=..., or accumulate=2 to keep the batch"
         )
+    if reason.startswith("RuntimeError: DataLoader worker"):  # raised by a signal's handler, whatever runs just then
+        return reader_ended(reason)
+    if user := _of_user_code(error, reason):
+        return user
+    if isinstance(error, OSError) and error.errno is not None:
+        instead = "free space or change the permissions, then run the same command again"
+        got = error.strerror or type(error).__name__
+        refused = StorageError(error.filename or "system", "a file that can be read and written", got, instead)
+        refused.errno, refused.strerror, refused.filename = error.errno, error.strerror, error.filename
+        return refused
+    return error
+
+
+def reader_ended(reason: str) -> RunError:
+    """Return the error where a process that reads data has ended, as one that was killed."""
+    instead = "run the same command again to resume; if memory ran out, type a smaller data.workers=..."
+    return RunError("data.workers", "processes that last as long as the run", reason, instead)
+
+
+def _of_user_code(error: Exception, reason: str) -> UserCodeError | None:
     inner: list[str] = []  # functions below it that are neither a library's nor Python's own
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__")).partition(".")[0]
         if module == __package__:
             caller: Any = frame.f_locals.get("self")
             if not hasattr(caller, "user_code"):
-                return error
+                return None
             name, instead = inner[0] if inner else caller.user_code, "fix it, or what is passed to it"
-            return UserCodeError(name, "to run without an error", reason, instead) if name else error
+            return UserCodeError(name, "to run without an error", reason, instead) if name else None
         if module not in _LIBRARIES and module not in sys.stdlib_module_names:
             inner.append(f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {line})")
-    return error
+    return None
 
 
 _LIBRARIES = frozenset({"PIL", "accelerate", "numpy", "safetensors", "scipy", "timm", "torch", "torchvision", "triton"})

@@ -13,6 +13,7 @@ from tests._helpers.refusals import refused
 
 from tutelage import config, objectives
 from tutelage.config.files import dump, override, read
+from tutelage.config.messages import MOST_FAULTS
 from tutelage.config.schema import Comparison, Network, Recipe, Stage, TrainedTeacher
 from tutelage.data import DataSettings
 from tutelage.errors import InvalidValueError, RecipeError
@@ -795,6 +796,14 @@ def test_committed_recipes_are_right_and_name_public_sources(path):
 def test_optimizers_and_schedules_know_their_ranges(section, what, got):
     with refused(RecipeError, f"recipe: {what}", got=got):
         parsed(**section)
+
+
+def test_very_many_faults_are_counted():
+    with pytest.raises(RecipeError) as caught:
+        config.parse(Recipe, BASE | {f"key{k}": 1 for k in range(70)})
+    *told, last = caught.value.errors
+    assert len(told) == MOST_FAULTS
+    assert last.got == "20 more"
 
 
 @pytest.mark.parametrize(("written", "typed"), [("model", "student=mlp:8"), ("student", "model=mlp:8")])

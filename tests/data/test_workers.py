@@ -8,8 +8,10 @@ import textwrap
 
 import numpy as np
 import pytest
+from tests._helpers.refusals import refused
 
-from tutelage.data.workers import WorkerPool
+from tutelage.data.workers import WorkerPool, _results
+from tutelage.errors import RunError
 from tutelage.types import View
 
 pytestmark = [
@@ -17,6 +19,18 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
 ]
 REQUESTS = [np.arange(3), np.arange(5), np.arange(1), np.arange(2)]
+
+
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
+def test_a_process_that_ends_is_named_where_the_pipe_to_it_breaks(error):
+    def broken():
+        yield 1
+        raise error
+
+    results = _results(broken())
+    assert next(results) == 1
+    with refused(RunError, "data.workers", got=type(error).__name__, suggests="resume"):
+        next(results)
 
 
 def described(index, *, view):

@@ -19,7 +19,7 @@ from tests._helpers import ROOT
 from tests.faults import cases
 from tests.faults.faults import COMMANDS, Bench
 
-ENDS = ("refused", "same bits", "wrong", "known", "not reached")
+ENDS = ("refused", "same bits", "wrong", "not reached")
 
 
 def main() -> int:
@@ -34,27 +34,18 @@ def main() -> int:
     began = time.monotonic()
     tally: dict[str, dict[str, Counter[str]]] = {}
     wrong: list[str] = []
-    still_wrong: dict[str, bool] = {}
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder) / "bench")
         for fault in cases.every(bench, most=options.most, verbs=options.verbs.split(",")):
             if options.only not in str(fault):
                 continue
             outcome = bench.do(fault, cases.action_of(fault))
-            end, pattern = outcome.end, cases.known(fault)
-            if pattern is not None:
-                still_wrong[pattern] = still_wrong.get(pattern, False) or end == "wrong"
-                end = "known" if end == "wrong" else end
-            tally.setdefault(fault.verb, {}).setdefault(fault.kind, Counter())[end] += 1
+            tally.setdefault(fault.verb, {}).setdefault(fault.kind, Counter())[outcome.end] += 1
             for reason in outcome.wrong:
-                print(f"{end.upper()} {fault}: {reason}", flush=True)
-                if end == "wrong":
-                    wrong.append(f"{fault}: {reason}")
+                print(f"WRONG {fault}: {reason}", flush=True)
+                wrong.append(f"{fault}: {reason}")
             if options.show:
-                print(f"{fault}\n  {end}: {outcome.first}\n  {outcome.again}", flush=True)
-    mended = [pattern for pattern, still in still_wrong.items() if not still]
-    for pattern in mended:
-        print(f"MENDED: take {pattern!r} out of KNOWN")
+                print(f"{fault}\n  {outcome.end}: {outcome.first}\n  {outcome.again}", flush=True)
     totals = Counter[str]()
     for verb, kinds in tally.items():
         for kind, ends in sorted(kinds.items()):
@@ -68,12 +59,12 @@ def main() -> int:
 
         typed = f"python -m tests.faults --most {options.most}"
         record = {"command": typed, "injected": injected, "seconds": round(time.monotonic() - began), **totals}
-        record |= {"tally": tally, "found": wrong, "known": {name: cases.KNOWN[name] for name in still_wrong}}
+        record |= {"tally": tally, "found": wrong}
         with contextlib.suppress(FileExistsError):
             options.write.parent.mkdir(parents=True)
         output.write(options.write, record)
         json.loads(options.write.read_text(encoding="utf-8"))
-    return 1 if wrong or mended else 0
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import io
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -26,6 +27,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from PIL import Image
 from tests.faults import inject
 
 from tutelage.errors import TutelageError
@@ -36,6 +38,9 @@ RECIPES = {
     "teacher": f"name: teacher\nmodel: file:networks.py:teacher\n{COMMON}",
     "train": f"name: train\n{STUDENT}{COMMON}",
     "distill": f"name: distill\n{STUDENT}{TEACHER}objective: [{{ttm: {{gamma: 0.5, beta: 1.0}}}}]\n{COMMON}",
+    "workers": f"name: workers\n{STUDENT}{COMMON}".replace(
+        "digits", "{source: 'imagefolder:photos', test: train, memory_limit_mb: 0, workers: 1}"
+    ).replace("512", "4"),
     "compare": f"name: compare\n{STUDENT}{TEACHER}objectives: {{ce: cross_entropy, kd: kd}}\n{COMMON}",
     "study": f"name: study\nprotocol: {{{', '.join(COMMON.splitlines())}, weak_teacher: true}}\n"
     "pairs: {wide/narrow: {teacher: 'file:networks.py:teacher', student: 'file:networks.py:student'}}\n"
@@ -48,6 +53,7 @@ COMMANDS = {
     "compare": ("compare", "compare.yaml"),
     "study": ("study", "study.yaml"),
     "python": ("python",),  # a program with a data set of its own
+    "workers": ("train", "workers.yaml"),  # a streamed folder, read in another process
 }
 NUMBER = re.compile(r"\d{2,}-\d{9,}")
 
@@ -190,6 +196,11 @@ class Bench:
         shutil.copy(Path(__file__).parent / "networks.py", self.begun)
         for name, recipe in RECIPES.items():
             (self.begun / f"{name}.yaml").write_text(recipe, encoding="utf-8")
+        for k in range(16):
+            path = self.begun / "photos" / "ab"[k % 2] / f"{k}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8), (16 * k, 90, 255 - 16 * k)).save(path)
+        os.environ.setdefault("TUTELAGE_CACHE", str(folder / "cache"))
         with _reports_left_out(), _inside(self.begun):
             ended = invoke("train", "teacher.yaml", "--trust-code", "epochs=6")
             assert ended.code == 0, ended.err
@@ -279,7 +290,7 @@ class Bench:
             return
         if named and named not in ended.err:
             outcome.wrong.append(f"{named} is not named: {ended.err.strip()[-200:]}")
-        if not re.search(r"remove|restore|another|free|allow|wait|run again|record (it|them)", ended.err):
+        if not re.search(r"remove|restore|another|move it away|free|allow|wait|run again|record (it|them)", ended.err):
             outcome.wrong.append(f"it does not say what to do: {ended.err.strip()[-200:]}")
 
 
@@ -485,6 +496,13 @@ def not_finite(value: float) -> Callable[[str, Any], Any]:
         return spoilt
 
     return action
+
+
+def kill_worker(path: str, value: Any) -> Any:
+    """Kill the processes that read data."""
+    for child in multiprocessing.active_children():
+        child.kill()
+    return value
 
 
 def removing(name: str) -> Callable[[str, Any], Any]:

@@ -21,7 +21,7 @@ from tests.fuzz.guard import Forbidden, guarded
 
 from tutelage import config, images, models, records
 from tutelage.config.schema import Comparison, Recipe
-from tutelage.errors import TutelageError
+from tutelage.errors import InvalidValueError, TutelageError
 from tutelage.models.io import read_card
 from tutelage.report import reading, results
 from tutelage.teacher_cache.cache import LOGITS, TeacherCache
@@ -157,7 +157,11 @@ def _chunk(folder: Path, content: bytes) -> object:
 def _image(folder: Path, content: bytes) -> object:
     path = folder / "image.png"
     path.write_bytes(content)
-    return images.as_image(path)
+    try:
+        with images.opened(path) as image:
+            return images.decode(image, channels=3)
+    except images.UnreadableError as error:  # which every data source tells with the picture's name
+        raise InvalidValueError("data", "a readable image", f"image.png ({error})", "repair it") from error
 
 
 def _picture(kind: str, mode: str = "RGB", **options: Any) -> bytes:

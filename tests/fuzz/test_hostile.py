@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from tests.fuzz import hostile, known
+from tests.fuzz import hostile
 from tests.fuzz.targets import RECORDS, STATE, TENSORS, Target, judge
 
 from tutelage import config, models
@@ -67,20 +67,15 @@ READERS = {
 }
 
 
-def _cases():
-    cases = []
-    for kind, (_, makers) in hostile.KINDS.items():
-        for name in makers:
-            reason = known.HOSTILE.get(f"{kind}/{name}", "")
-            marks = [pytest.mark.slow] if name in LARGE or "too long" in reason else []
-            if reason:
-                marks.append(pytest.mark.xfail(strict=True, reason=reason))
-            cases.append(pytest.param(kind, name, id=f"{kind}-{name}", marks=marks))
-    return cases
+CASES = [
+    pytest.param(kind, name, id=f"{kind}-{name}", marks=[pytest.mark.slow] if name in LARGE else [])
+    for kind, (_, makers) in hostile.KINDS.items()
+    for name in makers
+]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs pipes and devices")
-@pytest.mark.parametrize(("kind", "name"), _cases())
+@pytest.mark.parametrize(("kind", "name"), CASES)
 def test_a_hostile_file_is_refused_or_read_as_what_it_is(kind, name, monkeypatch, tmp_path):
     file, makers = hostile.KINDS[kind]
     folder = tmp_path / "work"

@@ -4,8 +4,8 @@ why: what is wrong, in one line
 type: distill recipe.yaml epochs=0    # or `python`, a program in place of a command
 recipe: the text of recipe.yaml
 makes: files and folders that are there first, by path; see `make`
+warns: true where the run goes on with a warning, which is the message
 says: the message; `python -m tests.wrong.refresh` writes it anew, to be read in the diff
-known: what it does instead, where it is not yet refused as it should be
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import re
 import shlex
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,9 @@ def do(case: dict[str, Any], invoke: Any, folder: Path) -> tuple[int, str]:
     for path, what in case.get("makes", {}).items():
         make(Path(path), what)
     if "type" in case:
-        code, _, said = invoke(*shlex.split(case["type"]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
+            code, _, said = invoke(*shlex.split(case["type"]))
     else:
         code, said = _run(case["python"])
     said = said.replace(str(folder), "FOLDER")
@@ -52,13 +55,17 @@ def _run(program: str) -> tuple[int, str]:
     from tutelage.errors import TutelageError
 
     torch.manual_seed(0)
+    told: list[warnings.WarningMessage] = []
     try:
-        exec(program, {"torch": torch, "tutelage": tutelage, "np": __import__("numpy")})
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always", UserWarning)
+            exec(program, {"torch": torch, "tutelage": tutelage, "np": __import__("numpy")})
     except TutelageError as error:
         return error.exit_code, f"{type(error).__name__}: {error}\n"
     except Exception as error:  # noqa: BLE001  as a user would see it
         return 1, f"{type(error).__name__}: {error}\n"
-    return 0, "no error\n"
+    said = dict.fromkeys(f"UserWarning: {each.message}\n" for each in told if each.category is UserWarning)
+    return 0, "".join(said)
 
 
 def make(path: Path, what: Any) -> None:

@@ -110,10 +110,6 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
     text = str(error)
     if isinstance(error, TutelageError):
         return text, error.exit_code
-    if isinstance(error, OSError) and error.errno is not None:
-        what, reason = error.filename or "system", error.strerror or type(error).__name__
-        instead = "free space or change the permissions, then run the same command again"
-        return errors.message(what, "a file that can be read and written", reason, instead), FAILED
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("tutelage"):
         instead = "type pip check, and install what it names"
         return errors.message(error.name, "a library that is installed", "none", instead), FAILED

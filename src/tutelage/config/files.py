@@ -41,14 +41,22 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
     except (yaml.YAMLError, ValueError) as error:
         where = getattr(error, "problem_mark", None)
         line = f"line {where.line + 1}: " if where else ""
-        what = "not UTF-8" if isinstance(error, UnicodeDecodeError) else getattr(error, "problem", None) or error
         raise RecipeError(
-            "recipe", "YAML", f"{path} ({line}{what})", "write `key: value`, indented by spaces"
+            "recipe", "YAML", f"{path} ({line}{_reason(error)})", "write `key: value`, indented by spaces"
         ) from None
     if not isinstance(value, dict):
         got = "nothing" if value is None else "a list" if isinstance(value, list) else "a single value"
         raise RecipeError("recipe", "a mapping of keys", f"{path} with {got}", "for example `student: cifar:resnet20`")
     return override(value, overrides)
+
+
+def _reason(error: Exception) -> str:
+    """Return in a few words why a text is no YAML."""
+    if isinstance(error, UnicodeDecodeError):
+        return "not UTF-8"
+    if isinstance(error, yaml.reader.ReaderError):
+        return f"U+{error.character:04X} at position {error.position + 1}, a character that YAML does not allow"
+    return getattr(error, "problem", None) or str(error)
 
 
 def override(value: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -82,8 +90,7 @@ def _put(value: dict[str, Any], text: str) -> None:
     try:
         new = load(raw)
     except (yaml.YAMLError, ValueError) as error:
-        reason = getattr(error, "problem", None) or error
-        got = f"{messages.shown(raw)} ({reason})"
+        got = f"{messages.shown(raw)} ({_reason(error)})"
         raise RecipeError(f"override {key}", "a YAML value", got, f"for example {key}=1") from None
     section: Any = value
     for depth, name in enumerate(names[:-1], 1):

@@ -16,15 +16,22 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from tutelage.errors import RecipeError, TutelageError, nearest_name
+from tutelage.settings.numbers import SMALLEST
 from tutelage.settings.objective import ObjectiveSpec
 
 SYNONYMS = {"model": "student", "student": "model"}
 """What a network to train is called, by whether it learns from another."""
+MOST_FAULTS = 50
+"""Faults of one recipe that are told; the others are counted."""
 
 
 def recipe_error(kind: type[BaseModel], error: ValidationError) -> RecipeError:
     """Return the error for all that pydantic found, each about a dotted key of the schema."""
-    return RecipeError.of(each for detail in error.errors(include_url=False) for each in _errors_of(kind, detail))
+    details = error.errors(include_url=False)
+    errors = [each for detail in details[:MOST_FAULTS] for each in _errors_of(kind, detail)]
+    if (left := len(details) - MOST_FAULTS) > 0:
+        errors.append(RecipeError("recipe", "no fault", f"{left} more", "mend those above first"))
+    return RecipeError.of(errors)
 
 
 def _errors_of(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
@@ -37,9 +44,9 @@ def _errors_of(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
     match what:
         case "extra_forbidden" | "unexpected_keyword_argument":
             near = _nearest(kind, location, str(path[-1]))
-            return (RecipeError(location.key, "a known key", repr(path[-1]), near),)
+            return (RecipeError(location.key, "a known key", shown(path[-1]), near),)
         case "invalid_key":
-            return (RecipeError(location.key, "a key that is text", repr(path[-1]), "put it in quotes"),)
+            return (RecipeError(location.key, "a key that is text", shown(path[-1]), "put it in quotes"),)
         case "value_error" if isinstance(detail["ctx"]["error"], TutelageError):
             return detail["ctx"]["error"].renamed(partial(_under, location.key)).errors
         case "union_tag_invalid" | "union_tag_not_found":
@@ -232,6 +239,8 @@ def _bounds(annotation: Any, field: FieldInfo | None) -> str:
     # pydantic lifts the metadata of a whole annotation into the field, and leaves that of a union's members.
     metadata = [*(field.metadata if field else ()), *_metadata(annotation)]
     bounds = {name: getattr(m, name) for m in metadata for name in signs if getattr(m, name, None) is not None}
+    if bounds.get("ge") == SMALLEST:
+        return " > 0 that float32 holds"
     if "ge" in bounds and "le" in bounds:
         return f" in [{bounds['ge']}, {bounds['le']}]"
     return "".join(f" {signs[name]} {bound}" for name, bound in bounds.items())

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
 
-from tutelage.errors import TutelageError
+from tutelage.errors import TutelageError, reader_ended
 from tutelage.types import View
 
 Fetch = Callable[..., Any]
@@ -111,10 +111,13 @@ class WorkerPool:
 
 
 def _results(loader: DataLoader[Any]) -> Iterator[Any]:
-    for result in loader:
-        if isinstance(result, TutelageError):
-            raise result
-        yield result
+    try:
+        for result in loader:
+            if isinstance(result, TutelageError):
+                raise result
+            yield result
+    except (EOFError, ConnectionError) as error:  # from the pipe to a process that was killed
+        raise reader_ended(f"one that ended ({type(error).__name__})") from error
 
 
 def _unchanged(result: Any) -> Any:

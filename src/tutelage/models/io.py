@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import pickle
 import re
+import struct
 import typing
 import warnings
 from collections.abc import Mapping
@@ -42,6 +43,8 @@ DAMAGED = (
     TypeError,
     IndexError,
     AttributeError,
+    MemoryError,
+    struct.error,
 )
 """Errors that readers raise on damaged files."""
 
@@ -75,6 +78,12 @@ def read(path: str | Path) -> dict[str, Tensor]:
             got = f"the keys {_some(map(str, content))}" if content else "no keys"
         instead = "save it again with torch.save(network.state_dict(), path)"
         raise InvalidValueError("weights", f"a state dict in {path}, bare or under {', '.join(WRAPPERS)}", got, instead)
+    if empty := [name for name, value in content.items() if value.is_meta]:
+        got, instead = (
+            f"{path} without those of {_some(map(str, empty))}",
+            "save it again where the tensors have values",
+        )
+        raise InvalidValueError("weights", "tensors with values", got, instead)
     return {str(name): value for name, value in content.items()}
 
 
@@ -202,7 +211,8 @@ def _without_first(state: dict[str, Tensor], expected: Mapping[str, Tensor]) -> 
     without = {key.partition(".")[2]: value for key, value in state.items()}
     if len(firsts) != 1 or "" in without or state.keys() & expected.keys():
         return state
-    return without if without.keys() & expected.keys() else _without_first(without, expected)
+    nearer = without if without.keys() & expected.keys() else _without_first(without, expected)
+    return nearer if nearer.keys() & expected.keys() else state
 
 
 def _some(names: Any, most: int = 3) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from tutelage import data, records
 from tutelage.config.schema import Recipe
@@ -25,6 +26,7 @@ from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
 from tutelage.training.compile import ComputePlan, PlannedTeacher
 from tutelage.training.distributed import accelerator_on, to_device
+from tutelage.training.evaluate import NAMED, NonFiniteError, listed
 from tutelage.training.precision import fallback, float32_products
 from tutelage.views import view_of
 
@@ -63,6 +65,7 @@ def record(
         RecipeError: if the outputs would be larger than the limit, teacher and data are not compatible, or an objective
             reads logits in a way that the top-k form does not support.
         TeacherCacheError: if the top-k form is too inaccurate.
+        NonFiniteError: if an answer of the teacher is NaN or infinite.
         DeadlineExceeded: if the time is up; the same call resumes.
     """
     reporter, folder = options.reporter, require_outputs(recipe)
@@ -122,6 +125,7 @@ def record(
                 logits[rows] = teacher_outputs.logits.float().cpu()
                 for name in names:
                     features[name][rows] = teacher_outputs.taps[name].float().cpu()
+                _require_finite(batch.index.cpu(), logits[rows], *(features[name][rows] for name in names))
             if (epoch, chunk) == todo[0]:
                 sanity_checks.warn(sanity_checks.of_answers("teacher", logits))
             outputs.write(epoch, chunk, logits, features, gammas=gammas)
@@ -137,6 +141,21 @@ def record(
                 f"{error['max_power_sum']:.2g})"
             )
     return folder
+
+
+def _require_finite(index: Tensor, logits: Tensor, *features: Tensor) -> None:
+    """Refuse NaN, which would count as of samples that were not read; a logit of -inf is a probability of 0.
+
+    Raises:
+        NonFiniteError: so; it names the samples.
+    """
+    sound = (logits.isfinite() | logits.isneginf()).all(-1)
+    for values in features:
+        sound &= values.isfinite().flatten(1).all(1)
+    if bad := index[~sound].tolist():
+        got = f"NaN or infinity for {len(bad)} of {len(index)} samples: {listed(bad[:NAMED], len(bad))}"
+        instead = "look at these samples and at the teacher's precision, and run the same command again"
+        raise NonFiniteError("teacher", "finite logits and features to record", got, instead)
 
 
 def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int) -> float:

@@ -286,7 +286,10 @@ class RunState:
         if self.deadline is not None:
             self.deadline.end_evaluation()
         self.epochs.append(epoch)
-        records.append_epoch(self.folder, epoch)
+        if (self.folder / records.METRICS).exists():
+            records.append_epoch(self.folder, epoch)
+        else:  # Someone has removed it.
+            records.rewrite_epochs(self.folder, self.epochs)
         self.manifest["files"] |= records.digests(self.folder, [records.METRICS])
         self.write_manifest("running")
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))

@@ -195,7 +195,8 @@ def read_arguments(preset: str, signature: Signature, values: Mapping[str, Any])
 
 def _number(value: Any, *, argument: str) -> float:
     if not weights.is_number(value):
-        raise InvalidTypeError(argument, f"a number {FLOAT32}", repr(value), f"for example {argument}=1.0")
+        number = f"a number {FLOAT32}" if isinstance(value, int | float) else "a number"
+        raise InvalidTypeError(argument, number, repr(value), f"for example {argument}=1.0")
     return value if isinstance(value, int) and abs(value) < 2**63 else float(value)  # as torch takes
 
 

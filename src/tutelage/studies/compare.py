@@ -221,7 +221,7 @@ def _refuse_another(
         for line in run_differences(folder / entry["folder"], recipe, data=splits.fingerprint)
     ]
     if differs:
-        expected = f"the comparison that {folder} holds"
+        expected = f"the comparison that {folder / records.RECIPE} holds"
         instead = "type name=... for a new one, or remove the folder"
         raise RecipeError("name", expected, f"another one: {', '.join(differs)}", instead)
     records.write_bytes(path, config.dump(comparison).encode())

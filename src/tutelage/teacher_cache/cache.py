@@ -157,14 +157,14 @@ class TeacherCache:
             yield range(start, min(start + self.rows, self.samples))
 
     def missing(self, epoch: int, taps: Sequence[str] = ()) -> Iterator[range]:
-        """Yield the chunks of an epoch whose logits or features are missing, or cut off, or in another's place."""
+        """Yield the chunks of an epoch whose logits or features are missing, damaged or in another's place."""
         for chunk in self._ranges():
             if not all(self._is_there(epoch, chunk.start, what) for what in (LOGITS, *taps)):
                 yield chunk
 
     def _is_there(self, epoch: int, start: int, what: str) -> bool:
         try:
-            self._existing(epoch, start, what)
+            _read(self._existing(epoch, start, what))
         except TeacherCacheError:
             path = self._path(epoch, start, what)
             if path.exists():
@@ -234,13 +234,7 @@ class TeacherCache:
         """
         chunks = []
         for samples in self._ranges():
-            path = self._existing(epoch, samples.start, what)
-            with _opened(path) as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                written = file.metadata() or {}
-            if written.get(DIGEST) != _digest(tensors, {name: written[name] for name in PLACE if name in written}):
-                raise _torn(path)
-            chunks.append(tensors)
+            chunks.append(_read(self._existing(epoch, samples.start, what)))
         return chunks
 
     def _place(self, epoch: int, start: int, what: str) -> dict[str, str]:
@@ -396,6 +390,16 @@ def _error_of(path: Path) -> Tensor:
     with _opened(path) as file:
         error: Tensor = file.get_tensor("error")
     return error
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    """Map the tensors of a file whose digest holds."""
+    with _opened(path) as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        written = file.metadata() or {}
+    if written.get(DIGEST) != _digest(tensors, {name: written[name] for name in PLACE if name in written}):
+        raise _torn(path)
+    return tensors
 
 
 def _torn(path: Path) -> TeacherCacheError:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import ParamSpec, TypeVar
 
+from tutelage.errors import explained
 from tutelage.training.rng import RngState
 
 P = ParamSpec("P")
@@ -38,8 +39,11 @@ class Isolation:
         """Do as `attempt` for work that draws nothing on the host: swapping the generators takes as long as a step."""
         try:
             return work(*args, **kwargs)
-        except Exception as error:  # noqa: BLE001  whatever it is, the others do not depend on it
-            traceback.clear_frames(error.__traceback__)  # Its tensors are freed while the others continue.
+        except Exception as raised:  # noqa: BLE001  whatever it is, the others do not depend on it
+            error = explained(raised)  # while the frames tell whose code it was
+            if error is not raised:
+                error.__cause__ = raised
+            traceback.clear_frames(raised.__traceback__)  # Its tensors are freed while the others continue.
             self.errors[k] = error
             if self._on_error is not None:
                 self._on_error(k, error)

@@ -66,10 +66,11 @@ class TorchSplit(Split):
             low, high = float(stacked.min()), float(stacked.max())
             if not (low >= -SLACK and high <= 1 + SLACK):  # NaN is in no range
                 outside = [not (float(i.min()) >= -SLACK and float(i.max()) <= 1 + SLACK) for i in stacked]
-                got = f"{low:.3g} to {high:.3g}, first in sample {index[outside.index(True)]}"
+                got = f"{low:.3g} to {high:.3g}"
                 instead = "leave normalisation out of the transforms: each model's card normalises its own inputs"
                 if not math.isfinite(high - low):
-                    instead = "mend this sample, or leave it out of the data set"
+                    got, instead = "NaN or infinity", "mend this sample, or leave it out of the data set"
+                got += f", first in sample {index[outside.index(True)]}"
                 raise InvalidValueError("data", "images with values in [0, 1]", got, instead)
         return batch
 

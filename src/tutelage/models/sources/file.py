@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from tutelage.errors import InvalidTypeError, InvalidValueError, UserCodeError
+from tutelage.errors import InvalidTypeError, InvalidValueError, UserCodeError, explaining
 from tutelage.models import names, structure
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
@@ -49,7 +49,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
             expected = f"{actual}, as {name} makes them and takes no classes="
             instead = f"give the function a parameter classes, or type classes={actual}"
             raise InvalidValueError("classes", expected, classes, instead)
-    source = f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    with explaining():
+        source = f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
     card = Card(name=name, classes=classes, channels=request.channels, image_size=request.image_size, source=source)
     return ModelSpec(card=card, build=build)
 
