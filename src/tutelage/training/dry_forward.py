@@ -8,12 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from traceback import walk_tb
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
 
-from tutelage.errors import RecipeError, TutelageError, UserCodeError, explained
+from tutelage.errors import RecipeError, TutelageError, UserCodeError, explained, reason_of
 from tutelage.settings.fit import FitSettings, smallest_share
 from tutelage.submodules import evaluation_mode, restored_modes
 from tutelage.training.buffers import SavedBuffers
@@ -160,9 +159,8 @@ def _misfit(error: Exception, network: nn.Module, who: str, inputs: Tensor) -> E
     if isinstance(known, TutelageError) and not isinstance(known, UserCodeError):
         return known
     expected = f"the {who} to take inputs {tuple(inputs.shape)}, as the data have"
-    reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
     layer = _layer(error, network)
-    got = f"{reason}, in its {layer}" if layer else reason
+    got = reason_of(error) + f", in its {layer}" * bool(layer)
     if isinstance(known, UserCodeError):
         instead = "fix it, type data.size=... for images of its size, or pass another network"
         return UserCodeError(known.what, expected, got, instead)
@@ -173,9 +171,9 @@ def _misfit(error: Exception, network: nn.Module, who: str, inputs: Tensor) -> E
 def _layer(error: Exception, network: nn.Module) -> str:
     """Return the path and class of the innermost module of a network that an error came out of."""
     paths = {module: path for path, module in network.named_modules()}
-    found, traceback = "", error.__traceback__
-    for frame, _ in walk_tb(traceback) if isinstance(traceback, TracebackType) else ():
+    layer = ""
+    for frame, _ in walk_tb(error.__traceback__):
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and paths.get(module):
-            found = f"{paths[module]} ({type(module).__name__})"
-    return found.replace("network.", "", 1) if hasattr(network, "card") else found
+            layer = f"{paths[module]} ({type(module).__name__})"
+    return layer.removeprefix("network.") if hasattr(network, "card") else layer
