@@ -188,11 +188,6 @@ class NetworkError(TutelageError, ConnectionError):
     exit_code = 1
 
 
-def reason_of(error: Exception) -> str:
-    """Return an error's type and the first line of its message."""
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
-
-
 def explained(error: Exception) -> Exception:
     """Return an error that names the user's object that ``error`` came out of, or where memory ran out; else itself.
 
@@ -201,7 +196,7 @@ def explained(error: Exception) -> Exception:
     """
     if isinstance(error, TutelageError):
         return error
-    reason = reason_of(error)
+    reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "DefaultCPUAllocator" in reason:  # torch's error for it on a CPU is a RuntimeError
         return RunError(
