@@ -163,17 +163,17 @@ def refuse_shared(student: nn.Module, teacher: nn.Module) -> None:
     Raises:
         ValueError: if they share something; the message names it in both.
     """
-    owned = {module: path for path, module in unwrapped(student).named_modules()}
-    taught = {module: path for path, module in unwrapped(teacher).named_modules()}
+    student_paths = {module: path for path, module in unwrapped(student).named_modules()}
+    teacher_paths = {module: path for path, module in unwrapped(teacher).named_modules()}
+    shared = [module for module in student_paths if module in teacher_paths]
     # Children of a shared module are shared too: only the outermost are named.
-    inner = {child for module in owned if module in taught for child in module.modules() if child is not module}
-    pairs = [(owned[module], taught[module]) for module in owned if module in taught and module not in inner]
+    inner = {child for module in shared for child in module.modules() if child is not module}
+    pairs = [(student_paths[module], teacher_paths[module]) for module in shared if module not in inner]
     pairs = pairs or _overlapping(unwrapped(student), unwrapped(teacher))
     if pairs:
         (mine, its), *more = pairs
-        where = f"{_place(mine, 'student')}, which is {_place(its, 'teacher')}" + (
-            f", and {len(more)} more" * bool(more)
-        )
+        where = f"{_place(mine, 'student')}, which is {_place(its, 'teacher')}"
+        where += f", and {len(more)} more" * bool(more)
         expected = "networks that share no module, parameter or buffer"
         raise InvalidValueError("student and teacher", expected, where, "type teacher=copy.deepcopy(teacher)")
 

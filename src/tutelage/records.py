@@ -426,7 +426,7 @@ def read_json(
     """
     content = read_bytes(path, instead, limit=LARGEST_JSON)
     try:
-        value = parse_json(content, partial=partial)
+        value = parse_json(content)
     except ValueError as error:
         raise DamagedError(path, "JSON", error, instead) from None
     check_schema(path, value, reads)
@@ -466,14 +466,16 @@ def misfit(value: object, kind: Any, where: str = "", *, partial: bool = False) 
         return None
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
-        wrongs = [misfit(value, one, where, partial=partial) for one in arguments]
+        wrongs = [misfit(value, member, where, partial=partial) for member in arguments]
         return None if None in wrongs else max(wrongs, key=lambda wrong: len(wrong or ""))
+    items: Iterable[tuple[object, object]] | None = None
     if origin in (list, tuple) and isinstance(value, list):  # A tuple of numbers is a list on disk.
-        found = (misfit(one, arguments[0], f"{where}{i}.", partial=partial) for i, one in enumerate(value))
-        return next(filter(None, found), None)
-    if origin is dict and isinstance(value, dict):
-        found = (misfit(one, arguments[1], f"{where}{key}.", partial=partial) for key, one in value.items())
-        return next(filter(None, found), None)
+        items = enumerate(value)
+    elif origin is dict and isinstance(value, dict):
+        items = value.items()
+    if items is not None:
+        inner = arguments[1 if origin is dict else 0]
+        return next(filter(None, (misfit(item, inner, f"{where}{key}.", partial=partial) for key, item in items)), None)
     if origin is Literal:
         fits = value in arguments
     elif kind in (int, float):

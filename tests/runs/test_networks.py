@@ -78,7 +78,7 @@ def test_the_same_classes_and_two_notations_stay_as_they_are(digits):
         ("abcdefghi", ["9 classes", "1 ('j')", "none of them"]),
         ("abcdefghik", ["10 classes", "1 ('j')", "1 ('k')"]),
         ("klmnopqrstuv", ["12 classes", "10 ('a', 'b', 'c', ...)", "12 ('k', 'l', 'm', ...)"]),
-        ([*LETTERS, "a"], ["11 classes"]),  # two of one name
+        ([*LETTERS, "a"], ["11 classes, two of them of one name"]),
         (map(str, range(12)), ["12 classes"]),  # numbers name nothing
     ],
 )

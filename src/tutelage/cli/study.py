@@ -118,7 +118,7 @@ def study(
     if limit is not None:
         left = budgets.prepare(request, limit, workers=jobs, measure=False)
         common.echo()
-        common.echo(f"{budgets.progress(left)}")
+        common.echo(budgets.progress(left))
         if left.left:
             common.echo(f"to resume, here or where the folder {runs} was copied to: {common.command()}")
     for run, reason in failed.items():

@@ -256,11 +256,10 @@ def _divide(
     content: Sequence[str],
 ) -> Splits:
     """Hold validation out and drop labels; ``make`` builds a split from its name, positions, labels and mixing."""
-    if description.settings.crop_padding >= min(layout.height, layout.width):
-        below = f"a border below the images, {layout.width} by {layout.height} pixels"
-        padding = description.settings.crop_padding
-        raise InvalidValueError("data.crop_padding", below, padding, "type data.crop_padding=0")
     settings = description.settings
+    if settings.crop_padding >= min(layout.height, layout.width):
+        below = f"a border below the images, {layout.width} by {layout.height} pixels"
+        raise InvalidValueError("data.crop_padding", below, settings.crop_padding, "type data.crop_padding=0")
     count, seed = len(train_labels), settings.split_seed
     held_count = round(count * settings.validation)
     if settings.validation and not 0 < held_count < count:

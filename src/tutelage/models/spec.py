@@ -22,9 +22,8 @@ class ModelRequest:
     # whether a user's file may be run: any, or only those of these names
     trust_code: bool | frozenset[str] = False
     tagged: bool = True  # whether the name's tag may fetch weights; if not, it determines the card alone
-    as_trained: frozenset[str] = (
-        frozenset()
-    )  # fields in whose place the value that the weights were trained with is taken
+    # fields in whose place the value that the weights were trained with is taken
+    as_trained: frozenset[str] = frozenset()
 
     def as_weights(self, **trained: Any) -> ModelRequest:
         """Return the request with what the name's weights were trained with, where that is to be taken."""

@@ -1,16 +1,16 @@
-"""The disk that runs need: an estimate, told by a dry run and checked before anything is written."""
+"""The disk that runs need: an estimate that a dry run shows and that is checked before anything is written."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
-from tutelage import data, models, records
-from tutelage.config.schema import Recipe
+from tutelage import data, records
+from tutelage.config.schema import Network, Recipe
+from tutelage.runs.networks import create_student
 from tutelage.settings.fit import SGD
 from tutelage.training.checkpoints import KEPT
 
@@ -52,15 +52,14 @@ def size_of_all(planned: Iterable[tuple[Recipe, Path]], splits: data.Splits, tru
 
     A student that cannot be made counts nothing: its run says why.
     """
-    made: dict[str, nn.Module] = {}
+    students: dict[Network, nn.Module] = {}
     size = 0
     for recipe, folder in planned:
-        name = recipe.student.name
+        network = recipe.student
         with contextlib.suppress(ValueError, TypeError, OSError, ImportError, RuntimeError):
-            if name not in made:
-                shape: dict[str, Any] = {"channels": splits.channels, "image_size": splits.image_size}
-                made[name] = models.create(name, classes=splits.classes, trust_code=trust_code, **shape)
-            size += size_left(recipe, made[name], folder)
+            if network not in students:
+                students[network] = create_student(network, splits, seed=0, trust_code=trust_code)
+            size += size_left(recipe, students[network], folder)
     return size
 
 

@@ -55,7 +55,7 @@ def execute(
                 execute(training, teacher, options=options)
             with_teacher = recipe.model_copy(update={"teacher": Network(name=str(teacher))})
             inputs = build_inputs(with_teacher, splits=inputs.splits, trust_code=options.trust_code)
-        check_run(recipe, inputs)
+            check_run(recipe, inputs)
         resume.same_fingerprints(inputs, expected or resume.fingerprints(recorded and recorded.manifest))
         run = RunState(recipe, folder, inputs, options, recorded=recorded, precision_reason=reason, teacher_outputs={})
         with run.recording():

@@ -14,15 +14,15 @@ from tutelage.errors import RecipeError
 from tutelage.models import Card, Classifier
 
 SHOWN = 3
-"""Number of class names of each side in a message."""
+"""Number of class names, or of outputs, in a message."""
 
 
 def create_student(
     network: Network, splits: data.Splits, *, seed: int, trust_code: bool | frozenset[str] = False
 ) -> Classifier:
     """Make the network to train: fed at the data's size unless another is typed, with a head for the data's classes."""
-    channels, *_ = splits.input_shape("student")
-    size = _typed_size(network, splits, "student") or splits.input_shape("student")[1:]
+    channels, height, width = splits.input_shape("student")
+    size = _typed_size(network, splits, "student") or (height, width)
     student = models.create(
         network.name,
         weights=network.weights,
@@ -67,19 +67,19 @@ def create_as_trained(
     trust_code: bool | frozenset[str] = False,
 ) -> Classifier:
     """Make a network with what its weights were trained with, or else with the data's; a typed size comes first."""
-    channels, *size = splits.input_shape(view)
+    channels, height, width = splits.input_shape(view)
     typed = _typed_size(network, splits, view)
-    made = models.create(
+    trained = models.create(
         network.name,
         weights=network.weights,
         classes=splits.classes,
         channels=channels,
-        image_size=typed or (size[0], size[1]),
+        image_size=typed or (height, width),
         seed=seed,
         as_trained=("classes", "channels") if typed else ("classes", "channels", "image_size"),
         trust_code=trust_code,
     )
-    return _with_entrance(made, splits, view, stretched=typed is not None)
+    return _with_entrance(trained, splits, view, stretched=typed is not None)
 
 
 def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = False) -> Classifier:
@@ -150,7 +150,7 @@ def with_classes(teacher: Classifier, splits: data.Splits, classes: Sequence[int
 
 
 def _are_names(names: Sequence[str] | None) -> bool:
-    """Whether classes have names by which they can be told; their own numbers are none."""
+    """Whether classes have names that tell them apart; their own numbers are none."""
     known = list(names or ())
     return len(set(known)) == len(known) and known != [str(number) for number in range(len(known))]
 
@@ -184,9 +184,11 @@ def check_classes(teacher: Classifier, splits: data.Splits) -> None:
     if card.classes == splits.classes and (names == wanted or not shared):
         return
     got = f"{card.classes} classes"
-    if set(names) == set(wanted):
+    if sorted(names) == sorted(wanted):
         k = next(k for k, pair in enumerate(zip(names, wanted, strict=True)) if pair[0] != pair[1])
         got = f"the same in another order: {names[k]!r} where they have {wanted[k]!r} (class {k})"
+    elif len(set(names)) < len(names):
+        got += ", two of them of one name"
     elif names:
         lacking, other = (
             [name for name in these if name not in those] for these, those in ((wanted, names), (names, wanted))
@@ -196,8 +198,11 @@ def check_classes(teacher: Classifier, splits: data.Splits) -> None:
 
 
 def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(map(repr, names[:SHOWN])) + (", ..." if len(names) > SHOWN else "")
-    return f"{len(names)} ({shown})" if names else "none"
+    return f"{len(names)} ({_listed(names)})" if names else "none"
+
+
+def _listed(values: Sequence[object]) -> str:
+    return ", ".join(map(repr, values[:SHOWN])) + (", ..." if len(values) > SHOWN else "")
 
 
 def describe_fit(network: Classifier, shape: Sequence[int]) -> Iterator[str]:
@@ -207,7 +212,3 @@ def describe_fit(network: Classifier, shape: Sequence[int]) -> Iterator[str]:
         yield f"images of {came} are brought to its {fed}"
     if network.outputs is not None:
         yield f"its outputs {_listed(network.outputs.tolist())} are the data's {network.card.classes} classes in order"
-
-
-def _listed(numbers: Sequence[int]) -> str:
-    return ", ".join(map(str, numbers[:SHOWN])) + (", ..." if len(numbers) > SHOWN else "")

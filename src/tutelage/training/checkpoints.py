@@ -28,6 +28,8 @@ from tutelage.tensor_files import to_bytes
 
 TENSORS = "tensors.safetensors"
 KEPT = 2
+DAMAGED = (OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError, safetensors.SafetensorError)
+"""Errors that readers raise on damaged content."""
 
 
 class CheckpointError(RunError):
@@ -151,10 +153,6 @@ class Checkpoints:
 
     def _names(self) -> list[str]:
         return records.checkpoint_names(self.folder)
-
-
-DAMAGED = (*(OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError), safetensors.SafetensorError)
-"""Errors that readers raise on damaged content."""
 
 
 def _read(folder: Path) -> Checkpoint:

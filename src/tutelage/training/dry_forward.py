@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from traceback import walk_tb
-from types import TracebackType
 
 import torch
 from torch import Tensor, nn
@@ -184,9 +183,9 @@ def _how_to_resize(network: nn.Module, who: str) -> str:
 def _layer(error: Exception, network: nn.Module) -> str:
     """Return the path and class of the innermost module of a network that an error came out of."""
     paths = {module: path for path, module in network.named_modules()}
-    found, traceback = "", error.__traceback__
-    for frame, _ in walk_tb(traceback) if isinstance(traceback, TracebackType) else ():
+    layer = ""
+    for frame, _ in walk_tb(error.__traceback__):
         module = frame.f_locals.get("self")
         if isinstance(module, nn.Module) and paths.get(module):
-            found = f"{paths[module]} ({type(module).__name__})"
-    return found.replace("network.", "", 1) if hasattr(network, "card") else found
+            layer = f"{paths[module]} ({type(module).__name__})"
+    return layer.removeprefix("network.") if hasattr(network, "card") else layer

@@ -1,7 +1,8 @@
-"""The first step of an epoch that was not finite: logged on the device, and its cause told where the run stops."""
+"""The first step of an epoch that was not finite: logged on the device, with its cause for the error."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 
@@ -130,7 +131,7 @@ def raise_if_nonfinite(
         end=(done + 1) / steps,
         epochs=settings.epochs,
     )
-    infinite = [name for name, value in terms if not _finite(value)]
+    infinite = [name for name, value in terms if not math.isfinite(value)]
     source = next((name for name in SOURCES if fact[name]), None)
     lower = f"lower optimizer.lr={settings.optimizer.lr:g} or the weights of the objective, or type schedule.warmup=1"
     # What was read of a step on the host is over; weights are changed by finite steps alone, so they are the cause.
@@ -146,7 +147,7 @@ def raise_if_nonfinite(
     elif infinite:
         cause = f"samples with non-finite logits: none, so it is term {', '.join(infinite)}"
         instead = f"check the arguments and the weight of {infinite[0]}, whose value float32 cannot hold"
-    elif not _finite(loss):
+    elif not math.isfinite(loss):
         cause = "samples with non-finite logits: none; the terms are finite, their weighted sum is not"
         instead = "lower the weights of the objective"
     else:
@@ -171,7 +172,3 @@ def _means(distiller: Distiller, sums: Sequence[float], samples: float, labelled
     divisors = [labelled if name in objective.supervised else samples for name in objective.names]
     names = ("loss", *objective.names)
     return {name: value / max(n, 1.0) for name, value, n in zip(names, sums, [samples, *divisors], strict=True)}
-
-
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")
