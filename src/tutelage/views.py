@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from tutelage.errors import InvalidValueError
@@ -30,6 +30,11 @@ def view_of(inputs: Inputs, name: str) -> Tensor:
 def views_of(inputs: Inputs) -> list[Tensor]:
     """Return every view, in order."""
     return list(inputs.values()) if isinstance(inputs, Mapping) else [inputs]
+
+
+def as_views(tensors: Sequence[Tensor], inputs: Inputs) -> Inputs:
+    """Return tensors in place of the views of inputs, in the order of `views_of`."""
+    return dict(zip(inputs, tensors, strict=True)) if isinstance(inputs, Mapping) else tensors[0]
 
 
 def map_views(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:

@@ -12,6 +12,7 @@ import tutelage
 from tutelage import config, records
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import InvalidValueError, RecipeError, UserCodeError
+from tutelage.runs import execute as execution
 from tutelage.runs import setup
 from tutelage.runs.dry_run import dry_run
 from tutelage.runs.record_teacher import record
@@ -179,6 +180,18 @@ def test_a_check_changes_nothing(tmp_path):
     assert [m.training for m in student.modules()] == before[1]
     assert same(state(teacher), before[2])
     assert torch.equal(torch.get_rng_state(), before[3])
+
+
+@pytest.mark.parametrize(
+    ("teacher", "tries"), [(None, ["x"]), ({"train": {"model": "mlp:8"}}, ["x", "x/teacher", "x"])]
+)
+def test_a_run_is_tried_once_and_again_with_the_teacher_that_it_trains(tmp_path, monkeypatch, teacher, tries):
+    tried = []
+    monkeypatch.setattr(execution, "check_run", lambda recipe, inputs: tried.append(recipe.name))
+    objective = "cross_entropy" if teacher is None else "kd"
+    value = {"name": "x", "student": "mlp:8", **HOW, "precision": "fp32", "teacher": teacher, "objective": objective}
+    execution.execute(config.parse(Recipe, value), tmp_path / "x")
+    assert tried == tries
 
 
 def test_a_data_set_of_unreadable_samples_is_not_tried(tmp_path, monkeypatch):

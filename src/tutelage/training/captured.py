@@ -12,7 +12,7 @@ from tutelage.training.rng import random_state, restore_random
 from tutelage.training.state import TrainState
 from tutelage.training.step import train_step
 from tutelage.types import Batch, Teacher
-from tutelage.views import map_views, views_of, with_own_inputs
+from tutelage.views import as_views, views_of, with_own_inputs
 
 TOLERANCE = 0.01
 """Tolerance between a replayed step and the eager one, as a share of the change: kernels sum in another order."""
@@ -130,8 +130,8 @@ class Snapshot:
 
     def batch(self) -> Batch:
         """Return the original batch, in its own memory."""
-        copies = iter(self._copies["inputs"])
-        return self._batch._replace(inputs=map_views(lambda _: next(copies).clone(), self._batch.inputs))
+        copies = [view.clone() for view in self._copies["inputs"]]
+        return self._batch._replace(inputs=as_views(copies, self._batch.inputs))
 
     def same(self, work: Callable[[], object], other: Callable[[], object], *, shift: int) -> bool:
         """Whether two pieces of work make the same changes from here, within `TOLERANCE` of the first one's."""

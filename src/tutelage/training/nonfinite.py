@@ -134,7 +134,7 @@ def raise_if_nonfinite(
     infinite = [name for name, value in terms if not math.isfinite(value)]
     source = next((name for name in SOURCES if fact[name]), None)
     lower = f"lower optimizer.lr={settings.optimizer.lr:g} or the weights of the objective, or type schedule.warmup=1"
-    # What was read of a step on the host is over; weights are changed by finite steps alone, so they are the cause.
+    # Only finite steps change weights, so one that is not finite was so before this step, and is its cause.
     if source != "inputs" and (weight := nonfinite_weight(distiller)):
         cause, instead = f"parameter {weight}", f"{lower}, and begin again"
     elif source is not None:

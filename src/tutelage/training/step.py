@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import reduce
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tutelage.training.distributed import agreed, step_totals
 from tutelage.training.nonfinite import log_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.types import Batch, Teacher
-from tutelage.views import map_views, views_of
+from tutelage.views import as_views, views_of
 
 
 def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None:
@@ -72,13 +72,6 @@ def split_batch(batch: Batch, pieces: int) -> list[Batch]:
     """Cut a batch into micro-batches whose sizes differ by at most one sample, as many as there are samples for."""
     if pieces == 1:
         return [batch]
-    columns = [
-        tensor.tensor_split(min(pieces, len(batch.index)))
-        for tensor in (batch.index, batch.labels, *views_of(batch.inputs))
-    ]
-    return [_piece(batch, *tensors) for tensors in zip(*columns, strict=True)]
-
-
-def _piece(batch: Batch, index: Tensor, labels: Tensor, *views: Tensor) -> Batch:
-    left = iter(views)
-    return Batch(index, map_views(lambda _: next(left), batch.inputs), labels, batch.view)
+    tensors, count = (batch.index, batch.labels, *views_of(batch.inputs)), min(pieces, len(batch.index))
+    parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
+    return [Batch(index, as_views(views, batch.inputs), labels, batch.view) for index, labels, *views in parts]

@@ -20,7 +20,7 @@ from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, UserCodeError
 from tutelage.images import UnreadableError, decode, opened, pixels_of
 from tutelage.types import UNLABELLED, Inputs, View
-from tutelage.views import map_views, view_of, views_of
+from tutelage.views import as_views, view_of, views_of
 
 SLACK = 0.1
 """Tolerance for values outside [0, 1]: a bicubic resize overshoots a little, normalised images lie far outside."""
@@ -61,7 +61,7 @@ class TorchSplit(Split):
                     "data", f"images of one shape, {_shown(images[0])}", got, "resize or crop them in __getitem__"
                 )
         columns = zip(*map(views_of, images), strict=True)
-        batch = map_views(lambda _: torch.stack(next(columns)), images[0])
+        batch = as_views([torch.stack(column) for column in columns], images[0])
         for stacked in views_of(batch):
             low, high = float(stacked.min()), float(stacked.max())
             if not (low >= -SLACK and high <= 1 + SLACK):  # NaN is in no range
