@@ -255,6 +255,14 @@ def test_a_network_is_given_back_as_it_came(error):
     assert ([module.training for module in came.modules()], [p.requires_grad for p in came.parameters()]) == before
 
 
+def test_a_network_made_in_inference_mode_is_given_back_as_it_came():
+    with torch.inference_mode():
+        came = network(8, seed=0)
+    with restored(came):
+        FrozenTeacher(came)
+    assert all(parameter.requires_grad for parameter in came.parameters())
+
+
 # --------------------------------------------------------------------------------------- what two networks may share
 
 

@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from tutelage.errors import InvalidTypeError, InvalidValueError, nearest
 from tutelage.settings.numbers import FLOAT32, fits_float32
@@ -237,14 +238,18 @@ def _floating(tensor: Tensor, name: str) -> Tensor:
 def nonfinite_weight(module: nn.Module) -> str | None:
     """Name the first parameter that holds NaN or infinity, with how many; ``None`` if there is none.
 
-    Running statistics count as well, and any other buffer that holds NaN: a mask may hold infinity. On a GPU the host
-    waits for the device.
+    Running statistics count as well, and any other buffer that holds NaN: a mask may hold infinity. Lazy layers, which
+    have no weights yet, do not count; weights on the meta device, which have no values, do. On a GPU the host waits for
+    the device.
     """
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        if not value.is_floating_point():
+        if is_lazy(value) or not value.is_floating_point():
             continue
+        if value.is_meta:
+            return f"{name}, which is on the meta device and has no values"
         strict = isinstance(value, nn.Parameter) or "running_" in name
-        bad = int((~torch.isfinite(value) if strict else torch.isnan(value)).sum())
+        values = value.detach()
+        bad = int((~torch.isfinite(values) if strict else torch.isnan(values)).sum())
         if bad:
             return f"{name}, {bad} of whose {value.numel()} values are NaN or infinite"
     return None

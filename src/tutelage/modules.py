@@ -149,7 +149,9 @@ def restored(network: nn.Module | None) -> Iterator[None]:
             yield
         finally:
             for parameter, flag, _ in flags:
-                parameter.requires_grad_(flag)
+                if parameter.requires_grad != flag:
+                    with torch.inference_mode(parameter.is_inference()):  # such as are made there change only there
+                        parameter.requires_grad_(flag)
             if flags and flags[0][0].device != (device := flags[0][2]):
                 network.to(device)
 

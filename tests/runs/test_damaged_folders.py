@@ -21,6 +21,7 @@ from tutelage.errors import TutelageError
 from tutelage.runs.execute import execute
 from tutelage.runs.record_teacher import record
 from tutelage.runs.reporter import Reporter
+from tutelage.runs.resume import read_recorded
 from tutelage.runs.run import RunOptions
 from tutelage.training.checkpoints import Checkpoints
 
@@ -312,6 +313,19 @@ def test_an_edited_recipe_is_refused_with_what_changed(templates, tmp_path, monk
         assert "batch_size was 512, is 256" in said
     path.write_text("# a comment\n" + path.read_text().replace("batch_size: 256", "batch_size: 512"))
     assert type_("distill", "s.yaml")[0] == 0
+
+
+def test_a_manifest_and_recipe_that_agree_outvote_another_runs_checkpoint(templates, tmp_path, monkeypatch):
+    monkeypatch.chdir(shutil.copytree(templates["stopped"], tmp_path / "work"))
+    (checkpoint, *_) = records.checkpoint_names(Path("runs/s/checkpoints"))
+    kept = {"recipe": {"seed": 99}, "manifest": {"recipe": {"seed": 99}}}
+    monkeypatch.setattr(records, "kept_run", lambda folder: (kept, checkpoint))
+    recorded = read_recorded(Path("runs/s"))
+    assert recorded.kept is None
+    assert recorded.rebuilt == ()
+    assert recorded.recipe()["name"] == "s"
+    Path("runs/s/recipe.yaml").write_text("name: s\n")
+    assert read_recorded(Path("runs/s")).kept is kept
 
 
 def drop(tensors, state):

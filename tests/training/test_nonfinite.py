@@ -99,6 +99,14 @@ def test_a_mask_may_hold_infinity_and_a_running_statistic_may_not():
     assert checks.nonfinite_weight(network).startswith("running_var, 1 of whose 2")
 
 
+def test_weights_without_values_are_named_or_passed_over():
+    assert checks.nonfinite_weight(nn.LazyLinear(2)) is None
+    assert "weight" in checks.nonfinite_weight(nn.Linear(2, 2, device="meta"))
+    with torch.inference_mode():
+        network = nn.Linear(2, 2)
+    assert checks.nonfinite_weight(network) is None
+
+
 def test_a_checkpoint_of_an_older_version_has_no_values_of_the_log(tmp_path):
     """Its log is read nevertheless: the step and its samples are named."""
     data = rows(17)

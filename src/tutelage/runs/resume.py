@@ -174,6 +174,8 @@ def read_recorded(folder: Path) -> Recorded | None:
         changes = list(_significant(kept["manifest"].get("recipe"), manifest.get("recipe"))) if kept else []
         if kept is None or not changes:
             return Recorded(folder, manifest, kept)
+        if records.RECIPE in manifest.get("files", {}) and not records.lost(folder, manifest, [records.RECIPE]):
+            return Recorded(folder, manifest, None)  # Two against one: the checkpoint is the stranger, and passed over.
         line = f"{path} is that of another run ({', '.join(changes)}): made again from checkpoint {name}"
         return Recorded(folder, kept["manifest"], kept, (line,))
     except TutelageError as error:
