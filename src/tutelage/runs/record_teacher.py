@@ -121,11 +121,12 @@ def record(
                         steps, processes = len(todo) * len(requests), accelerator.num_processes
                         outputs.speed = teacher.choose_plan(moved, steps=steps, processes=processes).to_json()
                     teacher_outputs = teacher(moved)
-                rows = batch.index.cpu() - chunk.start
+                index = batch.index.cpu()
+                rows = index - chunk.start
                 logits[rows] = teacher_outputs.logits.float().cpu()
                 for name in names:
                     features[name][rows] = teacher_outputs.taps[name].float().cpu()
-                _require_finite(batch.index.cpu(), logits[rows], *(features[name][rows] for name in names))
+                _require_finite(index, logits[rows], *(features[name][rows] for name in names))
             if (epoch, chunk) == todo[0]:
                 sanity_checks.warn(sanity_checks.of_answers("teacher", logits))
             outputs.write(epoch, chunk, logits, features, gammas=gammas)
