@@ -549,8 +549,14 @@ def how_to_restore(folder: Path) -> str:
 
 
 def checkpoint_names(folder: Path) -> list[str]:
-    """Return the names of the checkpoints in a folder, the oldest first."""
+    """Return the names of the checkpoints in a folder, the oldest first.
+
+    Raises:
+        DamagedError: something else is in the folder's place, which no checkpoint could be written to.
+    """
     if not folder.is_dir():
+        if os.path.lexists(folder):
+            raise DamagedError(folder, "a folder", "something else", "move it away, and run the same command again")
         return []
     return sorted(path.name for path in folder.iterdir() if path.is_dir() and CHECKPOINT.fullmatch(path.name))
 

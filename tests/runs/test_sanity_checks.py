@@ -108,10 +108,11 @@ def test_a_run_of_one_class_tells_it(tmp_path):
 
 
 def test_a_student_that_answers_alike_is_dead():
-    labels = torch.zeros(40)
+    labels, alike = torch.arange(40) % 10, LOGITS[:1].repeat(40, 1)
     assert not answers_alike(EvalOutputs(LOGITS, labels))
-    assert not answers_alike(EvalOutputs(LOGITS[:1], labels[:1]))
-    assert answers_alike(EvalOutputs(LOGITS[:1].repeat(40, 1), labels))
+    assert not answers_alike(EvalOutputs(alike[:3], labels[:3]))
+    assert not answers_alike(EvalOutputs(alike, labels * 0))
+    assert answers_alike(EvalOutputs(alike, labels))
 
 
 class Softmaxed(nn.Sequential):

@@ -233,3 +233,10 @@ def test_a_newer_versions_is_not_read(checkpoints):
     checkpoints.save(name(3), {"w": torch.zeros(1)}, {"step": 3, "schema": 2})
     with refused(CheckpointError, "checkpoints", got="schema 2"):
         checkpoints.load()
+
+
+def test_a_file_in_the_place_of_the_folder_is_named_before_anything_is_lost(checkpoints):
+    checkpoints.folder.parent.mkdir(parents=True, exist_ok=True)
+    checkpoints.folder.write_text("no folder")
+    with refused(records.DamagedError, str(checkpoints.folder), suggests="move it away"):
+        checkpoints.load()

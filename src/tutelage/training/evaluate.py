@@ -26,8 +26,8 @@ CHANCE = 0.01
 """Significance level at which a teacher must be better than chance."""
 ALIKE = 1e-6
 """Largest difference between logits of several samples, relative to the largest logit, at which they are the same."""
-MANY = 16
-"""Smallest number of samples that are not alike by chance."""
+FEW = 16
+"""Number of samples below which nothing follows from their answers being the same."""
 NAMED = 16
 """Number of samples of a non-finite step or evaluation that are named."""
 
@@ -151,10 +151,14 @@ def evaluate_outputs(
 
 
 def answers_alike(outputs: EvalOutputs) -> bool:
-    """Whether a network answers all of many samples alike, whatever it is shown."""
+    """Whether a network answers all samples alike, whatever it is shown; a few samples may be alike themselves."""
     logits = outputs.logits
     spread = float((logits.amax(0) - logits.amin(0)).max())
-    return len(logits) >= MANY and spread <= ALIKE * max(1.0, float(logits.abs().max()))
+    return (
+        len(logits) >= FEW
+        and len(outputs.labels.unique()) > 1
+        and spread <= ALIKE * max(1.0, float(logits.abs().max()))
+    )
 
 
 def better_than_chance(outputs: EvalOutputs) -> bool | None:

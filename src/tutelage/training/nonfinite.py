@@ -146,7 +146,7 @@ def raise_if_nonfinite(
         }[source]
     elif infinite:
         cause = f"samples with non-finite logits: none, so it is term {', '.join(infinite)}"
-        instead = f"check the arguments and the weight of {infinite[0]}, whose value float32 cannot hold"
+        instead = f"check the arguments and the weight of {infinite[0]}, whose value float32 cannot hold, or {lower}"
     elif not math.isfinite(loss):
         cause = "samples with non-finite logits: none; the terms are finite, their weighted sum is not"
         instead = "lower the weights of the objective"
