@@ -179,9 +179,9 @@ def test_a_full_disk_leaves_the_last_good_one(small_disk):
 
 
 def test_a_first_one_that_is_refused_says_that_there_is_none(tmp_path):
-    (tmp_path / "checkpoints").write_text("a file where the folder should be")
-    with refused(CheckpointError, f"checkpoint {name(3)}", got=[os.strerror(errno.EEXIST), "none"]):
-        save(Checkpoints(tmp_path / "checkpoints"), 3)
+    (tmp_path / "run").write_text("a file where the run's folder should be")
+    with refused(CheckpointError, f"checkpoint {name(3)}", got=[os.strerror(errno.ENOTDIR), "none"]):
+        save(Checkpoints(tmp_path / "run" / "checkpoints"), 3)
 
 
 def test_a_refused_write_leaves_the_file_as_it_was(tmp_path, checkpoints):
