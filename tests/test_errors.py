@@ -66,3 +66,8 @@ def test_the_nearest_name_is_always_a_known_one():
 def test_a_missing_library_is_told_with_its_reason_and_its_extra():
     error = errors.missing_extra("model", "timm", "timm", ImportError("no\nmodule"))
     assert (error.got, error.instead) == ("none (no module)", "type pip install 'tutelage[timm]'")
+
+
+def test_what_is_handed_in_is_shown_in_part():
+    part = "9" * 100_000
+    assert len(errors.message(part, part, part, part)) < 2000

@@ -20,17 +20,17 @@ def message(what: object, expected: object, got: object, instead: object) -> str
         >>> message("gamma", "a finite number above 0", -1, "for example gamma=0.3")
         'gamma: expected a finite number above 0, got -1; for example gamma=0.3'
     """
-    what, expected, got, instead = map(_shortened, (what, expected, got, instead))
+    what, expected, got, instead = map(_shortened, (what, expected, got, instead), LONGEST_PARTS)
     return printable(f"{what}: expected {expected}, got {got}; {instead}")
 
 
-_LONGEST_PART = 1000
-"""Characters of a part of a message: what a user hands in may be of any length."""
+LONGEST_PARTS = 250, 700, 400, 600
+"""Characters of each part of a message: what a user hands in may be of any length, and is repeated in several."""
 
 
-def _shortened(part: object) -> str:
+def _shortened(part: object, longest: int) -> str:
     text = str(part)
-    return text if len(text) <= _LONGEST_PART else f"{text[: _LONGEST_PART - 3]}..."
+    return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 _INVISIBLE = {"Cc", "Cf", "Co", "Cs", "Zl", "Zp"}

@@ -333,7 +333,7 @@ def faults_of_message(ended: Ended, action: Action, path: str) -> list[str]:
             wrong.append(f"{action.says} is not named: {err.strip()[-300:]}")
         elif path and not action.says and not any(_stem(part) in err for part in Path(path).parts if part != "runs"):
             wrong.append(f"{path} is not named: {err.strip()[-300:]}")
-    if ended.code in (130, 143) and not re.search(r"stopped: .*run the same command again", err):
+    if ended.code in (130, 143) and not re.search(r"stopped: .*(run the same command again|finished)", err):
         wrong.append(f"it does not say what is saved: {err.strip()[-200:]!r}")
     return wrong
 

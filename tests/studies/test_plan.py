@@ -306,6 +306,14 @@ def differences(request, job, *, fingerprint="f"):
     return resume.run_differences(request.runs / job.name, job.recipe, data=fingerprint)
 
 
+def test_a_run_that_was_stopped_before_its_first_record_differs_in_nothing(tmp_path):
+    request = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)
+    job = jobs(request)[-1]
+    there(request, job)
+    (request.runs / job.name / records.MANIFEST).unlink()
+    assert differences(request, job) == []
+
+
 def test_runs_that_are_there_are_cells_though_nobody_asks_for_them(tmp_path):
     request = assigned(tmp_path, pairs=["wide/slim"], methods=["kd"], seeds=1)
     extra = assigned(tmp_path, pairs=["wide/narrow"], methods=["ttm"], seeds=4)

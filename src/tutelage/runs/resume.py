@@ -103,7 +103,8 @@ def run_differences(folder: Path, planned: Recipe, *, data: str | None) -> list[
     run's student. One whose weights were rounded for copying is still the teacher of its students.
     """
     recorded = read_recorded(folder)
-    assert recorded is not None
+    if recorded is None:  # It was stopped before its first record.
+        return []
     lines = recipe_differences(recorded.recipe(), planned)
     then = fingerprints(recorded.manifest)
     if data and then.get("data") not in (None, data):

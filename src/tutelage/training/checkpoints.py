@@ -63,7 +63,7 @@ class Checkpoints:
         contents = {TENSORS: to_bytes(tensors), STATE: (json.dumps(state) + "\n").encode()}
         sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())
         temporary = self.folder / f".{name}.tmp"
-        with self._writing(f"checkpoint {name}"):
+        with self._writing(f"checkpoint {name}", self.folder):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -85,7 +85,7 @@ class Checkpoints:
         Raises:
             CheckpointError: if the disk refused; the checkpoints stay.
         """
-        with self._writing(path.name):
+        with self._writing(path.name, path.parent):
             records.write_bytes(path, content)
 
     def load(self, check: Callable[[Checkpoint], None] | None = None) -> Checkpoint | None:
@@ -141,13 +141,13 @@ class Checkpoints:
         return f"a checkpoint, {names[-1]}, which is damaged"
 
     @contextlib.contextmanager
-    def _writing(self, what: str) -> Iterator[None]:
+    def _writing(self, what: str, folder: Path) -> Iterator[None]:
         try:
             yield
         except OSError as error:
             last = (self._names() or ["none"])[-1]
             first = {errno.ENOSPC: "free some space", errno.EISDIR: "move it away"}.get(error.errno or 0, "allow it")
-            expected = "to be able to write it"
+            expected = f"to be able to write it in {folder}"
             got = f"{error.strerror or error}; the last good checkpoint is {last}"
             raise CheckpointError(what, expected, got, f"{first} and run the same command again to resume") from error
 
