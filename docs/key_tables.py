@@ -22,6 +22,7 @@ from tutelage import config, objectives
 from tutelage.settings import weights as schedules
 from tutelage.settings.data import DataSettings, RandAugment
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, MultiStep, Step
+from tutelage.settings.numbers import SMALLEST
 from tutelage.settings.objective import ObjectiveSpec
 
 PAGE = Path(__file__).with_name("recipes.md")
@@ -93,6 +94,8 @@ def bounds(field):
     inside = [m for each in typing.get_args(field.annotation) for m in getattr(each, "__metadata__", ())]
     every = (*field.metadata, *inside)
     limits = {name: getattr(m, name) for m in every for name in signs if getattr(m, name, None) is not None}
+    if limits.get("ge") == SMALLEST:
+        return " > 0"  # that float32 holds, as every number
     if "ge" in limits and "le" in limits:
         return f" in [{limits['ge']}, {limits['le']}]"
     return "".join(f" {signs[name]} {bound}" for name, bound in limits.items())
