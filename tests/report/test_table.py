@@ -14,7 +14,7 @@ from tests._helpers.refusals import refused
 from tutelage import records
 from tutelage.errors import NotFoundError
 from tutelage.report import results
-from tutelage.report.table import aligned
+from tutelage.report.table import Row, Table, aligned
 
 
 @pytest.fixture
@@ -192,6 +192,15 @@ def test_print_table_shows_names_with_brackets_as_they_are(tmp_path):
     shown = console.file.getvalue()
     assert "[red]w" in shown
     assert "75.00" in shown
+
+
+def test_a_printed_cell_keeps_its_own_line_breaks_and_writes_out_what_is_not_printable():
+    console = Console(file=io.StringIO(), width=160)
+    row = Row(cells=("a (teacher)", "1"), short=("a\x1b[2J\n(teacher)", "1"), kind="teacher")
+    Table(headings=("Network", "Accuracy"), rows=(row,)).print(console)
+    shown = console.file.getvalue().splitlines()
+    assert any("a\\x1b[2J" in line for line in shown)
+    assert any("(teacher)" in line and "\\n" not in line for line in shown)
 
 
 def test_no_records_is_an_error_that_says_what_to_type(tmp_path):

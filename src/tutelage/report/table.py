@@ -68,9 +68,8 @@ class Table:
                 no_wrap=at not in self.wrapped,
             )
         for row in self.rows:
-            shown.add_row(
-                *map(Text, map(printable, row.short or row.cells)), style="dim" if row.kind == "teacher" else ""
-            )
+            cells = ("\n".join(map(printable, cell.split("\n"))) for cell in row.short or row.cells)
+            shown.add_row(*map(Text, cells), style="dim" if row.kind == "teacher" else "")
         console.print(shown)
 
 
