@@ -189,8 +189,8 @@ def _as_argument(override: re.Match[str]) -> str:
     return f"{name}={value!r}"
 
 
-def _named(network: Model, argument: str = "model") -> str | nn.Module:
-    """Return the folder of a run or a path as a name, and a name or a module unchanged."""
+def _named(network: Network, argument: str = "model") -> str | nn.Module:
+    """Return the folder of a run or a path as a name, and a name or a module unchanged; a mapping is refused."""
     if isinstance(network, Run):
         network = network.folder
     if not isinstance(network, str | Path | nn.Module):
@@ -213,7 +213,7 @@ def _written(network: Network, argument: str) -> dict[str, Any] | nn.Module:
             got = f"an object of type {type(name).__name__}"
             raise InvalidTypeError(f"{argument}.name", "a model's name, a run or its folder", got, instead)
         return {**network, "name": name}
-    written = _named(network, argument)  # type: ignore[arg-type]  # it refuses other mappings
+    written = _named(network, argument)
     return written if isinstance(written, nn.Module) else {"name": written}
 
 
