@@ -11,7 +11,7 @@ import copy
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 
@@ -168,7 +168,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         """Compose a value, and count what it stands for."""
-        event: Any = self.peek_event()
+        event = self.peek_event()
         self._depth += 1
         node = super().compose_node(parent, index) if self._depth <= DEEPEST else None
         self._depth -= 1
@@ -189,7 +189,7 @@ class _Loader(yaml.SafeLoader):
             elif isinstance(node, yaml.ScalarNode) and not all(map(_is_plain, re.split("[\t\n]", node.value))):
                 reason = "a control character"
         if reason:
-            raise yaml.MarkedYAMLError(problem=reason, problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(problem=reason, problem_mark=cast(Any, event.start_mark))
         return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
