@@ -47,6 +47,7 @@ def serve():
     networks = {name: models.create(f"cifar:{name}", classes=100) for pair in PAIRS.values() for name in pair}
     plain = {"compile_teacher": False, "compile_student": False, "gradient_products": False}
     plain |= {"precision": "fp32", "threads": 1, "device": "cpu", "weak_teacher": True}
+    plain["optimizer"] = {"name": "sgd", "lr": 1e-4}  # a student is trained on from round to round, on noise
 
     def steps(teacher, student):
         with tempfile.TemporaryDirectory() as folder:

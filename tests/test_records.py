@@ -13,7 +13,7 @@ import stat
 import pytest
 from tests._helpers.refusals import refused
 
-from tutelage import records
+from tutelage import plain_files, records
 from tutelage.errors import InvalidValueError, StorageError
 
 
@@ -303,8 +303,8 @@ def test_a_folder_or_a_pipe_in_a_records_place_is_named_and_not_waited_for(tmp_p
 )
 def test_a_key_that_is_missing_or_of_another_type_is_named(change, wrong):
     whole = {"name": "c", "baseline": "kd", "teacher": None, "entries": [{"folder": "a", "objective": "kd", "seed": 0}]}
-    assert records.misfit(whole, records.Comparison) is None
-    assert records.misfit(whole | change, records.Comparison) == wrong
+    assert plain_files.misfit(whole, records.Comparison) is None
+    assert plain_files.misfit(whole | change, records.Comparison) == wrong
 
 
 @pytest.mark.parametrize(
@@ -331,13 +331,3 @@ def test_damaged_lines_of_metrics_are_left_out_and_named(tmp_path):
     assert [e["epoch"] for e in epochs] == [1, 3]
     assert len(damage) == 1
     assert "line 2" in damage[0]
-
-
-def test_too_little_room_says_what_is_needed_and_free(small_disk):
-    records.require_room("run a", small_disk / "runs" / "a", 1e5, "or elsewhere")
-    with pytest.raises(StorageError) as caught:
-        records.require_room("run a", small_disk / "runs" / "a", 1e6, "or elsewhere")
-    assert (caught.value.what, caught.value.errno, caught.value.exit_code) == ("run a", errno.ENOSPC, 1)
-    assert f"{1e6 * records.MARGIN / 1e6:.1f} MB" in caught.value.expected
-    assert re.fullmatch(r"0\.\d MB", caught.value.got)
-    assert list(small_disk.iterdir()) == []

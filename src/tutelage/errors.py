@@ -51,6 +51,17 @@ def printable(text: str) -> str:
     return "".join(repr(c)[1:-1] if unicodedata.category(c) in _INVISIBLE else c for c in text)
 
 
+def one_line(error: BaseException) -> str:
+    """Return an error's first line, or its type if it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def reason_of(error: BaseException) -> str:
+    """Return an error's type and its first line."""
+    return f"{type(error).__name__}: {one_line(error) if str(error).strip() else 'no reason given'}"
+
+
 def nearest(name: object, known: Collection[str], *, otherwise: str = "type one of those") -> str:
     """Return what to type in place of a name that is not known.
 
@@ -198,7 +209,7 @@ def explained(error: Exception) -> Exception:
     """
     if isinstance(error, TutelageError):
         return error
-    reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
+    reason = reason_of(error)
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "DefaultCPUAllocator" in reason:  # torch's error for it on a CPU is a RuntimeError
         return RunError(

@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidValueError, one_line, reason_of
 
 READER_VERSION = 2
 """Version of the pixels that are made of a picture file; what was made by another version is not mixed with them."""
@@ -151,7 +151,7 @@ def reasoned() -> Iterator[None]:
     except (SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UnreadableError(one_line(error)) from error
     except Exception as error:
-        raise UnreadableError(f"{type(error).__name__}: {one_line(error)}") from error
+        raise UnreadableError(reason_of(error)) from error
 
 
 @contextmanager
@@ -300,12 +300,6 @@ def image_of(pixels: NDArray[np.uint8]) -> Image.Image:
 def rescale(pixels: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
     """Return the pixels times a factor, rounded."""
     return pixels if factor == 1 else np.rint(pixels * factor).astype(np.uint8)
-
-
-def one_line(error: BaseException) -> str:
-    """Return an error's first line, or its type if it has no message."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def _each(readers: Iterable[Reader]) -> Iterator[tuple[Reader, int, Encoded]]:

@@ -1,4 +1,4 @@
-"""Files of text that somebody hands in: read with a limit on their size, and JSON with one on its nesting."""
+"""Files of text that somebody hands in, with a limit on their size; JSON with one on its nesting, and its types."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import json
 import os
 import stat
 import sys
+import types
+import typing
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, Required
 
 from tutelage.errors import InvalidValueError
 
@@ -84,3 +87,38 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_number(name: str) -> Any:
     raise ValueError(f"{name}, which is no JSON")
+
+
+def misfit(value: object, kind: Any, where: str = "", *, partial: bool = False) -> str | None:
+    """Say where a JSON value is not of a type: a `TypedDict`, list, dict, union, literal, number or text."""
+    if kind is Any:
+        return None
+    if typing.is_typeddict(kind) and isinstance(value, dict):
+        for key, hint in typing.get_type_hints(kind, include_extras=True).items():
+            qualifier = typing.get_origin(hint)
+            required = qualifier is Required or (kind.__total__ and qualifier is not NotRequired and not partial)
+            if key not in value and required:
+                return f"no {where}{key}"
+            inner = typing.get_args(hint)[0] if qualifier in (Required, NotRequired) else hint
+            if key in value and (wrong := misfit(value[key], inner, f"{where}{key}.", partial=partial)):
+                return wrong
+        return None
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        wrongs = [misfit(value, member, where, partial=partial) for member in arguments]
+        return None if None in wrongs else max(wrongs, key=lambda wrong: len(wrong or ""))
+    items: Iterable[tuple[object, object]] | None = None
+    if origin in (list, tuple) and isinstance(value, list):  # A tuple of numbers is a list on disk.
+        items = enumerate(value)
+    elif origin is dict and isinstance(value, dict):
+        items = value.items()
+    if items is not None:
+        inner = arguments[1 if origin is dict else 0]
+        return next(filter(None, (misfit(item, inner, f"{where}{key}.", partial=partial) for key, item in items)), None)
+    if origin is Literal:
+        fits = value in arguments
+    elif kind in (int, float):
+        fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    else:
+        fits = not typing.is_typeddict(kind) and isinstance(value, type(None) if kind is None else origin or kind)
+    return None if fits else f"{where.removesuffix('.') or 'the whole'}: {json.dumps(value)[:60]}"

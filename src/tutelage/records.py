@@ -17,7 +17,6 @@ import re
 import shutil
 import stat
 import time
-import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -259,9 +258,6 @@ PAUSES = (0.01, 0.1, 1.0)
 Manifest = dict[str, Any]
 """``manifest.json``; its keys are documented in ``docs/records.md``."""
 
-MARGIN = 1.1
-"""Room that is asked for, relative to what is estimated to be written: file systems have blocks and tables too."""
-
 
 class DamagedError(InvalidValueError):
     """A record that is missing, torn, of another kind, or from another place."""
@@ -401,7 +397,7 @@ def parse_json(content: bytes, kind: Any = None, *, partial: bool = False) -> di
         raise ValueError(f"text that is cut off or changed, in line {error.lineno}") from None
     if not isinstance(value, dict):
         raise ValueError(f"{_KINDS.get(type(value), 'a number')} in place of an object")
-    if wrong := None if kind is None else misfit(value, kind, partial=partial):
+    if wrong := None if kind is None else plain_files.misfit(value, kind, partial=partial):
         raise ValueError(wrong)
     return value
 
@@ -430,7 +426,7 @@ def read_json(
     except ValueError as error:
         raise DamagedError(path, "JSON", error, instead) from None
     check_schema(path, value, reads)
-    if wrong := None if kind is None else misfit(value, kind, partial=partial):
+    if wrong := None if kind is None else plain_files.misfit(value, kind, partial=partial):
         raise DamagedError(path, "the record that was written", wrong, instead)
     return value
 
@@ -448,41 +444,6 @@ def check_schema(what: object, value: Mapping[str, Any], reads: int = SCHEMA) ->
     if schema > reads:
         expected = f"schema {reads} or an earlier one, which this version of tutelage reads"
         raise NewerError(what, expected, f"schema {schema}, of a newer version", "type pip install --upgrade tutelage")
-
-
-def misfit(value: object, kind: Any, where: str = "", *, partial: bool = False) -> str | None:
-    """Say where a JSON value is not of a type: a `TypedDict`, list, dict, union, literal, number or text."""
-    if kind is Any:
-        return None
-    if typing.is_typeddict(kind) and isinstance(value, dict):
-        for key, hint in typing.get_type_hints(kind, include_extras=True).items():
-            qualifier = typing.get_origin(hint)
-            required = qualifier is Required or (kind.__total__ and qualifier is not NotRequired and not partial)
-            if key not in value and required:
-                return f"no {where}{key}"
-            inner = typing.get_args(hint)[0] if qualifier in (Required, NotRequired) else hint
-            if key in value and (wrong := misfit(value[key], inner, f"{where}{key}.", partial=partial)):
-                return wrong
-        return None
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (typing.Union, types.UnionType):
-        wrongs = [misfit(value, member, where, partial=partial) for member in arguments]
-        return None if None in wrongs else max(wrongs, key=lambda wrong: len(wrong or ""))
-    items: Iterable[tuple[object, object]] | None = None
-    if origin in (list, tuple) and isinstance(value, list):  # A tuple of numbers is a list on disk.
-        items = enumerate(value)
-    elif origin is dict and isinstance(value, dict):
-        items = value.items()
-    if items is not None:
-        inner = arguments[1 if origin is dict else 0]
-        return next(filter(None, (misfit(item, inner, f"{where}{key}.", partial=partial) for key, item in items)), None)
-    if origin is Literal:
-        fits = value in arguments
-    elif kind in (int, float):
-        fits = isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
-    else:
-        fits = not typing.is_typeddict(kind) and isinstance(value, type(None) if kind is None else origin or kind)
-    return None if fits else f"{where.removesuffix('.') or 'the whole'}: {json.dumps(value)[:60]}"
 
 
 def read_manifest(folder: Path, *, instead: str = "restore the file, or remove the folder") -> Manifest:
@@ -600,27 +561,9 @@ def kept_run(folder: Path) -> tuple[KeptRun, str] | None:
     for name in reversed(checkpoint_names(folder / CHECKPOINTS)):
         with contextlib.suppress(OSError, ValueError):
             state = parse_state(read_checked(folder / CHECKPOINTS / name, STATE)[STATE], name)
-            if misfit(state.get("run"), KeptRun) is None:
+            if plain_files.misfit(state.get("run"), KeptRun) is None:
                 return typing.cast(KeptRun, state["run"]), name
     return None
-
-
-def free_bytes(folder: Path) -> int:
-    """Return what is free on the disk of a folder, which need not be there."""
-    return shutil.disk_usage(next(filter(Path.exists, (folder.absolute(), *folder.absolute().parents)))).free
-
-
-def require_room(what: str, folder: Path, size: float, instead: str) -> None:
-    """Refuse to begin what the disk of a folder has no room for: ``size`` bytes, an estimate, and `MARGIN`.
-
-    Raises:
-        StorageError: so; with what is needed and what is free.
-    """
-    if MARGIN * size > (free := free_bytes(folder)):
-        expected = f"{MARGIN * size / 1e6:.1f} MB free in {folder}"
-        error = StorageError(what, expected, f"{free / 1e6:.1f} MB", f"free some space, {instead}")
-        error.errno = errno.ENOSPC
-        raise error
 
 
 def append_epoch(folder: Path, record: Epoch) -> None:

@@ -144,12 +144,12 @@ def print_dry_run(recipe: Recipe, trust: bool | frozenset[str], runs: Path) -> N
 
 def print_disk(planned: Sequence[tuple[Recipe, Path]], trust: bool | frozenset[str], runs: Path) -> None:
     """Print the disk that several runs need together."""
-    from tutelage import data, records
-    from tutelage.runs.disk import size_of_all
+    from tutelage import data
+    from tutelage.runs.disk import free_bytes, size_of_all
 
     if planned:
         size = size_of_all(planned, data.open_data(planned[0][0].data), trust)
-        free = records.free_bytes(runs)
+        free = free_bytes(runs)
         echo(f"estimated disk of {len(planned)} runs: {size / 1e6:.1f} MB, {free / 1e6:.0f} MB free")
 
 

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from tutelage.data import rng
-from tutelage.errors import InvalidValueError, UserCodeError, missing_extra, nearest
-from tutelage.images import MEAN, RESAMPLING, image_of, one_line, pixels_of, rescale
+from tutelage.errors import InvalidValueError, UserCodeError, missing_extra, nearest, reason_of
+from tutelage.images import MEAN, RESAMPLING, image_of, pixels_of, rescale
 from tutelage.types import View
 
 Function = Callable[[Image.Image], Any]
@@ -104,7 +104,7 @@ def _transformed(image: Image.Image, transform: Transform, which: str) -> NDArra
         raise kind(
             name,
             f"an image out of {which}",
-            f"{type(error).__name__}: {one_line(error)}",
+            reason_of(error),
             "fix it, or type data.transform=null",
         ) from error
     expected = (len(image.getbands()), image.height, image.width)
@@ -154,7 +154,7 @@ def _of_torchvision(text: str) -> Function:
         instead = "give others, or pass the object itself from Python where literals cannot make it"
         if unknown is not None:
             instead = nearest(unknown, known, otherwise=instead)
-        expected, got = f"arguments of {name} ({', '.join(known)})", f"{type(error).__name__}: {one_line(error)}"
+        expected, got = f"arguments of {name} ({', '.join(known)})", reason_of(error)
         raise InvalidValueError(f"data.transform torchvision:{text}", expected, got, instead) from error
     return transform
 
@@ -196,7 +196,7 @@ def _of_timm(policy: str, image_size: tuple[int, int], channels: int, interpolat
         raise InvalidValueError(
             "data.transform",
             "a policy of timm's, such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2, original or 3a",
-            f"timm:{policy} ({type(error).__name__}: {one_line(error)})",
+            f"timm:{policy} ({reason_of(error)})",
             "for example data.transform=timm:rand-m9-mstd0.5-inc1",
         ) from error
     # Pillow has come to refuse to keep no bit, at which timm would stop in the middle of an epoch.

@@ -19,9 +19,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from tutelage import records
-from tutelage.errors import InvalidTypeError, InvalidValueError
-from tutelage.images import one_line
+from tutelage import plain_files, records
+from tutelage.errors import InvalidTypeError, InvalidValueError, one_line
 from tutelage.models.card import JSON_NAMES, Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.names import weights_file
@@ -283,7 +282,7 @@ def read_card(folder: Path) -> Card:
     hints = {JSON_NAMES.get(name, name): hint for name, hint in typing.get_type_hints(Card).items()}
     try:
         for name, inner in value["card"].items():
-            if wrong := records.misfit(inner, hints.get(name, Any), f"{name}."):
+            if wrong := plain_files.misfit(inner, hints.get(name, Any), f"{name}."):
                 raise ValueError(wrong)
         card = Card.from_json(value["card"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:

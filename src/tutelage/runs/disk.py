@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,10 +12,13 @@ from torch import nn
 
 from tutelage import data, records
 from tutelage.config.schema import Network, Recipe
+from tutelage.errors import StorageError
 from tutelage.runs.networks import create_student
 from tutelage.settings.fit import SGD
 from tutelage.training.checkpoints import KEPT
 
+MARGIN = 1.1
+"""Room that is asked for, relative to what is estimated to be written: file systems have blocks and tables too."""
 EPOCH = 2_000
 """Bytes of a line of metrics."""
 FIXED = 200_000
@@ -63,10 +68,21 @@ def size_of_all(planned: Iterable[tuple[Recipe, Path]], splits: data.Splits, tru
     return size
 
 
-def require_room(what: str, folder: Path, size: int) -> None:
-    """Refuse to begin runs that the disk of their folder has no room for.
+def free_bytes(folder: Path) -> int:
+    """Return what is free on the disk of a folder, which need not be there."""
+    return shutil.disk_usage(next(filter(Path.exists, (folder.absolute(), *folder.absolute().parents)))).free
+
+
+def require_room(
+    what: str, folder: Path, size: float, instead: str = "or type --runs FOLDER for one on another disk"
+) -> None:
+    """Refuse to begin what the disk of a folder has no room for: ``size`` bytes, an estimate, and `MARGIN`.
 
     Raises:
         StorageError: so; with what is needed and what is free.
     """
-    records.require_room(what, folder, size, "or type --runs FOLDER for one on another disk")
+    if MARGIN * size > (free := free_bytes(folder)):
+        expected = f"{MARGIN * size / 1e6:.1f} MB free in {folder}"
+        error = StorageError(what, expected, f"{free / 1e6:.1f} MB", f"free some space, {instead}")
+        error.errno = errno.ENOSPC
+        raise error

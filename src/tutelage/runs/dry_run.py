@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tutelage import data, models, records
+from tutelage import data, models
 from tutelage.config.schema import Recipe
 from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune, sanity_checks
-from tutelage.runs.disk import run_size
+from tutelage.runs.disk import free_bytes, run_size
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.setup import (
     build_inputs,
@@ -103,7 +103,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     size = run_size(recipe, run_inputs.student)
     if training is not None and run_inputs.teacher is not None:
         size += run_size(training, run_inputs.teacher)
-    disk = f"{size / 1e6:.1f} MB, {records.free_bytes(runs) / 1e6:.0f} MB free"
+    disk = f"{size / 1e6:.1f} MB, {free_bytes(runs) / 1e6:.0f} MB free"
     return [
         *summary,
         ("estimated disk", disk),

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage import data, records
+from tutelage import data
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher, restored
-from tutelage.runs import autotune, sanity_checks, setup
+from tutelage.runs import autotune, disk, sanity_checks, setup
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.preflight import require_outputs, require_teacher
 from tutelage.runs.run import DEFAULTS, RunOptions
@@ -26,6 +26,7 @@ from tutelage.teacher_cache.cache import TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
 from tutelage.training.compile import ComputePlan, PlannedTeacher
 from tutelage.training.distributed import accelerator_on, to_device
+from tutelage.training.dry_forward import PROBED
 from tutelage.training.evaluate import NAMED, NonFiniteError, listed
 from tutelage.training.precision import fallback, float32_products
 from tutelage.views import view_of
@@ -72,7 +73,7 @@ def record(
     inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     setup.check_compatible(inputs)
-    setup.check_teacher_outputs(recipe, inputs)
+    setup.check_teacher_outputs(recipe, inputs, setup.probe_inputs(recipe, inputs))
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = inputs.splits.train, inputs.splits.classes
@@ -91,12 +92,12 @@ def record(
         if not todo:
             outputs.conclude(epochs)
             return folder
-        probe = next(batches.at(0, [np.arange(min(setup.PROBE_SAMPLES, len(split)))])).inputs
+        probe = next(batches.at(0, [np.arange(min(PROBED, len(split)))])).inputs
         shapes = feature_shapes(network, names, view_of(probe, "teacher"))
         size = _choose_form(outputs, recipe, shapes, epochs)
         share = len(todo) / (epochs * math.ceil(len(split) / outputs.rows))
         instead = "or type outputs=FOLDER for one on another disk"
-        records.require_room(f"outputs in {folder}", folder, 1e6 * size * share, instead)
+        disk.require_room(f"outputs in {folder}", folder, 1e6 * size * share, instead)
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
         settings = recipe.fits()[0].settings

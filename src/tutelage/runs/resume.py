@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tutelage import config, models, records
+from tutelage import config, models, plain_files, records
 from tutelage.config.schema import Network, Recipe
 from tutelage.errors import InvalidValueError, RecipeError, TutelageError
 from tutelage.runs.manifest import without_paths
@@ -320,7 +320,7 @@ def same_run(saved: Checkpoint, recipe: Recipe, manifest: Mapping[str, Any]) -> 
     """
     if (run := saved.state.get("run")) is None:
         return
-    if wrong := records.misfit(run, records.KeptRun):
+    if wrong := plain_files.misfit(run, records.KeptRun):
         raise ValueError(wrong)
     differs = recipe_differences(run["recipe"], recipe)
     now = fingerprints(manifest)

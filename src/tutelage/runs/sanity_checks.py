@@ -92,7 +92,8 @@ def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
         named = ", ".join(map(repr, absent[:_NAMED])) + (", ..." if len(absent) > _NAMED else "")
         instead = "add some, or leave these classes out of the data: they cannot be learned from labels"
         expected = f"training samples with labels of all {splits.classes} classes"
-        yield message("data", expected, f"none of {len(absent)}, {named}", instead)
+        got = f"none of {named}" if len(absent) == 1 else f"none of {len(absent)} ({named})"
+        yield message("data", expected, got, instead)
 
 
 def of_accuracy(recipe: Recipe, outputs: EvalOutputs, data: str | None) -> Iterator[str]:

@@ -146,12 +146,11 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     """
     check_compatible(run_inputs)
     accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), len(run_inputs.splits.train)
-    if run_inputs.teacher is not None:
-        check_teacher_outputs(recipe, run_inputs)
     student, settings = run_inputs.student, fits[0].settings
-    probe = _probe(run_inputs.splits.train, accelerator.device, View(0, 0))
+    probe = probe_inputs(recipe, run_inputs)
     world, least = accelerator.num_processes, {}
     if probe is not None:
+        check_teacher_outputs(recipe, run_inputs, probe)
         inputs = view_of(probe, "student")
         who = f"student {student.card.name}"
         logits = check_logits(
@@ -169,13 +168,18 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     check_last_batch(samples, run_inputs.objectives, fits, world=world, networks=least)
 
 
-def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs) -> None:
-    """Refuse a teacher that does not take the data's inputs, or gives logits for other classes."""
-    teacher, device = run_inputs.teacher, accelerator_on(recipe.device).device
-    if teacher is None or (inputs := _probe(run_inputs.splits.train, device, View(0, 0))) is None:
+def probe_inputs(recipe: Recipe, run_inputs: RunInputs) -> Inputs | None:
+    """Return a few training inputs on the recipe's device; ``None`` if no sample can be read."""
+    return _probe(run_inputs.splits.train, accelerator_on(recipe.device).device, View(0, 0))
+
+
+def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs | None) -> None:
+    """Refuse a teacher that does not take the data's ``inputs``, or gives logits for other classes."""
+    teacher = run_inputs.teacher
+    if teacher is None or inputs is None:
         return
     check_logits(
-        teacher.to(device),
+        teacher.to(accelerator_on(recipe.device).device),
         f"teacher {teacher.card.name}",
         view_of(inputs, "teacher"),
         classes=run_inputs.splits.classes,
@@ -253,7 +257,7 @@ def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
             [outputs.logits.float().cpu() for _, outputs in _teacher_outputs(teacher, train, indices)]
         )
     if needs.student_taps or needs.teacher_taps:
-        probe = data.BatchLoader(train, batch_size=min(PROBE_SAMPLES, len(train)), train=True)
+        probe = data.BatchLoader(train, batch_size=min(PROBED, len(train)), train=True)
         inputs = next(probe.epoch(0)).inputs
     return network_context(
         objective,
@@ -268,8 +272,6 @@ def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
     )
 
 
-PROBE_SAMPLES = PROBED
-"""Number of samples in the dry forward pass that gives the shapes of features."""
 STATISTICS = 10_000
 """Number of training samples, evenly spaced, whose teacher logits are bound as teacher statistics."""
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38
 """Range of float32's normal numbers, rounded inwards: outside it a number becomes zero or infinity."""
-FLOAT32 = f"that float32 holds ({SMALLEST} to {LARGEST} in size, or 0)"
+FLOAT32 = f"that float32 holds ({SMALLEST} to {LARGEST} in size)"
 """The range in the words of an error."""
 LARGEST_COUNT = 2**31 - 1
 """Largest number of epochs, samples or the like."""

@@ -18,6 +18,7 @@ import torch
 from tutelage import data, records
 from tutelage.config.schema import Recipe
 from tutelage.data.registry import import_library
+from tutelage.errors import one_line
 from tutelage.report.table import aligned
 from tutelage.runs import autotune, manifest
 from tutelage.runs.run import finished
@@ -174,7 +175,7 @@ def prepare(
             try:
                 timed[pair] = _time(request, left, opened, trust_code, limit=SHARE * budget.seconds / 4)
             except (ValueError, TypeError, OSError, ImportError) as error:
-                untimed[pair] = str(error).splitlines()[0] if str(error) else type(error).__name__
+                untimed[pair] = one_line(error)
         if keep and timed != known:
             pairs = {pair: {FIELDS[key]: value for key, value in asdict(timed[pair]).items()} for pair in timed}
             records.write_json(request.folder / TIMES, {"machine": machine, "pairs": pairs})

@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any, Literal
 
-from tutelage import records
+from tutelage import plain_files, records
 from tutelage.errors import NotFoundError, printable
 from tutelage.report import table as tables
 from tutelage.report.reading import NOT_STARTED, Run, Subject, deviation, mapping, mean, number, read_run, section
@@ -102,7 +102,7 @@ def read_study(folder: Path | str) -> tuple[records.Study, dict[str, Subject]]:
         key: [] for key in ("pairs", "methods", "cells", "published", "figures", "departures", "notes")
     }
     study: records.Study = {"name": name, "title": "", "source": "", "costs": None, "missing": {}, **lists, **value}  # type: ignore[typeddict-item]
-    if wrong := records.misfit(study, records.Study):
+    if wrong := plain_files.misfit(study, records.Study):
         instead = "type the study's command again to write it again, or restore the file"
         raise records.DamagedError(folder / records.STUDY, "the record that was written", wrong, instead)
     subjects = {}

@@ -22,7 +22,7 @@ import safetensors.torch
 from torch import Tensor
 
 from tutelage import records
-from tutelage.errors import RunError
+from tutelage.errors import RunError, one_line
 from tutelage.records import CHECKSUMS, STATE
 from tutelage.tensor_files import to_bytes
 
@@ -161,10 +161,7 @@ def _read(folder: Path) -> Checkpoint:
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    if isinstance(error, KeyError):
-        return f"none of {text}"
-    return text.splitlines()[0] if text else type(error).__name__
+    return f"none of {error}" if isinstance(error, KeyError) else one_line(error)
 
 
 class CheckpointSink(NamedTuple):

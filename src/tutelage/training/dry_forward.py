@@ -12,7 +12,7 @@ from traceback import walk_tb
 import torch
 from torch import Tensor, nn
 
-from tutelage.errors import RecipeError, TutelageError, UserCodeError, explained
+from tutelage.errors import RecipeError, TutelageError, UserCodeError, explained, reason_of
 from tutelage.settings.fit import FitSettings, smallest_share
 from tutelage.submodules import evaluation_mode, restored_modes
 from tutelage.training.buffers import SavedBuffers
@@ -159,7 +159,7 @@ def _misfit(error: Exception, network: nn.Module, who: str, inputs: Tensor) -> E
     if isinstance(known, TutelageError) and not isinstance(known, UserCodeError):
         return known
     expected = f"the {who} to take inputs {tuple(inputs.shape)}, as the data have"
-    reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), 'no reason given')}"
+    reason = reason_of(error)
     layer = _layer(error, network)
     got = f"{reason}, in its {layer}" if layer else reason
     resized = _how_to_resize(network, who) if inputs.ndim == 4 else ""

@@ -48,8 +48,8 @@ def log_nonfinite(
     logits: Sequence[tuple[Tensor, ...]],
     sums: Tensor,
     totals: Totals,
+    norms: Tensor,
     norm: Tensor,
-    gradients: Sequence[Tensor],
 ) -> None:
     """Write a step to the log if it is the epoch's first non-finite one; the host waits for nothing.
 
@@ -62,8 +62,8 @@ def log_nonfinite(
         logits: logits of its samples per micro-batch, in order: the student's, and the teacher's if there is one.
         sums: sums of the loss and of each term.
         totals: divisors of their means.
-        norm: norm of the gradient.
-        gradients: gradient of each parameter that has one, not clipped.
+        norms: norm of each parameter's gradient that has one, not clipped, ``(parameters,)``.
+        norm: norm of them all.
     """
     student, *teacher = (torch.cat([_unsound(each) for each in pieces]) for pieces in zip(*logits, strict=True))
     inputs = reduce(torch.logical_or, map(_unsound, views_of(batch.inputs)))
@@ -75,10 +75,8 @@ def log_nonfinite(
     entry = torch.full_like(log, -1)
     entry[0], entry[1] = step, suspect.sum()
     entry[2 : 2 + len(samples)] = samples
-    bad = (
-        ~torch.isfinite(torch.stack(torch._foreach_norm(list(gradients)))) if gradients else ~torch.isfinite(norm)[None]
-    )
-    last = (torch.arange(1, len(bad) + 1, device=bad.device) * bad).max()
+    bad = ~torch.isfinite(norms)
+    last = (torch.arange(1, len(bad) + 1, device=bad.device) * bad).amax() if len(bad) else norm.new_zeros(())
     facts = [*counts, totals.samples, totals.labelled, norm, bad.sum(), last]
     first = ~finite & (log[0] < 0)
     values.copy_(torch.where(first, torch.cat([torch.stack([fact.double() for fact in facts]), sums]), values))

@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from tutelage.modules import Distiller
-from tutelage.records import Epoch, misfit
+from tutelage.plain_files import misfit
+from tutelage.records import Epoch
 from tutelage.settings.fit import FitSettings
 from tutelage.settings.weights import Schedule
 from tutelage.training import optim

@@ -42,7 +42,8 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
     gradients = [p.grad for p in parameters if p.grad is not None]
     if scale is not None:
         scale.unscale(gradients)
-    norm = nn.utils.get_total_norm(gradients)
+    norms = torch.stack(torch._foreach_norm(gradients)) if gradients else metrics.zeros.new_zeros(0)
+    norm = torch.linalg.vector_norm(norms)  # of them all, as `nn.utils.get_total_norm` has it
     finite = agreed(torch.isfinite(norm) & torch.isfinite(sums[0]), state.accelerator)
     skipped, sound = metrics.skipped_sums, finite
     if scale is not None:
@@ -59,8 +60,8 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
             logits=logits,
             sums=sums[: 1 + len(metrics.objective.names)],
             totals=totals,
+            norms=norms,
             norm=norm,
-            gradients=gradients,
         )
     if state.settings.clip is not None:
         nn.utils.clip_grads_with_norm_(parameters, state.settings.clip, norm)

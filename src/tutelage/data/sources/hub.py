@@ -17,8 +17,8 @@ from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.names import local_folder
-from tutelage.errors import InvalidValueError, NotFoundError, missing_extra
-from tutelage.images import READER_VERSION, Encoded, one_line
+from tutelage.errors import InvalidValueError, NotFoundError, missing_extra, one_line
+from tutelage.images import READER_VERSION, Encoded
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 

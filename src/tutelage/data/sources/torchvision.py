@@ -13,8 +13,8 @@ import numpy as np
 from tutelage import records
 from tutelage.data.build import Description, Raw, check_labels, from_images, refuse_train_as_test
 from tutelage.data.datasets import Splits
-from tutelage.errors import InvalidValueError, NotFoundError, nearest_name
-from tutelage.images import Encoded, UnreadableError, one_line, reasoned
+from tutelage.errors import InvalidValueError, NotFoundError, nearest_name, one_line
+from tutelage.images import Encoded, UnreadableError, reasoned
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
