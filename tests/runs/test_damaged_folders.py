@@ -18,6 +18,7 @@ from tutelage import config, models, records
 from tutelage.cli import app
 from tutelage.config.schema import Recipe
 from tutelage.errors import TutelageError
+from tutelage.runs import disk
 from tutelage.runs.execute import execute
 from tutelage.runs.record_teacher import record
 from tutelage.runs.reporter import Reporter
@@ -379,7 +380,7 @@ def test_the_disk_is_told_and_checked_before_the_first_step(templates, tmp_path,
         code, said = type_(*command, "--dry-run")
         assert code == 0, said
         assert re.search(r"estimated disk\D+[\d.]+ MB, \d+ MB free", said)
-    monkeypatch.setattr(records, "free_bytes", lambda folder: 100_000)
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 100_000)
     for command in (["distill", "s.yaml", "name=fresh"], ["compare", "c.yaml"]):
         code, said = type_(*command)
         assert code == 1, said
