@@ -1,19 +1,36 @@
-"""Where a fit runs: the device, and the processes that share its steps. All calls of accelerate are here."""
+"""Where a fit runs: the device, and the processes that share its steps. All calls of accelerate are here.
+
+Every process runs the same code. What only one may do, such as locking, deciding and writing, is done `by_main`; its
+result, or its error, reaches all. Without a launcher there is one process, and each of these calls just does the work.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidValueError, RunError, TutelageError, explained, reason_of
 from tutelage.types import UNLABELLED, Batch, Batches, Totals
 from tutelage.views import map_views
+
+T = TypeVar("T")
+
+TIMEOUT = timedelta(minutes=30)
+"""Longest time that a process waits for the others. The first opening of a large folder, which the others wait for, has
+to be done by then."""
+
+
+class ProcessError(RunError):
+    """Another process failed, or did not answer."""
 
 
 def accelerator_on(device: str) -> Accelerator:
@@ -29,11 +46,135 @@ def accelerator_on(device: str) -> Accelerator:
         raise InvalidValueError("device", "a CUDA device", "none that torch can see", "type device=cpu or device=auto")
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
         AcceleratorState._reset_state(reset_partial_state=True)
-    return Accelerator(cpu=_on_cpu(device), mixed_precision="no")
+    waits = InitProcessGroupKwargs(timeout=TIMEOUT)
+    return Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[waits])
 
 
 def _on_cpu(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
+
+
+def rank() -> int:
+    """Return this process's number, from 0; also before the processes have met."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world() -> int:
+    """Return the number of processes that have met."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process decides, locks, writes and shows."""
+    return world() == 1 or distributed.get_rank() == 0
+
+
+def by_main(work: Callable[[], T]) -> T:
+    """Let the main process do some work, and return its result in all; it must be possible to pickle it.
+
+    Raises:
+        Exception: what the work raised, in all processes.
+    """
+    if world() == 1:
+        return work()
+    box: list[Any] = [None]
+    if is_main():
+        box = [_outcome(work)]
+    with naming_process():
+        distributed.broadcast_object_list(box, src=0)
+    result, error = box[0]
+    if error is not None:
+        raise error
+    return result
+
+
+def by_all(work: Callable[[], T]) -> T:
+    """Do some work in every process, and return this one's result once all are done.
+
+    Raises:
+        Exception: what it raised in this process.
+        ProcessError: if it failed in another one alone.
+    """
+    if world() == 1:
+        return work()
+    result, error = _outcome(work)
+    errors = gathered_objects(error)
+    if error is not None:
+        raise error
+    for number, other in enumerate(errors):
+        if other is not None:
+            raise ProcessError(f"process {number} of {world()}", "no error", reason_of(other), "see its message")
+    return result  # type: ignore[return-value]
+
+
+def once_a_node(work: Callable[[], T]) -> T:
+    """Let one process of each machine do some work first, such as reading what is then cached, and then the others."""
+    if world() == 1:
+        return work()
+    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
+    done = by_all(work if first else lambda: None)
+    return by_all((lambda: done) if first else work)  # type: ignore[return-value]
+
+
+def gathered_objects(value: T) -> list[T]:
+    """Return every process's value, by its number; it must be possible to pickle them."""
+    if world() == 1:
+        return [value]
+    values: list[Any] = [None] * world()
+    with naming_process():
+        distributed.all_gather_object(values, value)
+    return values
+
+
+@contextmanager
+def entered_by_main(context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Enter a context, such as a lock, in the main process alone; an error of entering it reaches all."""
+    if world() == 1:
+        with context():
+            yield
+        return
+    entered = context() if is_main() else nullcontext()
+    by_main(lambda: entered.__enter__() and None)
+    try:
+        yield
+    except BaseException as error:
+        if not entered.__exit__(type(error), error, error.__traceback__):
+            raise
+    else:
+        entered.__exit__(None, None, None)
+
+
+@contextmanager
+def naming_process() -> Iterator[None]:
+    """Say of a failed exchange between processes which process it failed in.
+
+    Raises:
+        ProcessError: if another process is gone, or did not answer in time.
+    """
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if world() == 1 or isinstance(error, TutelageError) or not _is_of_exchange(error):
+            raise
+        expected = f"an answer of all {world()} processes within {TIMEOUT}"
+        instead = "see the message of the process that failed, and run the same command again to resume"
+        raise ProcessError(f"process {distributed.get_rank()}", expected, reason_of(error), instead) from error
+
+
+_EXCHANGE = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe", "socket", "store")
+
+
+def _is_of_exchange(error: Exception) -> bool:
+    """Whether an error comes of torch's exchange between processes; gloo raises plain RuntimeErrors."""
+    text = str(error).lower()
+    return isinstance(error, distributed.DistError) or any(word in text for word in _EXCHANGE)
+
+
+def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:  # noqa: BLE001  whatever it is, the other processes are not to wait for a result
+        return None, explained(error)
 
 
 def batches_on(
