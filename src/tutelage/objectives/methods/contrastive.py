@@ -125,7 +125,7 @@ def _first_of_permutations(bits: Tensor, sizes: Tensor, *, most: int, count: int
     wrapped = torch.arange((1 + _ROUNDS) * most_rows, device=device) % heights
     row, column = torch.arange(rows, device=device)[:, None], torch.arange(width, device=device)
     columns = (shifts[:, 0, :rows, None] + column).view(batch, -1)  # In the first round each row is still together.
-    row_numbers = row.expand(batch, -1, width).flatten(1)
+    row_numbers = row.repeat(batch, 1, width).view(batch, -1)
     for k in range(_ROUNDS):
         if k:
             columns += shifts[:, k].gather(1, wrapped).gather(1, row_numbers)
@@ -294,8 +294,8 @@ def crd(
 
     Args:
         weight: weight of the term.
-        negatives: number of negatives per sample, drawn from other classes by seed, epoch and sample, without replacement;
-            with it for a sample that has fewer of them.
+        negatives: number of negatives per sample, drawn from other classes by seed, epoch and sample, without
+            replacement; with it for a sample that has fewer of them.
         temperature: temperature of the scores, > 0.
         momentum: share of a bank's row that is kept when its sample is seen, in [0, 1).
         dimension: dimension of the embeddings.
