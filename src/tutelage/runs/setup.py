@@ -27,7 +27,7 @@ from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
-from tutelage.training.distributed import accelerator_on
+from tutelage.training.distributed import accelerator_on, world
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
 from tutelage.training.precision import float32_products
@@ -405,7 +405,7 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
 
 def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
     """Return the number of steps of a run with this many training samples, or of its first ``stages``."""
-    return sum(fit.steps(samples) for fit in recipe.fits()[:stages])
+    return sum(fit.steps(samples, world=world()) for fit in recipe.fits()[:stages])
 
 
 @contextlib.contextmanager
