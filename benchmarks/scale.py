@@ -1,8 +1,8 @@
 """Compute what a run needs on N devices from what one device does with a share of its batch.
 
-    python benchmarks/scale.py [--teacher NAME] [--student NAME] [--size PIXELS] [--classes K] [--samples N] [--epochs E]
-                               [--batch B] [--bandwidth GB/s] [--workers W] [--read IMAGES/s] [--device cpu|cuda]
-                               [--steps N] [--write RESULT.json]
+    python benchmarks/scale.py [--teacher NAME] [--student NAME] [--size PIXELS] [--classes K] [--samples N]
+                               [--epochs E] [--batch B] [--bandwidth GB/s] [--workers W] [--read IMAGES/s]
+                               [--device cpu|cuda] [--steps N] [--write RESULT.json]
 
 For N of 1, 8 and 64 it measures the seconds of a step (live teacher, KD, float32) with B/N images, and the memory that
 its process takes; it computes the bytes that DDP sends a step (a ring sends 2 (N-1)/N times the gradients), the time

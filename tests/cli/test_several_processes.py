@@ -153,8 +153,8 @@ def test_an_error_of_one_process_names_it():
     broken = Path("pictures/train/b/7.png")
     size = broken.stat().st_size
     run = ["distill", "student=mlp:8", "teacher=mlp:8", "data.source=imagefolder:pictures", "objective=kd"]
-    run += ["weak_teacher=true", "precision=fp32", "device=cpu", "epochs=2", "name=p", "data.random_resized_crop=true", "data.size=8"]
-    run += ["batch_size=8"]
+    run += ["weak_teacher=true", "precision=fp32", "device=cpu", "epochs=2", "name=p", "batch_size=8"]
+    run += ["data.random_resized_crop=true", "data.size=8"]
     broken.write_bytes(broken.read_bytes()[: size // 2])
     code, _, err = launch(run, timeout=100)
     assert code == 1
