@@ -198,4 +198,4 @@ class TestBlocks:
 
     @pytest.mark.parametrize(("name", "count"), [("cifar:resnet20", 9), ("cifar:vgg8", 0), ("cifar:wrn_16_2", 6)])
     def test_those_of_the_published_networks(self, name, count):
-        assert len(repeated_blocks(models.create(name))) == count
+        assert len(repeated_blocks(create(name))) == count
