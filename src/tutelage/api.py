@@ -30,6 +30,7 @@ from tutelage.settings.fit import Precision
 from tutelage.settings.run import RunSettings
 from tutelage.studies import compare as comparisons
 from tutelage.studies.compare import ComparedRuns, with_reports
+from tutelage.training.distributed import accelerator_on, once_a_node, one_a_node_first
 from tutelage.training.evaluate import evaluate_outputs
 from tutelage.types import UNLABELLED
 
@@ -449,11 +450,12 @@ def judge(
         The evaluation, and a title with the model and the data.
     """
     name = recipe.student.name
-    splits = _splits_of(source, recipe.data, model)
+    accelerator_on(recipe.device)
+    splits = once_a_node(lambda: _splits_of(source, recipe.data, model))
     if isinstance(model, nn.Module):
         network = adopt(model, splits, "student", trained=True)
     else:
-        network = create_as_trained(recipe.student, splits, "student", trust_code=trust_code)
+        network = one_a_node_first(lambda: create_as_trained(recipe.student, splits, "student", trust_code=trust_code))
     instead = "name the data that it was trained on, data.source=..."
     if (classes := network.card.classes) != splits.classes:
         raise RecipeError(f"model {name}", f"{splits.classes} classes, as the data have", classes, instead)

@@ -28,7 +28,7 @@ from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.activations import checkpointed_blocks
-from tutelage.training.distributed import accelerator_on
+from tutelage.training.distributed import accelerator_on, by_all, once_a_node, one_a_node_first
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
 from tutelage.training.precision import float32_products
@@ -90,13 +90,16 @@ def build_inputs(
         trust_code: whether ``file:`` models, which run code, are allowed: all of them, or only those of these names.
     """
     objectives = build_objectives(recipe)
-    splits = splits or data.open_data(recipe.data)
-    student = create_student(recipe.student, splits, seed=recipe.seed, trust_code=trust_code)
-    if not isinstance(recipe.teacher, Network):
-        teacher = None
-    elif teacher is None:
-        teacher = create_teacher(recipe.teacher, splits, trust_code=trust_code)
-    return RunInputs(splits=splits, student=student, teacher=teacher, objectives=objectives)
+    opened = splits or once_a_node(lambda: data.open_data(recipe.data))
+
+    def networks() -> tuple[Classifier, Classifier | None]:
+        student, named = create_student(recipe.student, opened, seed=recipe.seed, trust_code=trust_code), recipe.teacher
+        if not isinstance(named, Network):
+            return student, None
+        return student, teacher or create_teacher(named, opened, trust_code=trust_code)
+
+    student, teacher = one_a_node_first(networks)
+    return RunInputs(splits=opened, student=student, teacher=teacher, objectives=objectives)
 
 
 def check_compatible(run_inputs: RunInputs) -> None:
@@ -145,6 +148,10 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
             network does not take the data's inputs, or a batch is too small for an objective or the student.
         UserCodeError: if a network of the user's own does not take the data's inputs.
     """
+    by_all(lambda: _check_run(recipe, run_inputs))
+
+
+def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     check_compatible(run_inputs)
     accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), len(run_inputs.splits.train)
     student, settings = run_inputs.student, fits[0].settings

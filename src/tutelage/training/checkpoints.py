@@ -130,6 +130,10 @@ class Checkpoints:
             raise CheckpointError("checkpoints", expected, got, instead)
         return None
 
+    def stages(self) -> list[int]:
+        """Return the stages that the checkpoints are of, by their names."""
+        return sorted({int(name.partition("-")[0]) for name in self._names()})
+
     def describe_newest(self) -> str:
         """Say which step the newest checkpoint is of."""
         names = self._names()
