@@ -472,7 +472,10 @@ class FitState:
         self.train.unpack(checkpoint)
         self.history, self.to_beat = [*state["history"]], state["to_beat"]
         # Checkpoints of older versions were computed eagerly.
-        self._adopt(ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan())
+        plan = ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan()
+        if self.train.recomputed:  # The key may be new.
+            plan = replace(plan, student_compiled=False, graph=False, products=())
+        self._adopt(plan)
 
 
 def _choose_captured_plan(
@@ -524,6 +527,8 @@ def _choose_captured_plan(
 def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher | None, *, steps: int) -> ComputePlan:
     """Choose how teacher and student are computed for this many steps; measuring changes no state or generator."""
     settings, processes = train.settings, train.accelerator.num_processes
+    if train.recomputed:  # Products and compiled forms would have to be those of the recomputation too.
+        settings = replace(settings, compile_student=False, gradient_products=False)
     piece = split_batch(batch, settings.accumulate)[0]
     teacher_plan = ComputePlan() if teacher is None else teacher.choose_plan(piece, steps=steps, processes=processes)
     if reason := reason_unmeasured(steps, processes, _wanted(settings)):

@@ -17,6 +17,7 @@ from tutelage.records import Epoch
 from tutelage.settings.fit import FitSettings
 from tutelage.settings.weights import Schedule
 from tutelage.training import optim
+from tutelage.training.activations import checkpointed_blocks, recomputing
 from tutelage.training.agreement import Agreement
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
@@ -100,6 +101,7 @@ class TrainState:
         parameters: trainable parameters.
         buffers: buffers that a step leaves unchanged if it is not applied; terms guard their own.
         student: forms in which the student is computed.
+        recomputed: blocks of the student that are computed again in the backward pass.
         now: other values that change from step to step.
         with_gradient: parameters to which a step that may not be finite gave a gradient.
         fused: whether the optimizer is torch's fused form: rate and skipping are tensors that the host never reads.
@@ -127,6 +129,7 @@ class TrainState:
         self.module = wrap(distiller, accelerator, unsynchronised=unsynchronised)
         self.buffers = SavedBuffers(distiller, but=guards)
         self.student = PlannedStudent(distiller)
+        self.recomputed = checkpointed_blocks(distiller.student) if settings.checkpoint_activations else []
         self.metrics = EpochMetrics(distiller.objective, self.device)
         if not accelerator.is_main_process:  # All processes skip the same steps, which are counted once.
             self.metrics.skipped_sums = self.metrics.zeros
@@ -152,7 +155,12 @@ class TrainState:
         self.distiller.objective.fused = self.student.fused
         local = nullcontext() if last else local_gradients(self.module)
         try:
-            with mixed_precision(self.device, self.settings.precision), self.student.gradients(samples), local:
+            with (
+                mixed_precision(self.device, self.settings.precision),
+                self.student.gradients(samples),
+                recomputing(self.recomputed),
+                local,
+            ):
                 yield
         finally:
             self.distiller.called = self.distiller.called_objective = None
