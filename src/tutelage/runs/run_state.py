@@ -200,6 +200,7 @@ class RunState:
             "torch": torch.__version__,
             "deterministic": self.recipe.deterministic,
             "teacher": self.teacher_mode(),
+            "processes": self.accelerator.num_processes,
         }
         recipe = self.recipe.model_dump(mode="json")
         self.kept: records.KeptRun = {"recipe": recipe, "manifest": self.manifest, "epochs": [], "best": None}
