@@ -31,7 +31,7 @@ from tutelage.training.activations import checkpointed_blocks
 from tutelage.training.distributed import accelerator_on, by_all, once_a_node, one_a_node_first
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
 from tutelage.training.evaluate import EvalOutputs, collect_outputs
-from tutelage.training.precision import float32_products
+from tutelage.training.precision import float32_products, network_dtype
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
 from tutelage.views import map_views, view_of, views_of
 
@@ -393,7 +393,7 @@ def single_exponent(objective: Objective) -> float | None:
 def evaluation_outputs(recipe: Recipe, network: torch.nn.Module, batches: Batches, who: str = "network") -> EvalOutputs:
     """Move a network to the recipe's device, and return its outputs on an evaluation set."""
     device, settings = accelerator_on(recipe.device).device, recipe.fits()[0].settings
-    network = network.to(device)
+    network = network.to(device, network_dtype(settings.precision))
     return collect_outputs(
         network,
         batches,

@@ -105,7 +105,7 @@ class PlannedTeacher:
         self, teacher: Teacher, settings: FitSettings, device: torch.device, plan: ComputePlan | None = None
     ) -> None:
         if isinstance(teacher, nn.Module):
-            place(teacher, device, channels_last=settings.channels_last)
+            place(teacher, device, settings)
         self._teacher, self._settings, self._device = teacher, settings, device
         # Checked once: matching an object with a protocol takes 10 us, a good part of a replayed step.
         self._open = teacher.open if isinstance(teacher, Opens) else None

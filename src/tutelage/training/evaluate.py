@@ -10,13 +10,13 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from tutelage import losses, targets
-from tutelage.checks import nonfinite_weight
+from tutelage.checks import nonfinite_weight, widened
 from tutelage.errors import RunError
 from tutelage.records import Bin, EvaluationMeans, Histogram, Judgement
 from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
 from tutelage.training.distributed import to_device
-from tutelage.training.precision import float32_products, mixed_precision
+from tutelage.training.precision import float32_products, mixed_precision, network_dtype
 from tutelage.types import UNLABELLED, Batches
 from tutelage.views import view_of, views_of
 
@@ -37,7 +37,7 @@ class NonFiniteError(RunError):
 
 
 class EvalOutputs(NamedTuple):
-    """A network's logits ``(samples, classes)`` in float32 and the labels ``(samples,)``, on the CPU."""
+    """A network's logits ``(samples, classes)``, float32 or float64, and the labels ``(samples,)``, on the CPU."""
 
     logits: Tensor
     labels: Tensor
@@ -71,10 +71,10 @@ def collect_outputs(
     logits, labels = [], []
     with evaluation_mode(network), float32_products(device, precision):
         for batch in batches.epoch(0):
-            moved = to_device(batch, device, channels_last=channels_last)
+            moved = to_device(batch, device, channels_last=channels_last, dtype=network_dtype(precision))
             inputs = view_of(moved.inputs, "teacher" if who == "teacher" else "student")
             with mixed_precision(device, precision):
-                logits.append(network(inputs).float().cpu())
+                logits.append(widened(network(inputs)).cpu())
             labels.append(batch.labels.cpu())
     outputs = EvalOutputs(torch.cat(logits), torch.cat(labels))
     bad = (~torch.isfinite(outputs.logits).all(-1)).nonzero()[:, 0].tolist()

@@ -19,6 +19,7 @@ from tutelage.settings.weights import Schedule
 from tutelage.training import optim
 from tutelage.training.activations import checkpointed_blocks, recomputing
 from tutelage.training.agreement import Agreement
+from tutelage.training.batch_norm import norms_to_synchronise
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
@@ -100,9 +101,11 @@ class TrainState:
         module: module that a step calls: the distiller, or its wrapper that averages gradients over processes.
         parameters: trainable parameters.
         buffers: buffers that a step leaves unchanged if it is not applied; terms guard their own.
+        norms: batch norms that take statistics of all processes' samples.
         student: forms in which the student is computed.
         recomputed: blocks of the student that are computed again in the backward pass.
         now: other values that change from step to step.
+        unsynchronised: names of buffers that terms keep equal in all processes.
         with_gradient: parameters to which a step that may not be finite gave a gradient.
         fused: whether the optimizer is torch's fused form: rate and skipping are tensors that the host never reads.
     """
@@ -117,7 +120,7 @@ class TrainState:
         self.distiller, self.settings, self.accelerator = distiller, settings, accelerator
         self.agreement = agreement or Agreement(accelerator)
         self.device = accelerator.device
-        place(distiller, self.device, channels_last=settings.channels_last)
+        place(distiller, self.device, settings)
         self.fused = self.device.type in CAPTURES
         self.optimizer = optim.build(settings.optimizer, distiller, fused=self.fused)
         self.parameters = [p for p in distiller.parameters() if p.requires_grad]
@@ -127,7 +130,9 @@ class TrainState:
         guarded = {id(buffer) for guard in guards for buffer in guard.buffers()}
         unsynchronised = [name for name, buffer in distiller.named_buffers() if id(buffer) in guarded]
         self.module = wrap(distiller, accelerator, unsynchronised=unsynchronised)
+        self.unsynchronised = frozenset(unsynchronised)
         self.buffers = SavedBuffers(distiller, but=guards)
+        self.norms = norms_to_synchronise(distiller, settings.sync_bn)
         self.student = PlannedStudent(distiller)
         self.recomputed = checkpointed_blocks(distiller.student) if settings.checkpoint_activations else []
         self.metrics = EpochMetrics(distiller.objective, self.device)
