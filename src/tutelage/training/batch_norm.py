@@ -185,7 +185,7 @@ class _Normalise(torch.autograd.Function):
         own = sums.to(gradient.dtype if weight is None else weight.dtype)
         result = None
         if by_inputs:
-            both = sums.double()
+            both = sums.to(torch.float64, copy=True)
             with naming_process():
                 distributed.all_reduce(both)
             first, second = (both / count).to(wide.dtype)
