@@ -19,7 +19,7 @@ Positive = Annotated[Real, Ge(SMALLEST), Le(LARGEST)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 """Precision of the networks; see `training.precision`."""
 Switch = Literal["auto"] | bool
-"""Choice of a faster form: ``auto`` measures, if the fit is long enough to repay it; true and false decide."""
+"""Choice of a form: ``auto`` decides by what there is or, for speed, measures if the fit is long enough to repay it."""
 LossForm = Literal["plain", "compiled", "fused"]
 """Form of an objective's losses: one by one, compiled, or the cross-entropy and a loss of logits fused."""
 
