@@ -28,7 +28,7 @@ from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
-from tutelage.training.distributed import accelerator_on, by_main, is_main, world
+from tutelage.training.distributed import accelerator_on, by_main, gathered_objects, is_main, world
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
 from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
@@ -305,6 +305,9 @@ class RunState:
         if self.deadline is not None:
             self.deadline.end_evaluation()
         self.epochs.append(epoch)
+        for split in self.run_inputs.splits.by_name().values():  # Each process knows of its own share.
+            skipped = dict.fromkeys(name for names in gathered_objects(split.corrupt) for name in names)
+            split.corrupt[:] = skipped
         self.manifest["samples_by_rank"] = epoch.get("samples_by_rank", [epoch["train"]["samples"]])
         by_main(self._write_epoch)
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))
