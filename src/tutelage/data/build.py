@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage import images
-from tutelage.data import cache, rng
+from tutelage import images, rng
+from tutelage.data import cache
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, refuse_one_class
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.streamed import StreamSplit

@@ -8,6 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -247,7 +248,7 @@ class RunState:
     def distiller(self, stage: int) -> Distiller:
         """Return a stage's student with its objective, made on first use."""
         if stage not in self.distillers:
-            context = self.contexts.get(stage) or self.context(stage)
+            context = replace(self.contexts.get(stage) or self.context(stage), seed=self.recipe.seed)
             self.distillers = {stage: Distiller(self.run_inputs.student, self.objectives[stage], context)}
         return self.distillers[stage]
 
