@@ -20,7 +20,7 @@ class BatchLoader:
     """Batches of one split, on the CPU: implements `types.Batches`.
 
     A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; each of ``world``
-    processes takes every ``world``-th sample. Training batches are shuffled by (data seed, epoch) and augmented by
+    processes takes every ``world``-th sample. Training batches are in the order of `Split.order`, and augmented by
     (data seed, epoch, sample), with soft labels if the split mixes samples; others come in order, without augmentation.
     A last batch with fewer samples than processes is left out in training; in evaluation it joins the previous batch.
     Inputs held in memory are strided as channels-last.
@@ -99,7 +99,7 @@ class BatchLoader:
             raise InvalidValueError("rank", f"a number in [0, {world})", rank, "pass the process's own")
 
     def _requests(self, epoch: int, *, start: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
-        order = permutation(self.data_seed, epoch, self.samples) if self.train else np.arange(self.samples)
+        order = self.split.order(self.data_seed, epoch) if self.train else np.arange(self.samples)
         steps = self.steps(world=world)
         for step in range(start, steps):
             end = self.samples if step == steps - 1 and not self.train else (step + 1) * self.batch_size

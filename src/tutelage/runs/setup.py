@@ -332,6 +332,7 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
 
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
+    *("test_shards", "shuffle_buffer"),
 }
 """Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 
