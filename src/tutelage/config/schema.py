@@ -284,6 +284,7 @@ class Recipe(_Section):
     gradient_products: Switch = FitSettings.gradient_products
     graphs: Switch = FitSettings.graphs
     loss_form: Literal["auto"] | LossForm = FitSettings.loss_form
+    checkpoint_activations: bool = FitSettings.checkpoint_activations
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

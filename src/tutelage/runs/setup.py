@@ -27,6 +27,7 @@ from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
+from tutelage.training.activations import checkpointed_blocks
 from tutelage.training.distributed import accelerator_on, by_all, once_a_node, one_a_node_first
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
 from tutelage.training.evaluate import Evaluation, KeptLogits, evaluate
@@ -154,6 +155,8 @@ def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     check_compatible(run_inputs)
     accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), len(run_inputs.splits.train)
     student, settings = run_inputs.student, fits[0].settings
+    if settings.checkpoint_activations:
+        checkpointed_blocks(student)
     probe = probe_inputs(recipe, run_inputs)
     world, least = accelerator.num_processes, {}
     if probe is not None:
@@ -423,7 +426,7 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
 
 def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
     """Return the number of steps of a run with this many training samples, or of its first ``stages``."""
-    return sum(fit.steps(samples) for fit in recipe.fits()[:stages])
+    return sum(fit.steps(samples, world=accelerator_on(recipe.device).num_processes) for fit in recipe.fits()[:stages])
 
 
 @contextlib.contextmanager

@@ -175,6 +175,9 @@ class FitSettings:
         gradient_products: whether to compute weight gradients of convolutions as matrix products, decided per shape.
         graphs: whether to capture a step as one CUDA graph and replay it.
         loss_form: form of the losses; ``auto`` measures on CUDA, and is ``plain`` elsewhere.
+        checkpoint_activations: whether the student's blocks keep their inputs alone for the backward pass, in which
+            they are computed again: less memory for more time, and the same gradients. The student is then not
+            compiled.
     """
 
     epochs: Count = 240
@@ -193,6 +196,7 @@ class FitSettings:
     gradient_products: Switch = "auto"
     graphs: Switch = "auto"
     loss_form: Literal["auto"] | LossForm = "auto"
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):
@@ -201,6 +205,9 @@ class FitSettings:
             instead = "for no clipping type clip=null"
             raise InvalidValueError("clip", f"a gradient norm > 0 {FLOAT32}", self.clip, instead)
         _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)
+        for name in ("compile_student", "gradient_products", "graphs") if self.checkpoint_activations else ():
+            form = getattr(self, name)
+            _check(name, form, "auto or false with checkpoint_activations", form is not True, "false")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +218,9 @@ class Fit:
     settings: FitSettings  # settings of the training loop
     batch_size: Whole = 64  # samples per optimizer step, over all micro-batches and processes
 
-    def steps(self, samples: int) -> int:
-        """Return the number of optimizer steps for this many training samples."""
-        return steps_per_epoch(samples, self.batch_size) * self.settings.epochs
+    def steps(self, samples: int, *, world: int = 1) -> int:
+        """Return the number of optimizer steps for this many training samples if ``world`` processes share them."""
+        return steps_per_epoch(samples, self.batch_size, world=world) * self.settings.epochs
 
 
 def steps_per_epoch(samples: int, batch_size: int, *, world: int = 1) -> int:

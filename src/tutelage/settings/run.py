@@ -65,3 +65,5 @@ class RunSettings(TypedDict, total=False):
     """Capture a step as one CUDA graph, and replay it."""
     loss_form: Literal["auto"] | LossForm
     """How the losses are computed; ``auto`` measures on CUDA, and is ``plain`` elsewhere."""
+    checkpoint_activations: bool
+    """Compute what is inside the student's blocks again in the backward pass, not keep it: less memory, more time."""

@@ -17,15 +17,17 @@ from tutelage.records import Epoch
 from tutelage.settings.fit import FitSettings
 from tutelage.settings.weights import Schedule
 from tutelage.training import optim
+from tutelage.training.activations import checkpointed_blocks, recomputing
+from tutelage.training.agreement import Agreement
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
-from tutelage.training.distributed import local_gradients, place, wrap
+from tutelage.training.distributed import gathered_objects, local_gradients, place, sent, summed, wrap
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.metrics import EpochMetrics
 from tutelage.training.nonfinite import empty_log, empty_values
 from tutelage.training.precision import LossScale, mixed_precision
-from tutelage.training.rng import check_random, random_state, restore_random
+from tutelage.training.rng import check_random, packed_states, random_state, restore_rank, state_of_rank
 from tutelage.types import Progress, StatefulTerm
 
 
@@ -72,9 +74,9 @@ class StepValues:
         self.learning_rate, self.fraction = learning_rate, fraction
         here = Progress(self.epoch, self.step, fraction)
         schedules = cast(Iterable[Schedule], self.progress.scheduled)
-        self._whole.copy_(_sent([here.epoch, here.step], self._whole), non_blocking=True)
+        self._whole.copy_(sent([here.epoch, here.step], self._whole), non_blocking=True)
         numbers = [learning_rate, fraction, *(schedule(here) for schedule in schedules)]
-        self._real.copy_(_sent(numbers, self._real), non_blocking=True)
+        self._real.copy_(sent(numbers, self._real), non_blocking=True)
 
     def clear(self) -> None:
         """Clear the sums and the log for another epoch."""
@@ -85,11 +87,6 @@ class StepValues:
             self.loss_scale.overflows.zero_()
 
 
-def _sent(numbers: list[Any], to: Tensor) -> Tensor:
-    """Return numbers in memory that can be copied to a device without the host waiting."""
-    return torch.tensor(numbers, dtype=to.dtype, pin_memory=to.device.type == "cuda")
-
-
 class TrainState:
     """The state that a training step reads and changes.
 
@@ -97,19 +94,28 @@ class TrainState:
         distiller: student with its objective.
         settings: settings of its training.
         accelerator: device and processes to train on.
+        agreement: what the processes decide together; by default without a deadline.
 
     Attributes:
         module: module that a step calls: the distiller, or its wrapper that averages gradients over processes.
         parameters: trainable parameters.
         buffers: buffers that a step leaves unchanged if it is not applied; terms guard their own.
         student: forms in which the student is computed.
+        recomputed: blocks of the student that are computed again in the backward pass.
         now: other values that change from step to step.
         with_gradient: parameters to which a step that may not be finite gave a gradient.
         fused: whether the optimizer is torch's fused form: rate and skipping are tensors that the host never reads.
     """
 
-    def __init__(self, distiller: Distiller, settings: FitSettings, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        distiller: Distiller,
+        settings: FitSettings,
+        accelerator: Accelerator,
+        agreement: Agreement | None = None,
+    ) -> None:
         self.distiller, self.settings, self.accelerator = distiller, settings, accelerator
+        self.agreement = agreement or Agreement(accelerator)
         self.device = accelerator.device
         place(distiller, self.device, channels_last=settings.channels_last)
         self.fused = self.device.type in CAPTURES
@@ -123,7 +129,10 @@ class TrainState:
         self.module = wrap(distiller, accelerator, unsynchronised=unsynchronised)
         self.buffers = SavedBuffers(distiller, but=guards)
         self.student = PlannedStudent(distiller)
+        self.recomputed = checkpointed_blocks(distiller.student) if settings.checkpoint_activations else []
         self.metrics = EpochMetrics(distiller.objective, self.device)
+        if not accelerator.is_main_process:  # All processes skip the same steps, which are counted once.
+            self.metrics.skipped_sums = self.metrics.zeros
         objective = distiller.objective
         self.now = StepValues.on(
             self.device,
@@ -146,7 +155,12 @@ class TrainState:
         self.distiller.objective.fused = self.student.fused
         local = nullcontext() if last else local_gradients(self.module)
         try:
-            with mixed_precision(self.device, self.settings.precision), self.student.gradients(samples), local:
+            with (
+                mixed_precision(self.device, self.settings.precision),
+                self.student.gradients(samples),
+                recomputing(self.recomputed),
+                local,
+            ):
                 yield
         finally:
             self.distiller.called = self.distiller.called_objective = None
@@ -181,17 +195,17 @@ class TrainState:
         }
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the state as stored in a checkpoint, generators included: tensors, and plain values.
+        """Return the state as stored in a checkpoint, all processes' generators included: tensors, and plain values.
 
-        Their names on disk are those of the first version.
+        All processes call it. Their names on disk are those of the first version.
         """
         now = self.now
         moments, optimizer = optim.optimizer_state(self.optimizer)
-        generators, rng = random_state(self.device)
+        generators, rng = packed_states(gathered_objects(random_state(self.device)))
         tensors = {
             **{f"lesson.{name}": tensor for name, tensor in self.distiller.state_dict().items()},
             **moments,
-            "sums": now.sums,
+            "sums": summed(now.sums, self.accelerator),
             "blame": now.nonfinite_log,
             "blame_values": now.nonfinite_values,
             **generators,
@@ -202,19 +216,20 @@ class TrainState:
         return tensors, {**state, "optimizer": optimizer, "rng": rng}
 
     def unpack(self, checkpoint: Checkpoint) -> None:
-        """Restore state and generators from a checkpoint."""
+        """Restore state and this process's generators from a checkpoint."""
         (tensors, state), now = checkpoint, self.now
         self.distiller.load_state_dict(under("lesson.", tensors))
         optim.restore_optimizer(self.optimizer, checkpoint)
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
-        now.sums.copy_(tensors["sums"])
+        if self.accelerator.is_main_process:  # They are the sums over all processes.
+            now.sums.copy_(tensors["sums"])
         now.nonfinite_log.copy_(tensors["blame"])
         if "blame_values" in tensors:  # Checkpoints of older versions have none.
             now.nonfinite_values.copy_(tensors["blame_values"])
         saved = under("loss_scale.", tensors)  # empty if the fit was in another precision
         for name, tensor in vars(now.loss_scale).items() if now.loss_scale is not None and saved else ():
             tensor.copy_(saved[name])
-        restore_random(tensors, state["rng"], self.device)
+        restore_rank(tensors, state["rng"], self.device, self.accelerator.process_index)
 
 
 class _CheckpointState(TypedDict):
@@ -249,6 +264,8 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
     expected = {f"lesson.{name}": tensor.shape for name, tensor in distiller.state_dict().items()}
     expected |= {"sums": EpochMetrics(distiller.objective, torch.device("cpu")).zeros.shape}
     expected |= {"blame": empty_log(torch.device("cpu")).shape, "rng.cpu": torch.get_rng_state().shape}
+    generators = [name for name in tensors if name.startswith("rng.") and name.endswith(".cpu")]
+    expected |= dict.fromkeys(generators, torch.get_rng_state().shape)
     if "blame_values" in tensors:  # Checkpoints of older versions have none.
         expected["blame_values"] = empty_values(len(distiller.objective.names), torch.device("cpu")).shape
     if missing := expected.keys() - tensors.keys():
@@ -265,4 +282,7 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
     for name, moment in under("optimizer.", tensors).items():
         if moment.shape not in (torch.Size(()), parameters[int(name.split(".")[0])].shape):
             raise ValueError(f"optimizer.{name} of shape {tuple(moment.shape)}")
-    check_random(tensors, state["rng"])
+    for rank in range(len(generators)):
+        if (own := state_of_rank(tensors, state["rng"], rank)) is None:
+            raise ValueError(f"no tensor rng.{rank}.cpu")
+        check_random(*own)
