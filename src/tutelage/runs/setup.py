@@ -30,7 +30,7 @@ from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.activations import checkpointed_blocks
 from tutelage.training.distributed import accelerator_on, by_all, once_a_node, one_a_node_first
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
-from tutelage.training.evaluate import EvalOutputs, collect_outputs
+from tutelage.training.evaluate import Evaluation, KeptLogits, evaluate
 from tutelage.training.precision import float32_products
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
 from tutelage.views import map_views, view_of, views_of
@@ -391,17 +391,28 @@ def single_exponent(objective: Objective) -> float | None:
     return gamma
 
 
-def evaluation_outputs(recipe: Recipe, network: torch.nn.Module, batches: Batches, who: str = "network") -> EvalOutputs:
-    """Move a network to the recipe's device, and return its outputs on an evaluation set."""
+def evaluate_network(
+    recipe: Recipe,
+    network: torch.nn.Module,
+    batches: Batches,
+    who: str = "network",
+    *,
+    teacher: KeptLogits | None = None,
+    gamma: float | None = None,
+    keep: KeptLogits | None = None,
+) -> Evaluation:
+    """Move a network to the recipe's device, and evaluate it there as `evaluate` does."""
     device, settings = accelerator_on(recipe.device).device, recipe.fits()[0].settings
-    network = network.to(device)
-    return collect_outputs(
-        network,
+    return evaluate(
+        network.to(device),
         batches,
         device=device,
         precision=settings.precision,
         channels_last=settings.channels_last,
         who=who,
+        teacher=teacher,
+        gamma=gamma,
+        keep=keep,
     )
 
 

@@ -28,7 +28,7 @@ from tutelage.training.compile import NOT_CAPTURED, ComputePlan, PlannedTeacher,
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on, by_main, gathered_objects, step_totals, summed
 from tutelage.training.dry_forward import PROBED, check_batches, smallest_batch
-from tutelage.training.evaluate import EvalSet, answers_alike, collect_outputs, summarize
+from tutelage.training.evaluate import EvalSet, evaluate
 from tutelage.training.graphs import CAPTURES, NotCapturableError
 from tutelage.training.nonfinite import combined, raise_nonfinite
 from tutelage.training.state import TrainState
@@ -275,22 +275,24 @@ class FitState:
             self.agreement.meet(before=self.next_step, ends=self.now.epoch == self.settings.epochs)
 
     def _evaluate(self, held: EvalSet) -> records.EvaluationMeans:
-        outputs = collect_outputs(
+        evaluation = evaluate(
             self.train.distiller.student,
             held.batches,
             device=self.device,
             precision=self.settings.precision,
             channels_last=self.settings.channels_last,
             who="student",
+            teacher=held.teacher and held.teacher.logits,
+            gamma=self.train.distiller.objective.target_gamma,
         )
-        if self.now.epoch == 0 and answers_alike(outputs):
+        if self.now.epoch == 0 and evaluation.answers_alike:
             expected = "answers that differ from sample to sample"
             got = (
-                f"the same logits for all {len(outputs.logits)} {held.name} samples: its units are dead, or see nothing"
+                f"the same logits for all {evaluation.samples} {held.name} samples: its units are dead, or see nothing"
             )
             instead = "lower optimizer.lr, type schedule.warmup=1, or look at its activations and its first weights"
             warnings.warn(message("student after epoch 1", expected, got, instead), stacklevel=2)
-        return summarize(held.name, outputs, held.teacher, gamma=self.train.distiller.objective.target_gamma)
+        return evaluation.means(held.name)
 
     def _record_epoch(
         self, totals: TrainingTotals, evaluations: Mapping[str, records.EvaluationMeans]
