@@ -21,12 +21,7 @@ from tutelage.types import View
 ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = range(10)
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
-<<<<<<< HEAD:src/tutelage/rng.py
-TRANSFORM, NEGATIVES = 20, 21
-=======
-TRANSFORM = 20
-UNIT_ORDER, DELAY = 21, 22
->>>>>>> shards:src/tutelage/data/rng.py
+TRANSFORM, NEGATIVES, UNIT_ORDER, DELAY = range(20, 24)
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
 # First of one stream per RandAugment operation on an image.

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from tutelage.data.datasets import Split
 from tutelage.data.mixup import mixed_batches
 from tutelage.errors import InvalidValueError
-from tutelage.rng import permutation
 from tutelage.settings.fit import steps_per_epoch
 from tutelage.types import Batch, View
 
