@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 
 from tutelage import records
 from tutelage.errors import InvalidValueError, RunError, message
@@ -25,7 +26,7 @@ from tutelage.training.captured import CapturedStep, Snapshot, reason_eager
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import NOT_CAPTURED, ComputePlan, PlannedTeacher, Trials, reason_unmeasured, unchanged
 from tutelage.training.deadline import DeadlineExceeded
-from tutelage.training.distributed import batches_on, step_totals, summed
+from tutelage.training.distributed import batches_on, by_main, step_totals, summed
 from tutelage.training.dry_forward import PROBED, check_batches, smallest_batch
 from tutelage.training.evaluate import EvalSet, answers_alike, collect_outputs, summarize
 from tutelage.training.graphs import CAPTURES, NotCapturableError
@@ -260,6 +261,7 @@ class FitState:
         if now.loss_scale is not None:
             record["overflowed_steps"] = int(now.loss_scale.overflows)
         self.history.append(record)
+        self.train.copy_back()
         # The first held-out set decides which weights are best.
         accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None
         if accuracy is not None and (self.to_beat is None or accuracy > self.to_beat):
@@ -311,7 +313,7 @@ class FitState:
             size, layer = smallest_batch(
                 self.job.distiller.student,
                 "student",
-                view_of(batch.inputs, "student")[:PROBED],
+                view_of(batch.inputs, "student")[:PROBED].to(next(self.job.distiller.student.parameters()).device),
                 sizes,
                 settings=self.settings,
             )
@@ -371,9 +373,12 @@ class FitState:
     def _save(self) -> None:
         """Write a checkpoint from which the run resumes with the same bits."""
         keep, now = self.job.keep, self.now
-        if keep is None or not self.accelerator.is_main_process:
+        if keep is None:
             return
         tensors, state = self.train.packed()
+        name = f"{self.stage:02d}-{now.step:09d}"
+        shards = {key: tensors.pop(key) for key in list(tensors) if isinstance(tensors[key], DTensor)}
+        digests = keep.checkpoints.save_shards(name, shards)
         state |= {
             "schema": records.SCHEMA,
             "stage": self.stage,
@@ -383,7 +388,7 @@ class FitState:
             "speed": self.plan.to_json() if self.plan else None,
             "run": keep.run,
         }
-        keep.checkpoints.save(f"{self.stage:02d}-{now.step:09d}", tensors, state)
+        by_main(lambda: keep.checkpoints.save(name, tensors, state, digests))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Resume from a checkpoint of this stage."""
