@@ -89,7 +89,7 @@ class Epoch(TypedDict):
     seconds: float  # of the whole epoch, evaluation included; after a resume, of the part since
     memory_mb: float | None  # peak while training, in 1e6 bytes: of tensors on CUDA, of the whole process on the CPU
     skipped_steps: int  # steps with a non-finite loss or gradient, not applied
-    samples_by_rank: NotRequired[list[int]]  # of several processes: the samples that each took in this epoch
+    samples_by_rank: NotRequired[list[int]]  # of several processes: each one's samples, since a resume if there was one
     overflowed_steps: NotRequired[int]  # under ``fp16``: steps that overflowed and lowered the loss scale, not applied
 
 

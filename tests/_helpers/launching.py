@@ -55,3 +55,5 @@ def end(started):
         if process.is_running():
             process.send_signal(signal.SIGKILL)
     started.wait(timeout=10)
+    for pipe in (started.stdout, started.stderr):
+        pipe.close()

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage import images
-from tutelage.data import cache, rng
+from tutelage import images, rng
+from tutelage.data import cache
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, refuse_one_class
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.streamed import StreamSplit
@@ -80,7 +80,7 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         train: training images, from which validation is held out.
         test: test images; ``None`` takes them from ``train`` as the settings say.
         description: description of the source.
-        key: key of the decoded pixels' cache; ``None`` for no cache.
+        key: key of the cache of the layout, and of the decoded pixels if they fit; ``None`` for no cache.
 
     Raises:
         ValueError: if images cannot be read, holding some out would leave a class without training images, or the
@@ -93,15 +93,21 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         description = replace(description, notes=[*description.notes, note])
     settings = description.settings
     halves = {"train": train} if test is train else {"train": train, "test": test}
-    saved = cache.load(key) if key is not None else None
+    layout = cache.load_layout(key) if key is not None else None
+    known = layout is not None
+    saved = (
+        cache.load(key) if key is not None and (layout is None or _fits(halves.values(), layout, settings)) else None
+    )
     pixels: list[Pixels] = []
     if saved is not None:
         layout, pixels = saved[0], [Pixels(saved[1][name], raw.labels) for name, raw in halves.items()]
-    elif (guessed := _decode_alike(list(halves.values()), settings)) is not None:
+    elif layout is None and (guessed := _decode_alike(list(halves.values()), settings)) is not None:
         layout, pixels = guessed
-    else:
+    elif layout is None:
         layout = images.find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
     if not _fits(halves.values(), layout, settings):
+        if key is not None and not known:
+            cache.save(key, layout, {})
         return _streamed(train, test, description, layout)
     pixels = pixels or [_decode(raw, layout, settings) for raw in halves.values()]
     with_frames = next((half.with_frames for half in pixels if half.with_frames is not None), None)
@@ -184,7 +190,7 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
 
     content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
     content.append(str(tuple(layout)))
-    if not isinstance(train.reader, images.ArrayReader):
+    if description.settings.random_resized_crop or not isinstance(train.reader, images.ArrayReader):
         content.append(f"reader {images.READER_VERSION}")
     return _divide(train.labels, test.labels, description, make, layout=layout, content=content)
 

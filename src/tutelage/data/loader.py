@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from tutelage.data.datasets import Split
 from tutelage.data.mixup import mixed_batches
-from tutelage.data.rng import permutation
 from tutelage.errors import InvalidValueError
+from tutelage.rng import permutation
 from tutelage.settings.fit import steps_per_epoch
 from tutelage.types import Batch, View
 

@@ -23,7 +23,7 @@ from tutelage.runs.setup import (
     torch_settings,
 )
 from tutelage.training import memory
-from tutelage.training.distributed import accelerator_on
+from tutelage.training.distributed import accelerator_on, world
 from tutelage.training.evaluate import evaluate_outputs
 from tutelage.training.precision import fallback
 from tutelage.types import Batch
@@ -81,7 +81,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     total = 0.0
     for i, (objective, fit) in enumerate(zip(objectives, fits, strict=True)):
         seconds, terms = autotune.time_step(recipe, run_inputs, i)
-        steps = fit.steps(len(splits.train))
+        steps = fit.steps(len(splits.train), world=world())
         total += steps * seconds
         stage = f"stage {i + 1} " if len(fits) > 1 else ""
         summary += [

@@ -8,6 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
-from tutelage.training.distributed import accelerator_on, by_main, is_main, world
+from tutelage.training.distributed import accelerator_on, by_main, gathered_objects, is_main, world
 from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
 from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
@@ -200,6 +201,7 @@ class RunState:
             "torch": torch.__version__,
             "deterministic": self.recipe.deterministic,
             "teacher": self.teacher_mode(),
+            "processes": self.accelerator.num_processes,
         }
         recipe = self.recipe.model_dump(mode="json")
         self.kept: records.KeptRun = {"recipe": recipe, "manifest": self.manifest, "epochs": [], "best": None}
@@ -247,7 +249,7 @@ class RunState:
     def distiller(self, stage: int) -> Distiller:
         """Return a stage's student with its objective, made on first use."""
         if stage not in self.distillers:
-            context = self.contexts.get(stage) or self.context(stage)
+            context = replace(self.contexts.get(stage) or self.context(stage), seed=self.recipe.seed)
             self.distillers = {stage: Distiller(self.run_inputs.student, self.objectives[stage], context)}
         return self.distillers[stage]
 
@@ -305,6 +307,9 @@ class RunState:
         if self.deadline is not None:
             self.deadline.end_evaluation()
         self.epochs.append(epoch)
+        for split in self.run_inputs.splits.by_name().values():  # Each process knows of its own share.
+            skipped = dict.fromkeys(name for names in gathered_objects(split.corrupt) for name in names)
+            split.corrupt[:] = skipped
         self.manifest["samples_by_rank"] = epoch.get("samples_by_rank", [epoch["train"]["samples"]])
         by_main(self._write_epoch)
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))

@@ -437,7 +437,7 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
 
 def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
     """Return the number of steps of a run with this many training samples, or of its first ``stages``."""
-    return sum(fit.steps(samples) for fit in recipe.fits()[:stages])
+    return sum(fit.steps(samples, world=accelerator_on(recipe.device).num_processes) for fit in recipe.fits()[:stages])
 
 
 @contextlib.contextmanager

@@ -223,9 +223,9 @@ class Fit:
     settings: FitSettings  # settings of the training loop
     batch_size: Whole = 64  # samples per optimizer step, over all micro-batches and processes
 
-    def steps(self, samples: int) -> int:
-        """Return the number of optimizer steps for this many training samples."""
-        return steps_per_epoch(samples, self.batch_size) * self.settings.epochs
+    def steps(self, samples: int, *, world: int = 1) -> int:
+        """Return the number of optimizer steps for this many training samples if ``world`` processes share them."""
+        return steps_per_epoch(samples, self.batch_size, world=world) * self.settings.epochs
 
 
 def steps_per_epoch(samples: int, batch_size: int, *, world: int = 1) -> int:

@@ -7,6 +7,7 @@ result, or its error, reaches all. With one process each of these calls just doe
 from __future__ import annotations
 
 import pickle
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -28,6 +29,8 @@ from tutelage.views import map_views
 P = ParamSpec("P")
 T = TypeVar("T")
 
+ALIKE = 20.0
+"""Seconds within which all processes have an error that is one of all."""
 TIMEOUT = timedelta(minutes=30)
 """Longest time that a process waits for the others. The first opening of a large folder, which the others wait for, has
 to be done by then."""
@@ -241,6 +244,12 @@ def naming_process() -> Iterator[None]:
         raise ProcessError(f"process {distributed.get_rank()}", expected, reason_of(error), instead) from error
 
 
+def exchange_failed(error: BaseException) -> bool:
+    """Whether an error comes of an exchange that failed, after which there can be no other."""
+    below = error.__cause__ if isinstance(error, ProcessError) else error
+    return isinstance(below, Exception) and _is_of_exchange(below)
+
+
 _EXCHANGE = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe", "socket", "tcpstore")
 
 
@@ -248,6 +257,22 @@ def _is_of_exchange(error: Exception) -> bool:
     """Whether an error comes of torch's exchange between processes; gloo raises plain RuntimeErrors."""
     text = str(error).lower()
     return isinstance(error, distributed.DistError) or any(word in text for word in _EXCHANGE)
+
+
+def all_say(key: str) -> bool:
+    """Say that something happened in this process, and return whether it happened in all within `ALIKE` seconds.
+
+    This goes by the store in which the processes met: one that did not fail may be in an exchange with no one.
+    """
+    try:
+        store = distributed.distributed_c10d._get_default_store()
+        end, said = time.monotonic() + ALIKE, store.add(key, 1)
+        while said < world() and time.monotonic() < end:
+            time.sleep(0.05)
+            said = store.add(key, 0)
+        return said >= world()
+    except RuntimeError:  # The store's host is gone.
+        return False
 
 
 def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
@@ -308,13 +333,6 @@ def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-def agreed(flag: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return whether a ``()`` bool is true in all processes."""
-    if accelerator.num_processes == 1:
-        return flag
-    return accelerator.reduce(flag.float()) == accelerator.num_processes
-
-
 def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
     """Count a step's samples and labels over all processes, as divisors of means."""
     samples = torch.full((), float(len(batch.index)), device=accelerator.device)
@@ -325,6 +343,11 @@ def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
     return Totals(both[0], both[1])
 
 
-def summed(values: Tensor, accelerator: Accelerator) -> list[float]:
-    """Sum values over all processes; the host waits for the device."""
-    return accelerator.reduce(values).tolist()
+def summed(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """Sum values over all processes."""
+    return values if accelerator.num_processes == 1 else accelerator.reduce(values)
+
+
+def sent(numbers: list[Any], to: Tensor) -> Tensor:
+    """Return numbers in memory that can be copied to a device without the host waiting."""
+    return torch.tensor(numbers, dtype=to.dtype, pin_memory=to.device.type == "cuda")

@@ -20,15 +20,16 @@ from tutelage.settings.fit import FitSettings
 from tutelage.settings.weights import Schedule
 from tutelage.training import optim
 from tutelage.training.activations import checkpointed_blocks, recomputing
+from tutelage.training.agreement import Agreement
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
-from tutelage.training.distributed import local_gradients, place, wrap
+from tutelage.training.distributed import gathered_objects, local_gradients, place, sent, summed, wrap
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.metrics import EpochMetrics
 from tutelage.training.nonfinite import empty_log, empty_values
 from tutelage.training.precision import LossScale, mixed_precision
-from tutelage.training.rng import check_random, random_state, restore_random
+from tutelage.training.rng import check_random, packed_states, random_state, restore_rank, state_of_rank
 from tutelage.training.sharding import (
     as_share,
     copy_whole,
@@ -86,9 +87,9 @@ class StepValues:
         self.learning_rate, self.fraction = learning_rate, fraction
         here = Progress(self.epoch, self.step, fraction)
         schedules = cast(Iterable[Schedule], self.progress.scheduled)
-        self._whole.copy_(_sent([here.epoch, here.step], self._whole), non_blocking=True)
+        self._whole.copy_(sent([here.epoch, here.step], self._whole), non_blocking=True)
         numbers = [learning_rate, fraction, *(schedule(here) for schedule in schedules)]
-        self._real.copy_(_sent(numbers, self._real), non_blocking=True)
+        self._real.copy_(sent(numbers, self._real), non_blocking=True)
 
     def clear(self) -> None:
         """Clear the sums and the log for another epoch."""
@@ -99,11 +100,6 @@ class StepValues:
             self.loss_scale.overflows.zero_()
 
 
-def _sent(numbers: list[Any], to: Tensor) -> Tensor:
-    """Return numbers in memory that can be copied to a device without the host waiting."""
-    return torch.tensor(numbers, dtype=to.dtype, pin_memory=to.device.type == "cuda")
-
-
 class TrainState:
     """The state that a training step reads and changes.
 
@@ -111,6 +107,7 @@ class TrainState:
         distiller: student with its objective.
         settings: settings of its training.
         accelerator: device and processes to train on.
+        agreement: what the processes decide together; by default without a deadline.
 
     Attributes:
         distiller: distiller that is trained: the given one, or a copy that shares its objective and whose student is
@@ -126,8 +123,15 @@ class TrainState:
         fused: whether the optimizer is torch's fused form: rate and skipping are tensors that the host never reads.
     """
 
-    def __init__(self, distiller: Distiller, settings: FitSettings, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        distiller: Distiller,
+        settings: FitSettings,
+        accelerator: Accelerator,
+        agreement: Agreement | None = None,
+    ) -> None:
         self.settings, self.accelerator, self.device = settings, accelerator, accelerator.device
+        self.agreement = agreement or Agreement(accelerator)
         self._whole = distiller
         if is_sharded_by(settings, "student"):
             distiller = with_sharded_student(distiller, self.device)
@@ -155,6 +159,8 @@ class TrainState:
         self.student = PlannedStudent(distiller)
         self.recomputed = checkpointed_blocks(distiller.student) if settings.checkpoint_activations else []
         self.metrics = EpochMetrics(distiller.objective, self.device)
+        if not accelerator.is_main_process:  # All processes skip the same steps, which are counted once.
+            self.metrics.skipped_sums = self.metrics.zeros
         objective = distiller.objective
         self.now = StepValues.on(
             self.device,
@@ -268,9 +274,10 @@ class TrainState:
         }
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the state as stored in a checkpoint, generators included: tensors, and plain values.
+        """Return the state as stored in a checkpoint, all processes' generators included: tensors, and plain values.
 
-        Tensors of what is sharded are sharded too. Their names on disk are those of the first version.
+        All processes call it. Tensors of what is sharded are sharded too. Their names on disk are those of the first
+        version.
         """
         now = self.now
         moments, optimizer = optim.optimizer_state(self.optimizer)
@@ -279,11 +286,11 @@ class TrainState:
             parameter = parameters[_number_in(name)]
             if tensor.ndim and isinstance(parameter, DTensor):
                 moments[name] = as_share(tensor, parameter)
-        generators, rng = random_state(self.device)
+        generators, rng = packed_states(gathered_objects(random_state(self.device)))
         tensors = {
             **{f"lesson.{name}": tensor for name, tensor in self.distiller.state_dict().items()},
             **moments,
-            "sums": now.sums,
+            "sums": summed(now.sums, self.accelerator),
             "blame": now.nonfinite_log,
             "blame_values": now.nonfinite_values,
             **generators,
@@ -294,7 +301,7 @@ class TrainState:
         return tensors, {**state, "optimizer": optimizer, "rng": rng}
 
     def unpack(self, checkpoint: Checkpoint) -> None:
-        """Restore state and generators from a checkpoint, of however many processes; all processes call it."""
+        """Restore state and this process's generators from a checkpoint of however many; all processes call it."""
         tensors, state, now = checkpoint.tensors, checkpoint.state, self.now
         parameters = self._numbered()
         own = {f"lesson.{name}": tensor for name, tensor in self.distiller.state_dict().items()}
@@ -315,14 +322,15 @@ class TrainState:
         optim.restore_optimizer(self.optimizer, checkpoint._replace(tensors=moments))
         self.copy_back()
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
-        now.sums.copy_(tensors["sums"])
+        if self.accelerator.is_main_process:  # They are the sums over all processes.
+            now.sums.copy_(tensors["sums"])
         now.nonfinite_log.copy_(tensors["blame"])
         if "blame_values" in tensors:  # Checkpoints of older versions have none.
             now.nonfinite_values.copy_(tensors["blame_values"])
         saved = under("loss_scale.", tensors)  # empty if the fit was in another precision
         for name, tensor in vars(now.loss_scale).items() if now.loss_scale is not None and saved else ():
             tensor.copy_(saved[name])
-        restore_random(tensors, state["rng"], self.device)
+        restore_rank(tensors, state["rng"], self.device, self.accelerator.process_index)
 
 
 def _number_in(moment: str) -> int:
@@ -364,6 +372,8 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
     expected = {f"lesson.{name}": tensor.shape for name, tensor in distiller.state_dict().items()}
     expected |= {"sums": EpochMetrics(distiller.objective, torch.device("cpu")).zeros.shape}
     expected |= {"blame": empty_log(torch.device("cpu")).shape, "rng.cpu": torch.get_rng_state().shape}
+    generators = [name for name in tensors if name.startswith("rng.") and name.endswith(".cpu")]
+    expected |= dict.fromkeys(generators, torch.get_rng_state().shape)
     if "blame_values" in tensors:  # Checkpoints of older versions have none.
         expected["blame_values"] = empty_values(len(distiller.objective.names), torch.device("cpu")).shape
     if missing := expected.keys() - found.keys():
@@ -380,4 +390,7 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
     for name, shape in found.items():
         if name.startswith("optimizer.") and shape not in (torch.Size(()), parameters[_number_in(name)].shape):
             raise ValueError(f"{name} of shape {tuple(shape)}")
-    check_random(tensors, state["rng"])
+    for rank in range(len(generators)):
+        if (own := state_of_rank(tensors, state["rng"], rank)) is None:
+            raise ValueError(f"no tensor rng.{rank}.cpu")
+        check_random(*own)

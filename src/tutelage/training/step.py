@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import nn
 
-from tutelage.training.distributed import agreed, step_totals
+from tutelage.training.distributed import step_totals
 from tutelage.training.nonfinite import log_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.types import Batch, Teacher
@@ -40,10 +40,11 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
     sums = reduce(torch.add, shares)  # the loss's first
     parameters, norms = state.gradients()
     norm = torch.linalg.vector_norm(norms)  # of them all, as `nn.utils.get_total_norm` has it
-    finite = agreed(torch.isfinite(norm) & torch.isfinite(sums[0]), state.accelerator)
+    finite_loss = torch.isfinite(sums[0])
+    finite, finite_loss = state.agreement.exchange(torch.isfinite(norm) & finite_loss, finite_loss)
     skipped, sound = metrics.skipped_sums, finite
     if scale is not None:
-        overflow = scale.update(finite, agreed(torch.isfinite(sums[0]), state.accelerator))
+        overflow = scale.update(finite, finite_loss)
         skipped, sound = torch.where(overflow, metrics.zeros, skipped), finite | overflow
     if state.fused or not sound:  # If the host may read it, it need not write to an untouched log.
         state.with_gradient = state.whole(parameters)
