@@ -196,6 +196,8 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
     Seeds, students, objectives, optimizers and their schedules may differ.
     """
     pair = (first, second)
+    if any(recipe.shard != "none" for recipe in pair):
+        return False
     teachers = [recipe.teacher for recipe in pair if recipe.teacher is not None]
     if any(isinstance(teacher, TrainedTeacher) for teacher in teachers) or teachers[1:] not in ([], teachers[:1]):
         return False

@@ -80,7 +80,8 @@ class RunState:
         first_of_group = not teacher_outputs
         if (line := fallback(self.device, precision)) and first_of_group:
             self.reporter.say(f"{recipe.name}: {line}")
-        teacher = FrozenTeacher(run_inputs.teacher).to(self.device).network if run_inputs.teacher else None
+        teacher = run_inputs.teacher and setup.on_device(recipe, FrozenTeacher(run_inputs.teacher).network, "teacher")
+        self.teacher = teacher
         self.held_out: list[EvalSet] = []
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
@@ -259,7 +260,7 @@ class RunState:
 
     def context(self, stage: int) -> BindContext:
         """Return what a stage's objective binds to."""
-        return setup.run_context(self.objectives[stage], self.run_inputs)
+        return setup.run_context(self.objectives[stage], self.run_inputs, self.teacher)
 
     def fit_job(self, stage: int) -> FitJob:
         """Return a stage's job for the training loop, resumed from the checkpoint if that is of this stage."""
@@ -364,9 +365,9 @@ class RunState:
 
     def training_teacher(self, stage: int, taps: tuple[str, ...]) -> Teacher:
         """Return a stage's teacher: the network or its recorded outputs."""
-        assert self.run_inputs.teacher is not None
+        assert self.teacher is not None
         if self.outputs is None:
-            return FrozenTeacher(self.run_inputs.teacher, taps)
+            return FrozenTeacher(self.teacher, taps)
         gamma = setup.single_exponent(self.objectives[stage]) if self.outputs.form else None
         return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from tutelage import config, data, models, taps
 from tutelage.checks import nonfinite_weight
@@ -32,6 +33,7 @@ from tutelage.training.distributed import accelerator_on, by_all, once_a_node, o
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
 from tutelage.training.evaluate import Evaluation, KeptLogits, evaluate
 from tutelage.training.precision import float32_products
+from tutelage.training.sharding import is_sharded_by, sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
 from tutelage.views import map_views, view_of, views_of
 
@@ -163,8 +165,10 @@ def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
         check_teacher_outputs(recipe, run_inputs, probe)
         inputs = view_of(probe, "student")
         who = f"student {student.card.name}"
+        device = trial_device(recipe, "student")
+        inputs = inputs.to(device)
         logits = check_logits(
-            student.to(accelerator.device),
+            student.to(device),
             who,
             inputs,
             classes=run_inputs.splits.classes,
@@ -188,14 +192,27 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs 
     teacher = run_inputs.teacher
     if teacher is None or inputs is None:
         return
+    device = trial_device(recipe, "teacher")
     check_logits(
-        teacher.to(accelerator_on(recipe.device).device),
+        teacher.to(device),
         f"teacher {teacher.card.name}",
-        view_of(inputs, "teacher"),
+        view_of(inputs, "teacher").to(device),
         classes=run_inputs.splits.classes,
         settings=recipe.fits()[0].settings,
         instead="name a teacher that was trained on these classes",
     )
+
+
+def trial_device(recipe: Recipe, who: str) -> torch.device:
+    """Return where to try ``student`` or ``teacher`` on a few samples: one that is sharded may not fit its device."""
+    sharded = is_sharded_by(recipe.fits()[0].settings, who)
+    return torch.device("cpu") if sharded else accelerator_on(recipe.device).device
+
+
+def on_device(recipe: Recipe, network: nn.Module, who: str) -> nn.Module:
+    """Move a network to the recipe's device; if it is ``student`` or ``teacher`` and that is sharded, return a copy."""
+    device = accelerator_on(recipe.device).device
+    return sharded(network, device) if is_sharded_by(recipe.fits()[0].settings, who) else network.to(device)
 
 
 def check_model_outputs(recipe: Recipe, network: Classifier, who: str, splits: data.Splits, *, instead: str) -> None:
@@ -256,15 +273,21 @@ def check_last_batch(
         check_batches(samples, fit.batch_size, least, world=world, accumulate=fit.settings.accumulate)
 
 
-def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
-    """Return the context that an objective binds to: whatever it needs from the networks and the data."""
+def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | None = None) -> BindContext:
+    """Return the context that an objective binds to: whatever it needs from the networks and the data.
+
+    Args:
+        objective: objective of a stage.
+        run_inputs: objects of the run.
+        asked: teacher to ask for its outputs, such as a sharded copy of the run's; by default that one.
+    """
     splits, needs, teacher = run_inputs.splits, objective.needs, run_inputs.teacher
     train, teacher_logits = splits.train, None
     inputs: Inputs = torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
         indices = np.unique(np.linspace(0, len(train) - 1, min(STATISTICS, len(train))).astype(np.int64))
         teacher_logits = torch.cat(
-            [outputs.logits.float().cpu() for _, outputs in _teacher_outputs(teacher, train, indices)]
+            [outputs.logits.float().cpu() for _, outputs in _teacher_outputs(asked or teacher, train, indices)]
         )
     if needs.student_taps or needs.teacher_taps:
         probe = data.BatchLoader(train, batch_size=min(PROBED, len(train)), train=True)
@@ -278,7 +301,7 @@ def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
         classes=splits.classes,
         labels=train.labels,
         teacher_logits=teacher_logits,
-        class_means=_class_means(run_inputs, needs.class_means),
+        class_means=_class_means(run_inputs, asked or teacher, needs.class_means),
     )
 
 
@@ -287,7 +310,7 @@ STATISTICS = 10_000
 
 
 def _teacher_outputs(
-    teacher: Classifier, split: data.Split, indices: NDArray[np.int64], taps: Sequence[str] = ()
+    teacher: nn.Module, split: data.Split, indices: NDArray[np.int64], taps: Sequence[str] = ()
 ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
     """Yield the teacher's outputs for samples without augmentation, with the indices of those that could be read.
 
@@ -301,7 +324,7 @@ def _teacher_outputs(
         yield index, outputs
 
 
-def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch.Tensor]:
+def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return the class means of the teacher's features over all labelled training samples, without augmentation.
 
     Float32 ``(classes, width)`` on the CPU, 0 for a class without samples.
@@ -309,7 +332,7 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
     if not names:
         return {}
     classes, labels = run_inputs.splits.classes, run_inputs.splits.train.labels
-    assert run_inputs.teacher is not None
+    assert teacher is not None
     if labels.is_floating_point() or not (labels != UNLABELLED).any():
         expected = "class indices of training samples, which the teacher's class means are taken over"
         instead = "use an objective without class means"
@@ -317,7 +340,7 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
     labelled = (labels != UNLABELLED).nonzero().flatten().numpy()
     sums: dict[str, torch.Tensor] = {}
     counts = torch.zeros(classes, dtype=torch.int64)  # of the readable samples
-    for index, outputs in _teacher_outputs(run_inputs.teacher, run_inputs.splits.train, labelled, names):
+    for index, outputs in _teacher_outputs(teacher, run_inputs.splits.train, labelled, names):
         for name in names:
             feature = outputs.taps[name]
             if feature.dim() != 2:
@@ -393,7 +416,7 @@ def single_exponent(objective: Objective) -> float | None:
 
 def evaluate_network(
     recipe: Recipe,
-    network: torch.nn.Module,
+    network: nn.Module,
     batches: Batches,
     who: str = "network",
     *,
@@ -401,12 +424,12 @@ def evaluate_network(
     gamma: float | None = None,
     keep: KeptLogits | None = None,
 ) -> Evaluation:
-    """Move a network to the recipe's device, and evaluate it there as `evaluate` does."""
-    device, settings = accelerator_on(recipe.device).device, recipe.fits()[0].settings
+    """Put a network `on_device`, and evaluate it there as `evaluate` does."""
+    settings = recipe.fits()[0].settings
     return evaluate(
-        network.to(device),
+        on_device(recipe, network, who),
         batches,
-        device=device,
+        device=accelerator_on(recipe.device).device,
         precision=settings.precision,
         channels_last=settings.channels_last,
         who=who,

@@ -20,6 +20,8 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """Precision of the networks; see `training.precision`."""
 Switch = Literal["auto"] | bool
 """Choice of a faster form: ``auto`` measures, if the fit is long enough to repay it; true and false decide."""
+Shard = Literal["none", "student", "teacher", "both"]
+"""Networks whose parameters are sharded over several processes."""
 LossForm = Literal["plain", "compiled", "fused"]
 """Form of an objective's losses: one by one, compiled, or the cross-entropy and a loss of logits fused."""
 
@@ -178,6 +180,8 @@ class FitSettings:
         checkpoint_activations: whether the student's blocks keep their inputs alone for the backward pass, in which
             they are computed again: less memory for more time, and the same gradients. The student is then not
             compiled.
+        shard: networks whose parameters are sharded over several processes, each on its device: see
+            `training.sharding`. One process computes as without it.
     """
 
     epochs: Count = 240
@@ -197,6 +201,7 @@ class FitSettings:
     graphs: Switch = "auto"
     loss_form: Literal["auto"] | LossForm = "auto"
     checkpoint_activations: bool = False
+    shard: Shard = "none"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):

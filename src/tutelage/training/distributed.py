@@ -316,10 +316,12 @@ def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> No
 def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[str]) -> nn.Module:
     """Return what to call instead of a module so that processes average its gradients: for one process, the module.
 
-    Buffers named in ``unsynchronised`` are not sent from the first process to the others before every step.
+    Buffers named in ``unsynchronised`` are not sent from the first process to the others before every step, nor are the
+    gradients of parameters named there, which someone else averages.
     """
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, unsynchronised)
-    if accelerator.num_processes == 1:
+    averaged = [p for name, p in module.named_parameters() if p.requires_grad and name not in unsynchronised]
+    if accelerator.num_processes == 1 or not averaged:
         return module
     devices = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
     # An objective on features alone gives later layers no gradient, for which DDP would wait.

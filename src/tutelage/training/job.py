@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 
 from tutelage import records
 from tutelage.errors import InvalidValueError, RunError, message
@@ -322,6 +323,7 @@ class FitState:
         if now.loss_scale is not None:
             record["overflowed_steps"] = int(now.loss_scale.overflows)
         self.history.append(record)
+        self.train.copy_back()
         # The first held-out set decides which weights are best.
         accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None
         if accuracy is not None and (self.to_beat is None or accuracy > self.to_beat):
@@ -394,7 +396,7 @@ class FitState:
             size, layer = smallest_batch(
                 self.job.distiller.student,
                 "student",
-                view_of(batch.inputs, "student")[:PROBED],
+                view_of(batch.inputs, "student")[:PROBED].to(next(self.job.distiller.student.parameters()).device),
                 sizes,
                 settings=self.settings,
             )
@@ -457,6 +459,9 @@ class FitState:
         if keep is None:
             return
         tensors, state = self.train.packed()
+        name = f"{self.stage:02d}-{now.step:09d}"
+        shards = {key: tensors.pop(key) for key in list(tensors) if isinstance(tensors[key], DTensor)}
+        digests = keep.checkpoints.save_shards(name, shards)
         state |= {
             "schema": records.SCHEMA,
             "stage": self.stage,
@@ -466,7 +471,7 @@ class FitState:
             "speed": self.plan.to_json() if self.plan else None,
             "run": keep.run,
         }
-        by_main(lambda: keep.checkpoints.save(f"{self.stage:02d}-{now.step:09d}", tensors, state))
+        by_main(lambda: keep.checkpoints.save(name, tensors, state, digests))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Resume from a checkpoint of this stage."""
