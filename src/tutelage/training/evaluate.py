@@ -25,6 +25,7 @@ from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
 from tutelage.training.distributed import by_all, gathered_objects, rank, to_device, world
 from tutelage.training.precision import float32_products, mixed_precision
+from tutelage.training.sharding import is_sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Deals
 from tutelage.views import view_of, views_of
 
@@ -265,17 +266,23 @@ def evaluate(
 
     def part() -> _Part:
         part, steps = _Part(), len(batches)
+
+        def logits_of(batch: Batch) -> Tensor:
+            moved = to_device(batch, device, channels_last=channels_last)
+            inputs = view_of(moved.inputs, "teacher" if who == "teacher" else "student")
+            with mixed_precision(device, precision):
+                return network(inputs).float().cpu()
+
         with evaluation_mode(network), float32_products(device, precision):
             for number, batch in _dealt(batches):
-                moved = to_device(batch, device, channels_last=channels_last)
-                inputs = view_of(moved.inputs, "teacher" if who == "teacher" else "student")
-                with mixed_precision(device, precision):
-                    logits = network(inputs).float().cpu()
+                logits = logits_of(batch)
                 _add(part, batch, logits, None if teacher is None else teacher[number], gamma)
                 if keep is not None:
                     keep[number] = logits
                     if number % -(-steps // SAMPLED) == 0:
                         part.sample[number] = _some(logits, max(1, SAMPLED // steps))
+            if is_sharded(network) and steps % world() and rank() >= steps % world():
+                logits_of(next(iter(batches.epoch(0))))  # The others, which have a batch more, gather parameters.
         return part
 
     return _joined(gathered_objects(by_all(part)), network, who, has_teacher=teacher is not None, gamma=gamma)
