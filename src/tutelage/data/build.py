@@ -154,6 +154,7 @@ def from_pixels(
         )
 
     content = [cache.digest(array) for half in (train, test) for array in (half.values, half.labels)]
+    content += [cache.digest(half.units) for half in (train, test) if half.units is not None]  # the order follows them
     content.append(f"divisor {divisor}")
     splits = _divide(train.labels, test.labels, description, make, layout=layout, content=content)
     return replace(splits, divisor=divisor)

@@ -83,6 +83,13 @@ def is_url(location: str) -> bool:
     return location.lower().startswith(("http://", "https://"))
 
 
+def public_url(url: str) -> str:
+    """Return a URL without a user's name, a password and a query, which may be a key."""
+    scheme, _, rest = url.partition("://")
+    server, slash, path = rest.partition("/")
+    return f"{scheme}://{server.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+
+
 def shard_locations(pattern: str, *, what: str) -> list[str]:
     """Return the paths and URLs of a pattern of shards.
 
@@ -99,6 +106,10 @@ def shard_locations(pattern: str, *, what: str) -> list[str]:
             if not is_url(text):
                 instead = "type an https URL, or the path where the storage is mounted"
                 raise InvalidValueError(what, "a path, http or https", repr(pattern), instead)
+            if "@" in text.split("/")[2]:
+                raise InvalidValueError(
+                    what, "a URL without a user's name", public_url(text), "copy the shards to a disk"
+                )
             locations.append(text)
             continue
         path = str(Path(text).expanduser())

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from tutelage import records
 from tutelage.data import cache
-from tutelage.data.names import is_url, shard_locations
+from tutelage.data.names import is_url, public_url, shard_locations
 from tutelage.errors import InvalidValueError, NetworkError, NotFoundError, StorageError, one_line
 from tutelage.images import READER_VERSION
 from tutelage.settings.data import DataSettings
@@ -91,7 +91,7 @@ def _found(location: str, what: str) -> Shard:
             version = headers["ETag"] or headers["Last-Modified"] or ""
         if size < 0:
             expected, instead = "a server that says how long a file is", "copy the shards to a disk"
-            raise NetworkError(what, expected, f"{location} without Content-Length", instead)
+            raise NetworkError(what, expected, f"{public_url(location)} without Content-Length", instead)
         return Shard(location, size, version)
     try:
         status = os.stat(location)
@@ -109,7 +109,7 @@ def _requested(url: str, what: str, *, method: str = "GET") -> Any:
             return urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310
         except urllib.error.HTTPError as error:
             if error.code < 500 and error.code not in (408, 429):
-                got = f"{url} ({error.code} {error.reason})"
+                got = f"{public_url(url)} ({error.code} {error.reason})"
                 raise NotFoundError(what, "a shard that can be read", got, "check the URL") from error
             if attempt == ATTEMPTS:
                 raise _no_answer(url, what, error) from error
@@ -121,7 +121,10 @@ def _requested(url: str, what: str, *, method: str = "GET") -> Any:
 
 
 def _no_answer(url: str, what: str, error: Exception) -> NetworkError:
-    got, instead = f"{url} ({one_line(error)})", "check the connection, and run the same command again to resume"
+    got, instead = (
+        f"{public_url(url)} ({one_line(error)})",
+        "check the connection, and run the same command again to resume",
+    )
     return NetworkError(what, f"a server's answer, {ATTEMPTS} times", got, instead)
 
 
@@ -338,8 +341,8 @@ def halves_of(pattern: str, settings: DataSettings) -> list[list[Shard]]:
 
 
 def shown(kind: str, pattern: str) -> str:
-    """Return a source of shards as it is shown: a local path's last component."""
-    return f"{kind}:{pattern if is_url(pattern) else Path(pattern).name}"
+    """Return a source of shards as it is shown: a local path's last component, a URL without what is secret."""
+    return f"{kind}:{public_url(pattern) if is_url(pattern) else Path(pattern).name}"
 
 
 def key_of(halves: Sequence[Sequence[Shard]], form: object, settings: DataSettings) -> str:

@@ -130,7 +130,7 @@ def same(batches, expected):
     )
 
 
-def test_samples_are_those_of_the_same_images_in_a_folder(folder):
+def test_samples_are_those_of_the_same_images_in_a_folder(folder, tmp_path):
     tar = opened(f"webdataset:{folder}/train-{{000..003}}.tar")
     assert tar.sizes() == {"train": 24, "test": 24, "labelled": 24, "corrupt": 0}
     assert (tar.class_names, tar.channels, tar.source) == (("0", "1"), 3, "webdataset:train-{000..003}.tar")
@@ -143,6 +143,10 @@ def test_samples_are_those_of_the_same_images_in_a_folder(folder):
     stream = opened(f"webdataset:{folder}/train-*.tar", random_resized_crop=False)
     assert type(memory.train) is not type(stream.train)
     assert same(epoch(memory), epoch(stream))
+    pack(tmp_path / "all.tar", [member for shard in range(SHARDS) for member in samples(shard)])
+    alone = opened(f"webdataset:{tmp_path}/all.tar", random_resized_crop=False, memory_limit_mb=100)
+    assert torch.equal(alone.train.pixels, memory.train.pixels)
+    assert alone.fingerprint != memory.fingerprint  # as their orders are others
 
 
 def test_rows_are_the_samples_of_the_tar_files(folder, rows):
@@ -399,8 +403,12 @@ def test_servers_that_fail(folder, server, monkeypatch):
         opened(f"webdataset:{address}/torn.tar")
     assert [request[0] for request in asked] == ["HEAD", *["GET"] * shards.ATTEMPTS]
     (folder / "torn.tar").unlink()
-    with refused(NetworkError, "data.source", got="127.0.0.1"):
-        opened("webdataset:http://127.0.0.1:1/a.tar")
+    with refused(NetworkError, "data.source", got="http://127.0.0.1:1/a.tar") as caught:
+        opened("webdataset:http://127.0.0.1:1/a.tar?key=secret")
+    assert "secret" not in str(caught.value)
+    with refused(InvalidValueError, "data.source", got="http://127.0.0.1/a.tar") as caught:
+        opened("webdataset:http://me:secret@127.0.0.1/a.tar")
+    assert "secret" not in str(caught.value)
 
 
 def test_a_shard_that_changes_is_read_again(tmp_path, caches):
