@@ -138,7 +138,7 @@ class TeacherCache:
         """Record the top-k form's errors over all chunks of this many epochs; return `MEASURES` by exponent."""
         if self.form is None:
             return {}
-        chunks = [(epoch, chunk) for epoch in range(epochs) for chunk in self._ranges()]
+        chunks = [(epoch, chunk) for epoch in range(epochs) for chunk in self.ranges()]
         paths = [self._existing(epoch, chunk.start, LOGITS) for epoch, chunk in chunks]
         each = torch.stack([_error_of(path) for path in paths]).double()
         share = torch.tensor([len(chunk) for _, chunk in chunks], dtype=torch.float64)
@@ -151,14 +151,14 @@ class TeacherCache:
         self.begin(errors=[{"gamma": gamma, **measured} for gamma, measured in errors.items()])
         return errors
 
-    def _ranges(self) -> Iterator[range]:
+    def ranges(self) -> Iterator[range]:
         """Yield the samples of each chunk."""
         for start in range(0, self.samples, self.rows):
             yield range(start, min(start + self.rows, self.samples))
 
     def missing(self, epoch: int, taps: Sequence[str] = ()) -> Iterator[range]:
         """Yield the chunks of an epoch whose logits or features are missing, damaged or in another's place."""
-        for chunk in self._ranges():
+        for chunk in self.ranges():
             if not all(self._is_there(epoch, chunk.start, what) for what in (LOGITS, *taps)):
                 yield chunk
 
@@ -179,7 +179,7 @@ class TeacherCache:
             TeacherCacheError: if so; it names what is missing, or the error.
         """
         for what in (LOGITS, *taps):
-            for chunk in self._ranges():
+            for chunk in self.ranges():
                 path = self._existing(epoch, chunk.start, what)
                 if what == LOGITS and self.form is not None:
                     self.form.check(_error_of(path), gammas)
@@ -233,7 +233,7 @@ class TeacherCache:
             TeacherCacheError: if any of it is missing or damaged.
         """
         chunks = []
-        for samples in self._ranges():
+        for samples in self.ranges():
             chunks.append(_read(self._existing(epoch, samples.start, what)))
         return chunks
 
