@@ -217,7 +217,7 @@ class TeacherCache:
         for what, tensors in chain([(LOGITS, packed)], features):
             place = self._place(epoch, chunk.start, what)
             content = safetensors.torch.save(tensors, {**place, DIGEST: _digest(tensors, place)})
-            records.write_bytes(self._path(epoch, chunk.start, what), content)
+            records.write_bytes(self._path(epoch, chunk.start, what), _with_sorted_metadata(content))
 
     def read(self, epoch: int, what: str) -> list[dict[str, Tensor]]:
         """Map and check the teacher's outputs of an epoch, in chunks of ``rows`` samples.
@@ -400,6 +400,16 @@ def _read(path: Path) -> dict[str, Tensor]:
     if written.get(DIGEST) != _digest(tensors, {name: written[name] for name in PLACE if name in written}):
         raise _torn(path)
     return tensors
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Return a file of tensors with its metadata in order: the library writes it in another with every call."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that tensors are aligned
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[8 + size :]])
 
 
 def _torn(path: Path) -> TeacherCacheError:
