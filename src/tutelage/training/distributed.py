@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ParamSpec, TypeVar
@@ -28,6 +29,7 @@ from tutelage.views import map_views
 
 P = ParamSpec("P")
 T = TypeVar("T")
+R = TypeVar("R")
 
 ALIKE = 20.0
 """Seconds within which all processes have an error that is one of all."""
@@ -217,6 +219,27 @@ def gathered_objects(value: T) -> list[T]:
     with naming_process():
         distributed.all_gather_object(values, value)
     return values
+
+
+def dealt(items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]]) -> Iterator[R]:
+    """Deal items to the processes in turn, and yield what some work makes of each, in their order, in every process.
+
+    Args:
+        items: items, the same in all processes.
+        work: function that yields a result, which it must be possible to pickle, for each item of this process. One
+            result of each process is held at a time.
+
+    Raises:
+        Exception: as `by_all` does, in the round of the item that the work failed at.
+    """
+    results = iter(work(items[rank() :: world()]))
+
+    def own(place: int) -> list[R]:
+        return [next(results)] if place < len(items) else []
+
+    for first in range(0, len(items), world()):
+        for found in gathered_objects(by_all(partial(own, first + rank()))):
+            yield from found
 
 
 @contextmanager
