@@ -43,20 +43,41 @@ class ProcessError(RunError):
 
 
 def accelerator_on(device: str) -> Accelerator:
-    """Return the process's accelerator for ``auto``, ``cpu`` or ``cuda``.
+    """Return the process's accelerator for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     There is one per process. Its own mixed precision stays off, as it would be fixed for every later run of the
-    process.
+    process. ``cuda:N`` makes this GPU torch's current one, which ``cuda`` stands for.
 
     Raises:
-        ValueError: if CUDA is requested but not available.
+        ValueError: if CUDA is requested but not available, or has no such GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InvalidValueError("device", "a CUDA device", "none that torch can see", "type device=cpu or device=auto")
+    require_device(device)
+    if index := device.partition(":")[2]:
+        torch.cuda.set_device(int(index))
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
         AcceleratorState._reset_state(reset_partial_state=True)
     waits = InitProcessGroupKwargs(timeout=TIMEOUT)
     return Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[waits])
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: so; it says what is.
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise InvalidValueError("device", "a CUDA device", "none that torch can see", "type device=cpu or device=auto")
+    if index and launcher.world_size() > 1:
+        got = f"{device} in each of {launcher.world_size()} processes"
+        raise InvalidValueError("device", "cuda, as each process has a GPU of its own", got, "type device=cuda")
+    if index and int(index) >= count:
+        expected = f"a GPU from cuda:0 to cuda:{count - 1}, as torch sees {count}"
+        raise InvalidValueError("device", expected, device, f"type device=cuda:{count - 1} or device=cuda")
 
 
 def _on_cpu(device: str) -> bool:
