@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
 from functools import partial
@@ -24,10 +24,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tutelage import launcher
 from tutelage.errors import InvalidValueError, RunError, TutelageError, explained, reason_of
+from tutelage.settings.fit import FitSettings, Precision
+from tutelage.training.precision import network_dtype
 from tutelage.types import UNLABELLED, Batch, Batches, Totals
 from tutelage.views import map_views
 
 P = ParamSpec("P")
+M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -327,20 +330,24 @@ def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def batches_on(
-    accelerator: Accelerator, batches: Batches, epoch: int, start: int, *, channels_last: bool
+    accelerator: Accelerator, batches: Batches, epoch: int, start: int, settings: FitSettings
 ) -> Iterator[Batch]:
     """Yield this process's share of an epoch's batches from step ``start`` on, moved to the device."""
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank, world, dtype = accelerator.process_index, accelerator.num_processes, network_dtype(settings.precision)
     for batch in batches.epoch(epoch, start=start, rank=rank, world=world):
-        yield to_device(batch, accelerator.device, channels_last=channels_last)
+        yield to_device(batch, accelerator.device, channels_last=settings.channels_last, dtype=dtype)
 
 
-def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Batch:
-    """Move a batch to the device, with images in the layout in which convolutions are fast."""
+def to_device(batch: Batch, device: torch.device, *, channels_last: bool, dtype: torch.dtype | None = None) -> Batch:
+    """Move a batch to the device, with images in the layout in which convolutions are fast.
+
+    Floating point inputs are cast to ``dtype`` if there is one.
+    """
 
     def moved(view: Tensor) -> Tensor:
         layout = torch.channels_last if channels_last and view.ndim == 4 else torch.preserve_format
-        return view.to(device, non_blocking=True, memory_format=layout)
+        kind = dtype if view.is_floating_point() else None
+        return view.to(device, kind, non_blocking=True, memory_format=layout)
 
     return Batch(
         batch.index.to(device, non_blocking=True),
@@ -350,10 +357,18 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Bat
     )
 
 
-def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:
-    """Move a module to the device, with convolution weights in the layout in which they are fast."""
-    module.to(device)
-    if channels_last:
+def widened(module: M, precision: Precision) -> M:
+    """Make a module's parameters and buffers float64 under ``fp64``, and return it."""
+    return module.double() if network_dtype(precision) == torch.float64 else module
+
+
+def place(module: nn.Module, device: torch.device, settings: FitSettings) -> None:
+    """Move a module to the device, with convolution weights in the layout in which they are fast.
+
+    Under ``fp64`` its parameters and buffers become float64.
+    """
+    widened(module, settings.precision).to(device)
+    if settings.channels_last:
         module.to(memory_format=torch.channels_last)
 
 
@@ -372,15 +387,27 @@ def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[st
     return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
 
 
+def share_buffers(module: nn.Module, *, but: Container[str]) -> None:
+    """Give all processes the first one's buffers, but those of some names, as `wrap` does before every step."""
+    for name, buffer in module.named_buffers() if world() > 1 else ():
+        if name in but:
+            continue
+        values = buffer.detach().contiguous()
+        with naming_process():
+            distributed.broadcast(values, src=0)
+        buffer.copy_(values)
+
+
 def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
     """Return the context for the forward pass of any but a step's last micro-batch, which averages the gradients."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
+def step_totals(batch: Batch, accelerator: Accelerator, precision: Precision) -> Totals:
     """Count a step's samples and labels over all processes, as divisors of means."""
-    samples = torch.full((), float(len(batch.index)), device=accelerator.device)
-    labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().float()
+    dtype = network_dtype(precision) or torch.float32
+    samples = torch.full((), float(len(batch.index)), device=accelerator.device, dtype=dtype)
+    labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().to(dtype)
     if accelerator.num_processes == 1:
         return Totals(samples, labelled)
     both = accelerator.reduce(torch.stack([samples, labelled])) / accelerator.num_processes
