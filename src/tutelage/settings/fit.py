@@ -20,6 +20,8 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 """Precision of the networks; see `training.precision`."""
 Switch = Literal["auto"] | bool
 """Choice of a form: ``auto`` decides by what there is or, for speed, measures if the fit is long enough to repay it."""
+Shard = Literal["none", "student", "teacher", "both"]
+"""Networks whose parameters are sharded over several processes."""
 LossForm = Literal["plain", "compiled", "fused"]
 """Form of an objective's losses: one by one, compiled, or the cross-entropy and a loss of logits fused."""
 
@@ -178,6 +180,8 @@ class FitSettings:
         checkpoint_activations: whether the student's blocks keep their inputs alone for the backward pass, in which
             they are computed again: less memory for more time, and the same gradients. The student is then not
             compiled.
+        shard: networks whose parameters are sharded over several processes, each on its device: see
+            `training.sharding`. One process computes as without it.
         sync_bn: whether batch norms of several processes take statistics of all processes' samples: ``auto`` of those
             that can, true of all. With false each process has its own, and the first one's running statistics are kept.
     """
@@ -199,6 +203,7 @@ class FitSettings:
     graphs: Switch = "auto"
     loss_form: Literal["auto"] | LossForm = "auto"
     checkpoint_activations: bool = False
+    shard: Shard = "none"
     sync_bn: Switch = "auto"
 
     def __post_init__(self) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from tutelage.settings.fit import Count, LossForm, Optimizer, Positive, Precision, Schedule, Switch, Threads
+from tutelage.settings.fit import Count, LossForm, Optimizer, Positive, Precision, Schedule, Shard, Switch, Threads
 
 
 class RunSettings(TypedDict, total=False):
@@ -29,8 +29,8 @@ class RunSettings(TypedDict, total=False):
     """Of order and augmentation."""
     precision: Literal["auto", Precision]
     """What networks are computed in; ``auto`` measures whether bfloat16 is faster."""
-    device: Literal["auto", "cpu", "cuda"]
-    """Where to compute."""
+    device: Literal["auto", "cpu", "cuda"] | str
+    """Where to compute; ``cuda:N`` is a GPU by its number, and ``cuda`` torch's current one."""
     threads: Threads | None
     """Of the CPU; none for torch's own choice. Exact resume needs the same number."""
     deterministic: bool
@@ -69,3 +69,5 @@ class RunSettings(TypedDict, total=False):
     """Compute what is inside the student's blocks again in the backward pass, not keep it: less memory, more time."""
     sync_bn: Switch
     """Let batch norms of several processes take the statistics of all processes' samples."""
+    shard: Shard
+    """What several processes shard the parameters of, so that each has its share of them alone on its device."""

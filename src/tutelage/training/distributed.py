@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ParamSpec, TypeVar
@@ -29,7 +30,9 @@ from tutelage.types import UNLABELLED, Batch, Batches, Totals
 from tutelage.views import map_views
 
 P = ParamSpec("P")
+M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
+R = TypeVar("R")
 
 ALIKE = 20.0
 """Seconds within which all processes have an error that is one of all."""
@@ -43,20 +46,41 @@ class ProcessError(RunError):
 
 
 def accelerator_on(device: str) -> Accelerator:
-    """Return the process's accelerator for ``auto``, ``cpu`` or ``cuda``.
+    """Return the process's accelerator for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     There is one per process. Its own mixed precision stays off, as it would be fixed for every later run of the
-    process.
+    process. ``cuda:N`` makes this GPU torch's current one, which ``cuda`` stands for.
 
     Raises:
-        ValueError: if CUDA is requested but not available.
+        ValueError: if CUDA is requested but not available, or has no such GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InvalidValueError("device", "a CUDA device", "none that torch can see", "type device=cpu or device=auto")
+    require_device(device)
+    if index := device.partition(":")[2]:
+        torch.cuda.set_device(int(index))
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
         AcceleratorState._reset_state(reset_partial_state=True)
     waits = InitProcessGroupKwargs(timeout=TIMEOUT)
     return Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[waits])
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: so; it says what is.
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise InvalidValueError("device", "a CUDA device", "none that torch can see", "type device=cpu or device=auto")
+    if index and launcher.world_size() > 1:
+        got = f"{device} in each of {launcher.world_size()} processes"
+        raise InvalidValueError("device", "cuda, as each process has a GPU of its own", got, "type device=cuda")
+    if index and int(index) >= count:
+        expected = f"a GPU from cuda:0 to cuda:{count - 1}, as torch sees {count}"
+        raise InvalidValueError("device", expected, device, f"type device=cuda:{count - 1} or device=cuda")
 
 
 def _on_cpu(device: str) -> bool:
@@ -221,6 +245,27 @@ def gathered_objects(value: T) -> list[T]:
     return values
 
 
+def dealt(items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]]) -> Iterator[R]:
+    """Deal items to the processes in turn, and yield what some work makes of each, in their order, in every process.
+
+    Args:
+        items: items, the same in all processes.
+        work: function that yields a result, which it must be possible to pickle, for each item of this process. One
+            result of each process is held at a time.
+
+    Raises:
+        Exception: as `by_all` does, in the round of the item that the work failed at.
+    """
+    results = iter(work(items[rank() :: world()]))
+
+    def own(place: int) -> list[R]:
+        return [next(results)] if place < len(items) else []
+
+    for first in range(0, len(items), world()):
+        for found in gathered_objects(by_all(partial(own, first + rank()))):
+            yield from found
+
+
 @contextmanager
 def entered_by_main(context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
     """Enter a context, such as a lock, in the main process alone; an error of entering it reaches all."""
@@ -312,14 +357,17 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool, dtype:
     )
 
 
+def cast_module(module: M, precision: Precision) -> M:
+    """Make a module's parameters and buffers float64 under ``fp64``, and return it."""
+    return module.double() if network_dtype(precision) == torch.float64 else module
+
+
 def place(module: nn.Module, device: torch.device, settings: FitSettings) -> None:
     """Move a module to the device, with convolution weights in the layout in which they are fast.
 
     Under ``fp64`` its parameters and buffers become float64.
     """
-    module.to(device)
-    if network_dtype(settings.precision) == torch.float64:
-        module.double()  # to(dtype) would make real numbers of complex ones
+    cast_module(module, settings.precision).to(device)
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)
 
@@ -327,10 +375,12 @@ def place(module: nn.Module, device: torch.device, settings: FitSettings) -> Non
 def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[str]) -> nn.Module:
     """Return what to call instead of a module so that processes average its gradients: for one process, the module.
 
-    Buffers named in ``unsynchronised`` are not sent from the first process to the others before every step.
+    Buffers named in ``unsynchronised`` are not sent from the first process to the others before every step, nor are the
+    gradients of parameters named there, which someone else averages.
     """
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, unsynchronised)
-    if accelerator.num_processes == 1:
+    averaged = [p for name, p in module.named_parameters() if p.requires_grad and name not in unsynchronised]
+    if accelerator.num_processes == 1 or not averaged:
         return module
     devices = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
     # An objective on features alone gives later layers no gradient, for which DDP would wait.

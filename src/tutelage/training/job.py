@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 
 from tutelage import records
 from tutelage.errors import InvalidValueError, RunError, message
@@ -37,7 +38,7 @@ from tutelage.training.distributed import (
     summed,
 )
 from tutelage.training.dry_forward import PROBED, check_batches, smallest_batch
-from tutelage.training.evaluate import EvalSet, answers_alike, collect_outputs, summarize
+from tutelage.training.evaluate import EvalSet, evaluate
 from tutelage.training.graphs import CAPTURES, NotCapturableError
 from tutelage.training.nonfinite import combined, raise_nonfinite
 from tutelage.training.rng import seed_rank
@@ -289,22 +290,24 @@ class FitState:
             self.agreement.meet(before=self.next_step, ends=self.now.epoch == self.settings.epochs)
 
     def _evaluate(self, held: EvalSet) -> records.EvaluationMeans:
-        outputs = collect_outputs(
+        evaluation = evaluate(
             self.train.distiller.student,
             held.batches,
             device=self.device,
             precision=self.settings.precision,
             channels_last=self.settings.channels_last,
             who="student",
+            teacher=held.teacher and held.teacher.logits,
+            gamma=self.train.distiller.objective.target_gamma,
         )
-        if self.now.epoch == 0 and answers_alike(outputs):
+        if self.now.epoch == 0 and evaluation.answers_alike:
             expected = "answers that differ from sample to sample"
             got = (
-                f"the same logits for all {len(outputs.logits)} {held.name} samples: its units are dead, or see nothing"
+                f"the same logits for all {evaluation.samples} {held.name} samples: its units are dead, or see nothing"
             )
             instead = "lower optimizer.lr, type schedule.warmup=1, or look at its activations and its first weights"
             warnings.warn(message("student after epoch 1", expected, got, instead), stacklevel=2)
-        return summarize(held.name, outputs, held.teacher, gamma=self.train.distiller.objective.target_gamma)
+        return evaluation.means(held.name)
 
     def _record_epoch(
         self, totals: TrainingTotals, evaluations: Mapping[str, records.EvaluationMeans]
@@ -334,6 +337,7 @@ class FitState:
         if now.loss_scale is not None:
             record["overflowed_steps"] = int(now.loss_scale.overflows)
         self.history.append(record)
+        self.train.copy_back()
         # The first held-out set decides which weights are best.
         accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None
         if accuracy is not None and (self.to_beat is None or accuracy > self.to_beat):
@@ -406,7 +410,7 @@ class FitState:
             size, layer = smallest_batch(
                 self.job.distiller.student,
                 "student",
-                view_of(batch.inputs, "student")[:PROBED],
+                view_of(batch.inputs, "student")[:PROBED].to(next(self.job.distiller.student.parameters()).device),
                 sizes,
                 settings=self.settings,
             )
@@ -469,6 +473,9 @@ class FitState:
         if keep is None:
             return
         tensors, state = self.train.packed()
+        name = f"{self.stage:02d}-{now.step:09d}"
+        shards = {key: tensors.pop(key) for key in list(tensors) if isinstance(tensors[key], DTensor)}
+        digests = keep.checkpoints.save_shards(name, shards)
         state |= {
             "schema": records.SCHEMA,
             "stage": self.stage,
@@ -478,7 +485,7 @@ class FitState:
             "speed": self.plan.to_json() if self.plan else None,
             "run": keep.run,
         }
-        by_main(lambda: keep.checkpoints.save(f"{self.stage:02d}-{now.step:09d}", tensors, state))
+        by_main(lambda: keep.checkpoints.save(name, tensors, state, digests))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Resume from a checkpoint of this stage."""
