@@ -143,8 +143,6 @@ class TrainState:
         self._shares = [(p, nn.Parameter(local_part(p))) for p in trained if isinstance(p, DTensor)]
         shares = {id(parameter): share for parameter, share in self._shares}
         self._logits_used = not shares
-        if shares:
-            distiller.student.register_forward_hook(self._watch_logits)
         self.fused = self.device.type in CAPTURES
         self.optimizer = optim.build(settings.optimizer, distiller, fused=self.fused, shares=shares)
         self.parameters = [*shares.values(), *(p for p in trained if id(p) not in shares)]
@@ -178,7 +176,7 @@ class TrainState:
 
         This sets the precision, the forms of student and objective, and whether processes average the gradients.
         """
-        self.distiller.called = self.student.call(samples)
+        self.distiller.called = self.student.call(samples) if self._logits_used else self._watched
         self.distiller.called_objective = self.student.call_objective(samples)
         self.distiller.objective.fused = self.student.fused
         local = nullcontext() if last else local_gradients(self.module)
@@ -220,14 +218,16 @@ class TrainState:
             norms = torch.cat([whole_norms(norms[:sharded], self.accelerator), norms[sharded:]])
         return parameters, norms
 
-    def _watch_logits(self, student: nn.Module, inputs: object, logits: object) -> None:
-        """Note that logits have a gradient, once they get one."""
+    def _watched(self, inputs: Tensor) -> Any:
+        """Call the student, and note when its logits get a gradient."""
+        logits = self.distiller.student(inputs)
 
         def note(gradient: Tensor | None) -> None:
             self._logits_used |= gradient is not None  # DDP passes on that there is none.
 
         if isinstance(logits, Tensor) and logits.requires_grad:
             logits.register_hook(note)
+        return logits
 
     def whole(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         """Return the distiller's parameters that some of the `parameters` are, or are shares of."""
