@@ -18,6 +18,7 @@ from tutelage.plain_files import misfit
 from tutelage.records import Epoch
 from tutelage.settings.fit import FitSettings
 from tutelage.settings.weights import Schedule
+from tutelage.taps import when_gradient
 from tutelage.training import optim
 from tutelage.training.activations import checkpointed_blocks, recomputing
 from tutelage.training.agreement import Agreement
@@ -221,12 +222,8 @@ class TrainState:
     def _watched(self, inputs: Tensor) -> Any:
         """Call the student, and note when its logits get a gradient."""
         logits = self.distiller.student(inputs)
-
-        def note(gradient: Tensor | None) -> None:
-            self._logits_used |= gradient is not None  # DDP passes on that there is none.
-
         if isinstance(logits, Tensor) and logits.requires_grad:
-            logits.register_hook(note)
+            when_gradient(logits, lambda: setattr(self, "_logits_used", True))
         return logits
 
     def whole(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
