@@ -21,7 +21,7 @@ from tutelage.types import View
 ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = range(10)
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
-TRANSFORM, NEGATIVES = 20, 21
+TRANSFORM, NEGATIVES, UNIT_ORDER, DELAY = range(20, 24)
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
 # First of one stream per RandAugment operation on an image.
@@ -144,6 +144,25 @@ def view_uniform(view: View, index: NDArray[np.int64], stream: int) -> NDArray[n
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """Return the order of ``count`` samples in an epoch: the stable argsort of their hashes."""
     return np.argsort(draw(seed, epoch, np.arange(count), ORDER), kind="stable")
+
+
+def buffered_permutation(seed: int, epoch: int, units: NDArray[np.integer], buffer: int) -> NDArray[np.int64]:
+    """Return the order of samples in an epoch that are read unit by unit and shuffled in a buffer.
+
+    The units, such as shards, are read one after the other in an order drawn by hash, the samples of each in their own
+    order. The ``n``-th sample that is read is given out at ``n`` plus a delay, uniform in ``[0, buffer)``: so at most
+    ``buffer`` samples are read and not given out yet, and each comes at most ``buffer`` places after it is read.
+
+    Args:
+        seed: as of `permutation`.
+        epoch: likewise.
+        units: number of each sample's unit, ``(samples,)``.
+        buffer: number of samples that are held, at least 1.
+    """
+    read = np.lexsort((units, draw(seed, epoch, units, UNIT_ORDER)))  # stable, and units whose hashes agree stay apart
+    delay = integers(draw(seed, epoch, read, DELAY), buffer)
+    order: NDArray[np.int64] = read[np.argsort(np.arange(len(read)) + delay, kind="stable")]
+    return order
 
 
 @contextmanager

@@ -30,12 +30,12 @@ from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on, by_main, gathered_objects, is_main, world
-from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
+from tutelage.training.evaluate import EvalSet, KeptLogits, TeacherOutputs
 from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
 from tutelage.training.precision import computed_precision, fallback
 from tutelage.training.state import check_restorable
-from tutelage.types import UNLABELLED, Batches, Teacher
+from tutelage.types import Batches, Teacher
 
 
 class RunState:
@@ -55,7 +55,7 @@ class RunState:
         *,
         recorded: resume.Recorded | None,
         precision_reason: str | None,
-        teacher_outputs: dict[str, EvalOutputs],
+        teacher_outputs: dict[str, TeacherOutputs],
     ) -> None:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
         self.deadline = options.deadline
@@ -85,7 +85,9 @@ class RunState:
         self.held_out: list[EvalSet] = []
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
-                teacher_outputs[name] = setup.evaluation_outputs(recipe, teacher, batches, "teacher")
+                logits = KeptLogits()
+                evaluation = setup.evaluate_network(recipe, teacher, batches, "teacher", keep=logits)
+                teacher_outputs[name] = TeacherOutputs(evaluation, logits)
             self.held_out.append(EvalSet(name, batches, None if teacher is None else teacher_outputs[name]))
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
@@ -157,13 +159,13 @@ class RunState:
         teacher, classes, test = self.run_inputs.teacher, self.run_inputs.splits.classes, self.held_out[-1]
         if teacher is None or test.teacher is None:
             return None
-        better = better_than_chance(test.teacher)
-        accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
+        evaluation = test.teacher.evaluation
+        better, accuracy = evaluation.better_than_chance, evaluation.accuracy
         if announce:
             for line in describe_fit(teacher, self.run_inputs.splits.input_shape("teacher")):
                 self.reporter.say(f"teacher {teacher.card.name}: {line}")
         if accuracy is not None and announce:
-            samples = f"{len(test.teacher.labels)} {test.name} samples"
+            samples = f"{evaluation.samples} {test.name} samples"
             self.reporter.say(f"teacher {teacher.card.name}: accuracy {accuracy:.2%} on {samples}")
         if better is False and not self.recipe.weak_teacher:
             raise RecipeError(
@@ -178,10 +180,13 @@ class RunState:
     def doubts(self) -> Iterator[str]:
         """Yield what is to be told of the run before its first step."""
         outputs = self.held_out[-1].teacher
+        evaluation = outputs and outputs.evaluation
         yield from sanity_checks.of_labels(self.run_inputs.splits, self.objectives)
-        yield from sanity_checks.before_training(self.recipe, self.objectives, outputs and outputs.logits)
-        if outputs is not None:
-            yield from sanity_checks.of_accuracy(self.recipe, outputs, self.run_inputs.splits.fingerprint)
+        yield from sanity_checks.before_training(
+            self.recipe, self.objectives, None if evaluation is None else evaluation.sample
+        )
+        if evaluation is not None:
+            yield from sanity_checks.of_accuracy(self.recipe, evaluation, self.run_inputs.splits.fingerprint)
 
     def begin(self) -> None:
         """Read the checkpoint, if there is one, and seed the generators."""
@@ -379,15 +384,18 @@ class RunState:
         """Write the student, its evaluation and the manifest."""
         splits, student, test = self.run_inputs.splits, self.run_inputs.student, self.held_out[-1]
         by_main(lambda: models.save(student, self.folder))
-        outputs = setup.evaluation_outputs(self.recipe, student, test.batches, "student")
+        logits, teacher = (test.teacher.logits, test.teacher.evaluation) if test.teacher else (None, None)
+        result = setup.evaluate_network(
+            self.recipe, student, test.batches, "student", teacher=logits, gamma=self.target_gamma
+        )
         evaluation: records.Evaluation | None = None
-        if bool((outputs.labels != UNLABELLED).any()):
+        if result.labelled:
             evaluation = {
                 "set": test.name,
                 "samples": len(splits.test),
                 "class_names": list(splits.class_names),
-                "student": evaluate_outputs(outputs, test.teacher, gamma=self.target_gamma),
-                "teacher": evaluate_outputs(test.teacher) if test.teacher else None,
+                "student": result.judgement(),
+                "teacher": teacher.judgement() if teacher else None,
                 "best": records.best_epoch(self.epochs, self.selection),
             }
         by_main(lambda: self._write_result(evaluation))
