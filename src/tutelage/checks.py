@@ -232,6 +232,11 @@ def _floating(tensor: Tensor, name: str) -> Tensor:
         )
     if not tensor.is_floating_point():
         raise InvalidTypeError(name, "a floating dtype", tensor.dtype, f"type {name}.float()")
+    return widened(tensor)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a floating tensor in at least float32: narrower ones are copied."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 
@@ -249,6 +254,8 @@ def nonfinite_weight(module: nn.Module) -> str | None:
             return f"{name}, which is on the meta device and has no values"
         strict = isinstance(value, nn.Parameter) or "running_" in name
         values = value.detach()
+        if hasattr(values, "to_local"):  # A sharded one: this process's share.
+            values = values.to_local()
         bad = int((~torch.isfinite(values) if strict else torch.isnan(values)).sum())
         if bad:
             return f"{name}, {bad} of whose {value.numel()} values are NaN or infinite"

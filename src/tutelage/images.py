@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol
+from typing import IO, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -180,7 +180,7 @@ def opened(encoded: Encoded) -> Iterator[Image.Image]:
             yield image
 
 
-def _file_of(encoded: bytes | Path) -> io.BytesIO | io.BufferedReader:
+def _file_of(encoded: bytes | Path) -> IO[bytes]:
     if isinstance(encoded, bytes):
         return io.BytesIO(encoded)
     _check_file(encoded)

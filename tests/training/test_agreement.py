@@ -13,7 +13,6 @@ from torch import nn
 from tutelage import objectives
 from tutelage.interruption import Terminated, stop_on_signals
 from tutelage.modules import Distiller
-from tutelage.training import distributed
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.deadline import Deadline, DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import ProcessError, accelerator_on
@@ -45,12 +44,12 @@ class Watched(Shares):
 
 def trained(folder, rows, *, make=forgetful, resume=False, **changes):
     """Fit two epochs; return the records and the student's state."""
-    rank = distributed.rank()
+    accelerator = accelerator_on("cpu")
     student = seeded(make)
-    torch.manual_seed(11 + rank)
+    torch.manual_seed(11 + accelerator.process_index)
     keep = CheckpointSink(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {})
     checkpoint = keep.checkpoints.load() if resume else None
-    distiller, accelerator = Distiller(student, objectives.cross_entropy()), accelerator_on("cpu")
+    distiller = Distiller(student, objectives.cross_entropy())
     history = fit(distiller, None, rows, settings(**changes), accelerator=accelerator, keep=keep, resume=checkpoint)
     return untimed(history), state(student)
 

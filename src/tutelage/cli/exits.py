@@ -14,7 +14,7 @@ from tutelage.launcher import rank
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and SIGTERM, as shells have them: 128 and the signal's number."""
-ALONE = 5.0
+ALONE = 15.0
 """Seconds after which a process of several whose launcher has not ended it has failed alone."""
 SHOW_CURSOR = "\x1b[?25h"
 

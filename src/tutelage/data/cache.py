@@ -1,12 +1,14 @@
-"""The layout and the decoded pixels of data sets, kept between runs; a damaged or unwritable cache costs only time."""
+"""What is kept between runs, such as the decoded pixels of data sets; a damaged or unwritable cache costs only time."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tutelage import plain_files
 from tutelage.images import Layout
 
 _VERSION = 1
+_LENGTH = 32  # bytes of a SHA-256
 
 
 def folder() -> Path:
@@ -87,3 +90,34 @@ def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]]) -> bool
     except OSError:
         return False
     return True
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Return what `save_arrays` saved; ``None`` if it is absent or damaged."""
+    try:
+        saved = path.read_bytes()
+    except OSError:
+        return None
+    # Checked as a whole first: NumPy raises all kinds of errors on damaged bytes.
+    content = memoryview(saved)[_LENGTH:]
+    if hashlib.sha256(content).digest() != saved[:_LENGTH]:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Save arrays atomically, for this user alone.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    content = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
+        new = Path(temporary) / path.name
+        new.touch(mode=0o600)
+        new.write_bytes(hashlib.sha256(content).digest() + content)
+        new.replace(path)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import os
 import stat
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count
@@ -117,7 +115,8 @@ def listing(files: Files, *, max_bytes: int | None = None) -> bytes:
         others = np.ones(len(known.names), bool)
         others[places], others[-1] = False, False
         with contextlib.suppress(OSError):
-            _save(path, _joined(_rows(known, others), _Known(files.names, files.stats, digests)))
+            together = _joined(_rows(known, others), _Known(files.names, files.stats, digests))
+            cache.save_arrays(path, together._asdict())
     hexes = digests.tobytes().hex().encode()
     shown = names if os.sep == "/" else [name.replace(os.fsencode(os.sep), b"/") for name in names]
     return b"\n".join([b"%b %b" % (n, hexes[i : i + 2 * _LENGTH]) for n, i in zip(shown, count(0, 2 * _LENGTH))])
@@ -151,16 +150,8 @@ def _hash(path: Path, max_bytes: int | None) -> bytes:
 
 def _load(path: Path) -> _Known:
     """Return the saved hashes; none if they are absent or damaged."""
-    try:
-        saved = path.read_bytes()
-    except OSError:
-        return _NOTHING
-    # Checked as a whole first: NumPy raises all kinds of errors on damaged bytes.
-    content = memoryview(saved)[_LENGTH:]
-    if hashlib.sha256(content).digest() != saved[:_LENGTH]:
-        return _NOTHING
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return _joined(_Known(arrays["names"], arrays["stats"], arrays["digests"]), _NOTHING)
+    arrays = cache.load_arrays(path)
+    return _NOTHING if arrays is None else _joined(_Known(**arrays), _NOTHING)
 
 
 def _rows(known: _Known, rows: NDArray[np.bool_]) -> _Known:
@@ -173,15 +164,3 @@ def _joined(first: _Known, second: _Known) -> _Known:
         np.concatenate([first.stats, second.stats]),
         np.concatenate([first.digests, second.digests]),
     )
-
-
-def _save(path: Path, known: _Known) -> None:
-    buffer = io.BytesIO()
-    np.savez(buffer, **known._asdict())
-    content = buffer.getvalue()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
-        new = Path(temporary) / path.name
-        new.touch(mode=0o600)
-        new.write_bytes(hashlib.sha256(content).digest() + content)
-        new.replace(path)

@@ -20,7 +20,7 @@ from tutelage.errors import RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs.resume import read_recorded
-from tutelage.runs.setup import RunInputs, evaluation_outputs, run_context, steps_of
+from tutelage.runs.setup import RunInputs, evaluate_network, run_context, steps_of
 from tutelage.settings.fit import Precision
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.graphs import CAPTURES
@@ -56,7 +56,7 @@ def resolve_precision(
     then that of runs beside it. Otherwise some training steps are timed in the device's precisions (`candidates`), on
     copies of the networks; bfloat16 is taken if it is `GAIN` times faster than the device's float32 or TF32. Fits of
     fewer than `FEW` steps, several processes, and runs in which no step can be taken get the latter, untimed. ``fp16``
-    is never chosen: whether it overflows depends on the networks.
+    and ``fp64`` are never chosen: whether the former overflows depends on the networks, and the latter is slow.
 
     Args:
         recipe: recipe of a run or a comparison.
@@ -172,7 +172,7 @@ def time_evaluation(recipe: Recipe, network: Classifier, split: data.Split) -> f
     network = copy.deepcopy(network)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
-    evaluation_outputs(recipe, network, timed)
+    evaluate_network(recipe, network, timed)
     return timed.seconds * timed.steps / max(timed.count, 1)
 
 

@@ -20,7 +20,7 @@ from tutelage.runs.run import DEFAULTS, Run, RunOptions
 from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import build_inputs, build_objectives, check_run, needs_teacher, torch_settings
 from tutelage.training.distributed import by_all, by_main, entered_by_main, naming_process
-from tutelage.training.evaluate import EvalOutputs
+from tutelage.training.evaluate import TeacherOutputs
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
@@ -153,7 +153,7 @@ class _Shared:
         self.options = options
         self.splits: data.Splits | None = None
         self.teacher: Classifier | None = None
-        self.teacher_outputs: dict[str, EvalOutputs] = {}
+        self.teacher_outputs: dict[str, TeacherOutputs] = {}
         self.precision: str | None = None
         self.reason: str | None = None
 
@@ -196,6 +196,8 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
     Seeds, students, objectives, optimizers and their schedules may differ.
     """
     pair = (first, second)
+    if any(recipe.shard != "none" for recipe in pair):
+        return False
     teachers = [recipe.teacher for recipe in pair if recipe.teacher is not None]
     if any(isinstance(teacher, TrainedTeacher) for teacher in teachers) or teachers[1:] not in ([], teachers[:1]):
         return False

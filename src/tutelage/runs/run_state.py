@@ -8,6 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,13 +29,13 @@ from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
-from tutelage.training.distributed import accelerator_on, by_main, is_main, world
-from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
+from tutelage.training.distributed import accelerator_on, by_main, gathered_objects, is_main, world
+from tutelage.training.evaluate import EvalSet, KeptLogits, TeacherOutputs
 from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
 from tutelage.training.precision import computed_precision, fallback
 from tutelage.training.state import check_restorable
-from tutelage.types import UNLABELLED, Batches, Teacher
+from tutelage.types import Batches, Teacher
 
 
 class RunState:
@@ -54,7 +55,7 @@ class RunState:
         *,
         recorded: resume.Recorded | None,
         precision_reason: str | None,
-        teacher_outputs: dict[str, EvalOutputs],
+        teacher_outputs: dict[str, TeacherOutputs],
     ) -> None:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
         self.deadline = options.deadline
@@ -79,11 +80,14 @@ class RunState:
         first_of_group = not teacher_outputs
         if (line := fallback(self.device, precision)) and first_of_group:
             self.reporter.say(f"{recipe.name}: {line}")
-        teacher = FrozenTeacher(run_inputs.teacher).to(self.device).network if run_inputs.teacher else None
+        teacher = run_inputs.teacher and setup.on_device(recipe, FrozenTeacher(run_inputs.teacher).network, "teacher")
+        self.teacher = teacher
         self.held_out: list[EvalSet] = []
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
-                teacher_outputs[name] = setup.evaluation_outputs(recipe, teacher, batches, "teacher")
+                logits = KeptLogits()
+                evaluation = setup.evaluate_network(recipe, teacher, batches, "teacher", keep=logits)
+                teacher_outputs[name] = TeacherOutputs(evaluation, logits)
             self.held_out.append(EvalSet(name, batches, None if teacher is None else teacher_outputs[name]))
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
@@ -155,13 +159,13 @@ class RunState:
         teacher, classes, test = self.run_inputs.teacher, self.run_inputs.splits.classes, self.held_out[-1]
         if teacher is None or test.teacher is None:
             return None
-        better = better_than_chance(test.teacher)
-        accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
+        evaluation = test.teacher.evaluation
+        better, accuracy = evaluation.better_than_chance, evaluation.accuracy
         if announce:
             for line in describe_fit(teacher, self.run_inputs.splits.input_shape("teacher")):
                 self.reporter.say(f"teacher {teacher.card.name}: {line}")
         if accuracy is not None and announce:
-            samples = f"{len(test.teacher.labels)} {test.name} samples"
+            samples = f"{evaluation.samples} {test.name} samples"
             self.reporter.say(f"teacher {teacher.card.name}: accuracy {accuracy:.2%} on {samples}")
         if better is False and not self.recipe.weak_teacher:
             raise RecipeError(
@@ -176,10 +180,13 @@ class RunState:
     def doubts(self) -> Iterator[str]:
         """Yield what is to be told of the run before its first step."""
         outputs = self.held_out[-1].teacher
+        evaluation = outputs and outputs.evaluation
         yield from sanity_checks.of_labels(self.run_inputs.splits, self.objectives)
-        yield from sanity_checks.before_training(self.recipe, self.objectives, outputs and outputs.logits)
-        if outputs is not None:
-            yield from sanity_checks.of_accuracy(self.recipe, outputs, self.run_inputs.splits.fingerprint)
+        yield from sanity_checks.before_training(
+            self.recipe, self.objectives, None if evaluation is None else evaluation.sample
+        )
+        if evaluation is not None:
+            yield from sanity_checks.of_accuracy(self.recipe, evaluation, self.run_inputs.splits.fingerprint)
 
     def begin(self) -> None:
         """Read the checkpoint, if there is one, and seed the generators."""
@@ -247,13 +254,13 @@ class RunState:
     def distiller(self, stage: int) -> Distiller:
         """Return a stage's student with its objective, made on first use."""
         if stage not in self.distillers:
-            context = self.contexts.get(stage) or self.context(stage)
+            context = replace(self.contexts.get(stage) or self.context(stage), seed=self.recipe.seed)
             self.distillers = {stage: Distiller(self.run_inputs.student, self.objectives[stage], context)}
         return self.distillers[stage]
 
     def context(self, stage: int) -> BindContext:
         """Return what a stage's objective binds to."""
-        return setup.run_context(self.objectives[stage], self.run_inputs)
+        return setup.run_context(self.objectives[stage], self.run_inputs, self.teacher)
 
     def fit_job(self, stage: int) -> FitJob:
         """Return a stage's job for the training loop, resumed from the checkpoint if that is of this stage."""
@@ -305,6 +312,9 @@ class RunState:
         if self.deadline is not None:
             self.deadline.end_evaluation()
         self.epochs.append(epoch)
+        for split in self.run_inputs.splits.by_name().values():  # Each process knows of its own share.
+            skipped = dict.fromkeys(name for names in gathered_objects(split.corrupt) for name in names)
+            split.corrupt[:] = skipped
         self.manifest["samples_by_rank"] = epoch.get("samples_by_rank", [epoch["train"]["samples"]])
         by_main(self._write_epoch)
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))
@@ -355,9 +365,9 @@ class RunState:
 
     def training_teacher(self, stage: int, taps: tuple[str, ...]) -> Teacher:
         """Return a stage's teacher: the network or its recorded outputs."""
-        assert self.run_inputs.teacher is not None
+        assert self.teacher is not None
         if self.outputs is None:
-            return FrozenTeacher(self.run_inputs.teacher, taps)
+            return FrozenTeacher(self.teacher, taps)
         gamma = setup.single_exponent(self.objectives[stage]) if self.outputs.form else None
         return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
 
@@ -374,15 +384,18 @@ class RunState:
         """Write the student, its evaluation and the manifest."""
         splits, student, test = self.run_inputs.splits, self.run_inputs.student, self.held_out[-1]
         by_main(lambda: models.save(student, self.folder))
-        outputs = setup.evaluation_outputs(self.recipe, student, test.batches, "student")
+        logits, teacher = (test.teacher.logits, test.teacher.evaluation) if test.teacher else (None, None)
+        result = setup.evaluate_network(
+            self.recipe, student, test.batches, "student", teacher=logits, gamma=self.target_gamma
+        )
         evaluation: records.Evaluation | None = None
-        if bool((outputs.labels != UNLABELLED).any()):
+        if result.labelled:
             evaluation = {
                 "set": test.name,
                 "samples": len(splits.test),
                 "class_names": list(splits.class_names),
-                "student": evaluate_outputs(outputs, test.teacher, gamma=self.target_gamma),
-                "teacher": evaluate_outputs(test.teacher) if test.teacher else None,
+                "student": result.judgement(),
+                "teacher": teacher.judgement() if teacher else None,
                 "best": records.best_epoch(self.epochs, self.selection),
             }
         by_main(lambda: self._write_result(evaluation))

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ParamSpec, TypeVar
@@ -23,11 +24,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tutelage import launcher
 from tutelage.errors import InvalidValueError, RunError, TutelageError, explained, reason_of
+from tutelage.settings.fit import FitSettings, Precision
+from tutelage.training.precision import network_dtype
 from tutelage.types import UNLABELLED, Batch, Batches, Totals
 from tutelage.views import map_views
 
 P = ParamSpec("P")
+M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
+R = TypeVar("R")
 
 ALIKE = 20.0
 """Seconds within which all processes have an error that is one of all."""
@@ -240,6 +245,27 @@ def gathered_objects(value: T) -> list[T]:
     return values
 
 
+def dealt(items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]]) -> Iterator[R]:
+    """Deal items to the processes in turn, and yield what some work makes of each, in their order, in every process.
+
+    Args:
+        items: items, the same in all processes.
+        work: function that yields a result, which it must be possible to pickle, for each item of this process. One
+            result of each process is held at a time.
+
+    Raises:
+        Exception: as `by_all` does, in the round of the item that the work failed at.
+    """
+    results = iter(work(items[rank() :: world()]))
+
+    def own(place: int) -> list[R]:
+        return [next(results)] if place < len(items) else []
+
+    for first in range(0, len(items), world()):
+        for found in gathered_objects(by_all(partial(own, first + rank()))):
+            yield from found
+
+
 @contextmanager
 def entered_by_main(context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
     """Enter a context, such as a lock, in the main process alone; an error of entering it reaches all."""
@@ -304,20 +330,24 @@ def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def batches_on(
-    accelerator: Accelerator, batches: Batches, epoch: int, start: int, *, channels_last: bool
+    accelerator: Accelerator, batches: Batches, epoch: int, start: int, settings: FitSettings
 ) -> Iterator[Batch]:
     """Yield this process's share of an epoch's batches from step ``start`` on, moved to the device."""
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank, world, dtype = accelerator.process_index, accelerator.num_processes, network_dtype(settings.precision)
     for batch in batches.epoch(epoch, start=start, rank=rank, world=world):
-        yield to_device(batch, accelerator.device, channels_last=channels_last)
+        yield to_device(batch, accelerator.device, channels_last=settings.channels_last, dtype=dtype)
 
 
-def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Batch:
-    """Move a batch to the device, with images in the layout in which convolutions are fast."""
+def to_device(batch: Batch, device: torch.device, *, channels_last: bool, dtype: torch.dtype | None = None) -> Batch:
+    """Move a batch to the device, with images in the layout in which convolutions are fast.
+
+    Floating point inputs are cast to ``dtype`` if there is one.
+    """
 
     def moved(view: Tensor) -> Tensor:
         layout = torch.channels_last if channels_last and view.ndim == 4 else torch.preserve_format
-        return view.to(device, non_blocking=True, memory_format=layout)
+        kind = dtype if view.is_floating_point() else None
+        return view.to(device, kind, non_blocking=True, memory_format=layout)
 
     return Batch(
         batch.index.to(device, non_blocking=True),
@@ -327,24 +357,45 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Bat
     )
 
 
-def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:
-    """Move a module to the device, with convolution weights in the layout in which they are fast."""
-    module.to(device)
-    if channels_last:
+def widened(module: M, precision: Precision) -> M:
+    """Make a module's parameters and buffers float64 under ``fp64``, and return it."""
+    return module.double() if network_dtype(precision) == torch.float64 else module
+
+
+def place(module: nn.Module, device: torch.device, settings: FitSettings) -> None:
+    """Move a module to the device, with convolution weights in the layout in which they are fast.
+
+    Under ``fp64`` its parameters and buffers become float64.
+    """
+    widened(module, settings.precision).to(device)
+    if settings.channels_last:
         module.to(memory_format=torch.channels_last)
 
 
 def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[str]) -> nn.Module:
     """Return what to call instead of a module so that processes average its gradients: for one process, the module.
 
-    Buffers named in ``unsynchronised`` are not sent from the first process to the others before every step.
+    Buffers named in ``unsynchronised`` are not sent from the first process to the others before every step, nor are the
+    gradients of parameters named there, which someone else averages.
     """
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, unsynchronised)
-    if accelerator.num_processes == 1:
+    averaged = [p for name, p in module.named_parameters() if p.requires_grad and name not in unsynchronised]
+    if accelerator.num_processes == 1 or not averaged:
         return module
     devices = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
     # An objective on features alone gives later layers no gradient, for which DDP would wait.
     return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
+
+
+def share_buffers(module: nn.Module, *, but: Container[str]) -> None:
+    """Give all processes the first one's buffers, but those of some names, as `wrap` does before every step."""
+    for name, buffer in module.named_buffers() if world() > 1 else ():
+        if name in but:
+            continue
+        values = buffer.detach().contiguous()
+        with naming_process():
+            distributed.broadcast(values, src=0)
+        buffer.copy_(values)
 
 
 def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
@@ -352,10 +403,11 @@ def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
+def step_totals(batch: Batch, accelerator: Accelerator, precision: Precision) -> Totals:
     """Count a step's samples and labels over all processes, as divisors of means."""
-    samples = torch.full((), float(len(batch.index)), device=accelerator.device)
-    labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().float()
+    dtype = network_dtype(precision) or torch.float32
+    samples = torch.full((), float(len(batch.index)), device=accelerator.device, dtype=dtype)
+    labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().to(dtype)
     if accelerator.num_processes == 1:
         return Totals(samples, labelled)
     both = accelerator.reduce(torch.stack([samples, labelled])) / accelerator.num_processes

@@ -7,6 +7,7 @@ from functools import reduce
 import torch
 from torch import nn
 
+from tutelage.training.batch_norm import synchronised
 from tutelage.training.distributed import step_totals
 from tutelage.training.nonfinite import log_nonfinite
 from tutelage.training.state import TrainState
@@ -26,23 +27,20 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
         teacher: teacher, called on every micro-batch; ``None`` if the objective needs none.
     """
     now, metrics, scale = state.now, state.metrics, state.now.loss_scale
-    totals = step_totals(batch, state.accelerator)  # divisors of means
+    totals = step_totals(batch, state.accelerator, state.settings.precision)  # divisors of means
     state.buffers.save()
     shares, logits = [], []
     pieces = split_batch(batch, state.settings.accumulate)
     for piece in pieces:
         outputs = teacher(piece) if teacher is not None else None
-        with state.forward_context(len(piece.index), last=piece is pieces[-1]):
-            output = state.module(piece, outputs, now.progress, totals)
-        (output.loss.total if scale is None else output.loss.total * scale.value).backward()
+        with synchronised(state.norms):
+            with state.forward_context(len(piece.index), last=piece is pieces[-1]):
+                output = state.module(piece, outputs, now.progress, totals)
+            (output.loss.total if scale is None else output.loss.total * scale.value).backward()
         shares.append(metrics.measure(piece, outputs, output, totals))
         logits.append(tuple(each.logits.detach() for each in (output.outputs, outputs) if each is not None))
     sums = reduce(torch.add, shares)  # the loss's first
-    parameters = [p for p in state.parameters if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if scale is not None:
-        scale.unscale(gradients)
-    norms = torch.stack(torch._foreach_norm(gradients)) if gradients else metrics.zeros.new_zeros(0)
+    parameters, norms = state.gradients()
     norm = torch.linalg.vector_norm(norms)  # of them all, as `nn.utils.get_total_norm` has it
     finite_loss = torch.isfinite(sums[0])
     finite, finite_loss = state.agreement.exchange(torch.isfinite(norm) & finite_loss, finite_loss)
@@ -51,7 +49,7 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
         overflow = scale.update(finite, finite_loss)
         skipped, sound = torch.where(overflow, metrics.zeros, skipped), finite | overflow
     if state.fused or not sound:  # If the host may read it, it need not write to an untouched log.
-        state.with_gradient = parameters
+        state.with_gradient = state.whole(parameters)
         log_nonfinite(
             now.nonfinite_log,
             now.nonfinite_values,
