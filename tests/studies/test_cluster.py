@@ -62,7 +62,10 @@ class StandIn(ModuleType):
             for k, resources in enumerate(nodes)
         ]
         self.listed.append({"NodeID": "dead", "NodeManagerAddress": "10.0.0.9", "Alive": False, "Resources": {}})
-        self.init = self.shutdown = lambda **_: None
+        self.shutdown = lambda: None
+
+    def init(self, **_):
+        signal.signal(signal.SIGTERM, lambda *_: None)  # as Ray does
 
     def nodes(self):
         return self.listed
@@ -175,6 +178,18 @@ def test_no_node_is_large_enough(ray, tmp_path):
     assert not list(tmp_path.iterdir())  # the token is gone
 
 
+def test_ray_neither_phones_home_nor_takes_the_signals(ray, tmp_path, monkeypatch):
+    ray({"CPU": 1})
+    before = signal.getsignal(signal.SIGTERM)
+    for value in ("1", None):
+        monkeypatch.delenv("RAY_USAGE_STATS_ENABLED", raising=False)
+        if value:
+            monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", value)
+        with connected(tmp_path):
+            assert os.environ["RAY_USAGE_STATS_ENABLED"] == (value or "0")
+            assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_every_node_sees_the_runs_and_has_the_package(ray, tmp_path):
     ray({"CPU": 1}, {"CPU": 1}, blind=["000001"])
     with refused(StorageError, "--runs", got="10.0.0.1", suggests="--runs FOLDER"), connected(tmp_path / "runs"):
@@ -253,16 +268,17 @@ def test_what_cannot_be_sent_is_told_in_words():
 
 # Real nodes
 
-EPOCHS = 12
+EPOCHS = 10
 LONG = {
     **STUDY,
-    "protocol": {**QUICK, "epochs": EPOCHS, "batch_size": 32, "optimizer": {"lr": 0.05}, "checkpoint_steps": 20},
+    "protocol": {**QUICK, "epochs": EPOCHS, "batch_size": 32, "optimizer": {"lr": 0.05}, "checkpoint_steps": 30},
     "pairs": {"wide/narrow": {"teacher": {"train": {"model": "mlp:16", "epochs": 2}}, "student": "mlp:8"}},
     "seeds": 2,
 }
 COMPARISON = {
     **LONG["protocol"],
     "name": "two",
+    "precision": "fp32",
     "student": "mlp:8",
     "objectives": {"one": "cross_entropy", "other": "confidence_penalty"},
     "seeds": 2,
@@ -305,6 +321,7 @@ def nodes():
         helper.stdin.close()
         helper.wait(timeout=60)
     finally:
+        helper.stdout.close()
         if helper.poll() is None:
             for process in [*psutil.Process(helper.pid).children(recursive=True), helper]:
                 process.kill()

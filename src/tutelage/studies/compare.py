@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -99,7 +100,8 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, cluster:
     if finished(folder / "teacher"):
         training = None
     recipes = [recipe for recipe, _ in left] + ([training] if training else [])
-    reporter.expect(sum(steps_of(recipe, len(splits.train)) for recipe in recipes))
+    if cluster is None:  # whose steps are not seen here
+        reporter.expect(sum(steps_of(recipe, len(splits.train)) for recipe in recipes))
     if left:
         size = disk.size_of_all(
             [*left, *([(training, folder / "teacher")] if training else [])], splits, options.trust_code
@@ -187,8 +189,9 @@ def train_left(
     take a while to end.
     """
     left = [k for k, (_, path) in enumerate(group) if not finished(path)]
+    until = time.monotonic() + LOST
     for k in left:
-        with contextlib.suppress(BusyError), folder_lock(group[k][1], wait=LOST):
+        with contextlib.suppress(BusyError), folder_lock(group[k][1], wait=max(0.0, until - time.monotonic())):
             pass
     results = dict(zip(left, train([group[k] for k in left], taps, options), strict=True)) if left else {}
     return [sendable(error) if isinstance(error := results.get(k), Exception) else None for k in range(len(group))]

@@ -126,7 +126,8 @@ class _StudyRun:
             f"{self.request.study.name}: {len(self.left)} of {len(self.requested)} runs to do, "
             f"in {self.request.runs / self.request.pool}"
         )
-        self.reporter.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
+        if self.cluster is None:  # whose steps are not seen here
+            self.reporter.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
         if self.left:
             planned = [(job.recipe, self._folder(job.name)) for job in self.left]
             size = disk.size_of_all(planned, self.splits, self.options.trust_code)
