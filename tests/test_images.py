@@ -298,7 +298,9 @@ def test_another_reader_is_another_data_set(tmp_path, monkeypatch):
     def fingerprints():
         settings = {"source": f"imagefolder:{tmp_path / 'x'}", "test": "train"}
         files = [open_data(DataSettings(**settings, memory_limit_mb=limit)).fingerprint for limit in (2048, 0)]
-        digits = [DataSettings(source="digits", size=10, memory_limit_mb=0, random_resized_crop=b) for b in (False, True)]
+        digits = [
+            DataSettings(source="digits", size=10, memory_limit_mb=0, random_resized_crop=b) for b in (False, True)
+        ]
         return [*files, *(open_data(settings).fingerprint for settings in digits)]
 
     before = fingerprints()
