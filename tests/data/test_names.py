@@ -6,7 +6,10 @@ from tutelage.data import DataSettings, names, open_data
 from tutelage.errors import InvalidValueError, NotFoundError
 
 
-@pytest.mark.parametrize("source", ["digits", "hf:org/name", "torchvision:CIFAR10", "torchvision:no_such_name"])
+@pytest.mark.parametrize(
+    "source",
+    ["digits", "hf:org/name", "torchvision:CIFAR10", "torchvision:no_such_name", "parquet:https://example.org/{0..9}"],
+)
 def test_what_a_library_may_have_is_left_to_it(source):
     names.check(source)
 
@@ -21,6 +24,8 @@ def test_what_a_library_may_have_is_left_to_it(source):
         ("imagefolder:nowhere", NotFoundError, "check the path"),
         ("hf:./nowhere", NotFoundError, "check the path"),
         ("hf:~/nowhere", NotFoundError, "check the path"),
+        ("webdataset:nowhere-{0..2}.tar", NotFoundError, "check the path"),
+        ("parquet:nowhere-*.parquet", NotFoundError, "check the path"),
     ],
 )
 def test_what_nothing_has_is_refused_as_it_is_when_it_is_opened(source, kind, instead):

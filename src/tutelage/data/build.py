@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage import images
-from tutelage.data import cache, rng
+from tutelage import images, rng
+from tutelage.data import cache
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, refuse_one_class
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.streamed import StreamSplit
@@ -45,6 +45,12 @@ class Raw:
     reader: images.Reader
     labels: NDArray[np.int64]  # ``(images,)``
     identity: Callable[[], bytes]  # maker of bytes that change with the images; called only if they are streamed
+    units: NDArray[np.integer] | None = None  # as of `Split`
+
+    def subset(self, positions: NDArray[np.int64]) -> Raw:
+        """Return some of the images."""
+        units = None if self.units is None else self.units[positions]
+        return Raw(images.Subset(self.reader, positions), self.labels[positions], self.identity, units)
 
 
 @dataclass(frozen=True)
@@ -55,6 +61,7 @@ class Pixels:
     labels: NDArray[np.int64]  # ``(images,)``
     corrupt: tuple[str, ...] = ()  # names of images that were left out
     with_frames: str | None = None  # name of the first image that has further frames or pages
+    units: NDArray[np.integer] | None = None  # as of `Split`
 
 
 def refuse_train_as_test(settings: DataSettings, source: str) -> None:
@@ -80,7 +87,7 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         train: training images, from which validation is held out.
         test: test images; ``None`` takes them from ``train`` as the settings say.
         description: description of the source.
-        key: key of the decoded pixels' cache; ``None`` for no cache.
+        key: key of the cache of the layout, and of the decoded pixels if they fit; ``None`` for no cache.
 
     Raises:
         ValueError: if images cannot be read, holding some out would leave a class without training images, or the
@@ -93,15 +100,21 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         description = replace(description, notes=[*description.notes, note])
     settings = description.settings
     halves = {"train": train} if test is train else {"train": train, "test": test}
-    saved = cache.load(key) if key is not None else None
+    layout = cache.load_layout(key) if key is not None else None
+    known = layout is not None
+    saved = (
+        cache.load(key) if key is not None and (layout is None or _fits(halves.values(), layout, settings)) else None
+    )
     pixels: list[Pixels] = []
     if saved is not None:
-        layout, pixels = saved[0], [Pixels(saved[1][name], raw.labels) for name, raw in halves.items()]
-    elif (guessed := _decode_alike(list(halves.values()), settings)) is not None:
+        layout, pixels = saved[0], [Pixels(saved[1][name], raw.labels, units=raw.units) for name, raw in halves.items()]
+    elif layout is None and (guessed := _decode_alike(list(halves.values()), settings)) is not None:
         layout, pixels = guessed
-    else:
+    elif layout is None:
         layout = images.find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
     if not _fits(halves.values(), layout, settings):
+        if key is not None and not known:
+            cache.save(key, layout, {})
         return _streamed(train, test, description, layout)
     pixels = pixels or [_decode(raw, layout, settings) for raw in halves.values()]
     with_frames = next((half.with_frames for half in pixels if half.with_frames is not None), None)
@@ -135,10 +148,13 @@ def from_pixels(
             workers=settings.workers if part == "train" and (settings.randaugment or settings.transform) else 0,
             pool=pool,
             corrupt=list(half.corrupt) if part == "train" or half is not train else [],
+            units=None if half.units is None else half.units[positions],
+            shuffle_buffer=settings.shuffle_buffer,
             **fields,
         )
 
     content = [cache.digest(array) for half in (train, test) for array in (half.values, half.labels)]
+    content += [cache.digest(half.units) for half in (train, test) if half.units is not None]  # the order follows them
     content.append(f"divisor {divisor}")
     splits = _divide(train.labels, test.labels, description, make, layout=layout, content=content)
     return replace(splits, divisor=divisor)
@@ -159,7 +175,7 @@ def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
             f"none to learn from of {description.class_names[lost[0]]} ({lost.size} such)",
             "give it a test set, or type data.test=train to judge on the training images",
         )
-    train, test = (Raw(images.Subset(raw.reader, p), raw.labels[p], raw.identity) for p in (kept, held_out))
+    train, test = raw.subset(kept), raw.subset(held_out)
     note = f"The source has no test set: {len(held_out)} of its {count} images were held out (split_seed {seed})."
     return train, test, note
 
@@ -169,9 +185,10 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
     noted: list[str] = []
 
     def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
+        half = test if part == "test" else train
         return StreamSplit(
             noted=noted,
-            reader=test.reader if part == "test" else train.reader,
+            reader=half.reader,
             positions=positions,
             layout=layout,
             settings=description.settings,
@@ -179,6 +196,8 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
             workers=description.settings.workers,
             pool=pool,
             on_device=description.settings.on_device,
+            units=None if half.units is None else half.units[positions],
+            shuffle_buffer=description.settings.shuffle_buffer,
             **fields,
         )
 
@@ -243,7 +262,8 @@ def _decode(raw: Raw, layout: images.Layout, settings: DataSettings, *, alike: t
     if half.faults and (settings.on_corrupt == "stop" or not len(half.kept)):
         images.stop_on(half.faults[0])
     corrupt = tuple(fault.name for fault in half.faults)
-    return Pixels(half.pixels, raw.labels[half.kept], corrupt, half.with_frames)
+    units = None if raw.units is None else raw.units[half.kept]
+    return Pixels(half.pixels, raw.labels[half.kept], corrupt, half.with_frames, units)
 
 
 def _divide(

@@ -1,13 +1,16 @@
-"""Decoded pixels, kept between runs; a damaged or unwritable cache costs only time."""
+"""What is kept between runs, such as the decoded pixels of data sets; a damaged or unwritable cache costs only time."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +19,7 @@ from tutelage import plain_files
 from tutelage.images import Layout
 
 _VERSION = 1
+_LENGTH = 32  # bytes of a SHA-256
 
 
 def folder() -> Path:
@@ -37,22 +41,39 @@ def digest(array: NDArray[np.generic]) -> str:
     return content.hexdigest()
 
 
+def load_layout(key: str) -> Layout | None:
+    """Return a saved layout without its arrays, or ``None`` if absent, damaged or not readable."""
+    try:
+        meta = _meta(key)
+        return Layout(*meta["layout"]) if meta["check"] == key_of([meta["layout"], meta["digests"]]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def load(key: str) -> tuple[Layout, dict[str, NDArray[np.uint8]]] | None:
     """Return a saved layout and arrays, or ``None`` if absent, damaged or not readable."""
-    path = folder() / "pixels" / key
+    path = _path(key)
     try:
-        meta = plain_files.parse_json(plain_files.read(path / "meta.json"))
+        meta = _meta(key)
         layout = Layout(*meta["layout"])
         arrays = {name: np.load(path / f"{name}.npy", allow_pickle=False) for name in meta["digests"]}
         intact = all(digest(array) == meta["digests"][name] for name, array in arrays.items())
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
-    return (layout, arrays) if intact else None
+    return (layout, arrays) if arrays and intact else None
+
+
+def _path(key: str) -> Path:
+    return folder() / "pixels" / key
+
+
+def _meta(key: str) -> Any:
+    return plain_files.parse_json(plain_files.read(_path(key) / "meta.json"))
 
 
 def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]]) -> bool:
-    """Save arrays atomically; return whether that succeeded."""
-    parent = folder() / "pixels"
+    """Save a layout, and arrays if there are any, atomically; return whether that succeeded."""
+    parent = _path(key).parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{key}.", dir=parent) as temporary:
@@ -60,7 +81,8 @@ def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]]) -> bool
             new.mkdir(mode=0o700)
             for name, array in arrays.items():
                 np.save(new / f"{name}.npy", array, allow_pickle=False)
-            meta = {"layout": list(layout), "digests": {name: digest(array) for name, array in arrays.items()}}
+            digests = {name: digest(array) for name, array in arrays.items()}
+            meta = {"layout": list(layout), "digests": digests, "check": key_of([list(layout), digests])}
             (new / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
             if (parent / key).exists():
                 shutil.rmtree(parent / key)
@@ -68,3 +90,34 @@ def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]]) -> bool
     except OSError:
         return False
     return True
+
+
+def load_arrays(path: Path) -> dict[str, NDArray[Any]] | None:
+    """Return what `save_arrays` saved; ``None`` if it is absent or damaged."""
+    try:
+        saved = path.read_bytes()
+    except OSError:
+        return None
+    # Checked as a whole first: NumPy raises all kinds of errors on damaged bytes.
+    content = memoryview(saved)[_LENGTH:]
+    if hashlib.sha256(content).digest() != saved[:_LENGTH]:
+        return None
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
+
+
+def save_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
+    """Save arrays atomically, for this user alone.
+
+    Raises:
+        OSError: the system refuses.
+    """
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    content = buffer.getvalue()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".", dir=path.parent) as temporary:
+        new = Path(temporary) / path.name
+        new.touch(mode=0o600)
+        new.write_bytes(hashlib.sha256(content).digest() + content)
+        new.replace(path)

@@ -16,6 +16,7 @@ from tutelage.data.custom_transforms import Transform
 from tutelage.data.transforms import to_float, vary
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidValueError
+from tutelage.rng import buffered_permutation, permutation
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
 from tutelage.types import UNLABELLED, Inputs, View
@@ -63,6 +64,10 @@ class Split(ABC):
         pool: pool of those processes, which the splits of a data set share.
         divisor: value of white in 8-bit images.
         on_device: whether its pixels lie on a device that is not the CPU: ``auto``, true or false.
+        units: number of the unit, such as a shard, that each sample is read with, ``(len,)``; ``None`` if each is read
+            by itself.
+        shuffle_buffer: number of samples among which training samples are shuffled where they are read by unit;
+            ``None`` for all.
     """
 
     labels: Tensor
@@ -73,6 +78,14 @@ class Split(ABC):
     pool: WorkerPool = field(default_factory=WorkerPool)
     divisor: float = 255.0
     on_device: Switch = "auto"
+    units: NDArray[np.integer] | None = None
+    shuffle_buffer: int | None = None
+
+    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
+        """Return the order of the training samples in an epoch, ``(len,)``: a function of the arguments alone."""
+        if self.units is None or self.shuffle_buffer is None:
+            return permutation(seed, epoch, len(self))
+        return buffered_permutation(seed, epoch, self.units, self.shuffle_buffer)
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -10,7 +11,6 @@ from numpy.typing import NDArray
 
 from tutelage.data.datasets import Split
 from tutelage.data.mixup import mixed_batches
-from tutelage.data.rng import permutation
 from tutelage.errors import InvalidValueError
 from tutelage.settings.fit import steps_per_epoch
 from tutelage.types import Batch, View
@@ -20,7 +20,7 @@ class BatchLoader:
     """Batches of one split, on the CPU: implements `types.Batches`.
 
     A step is a global batch of ``batch_size`` samples, the last of an epoch possibly smaller; each of ``world``
-    processes takes every ``world``-th sample. Training batches are shuffled by (data seed, epoch) and augmented by
+    processes takes every ``world``-th sample. Training batches are in the order of `Split.order`, and augmented by
     (data seed, epoch, sample), with soft labels if the split mixes samples; others come in order, without augmentation.
     A last batch with fewer samples than processes is left out in training; in evaluation it joins the previous batch.
     Inputs held in memory are strided as channels-last.
@@ -78,6 +78,12 @@ class BatchLoader:
         epoch += self.first_epoch
         yield from self.at(epoch, self._requests(epoch, start=start, rank=rank, world=world))
 
+    def dealt(self, *, rank: int, world: int) -> Iterator[Batch]:
+        """Yield every ``world``-th whole batch of the first epoch, from number ``rank`` on."""
+        self.check_rank(rank, world)
+        requests = self._requests(self.first_epoch, start=0, rank=0, world=1)
+        yield from self.at(self.first_epoch, islice(requests, rank, None, world))
+
     def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
         """Yield a batch per array of indices, with the views that training uses in an epoch."""
         view = self.view(epoch)
@@ -99,7 +105,7 @@ class BatchLoader:
             raise InvalidValueError("rank", f"a number in [0, {world})", rank, "pass the process's own")
 
     def _requests(self, epoch: int, *, start: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
-        order = permutation(self.data_seed, epoch, self.samples) if self.train else np.arange(self.samples)
+        order = self.split.order(self.data_seed, epoch) if self.train else np.arange(self.samples)
         steps = self.steps(world=world)
         for step in range(start, steps):
             end = self.samples if step == steps - 1 and not self.train else (step + 1) * self.batch_size

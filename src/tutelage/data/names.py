@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from pathlib import Path
 
 from tutelage.errors import InvalidValueError, NotFoundError, nearest_name
@@ -10,6 +12,8 @@ _SOURCES = {
     "digits": "1797 handwritten digits of 8x8 pixels, inside scikit-learn: no download",
     "hf:<hub id or folder>": "a data set of the Hugging Face Hub, or a local folder of Parquet files or images",
     "imagefolder:<path>": "a folder of images for each class, below train and test or alone",
+    "webdataset:<shards>": "tar files of samples, local or behind URLs, such as train-{000..146}.tar",
+    "parquet:<shards>": "Parquet files with a column of images, local or behind URLs, such as train-*.parquet",
     "torchvision:<name>": "a classification data set of torchvision's, downloaded into data.root",
 }
 
@@ -31,6 +35,8 @@ def check(source: str) -> None:
             image_folder(path)
         case "hf", name:
             local_folder(name)
+        case "webdataset" | "parquet", pattern:
+            shard_locations(pattern, what="data.source")
 
 
 def parse_source(source: str) -> tuple[str, str]:
@@ -66,3 +72,69 @@ def local_folder(name: str) -> Path | None:
     if path.is_absolute() or name.startswith((".", "~")):
         raise NotFoundError("data.source", "a folder", f"hf:{name}, which does not exist", "check the path")
     return None
+
+
+_MOST_SHARDS = 1_000_000
+_BRACES = re.compile(r"\{([^{}]*)\}")
+
+
+def is_url(location: str) -> bool:
+    """Whether a location is behind ``http`` or ``https``."""
+    return location.lower().startswith(("http://", "https://"))
+
+
+def public_url(url: str) -> str:
+    """Return a URL without a user's name, a password and a query, which may be a key."""
+    scheme, _, rest = url.partition("://")
+    server, slash, path = rest.partition("/")
+    return f"{scheme}://{server.rpartition('@')[2]}{slash}{path.partition('?')[0]}"
+
+
+def shard_locations(pattern: str, *, what: str) -> list[str]:
+    """Return the paths and URLs of a pattern of shards.
+
+    ``{000..012}`` counts, with zeros in front where they are typed; ``{a,b}`` gives each in turn; of a path, ``*``,
+    ``?``, ``[...]`` and ``**`` stand for what is there, sorted by name.
+
+    Raises:
+        InvalidValueError: a count without an end, too many shards, or another protocol than HTTP.
+        NotFoundError: there is no such file.
+    """
+    locations = []
+    for text in _unbraced(pattern, what):
+        if re.match(r"[a-z][a-z0-9+]+://", text, re.IGNORECASE):
+            if not is_url(text):
+                instead = "type an https URL, or the path where the storage is mounted"
+                raise InvalidValueError(what, "a path, http or https", repr(pattern), instead)
+            if "@" in text.split("/")[2]:
+                raise InvalidValueError(
+                    what, "a URL without a user's name", public_url(text), "copy the shards to a disk"
+                )
+            locations.append(text)
+            continue
+        path = str(Path(text).expanduser())
+        found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else [path]
+        files = [name for name in found if Path(name).is_file()]
+        if not files:
+            raise NotFoundError(what, "files of samples", f"none at {text}", "check the path")
+        locations += files
+    return locations
+
+
+def _unbraced(pattern: str, what: str) -> list[str]:
+    braces = _BRACES.search(pattern)
+    if braces is None:
+        return [pattern]
+    inner = braces.group(1)
+    ends = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
+    if ".." in inner and (ends is None or int(ends[2]) < int(ends[1])):
+        raise InvalidValueError(what, "a range such as {000..012}", f"{{{inner}}}", "type its first and last number")
+    after = _unbraced(pattern[braces.end() :], what)
+    count = int(ends[2]) - int(ends[1]) + 1 if ends else inner.count(",") + 1
+    if count * len(after) > _MOST_SHARDS:
+        raise InvalidValueError(what, f"at most {_MOST_SHARDS} shards", pattern, "name fewer")
+    choices = inner.split(",")
+    if ends is not None:
+        width = len(ends[1]) if ends[1].startswith("0") else 0
+        choices = [str(number).zfill(width) for number in range(int(ends[1]), int(ends[2]) + 1)]
+    return [pattern[: braces.start()] + choice + rest for choice in choices for rest in after]

@@ -20,15 +20,28 @@ from tutelage.data.names import parse_source
 from tutelage.data.sources.digits import open_digits
 from tutelage.data.sources.hub import open_hub
 from tutelage.data.sources.imagefolder import open_folder
+from tutelage.data.sources.parquet import open_parquet
 from tutelage.data.sources.torchvision import open_vision
+from tutelage.data.sources.webdataset import open_webdataset
 from tutelage.settings.data import DataSettings, check
 
-_OPENERS = {"hf": open_hub, "imagefolder": open_folder, "torchvision": open_vision}
+_OPENERS = {
+    "hf": open_hub,
+    "imagefolder": open_folder,
+    "parquet": open_parquet,
+    "torchvision": open_vision,
+    "webdataset": open_webdataset,
+}
 
 
 def import_library(settings: DataSettings) -> None:
     """Import the library that reads the source, if installed, so that opening it does not spend that time."""
-    library = {"digits": "sklearn.datasets", "hf": "datasets", "torchvision": "torchvision"}
+    library = {
+        "digits": "sklearn.datasets",
+        "hf": "datasets",
+        "parquet": "pyarrow.parquet",
+        "torchvision": "torchvision",
+    }
     with contextlib.suppress(KeyError, ImportError):
         importlib.import_module(library[settings.source.partition(":")[0]])
 

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage.data import custom_transforms, rng
+from tutelage import rng
+from tutelage.data import custom_transforms
 from tutelage.data.erasing import erase
 from tutelage.images import Box
 from tutelage.settings.data import DataSettings

@@ -29,11 +29,17 @@ class DataSettings:
     """The data set, how it is split, and how training images are augmented."""
 
     source: str = "digits"
-    """``digits``, ``hf:<hub id or local folder>``, ``imagefolder:<path>`` or ``torchvision:<class name>``."""
+    """``digits``, ``hf:<hub id or local folder>``, ``imagefolder:<path>``, ``torchvision:<class name>``,
+    ``webdataset:<tar files>`` or ``parquet:<Parquet files>``."""
+    test_shards: str | None = None
+    """Shards of the test set of a ``webdataset:`` or ``parquet:`` source; unset takes it from the training shards."""
     image: str | None = None
-    """Image column of an ``hf:`` source; unset uses the only one."""
+    """Image column of an ``hf:`` or ``parquet:`` source, extension in ``webdataset:``; unset uses the only one."""
     label: str | None = None
-    """Label column of an ``hf:`` source; unset uses the only class-label column."""
+    """Label column of an ``hf:`` or ``parquet:`` source; unset uses the only class-label column. In ``webdataset:`` the
+    extension of a text, by default ``cls``, or ``json.<key>`` for a key in a sample's JSON."""
+    shuffle_buffer: Whole | None = 4096
+    """Number of samples among which those of shards are shuffled, at least 1; unset shuffles the whole data set."""
     validation: Real = 0.0
     """Fraction of the training samples held out for validation, stratified by class; in [0, 1)."""
     labelled: Whole | None = None
@@ -112,6 +118,12 @@ def check(settings: DataSettings) -> DataSettings:
         ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
         ("labelled", s.labelled is None or 0 <= s.labelled <= LARGEST_COUNT, per_class, "null"),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
+        (
+            "shuffle_buffer",
+            s.shuffle_buffer is None or 1 <= s.shuffle_buffer <= LARGEST_COUNT,
+            f"a whole number in [1, {LARGEST_COUNT}], or null for the whole data set",
+            "4096",
+        ),
         ("crop_padding", 0 <= s.crop_padding <= 1024, "a whole number in [0, 1024]", "0"),
         ("interpolation", s.interpolation in ("bilinear", "bicubic"), "'bilinear' or 'bicubic'", "bilinear"),
         ("transform", s.transform is None or named, transform, "torchvision:TrivialAugmentWide"),
@@ -139,6 +151,12 @@ def check(settings: DataSettings) -> DataSettings:
         for name, good, expected, example in rows
         if not good
     ]
+    if s.test_shards is not None and not s.source.startswith(("webdataset:", "parquet:")) and not errors:
+        together = "null for a source without shards"
+        errors = [InvalidValueError("data.test_shards", together, repr(s.test_shards), "type data.test_shards=null")]
+    if s.test_shards is not None and s.test == "train" and not errors:
+        together = "'held_out' together with data.test_shards, the test set"
+        errors = [InvalidValueError("data.test", together, "'train'", "type data.test=held_out")]
     if s.crop_padding and s.random_resized_crop and not errors:
         together = "0 together with data.random_resized_crop=true"
         errors = [InvalidValueError("data.crop_padding", together, s.crop_padding, "type data.crop_padding=0")]

@@ -1,4 +1,6 @@
+import hashlib
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ from sklearn.datasets import load_digits
 from tests._helpers import SHARED
 from tests._helpers.refusals import refused
 
+from tutelage import images
 from tutelage.data import BatchLoader, DataSettings, RandAugment, file_hashes, open_data
+from tutelage.data.sources import imagefolder
 from tutelage.data.transforms import draw_boxes
 from tutelage.errors import InvalidValueError, NotFoundError
 from tutelage.types import View
@@ -35,9 +39,10 @@ def fill(folder, per_class=5, size=None, kind="png"):
 
 
 @pytest.fixture(autouse=True)
-def caches(tmp_path, monkeypatch):
-    monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+def caches(tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("cache")  # not in tmp_path, which is itself a folder of images in some tests
+    monkeypatch.setenv("TUTELAGE_CACHE", str(folder))
+    return folder
 
 
 @pytest.fixture
@@ -355,7 +360,7 @@ def test_kept_digests_that_are_damaged_are_ignored(root, caches):
     for damage in (b"", b"junk", whole[: len(whole) // 2], whole[:200] + b"~~~~" + whole[204:]):
         path.write_bytes(damage)
         assert open_data(settings(root, size=14, memory_limit_mb=0)).fingerprint == first
-        assert len(file_hashes._load(path)) == 21
+        assert len(file_hashes._load(path).names) == 22  # and the row for all others
 
 
 def test_digests_that_cannot_be_kept_are_not_fatal(root, tmp_path, monkeypatch):
@@ -388,3 +393,76 @@ def test_nothing_readable(tmp_path):
         (tmp_path / name / "0.jpg").write_bytes(b"")
     with refused(InvalidValueError, "data.source"):
         open_data(settings(tmp_path, on_corrupt="skip"))
+
+
+def plainly_listed(base, classes):
+    """The files in the order of os.walk, each folder's sorted, and the bytes that a fingerprint is made of."""
+    paths = []
+    for name in classes:
+        for folder, below, files in os.walk(base / name):
+            below.sort()
+            kept = [f for f in sorted(files) if Path(f).suffix.lower() in (".png", ".jpg") and not f.startswith(".")]
+            paths += [Path(folder, f) for f in kept]
+    lines = []
+    for path in paths:
+        known = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "0" * 64
+        lines.append(os.fsencode(path.relative_to(base)) + b" " + known.encode())
+    return b"\n".join(lines)
+
+
+def test_files_are_listed_in_order_whatever_their_names(tmp_path):
+    ant = fill(tmp_path / "pets") / "ant"
+    (ant / "0.png").rename(ant / "Z.PNG")
+    (ant / "1.png").rename(ant / "\ue000.png")
+    (ant / "2.png").rename(ant / os.fsdecode(b"\xff\xfe.png"))  # no text in UTF-8, sorted before \ue000 as text
+    for name in (".hidden.png", "notes.txt", "png", "a.b.jpg", "x.png.txt"):
+        (ant / name).write_bytes(name.encode())
+    for name in ("sub", "sub/z", "a.png", ".dot"):  # folders, one of which has a picture's name
+        (ant / name).mkdir()
+        (ant / name / "0.jpg").write_bytes(name.encode())
+    (ant / "link.png").symlink_to(ant / "3.png")
+    (ant / "broken.png").symlink_to(ant / "none.png")
+    (ant / "linked").symlink_to(tmp_path / "pets" / "bee")
+    files, counts = file_hashes.scan(tmp_path / "pets", ["ant", "bee", "cat"], keep=imagefolder._is_picture)
+    expected = plainly_listed(tmp_path / "pets", ["ant", "bee", "cat"])
+    for _ in range(2):
+        assert file_hashes.listing(files) == expected
+    assert (counts.tolist(), len(files.names)) == ([12, 5, 5], 22)
+    reader = open_data(settings(tmp_path / "pets", size=8, memory_limit_mb=0)).train.reader.reader
+    assert [os.fsencode(reader.name(i)) for i in range(22)] == [line[:-65] for line in expected.split(b"\n")]
+
+
+def test_digests_of_a_part_of_a_folder_keep_those_of_the_rest(root, monkeypatch):
+    halves = [file_hashes.scan(root, [name], keep=bool)[0] for name in ("train", "test")]
+    expected = [file_hashes.listing(half) for half in halves]
+    monkeypatch.setattr(file_hashes, "_hash", None)
+    assert [file_hashes.listing(half) for half in halves] == expected
+
+
+@pytest.mark.parametrize("limit", [2048, 0])
+def test_unchanged_pictures_are_not_opened_again(root, limit, monkeypatch):
+    def opening(encoded):
+        names.append(encoded.name)
+        return opened(encoded)
+
+    opened, names = images.opened, []
+    monkeypatch.setattr(images, "opened", opening)
+    for size in (None, 14):
+        first = open_data(settings(root, size=size, memory_limit_mb=limit))
+        assert names
+        names.clear()
+        again = open_data(settings(root, size=size, memory_limit_mb=limit))
+        assert (names, again.fingerprint, again.margin) == ([], first.fingerprint, first.margin)
+        assert torch.equal(again.train.fetch(np.arange(15)), first.train.fetch(np.arange(15)))
+    os.utime(root / "test" / "cat" / "1.png", (5, 5))
+    assert open_data(settings(root, size=14, memory_limit_mb=limit)).fingerprint == first.fingerprint
+    assert names
+    image(3, (9, 9)).save(root / "test" / "cat" / "1.png")
+    assert open_data(settings(root, size=14, memory_limit_mb=limit)).fingerprint != first.fingerprint
+
+
+def test_a_damaged_layout_is_found_again(root, caches):
+    first = open_data(settings(root, memory_limit_mb=0))
+    (meta,) = (caches / "pixels").rglob("meta.json")
+    meta.write_text(meta.read_text().replace("224", "225"))
+    assert open_data(settings(root, memory_limit_mb=0)).image_size == first.image_size

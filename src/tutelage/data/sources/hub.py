@@ -175,13 +175,14 @@ def _identity(rows: Any, split: str, files: Callable[[], bytes]) -> bytes:
 
 
 def _files(root: Path) -> bytes:
-    names: list[str] = []
-    for folder, below, files in os.walk(root):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        # Files named cache- are the library's, not the data set's.
-        kept = sorted(name for name in files if not name.startswith((".", "cache-")))
-        names.extend(str(Path(folder, name).relative_to(root)) for name in kept)
-    return file_hashes.listing(root, names)
+    # Files named cache- are the library's, not the data set's.
+    files, _ = file_hashes.scan(
+        root,
+        [""],
+        keep=lambda name: not name.startswith((".", "cache-")),
+        enter=lambda name: not name.startswith("."),
+    )
+    return file_hashes.listing(files)
 
 
 def _key(halves: Mapping[str, Any], image: str, settings: DataSettings) -> str | None:

@@ -8,13 +8,15 @@ from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tutelage.data.build import Description, Raw, from_images
+from tutelage.data.cache import digest, key_of
 from tutelage.data.datasets import Splits
-from tutelage.data.file_hashes import listing
+from tutelage.data.file_hashes import Files, listing, scan
 from tutelage.data.names import image_folder
 from tutelage.errors import InvalidValueError
-from tutelage.images import MAX_BYTES, Encoded
+from tutelage.images import MAX_BYTES, READER_VERSION, Encoded
 from tutelage.settings.data import DataSettings
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -25,10 +27,10 @@ _SHAPE = "<path>/train/<class>/<image> with <path>/test/<class>/<image>, or <pat
 class FolderReader:
     """Images of files below one folder."""
 
-    def __init__(self, root: Path, names: Sequence[str]) -> None:
+    def __init__(self, root: Path, names: NDArray[np.bytes_]) -> None:
         self._root = root
         # An array of bytes: a list of strings would be copied into every worker, page by page, when read.
-        self._names = np.array([os.fsencode(name) for name in names])
+        self._names = names
 
     def __len__(self) -> int:
         return len(self._names)
@@ -55,24 +57,31 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
     root = image_folder(path)
     train_root = root / "train" if (root / "train").is_dir() else root
     names = _classes(train_root, path)
-    train = _scan(train_root, names, root, path)
-    counts = np.bincount(train.labels, minlength=len(names))
+    halves = [_scan(train_root, names, root, path)]
+    counts = np.bincount(halves[0][1], minlength=len(names))
     if not counts.all():
         expected = f"images in every class folder of imagefolder:{path}"
         instead = "add images or remove the folder"
         raise InvalidValueError("data.source", expected, f"none in {names[int(counts.argmin())]}", instead)
     test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
-    test, notes = None, []
+    notes = []
     if test_root is not None:
         unknown = sorted(set(_classes(test_root, path)) - set(names))
         if unknown:
             instead = f"add it to train or remove it from {test_root.name}"
             raise InvalidValueError("data.source", f"in {test_root.name} the classes of train", unknown[0], instead)
-        test = _scan(test_root, names, root, f"{path} ({test_root.name})")
+        halves.append(_scan(test_root, names, root, f"{path} ({test_root.name})"))
         if test_root.name != "test":
             notes.append(f"The source has no test folder: {test_root.name} is used for test.")
-    shown = f"imagefolder:{root.resolve().name}"
-    return from_images(train, test, Description(class_names=names, settings=settings, source=shown, notes=notes))
+    description = Description(
+        class_names=names, settings=settings, source=f"imagefolder:{root.resolve().name}", notes=notes
+    )
+    raws = [
+        Raw(FolderReader(root, files.names), labels, cache(partial(listing, files, max_bytes=MAX_BYTES)))
+        for files, labels in halves
+    ]
+    key = _key([files for files, _ in halves], settings)
+    return from_images(raws[0], raws[1] if test_root is not None else None, description, key=key)
 
 
 def _classes(root: Path, path: str) -> list[str]:
@@ -82,21 +91,24 @@ def _classes(root: Path, path: str) -> list[str]:
     return names
 
 
-def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> Raw:
-    """List the images of the classes, sorted by name."""
-    names: list[str] = []
-    labels: list[int] = []
-    for label, name in enumerate(classes):
-        for folder, below, files in os.walk(root / name):
-            below.sort()
-            kept = [f for f in sorted(files) if os.path.splitext(f)[1].lower() in EXTENSIONS and not f.startswith(".")]
-            names += [str(Path(folder, file).relative_to(base)) for file in kept]
-            labels += [label] * len(kept)
-    if not names:
+def _is_picture(name: str) -> bool:
+    return name[name.rfind(".") :].lower() in EXTENSIONS and not name.startswith(".")
+
+
+def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> tuple[Files, NDArray[np.int64]]:
+    """List the images of the classes, sorted by name, and label them."""
+    below = "" if root == base else root.name + os.sep
+    files, counts = scan(base, [below + name for name in classes], keep=_is_picture)
+    if not len(files.names):
         kinds = " ".join(sorted(EXTENSIONS))
         raise InvalidValueError(
             "data.source", f"images ({kinds})", f"none in imagefolder:{path}", f"arrange them as {_SHAPE}"
         )
-    return Raw(
-        FolderReader(base, names), np.array(labels, np.int64), cache(partial(listing, base, names, max_bytes=MAX_BYTES))
-    )
+    return files, np.repeat(np.arange(len(classes)), counts)
+
+
+def _key(halves: Sequence[Files], settings: DataSettings) -> str:
+    """Name the layout and the decoded pixels by the files and their times."""
+    files = [[str(half.root.resolve()), digest(half.names), digest(half.stats)] for half in halves]
+    division = [settings.test, settings.split_seed] if len(halves) == 1 else None
+    return key_of([files, READER_VERSION, settings.size, settings.test_crop, settings.interpolation, division])

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tutelage.types import View
 
@@ -20,7 +21,7 @@ from tutelage.types import View
 ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = range(10)
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
-TRANSFORM = 20
+TRANSFORM, NEGATIVES, UNIT_ORDER, DELAY = range(20, 24)
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
 # First of one stream per RandAugment operation on an image.
@@ -78,6 +79,48 @@ def draw_series(seeds: NDArray[np.uint64], counts: NDArray[np.int64], stream: in
     return bits
 
 
+def tensor_draw(seed: int, epoch: int | Tensor, index: Tensor, stream: int) -> Tensor:
+    """Return the bits of `draw` as int64, computed where ``index`` lies; the host does not wait for it.
+
+    Args:
+        seed: as for `draw`.
+        epoch: as for `draw`; a ``()`` int64 tensor too, on the device of ``index``.
+        index: non-negative int64, of any shape.
+        stream: as for `draw`.
+    """
+    key = torch.full((), _signed(_mix(seed + _GOLDEN)), dtype=torch.int64, device=index.device)
+    for part in (epoch if isinstance(epoch, Tensor) else _signed(epoch), stream):
+        key = _mix_tensor(key + part + _signed(_GOLDEN))
+    return _mix_tensor(key + (index + 1) * _signed(_GOLDEN))
+
+
+def tensor_series(bits: Tensor, count: int) -> Tensor:
+    """Return ``count`` further hashes of each hash, ``(..., count)`` int64: SplitMix64 with that state."""
+    return _mix_tensor(bits[..., None] + torch.arange(1, count + 1, device=bits.device) * _signed(_GOLDEN))
+
+
+def tensor_integers(bits: Tensor, bound: int | Tensor) -> Tensor:
+    """Map int64 hashes to integers as `integers` does, for ``1 <= bound < 2**31``."""
+    return _shifted(bits, 32) * bound >> 32
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    """Mix int64, whose products wrap, as `_mix` does."""
+    value = (value ^ _shifted(value, 30)) * _signed(_FIRST)
+    value = (value ^ _shifted(value, 27)) * _signed(_SECOND)
+    return value ^ _shifted(value, 31)
+
+
+def _shifted(value: Tensor, by: int) -> Tensor:
+    """Shift int64 to the right, with zeros in front."""
+    return (value >> by) & (_MASK >> by)
+
+
+def _signed(value: int) -> int:
+    """Return the int64 with the bits of an integer modulo 2**64."""
+    return (value + (1 << 63) & _MASK) - (1 << 63)
+
+
 def integers(bits: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:
     """Map hashes to integers in ``[0, bound)``, uniform to within ``bound / 2**32``; ``1 <= bound <= 2**32``."""
     return (((bits >> np.uint64(32)) * np.uint64(bound)) >> np.uint64(32)).astype(np.int64)
@@ -101,6 +144,25 @@ def view_uniform(view: View, index: NDArray[np.int64], stream: int) -> NDArray[n
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """Return the order of ``count`` samples in an epoch: the stable argsort of their hashes."""
     return np.argsort(draw(seed, epoch, np.arange(count), ORDER), kind="stable")
+
+
+def buffered_permutation(seed: int, epoch: int, units: NDArray[np.integer], buffer: int) -> NDArray[np.int64]:
+    """Return the order of samples in an epoch that are read unit by unit and shuffled in a buffer.
+
+    The units, such as shards, are read one after the other in an order drawn by hash, the samples of each in their own
+    order. The ``n``-th sample that is read is given out at ``n`` plus a delay, uniform in ``[0, buffer)``: so at most
+    ``buffer`` samples are read and not given out yet, and each comes at most ``buffer`` places after it is read.
+
+    Args:
+        seed: as of `permutation`.
+        epoch: likewise.
+        units: number of each sample's unit, ``(samples,)``.
+        buffer: number of samples that are held, at least 1.
+    """
+    read = np.lexsort((units, draw(seed, epoch, units, UNIT_ORDER)))  # stable, and units whose hashes agree stay apart
+    delay = integers(draw(seed, epoch, read, DELAY), buffer)
+    order: NDArray[np.int64] = read[np.argsort(np.arange(len(read)) + delay, kind="stable")]
+    return order
 
 
 @contextmanager
