@@ -25,7 +25,7 @@ LAYERS = (
     (("models", "data", "training", "teacher_cache", "config"),),
     (("modules",), ("objectives",), ("kernels",), ("losses",), ("taps", "targets")),
     (
-        ("images", "checks", "submodules", "tensor_files", "views"),
+        ("images", "checks", "rng", "submodules", "tensor_files", "views"),
         ("settings",),
         ("types", "records"),
         ("plain_files",),

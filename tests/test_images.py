@@ -138,12 +138,12 @@ def everything(root, *, suffix=""):
     return refused_names, written.keys() - refused_names
 
 
-@pytest.mark.parametrize(("limit", "workers"), [(2048, 0), (0, 0), (0, 2)])
-def test_all_that_cannot_be_read_is_skipped(tmp_path, limit, workers):
+@pytest.mark.parametrize(("limit", "workers", "boxed"), [(2048, 0, False), (0, 0, False), (0, 2, False), (0, 2, True)])
+def test_all_that_cannot_be_read_is_skipped(tmp_path, limit, workers, boxed):
     bad, good = everything(tmp_path / "x")
     settings = {"size": 8, "test": "train", "on_corrupt": "skip", "memory_limit_mb": limit, "workers": workers}
-    splits = open_data(DataSettings(source=f"imagefolder:{tmp_path / 'x'}", **settings))
-    batches = BatchLoader(splits.train, batch_size=len(bad | good), train=False)
+    splits = open_data(DataSettings(source=f"imagefolder:{tmp_path / 'x'}", random_resized_crop=boxed, **settings))
+    batches = BatchLoader(splits.train, batch_size=len(bad | good), train=boxed)
     if limit:
         assert sum("several frames" in note for note in splits.notes) == 1
         assert sum(len(batch.index) for batch in batches.epoch(0)) == len(good)
@@ -230,6 +230,43 @@ def test_a_picture_that_is_too_narrow_to_be_cut_from(tmp_path):
             open_data(DataSettings(**settings, memory_limit_mb=limit)).train.fetch(np.array([0]))
 
 
+BLURRED = np.asarray(Image.fromarray(UPRIGHT).resize((128, 96), Image.Resampling.BICUBIC))
+
+
+def as_jpeg(pixels, orientation=1, **options):
+    tags, buffer = Image.Exif(), io.BytesIO()
+    tags[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(STORED[orientation](pixels))).save(buffer, "JPEG", exif=tags, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("turn", STORED)
+@pytest.mark.parametrize(("side", "reduction"), [(60, 1), (40, 2), (20, 4), (8, 8)])
+def test_a_jpeg_is_decoded_at_the_least_size_that_a_view_needs(turn, side, reduction):
+    layout = images.Layout(side, side, 3, 1.0)
+    box = (5, 7, 125, 93)
+    with images.opened(as_jpeg(BLURRED, turn, quality=95)) as image:
+        pixels = images.cut(image, lambda width, height: box if (width, height) == (128, 96) else None, layout)
+        decoded = image.size if turn < 5 else image.size[::-1]
+    assert decoded == (128 // reduction, 96 // reduction)
+    edges = [round(edge / reduction) for edge in box]
+    assert pixels.shape == (edges[3] - edges[1], edges[2] - edges[0], 3)
+    assert min(pixels.shape[:2]) >= side
+    expected = np.asarray(Image.fromarray(BLURRED).reduce(reduction).crop(edges), dtype=int)
+    assert np.abs(pixels - expected).mean() < 3
+
+
+def test_a_box_of_a_picture_that_has_no_smaller_form():
+    layout, box = images.Layout(8, 8, 3, 1.0), (5, 7, 121, 90)
+    png = io.BytesIO()
+    Image.fromarray(BLURRED).save(png, "PNG")
+    decoded = Image.open(io.BytesIO(as_jpeg(BLURRED, quality=95)))
+    decoded.load()
+    for encoded, expected in ((png.getvalue(), BLURRED), (decoded, np.asarray(decoded))):
+        with images.opened(encoded) as image:
+            assert np.array_equal(images.cut(image, lambda *_: box, layout), expected[7:90, 5:121])
+
+
 def test_pixels_of_sixteen_bits_in_a_users_data_set():
     deep = [(Image.fromarray(np.full((4, 4), value, np.uint16)), 0) for value in (2000, 42000)]
     values = from_datasets(deep, deep, classes=2).train.fetch(np.arange(2))[:, :, 0, 0] * 255
@@ -261,12 +298,15 @@ def test_another_reader_is_another_data_set(tmp_path, monkeypatch):
     def fingerprints():
         settings = {"source": f"imagefolder:{tmp_path / 'x'}", "test": "train"}
         files = [open_data(DataSettings(**settings, memory_limit_mb=limit)).fingerprint for limit in (2048, 0)]
-        return [*files, open_data(DataSettings(source="digits", random_resized_crop=True)).fingerprint]
+        digits = [
+            DataSettings(source="digits", size=10, memory_limit_mb=0, random_resized_crop=b) for b in (False, True)
+        ]
+        return [*files, *(open_data(settings).fingerprint for settings in digits)]
 
     before = fingerprints()
     monkeypatch.setattr(images, "READER_VERSION", images.READER_VERSION + 1)
-    # Pixels in memory tell of themselves, and digits are no files.
-    assert [a == b for a, b in zip(before, fingerprints(), strict=True)] == [True, False, True]
+    # Pixels in memory tell of themselves; digits are no files, but boxes are cut from them.
+    assert [a == b for a, b in zip(before, fingerprints(), strict=True)] == [True, False, True, False]
 
 
 @pytest.mark.parametrize("error", [IndexError, KeyError, RuntimeError, ZeroDivisionError, OverflowError])

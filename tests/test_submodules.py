@@ -12,7 +12,16 @@ from tutelage import taps
 from tutelage.errors import InvalidValueError
 from tutelage.models import Card, Classifier, adopt, create
 from tutelage.models.structure import head_classes, read, replace_head
-from tutelage.submodules import Head, evaluation_mode, find_head, input_of, is_tap, split_tap, unwrapped
+from tutelage.submodules import (
+    Head,
+    evaluation_mode,
+    find_head,
+    input_of,
+    is_tap,
+    repeated_blocks,
+    split_tap,
+    unwrapped,
+)
 
 
 def on_meta(name, **options):
@@ -173,3 +182,20 @@ def test_every_module_has_its_own_mode_back():
     with contextlib.suppress(KeyError), evaluation_mode(network):
         raise KeyError
     assert [module.training for module in network.modules()] == modes
+
+
+class TestBlocks:
+    """The blocks that a network is made of."""
+
+    def test_they_are_the_innermost_children_of_containers_that_have_submodules(self):
+        layer = nn.TransformerEncoderLayer(8, 2)
+        stage = nn.Module()
+        stage.layers = nn.ModuleList([layer])
+        network = nn.Sequential(
+            nn.Linear(8, 8), nn.ModuleDict({"stage": nn.Sequential(stage)}), nn.Sequential(nn.ReLU())
+        )
+        assert repeated_blocks(network) == [layer]
+
+    @pytest.mark.parametrize(("name", "count"), [("cifar:resnet20", 9), ("cifar:vgg8", 0), ("cifar:wrn_16_2", 6)])
+    def test_those_of_the_published_networks(self, name, count):
+        assert len(repeated_blocks(create(name))) == count

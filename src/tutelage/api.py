@@ -24,14 +24,13 @@ from tutelage.runs.execute import execute
 from tutelage.runs.networks import adopt, create_as_trained, create_student, create_teacher, with_classes
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, load
-from tutelage.runs.setup import RunInputs, check_model_outputs, evaluation_outputs, held_out_sets, parse
+from tutelage.runs.setup import RunInputs, check_model_outputs, evaluate_network, held_out_sets, parse
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Precision
 from tutelage.settings.run import RunSettings
 from tutelage.studies import compare as comparisons
 from tutelage.studies.compare import ComparedRuns, with_reports
-from tutelage.training.evaluate import evaluate_outputs
-from tutelage.types import UNLABELLED
+from tutelage.training.distributed import accelerator_on, once_a_node, one_a_node_first
 
 Model: TypeAlias = str | Path | Run | nn.Module
 """A model's name, a run or its folder, or a module of the caller's."""
@@ -449,16 +448,17 @@ def judge(
         The evaluation, and a title with the model and the data.
     """
     name = recipe.student.name
-    splits = _splits_of(source, recipe.data, model)
+    accelerator_on(recipe.device)
+    splits = once_a_node(lambda: _splits_of(source, recipe.data, model))
     if isinstance(model, nn.Module):
         network = adopt(model, splits, "student", trained=True)
     else:
-        network = create_as_trained(recipe.student, splits, "student", trust_code=trust_code)
+        network = one_a_node_first(lambda: create_as_trained(recipe.student, splits, "student", trust_code=trust_code))
     instead = "name the data that it was trained on, data.source=..."
     if (classes := network.card.classes) != splits.classes:
         raise RecipeError(f"model {name}", f"{splits.classes} classes, as the data have", classes, instead)
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
-    outputs = evaluation_outputs(recipe, network, dict(held_out_sets(splits, recipe))["test"])
-    if not bool((outputs.labels != UNLABELLED).any()):
+    evaluation = evaluate_network(recipe, network, dict(held_out_sets(splits, recipe))["test"])
+    if not evaluation.labelled:
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
-    return evaluate_outputs(outputs), f"{name} on {len(outputs.labels)} test samples of {splits.source}"
+    return evaluation.judgement(), f"{name} on {evaluation.samples} test samples of {splits.source}"

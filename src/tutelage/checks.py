@@ -249,6 +249,8 @@ def nonfinite_weight(module: nn.Module) -> str | None:
             return f"{name}, which is on the meta device and has no values"
         strict = isinstance(value, nn.Parameter) or "running_" in name
         values = value.detach()
+        if hasattr(values, "to_local"):  # A sharded one: this process's share.
+            values = values.to_local()
         bad = int((~torch.isfinite(values) if strict else torch.isnan(values)).sum())
         if bad:
             return f"{name}, {bad} of whose {value.numel()} values are NaN or infinite"

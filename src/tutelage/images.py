@@ -17,12 +17,12 @@ from __future__ import annotations
 
 import io
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Protocol
+from typing import IO, NamedTuple, NoReturn, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tutelage.errors import InvalidValueError, one_line, reason_of
 
-READER_VERSION = 2
-"""Version of the pixels that are made of a picture file; what was made by another version is not mixed with them."""
+READER_VERSION = 3
+"""Version of the pixels and views that are made of a picture; what was made by another version is not mixed with them."""
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "WEBP", "TIFF")
 """Formats that are read, by Pillow's names."""
 MAX_PIXELS = 89_478_485
@@ -45,6 +45,7 @@ STD = (0.229, 0.224, 0.225)
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 """Resampling filters by their names in settings."""
 DEFAULT_SIZE = 224
+_JPEG = ("JPEG", "MPO")  # MPO: a JPEG that is followed by others
 _GREY = frozenset({"L", "1"})
 _CONVERTIBLE = _GREY | {"LA", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV"}
 _TRANSPOSITIONS = {
@@ -59,6 +60,8 @@ _TRANSPOSITIONS = {
 """What makes an image upright, by its orientation in EXIF."""
 _PNG_ORIENTATION = (b"eXIf", b"XML:com.adobe.xmp", b"Raw profile type exif")
 _SIDEWAYS = frozenset(_TRANSPOSITIONS[orientation] for orientation in (5, 6, 7, 8))
+_BUFFER = 2**17
+"""Bytes read at once: a header is read byte by byte, and then again with the pixels."""
 _CHUNK = 256
 _THREADS = 8
 
@@ -69,6 +72,10 @@ class UnreadableError(Exception):
 
 Encoded = bytes | Path | Image.Image | UnreadableError
 """A picture to be read, or the error that its source raised in its place."""
+
+
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom, pixels."""
 
 
 class Reader(Protocol):
@@ -168,11 +175,16 @@ def opened(encoded: Encoded) -> Iterator[Image.Image]:
             _check_header(encoded)
             yield encoded
             return
-        if isinstance(encoded, Path):
-            _check_file(encoded)
-        with Image.open(io.BytesIO(encoded) if isinstance(encoded, bytes) else encoded, formats=FORMATS) as image:
+        with _file_of(encoded) as file, Image.open(file, formats=FORMATS) as image:
             _check_header(image)
             yield image
+
+
+def _file_of(encoded: bytes | Path) -> IO[bytes]:
+    if isinstance(encoded, bytes):
+        return io.BytesIO(encoded)
+    _check_file(encoded)
+    return open(encoded, "rb", buffering=_BUFFER)
 
 
 def _check_file(path: Path) -> None:
@@ -185,7 +197,7 @@ def _check_file(path: Path) -> None:
 
 
 def _check_header(image: Image.Image) -> None:
-    if image.format not in (None, "MPO", *FORMATS):  # MPO: a JPEG that is followed by others
+    if image.format not in (None, *_JPEG, *FORMATS):
         raise UnreadableError(f"format {image.format}, none of {', '.join(FORMATS)}: convert it to one of these")
     if not 0 < image.width * image.height <= MAX_PIXELS:
         raise UnreadableError(f"{image.width} x {image.height} pixels, of 1 to {MAX_PIXELS}")
@@ -201,8 +213,13 @@ def _white(image: Image.Image) -> int | None:
     return 65535 if image.mode == "I" and image.format == "PPM" else None
 
 
-def decode(image: Image.Image, *, channels: int) -> Image.Image:
-    """Decode an opened image to upright grey (1 channel) or RGB (3) of 8 bits."""
+def decode(image: Image.Image, *, channels: int, reduction: int = 1) -> Image.Image:
+    """Decode an opened image to upright grey (1 channel) or RGB (3) of 8 bits.
+
+    A JPEG's sides are divided by the reduction (2, 4 or 8) and rounded up, by its own cosine transform.
+    """
+    if reduction > 1:
+        image.draft(None, (image.width // reduction, image.height // reduction))
     image.load()
     transposition = _transposition(image)
     if (white := _white(image)) is not None:
@@ -212,7 +229,10 @@ def decode(image: Image.Image, *, channels: int) -> Image.Image:
         image = Image.fromarray(((values * 255 + white // 2) // white).astype(np.uint8))
     elif image.mode == "P":
         image = image.convert("RGBA")
-    image = image.convert("RGB" if channels == 3 else "L")
+    mode = "RGB" if channels == 3 else "L"
+    # A JPEG has no frames that would be read into the same image later, so its pixels need no copy.
+    if image.mode != mode or image.format not in _JPEG:
+        image = image.convert(mode)
     return image if transposition is None else image.transpose(transposition)
 
 
@@ -279,11 +299,27 @@ def centre(image: Image.Image, layout: Layout, *, interpolation: str = "bilinear
     return pixels_of(image)
 
 
-def cut(
-    image: Image.Image, box: tuple[int, int, int, int], layout: Layout, *, interpolation: str = "bilinear"
-) -> NDArray[np.uint8]:
-    """Return a box of an image, resized (antialiased) to the layout."""
-    return pixels_of(image.resize((layout.width, layout.height), RESAMPLING[interpolation], box=box))
+def cut(image: Image.Image, box_of: Callable[[int, int], Box], layout: Layout) -> NDArray[np.uint8]:
+    """Decode an opened picture and return the pixels of a box of it, ``(height, width, channels)``, not yet resized.
+
+    A JPEG is decoded at a half, a quarter or an eighth of its sides, which takes less time, where the box then still
+    has as many pixels as the layout both ways; its edges are rounded to whole pixels of the smaller picture.
+
+    Args:
+        image: picture of `opened`.
+        box_of: function of the upright picture's width and height that chooses the box.
+        layout: shape to which the caller will bring the box.
+    """
+    if image.format not in _JPEG or not getattr(image, "tile", None):  # which lists what is not yet decoded
+        decoded = decode(image, channels=layout.channels)
+        box = box_of(*decoded.size)
+    else:
+        box = left, top, right, bottom = box_of(*upright_size(image))
+        spare = min((right - left) // layout.width, (bottom - top) // layout.height)
+        reduction = max(number for number in (1, 2, 4, 8) if number <= max(1, spare))
+        decoded = decode(image, channels=layout.channels, reduction=reduction)
+        box = (round(left / reduction), round(top / reduction), round(right / reduction), round(bottom / reduction))
+    return pixels_of(decoded.crop(box)).copy()  # which PyTorch may write to
 
 
 def pixels_of(image: Image.Image) -> NDArray[np.uint8]:

@@ -23,22 +23,30 @@ class Terminated(KeyboardInterrupt):
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
+    """Let a signal wait for the end of the block: see `held`."""
+    with held():
+        yield
+
+
+@contextmanager
+def held() -> Iterator[list[int]]:
     """Let a signal wait for the end of the block; one that comes more than `TWICE` seconds later does not wait.
 
-    This holds for signals that Python handles, and in the main thread, which alone gets them.
+    This holds for signals that Python handles, and in the main thread, which alone gets them. It yields the list of the
+    waiting signal's number: one that is taken out of it does not come any more.
     """
+    waiting: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield
+        yield waiting
         return
     handlers = {number: handler for number in SIGNALS if callable(handler := signal.getsignal(number))}
-    waiting: list[tuple[int, FrameType | None]] = []
     first = 0.0
 
     def wait(number: int, frame: FrameType | None) -> None:
         nonlocal first
         if not waiting:
             first = time.monotonic()
-            waiting.append((number, frame))
+            waiting.append(number)
             if _command is not None:
                 _command.watch()
         elif time.monotonic() - first > TWICE:
@@ -48,12 +56,12 @@ def uninterrupted() -> Iterator[None]:
     for number in handlers:
         signal.signal(number, wait)
     try:
-        yield
+        yield waiting
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number, frame in waiting:
-            handlers[number](number, frame)
+        for number in waiting:
+            handlers[number](number, None)
 
 
 @contextmanager
@@ -68,9 +76,6 @@ def stop_on_signals(leave: Callable[[int], object]) -> Iterator[None]:
         yield
         return
     numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as in the background
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # Whoever started several processes ends them by it at once; one that waits for another could not raise.
-        numbers.remove(signal.SIGTERM)
     _command = _Command(leave)
     before = {number: signal.signal(number, _command.stop) for number in numbers}
     try:
@@ -87,13 +92,24 @@ def stopping() -> bool:
     return _command is not None and _command.watched
 
 
+def stop_with_others() -> None:
+    """Let the command end as if a signal had come to it, because one came to another process that works with it.
+
+    The next signal is passed over: whoever started the processes sends one to those left when the first has ended.
+    """
+    if _command is not None and threading.current_thread() is threading.main_thread():
+        _command.raised = True
+        _command.watch()
+        _command.began = None
+
+
 class _Command:
     """The handler of a command's signals."""
 
     def __init__(self, leave: Callable[[int], object]) -> None:
         self.leave, self.process = leave, os.getpid()
         self.raised = self.watched = False
-        self.began = 0.0
+        self.began: float | None = None  # moment of the first signal, or of the watch's beginning
         self.sender: socket.socket
 
     def stop(self, number: int, _: FrameType | None) -> None:
@@ -121,7 +137,11 @@ class _Command:
     def _read(self, receiver: socket.socket) -> None:
         with receiver:
             while number := receiver.recv(1):
-                if number[0] in SIGNALS and time.monotonic() - self.began > TWICE:
+                if number[0] not in SIGNALS:
+                    continue
+                if self.began is None:
+                    self.began = time.monotonic()
+                elif time.monotonic() - self.began > TWICE:
                     self.leave(number[0])
 
     def end(self) -> None:

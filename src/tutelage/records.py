@@ -89,6 +89,7 @@ class Epoch(TypedDict):
     seconds: float  # of the whole epoch, evaluation included; after a resume, of the part since
     memory_mb: float | None  # peak while training, in 1e6 bytes: of tensors on CUDA, of the whole process on the CPU
     skipped_steps: int  # steps with a non-finite loss or gradient, not applied
+    samples_by_rank: NotRequired[list[int]]  # of several processes: each one's samples, since a resume if there was one
     overflowed_steps: NotRequired[int]  # under ``fp16``: steps that overflowed and lowered the loss scale, not applied
 
 
@@ -529,8 +530,7 @@ def read_checked(folder: Path, *names: str) -> dict[str, bytes]:
         ValueError: a file is missing or of another content, or the list is no list.
         OSError: one cannot be read.
     """
-    text = read_bytes(folder / CHECKSUMS).decode(errors="replace")
-    sums = {name: known for known, name in (line.split("  ") for line in text.splitlines())}
+    sums = _checksums(folder)
     if missing := [name for name in names if name not in sums]:
         raise ValueError(f"an incomplete list without {missing[0]}")
     contents = {name: read_bytes(folder / name) for name in names}
@@ -538,6 +538,26 @@ def read_checked(folder: Path, *names: str) -> dict[str, bytes]:
         if hashlib.sha256(content).hexdigest() != sums[name]:
             raise ValueError(f"another content of {name}")
     return contents
+
+
+def has_checked_files(folder: Path, inside: str) -> bool:
+    """Whether `CHECKSUMS` of a checkpoint lists files in a folder inside it, and all of them are as listed.
+
+    Raises:
+        ValueError: a file is missing or of another content, or the list is no list.
+        OSError: the list cannot be read.
+    """
+    sums = {name: known for name, known in _checksums(folder).items() if name.startswith(f"{inside}/")}
+    for name, known in sums.items():
+        if digest(folder / name) != known:
+            raise ValueError(f"another content of {name}, or none")
+    return bool(sums)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that `CHECKSUMS` lists, by its path in the folder."""
+    text = read_bytes(folder / CHECKSUMS).decode(errors="replace")
+    return {name: known for known, name in (line.split("  ") for line in text.splitlines())}
 
 
 def parse_state(content: bytes, name: str) -> dict[str, Any]:

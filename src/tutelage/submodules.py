@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from torch import nn
+from torch.jit import ScriptModule
 
 INPUT = ":input"
 _TAP = re.compile(rf"[^\s:]+({INPUT})?")
@@ -58,6 +59,26 @@ def restored_modes(network: nn.Module) -> Iterator[None]:
             network.train(modes[0][1])
         for module, mode in modes:
             module.training = mode
+
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def repeated_blocks(network: nn.Module) -> list[nn.Module]:
+    """Return the blocks that a network is made of, such as residual blocks or a transformer's layers; maybe none.
+
+    A block is a child of an `nn.Sequential`, `nn.ModuleList` or `nn.ModuleDict` that has submodules, is no such
+    container itself, and holds no further block.
+    """
+    candidates = {
+        child
+        for module in network.modules()
+        if isinstance(module, _CONTAINERS)
+        for child in module.children()
+        if not isinstance(child, (*_CONTAINERS, ScriptModule)) and any(True for _ in child.children())
+    }
+    blocks = (module for module in network.modules() if module in candidates)
+    return [block for block in blocks if len(candidates.intersection(block.modules())) == 1]
 
 
 class Head(NamedTuple):

@@ -220,3 +220,11 @@ class Batches(Protocol):
 
         Augmented batches carry their ``view``.
         """
+
+
+@runtime_checkable
+class Deals(Protocol):
+    """Optional interface for batches that several processes take whole, each without reading those of the others."""
+
+    def dealt(self, *, rank: int, world: int) -> Iterator[Batch]:
+        """Yield every ``world``-th whole batch of the first epoch, from number ``rank`` on."""

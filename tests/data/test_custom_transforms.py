@@ -10,7 +10,8 @@ from sklearn.datasets import load_sample_image
 from tests._helpers.refusals import refused
 from torchvision.transforms import v2
 
-from tutelage.data import BatchLoader, DataSettings, RandAugment, open_data, rng
+from tutelage import rng
+from tutelage.data import BatchLoader, DataSettings, RandAugment, open_data
 from tutelage.data.custom_transforms import Transform, apply, check_on_black, find, name_of
 from tutelage.data.on_device import reason_elsewhere
 from tutelage.errors import InvalidValueError, MissingExtraError, UserCodeError

@@ -6,7 +6,8 @@ from scipy import stats
 from sklearn.datasets import load_sample_image
 from tests._helpers.refusals import refused
 
-from tutelage.data import BatchLoader, DataSettings, Mixing, RandAugment, open_data, rng
+from tutelage import rng
+from tutelage.data import BatchLoader, DataSettings, Mixing, RandAugment, open_data
 from tutelage.data.mixup import draw_mix
 from tutelage.errors import InvalidValueError
 from tutelage.types import View

@@ -1,9 +1,12 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from tutelage.data.transforms import augment, boxes, crops, flips, to_float
+from tutelage.data.transforms import augment, crops, draw_boxes, flips, resize, to_float
+from tutelage.images import RESAMPLING, image_of, pixels_of
 from tutelage.types import View
 
 VIEW = View(seed=3, epoch=5)
@@ -47,8 +50,7 @@ def test_views_differ_by_epoch_and_seed():
 
 def test_boxes_lie_inside_and_have_the_stated_areas_and_ratios():
     index = np.arange(3000)
-    sizes = np.tile([[400, 300]], (3000, 1))
-    drawn = np.array(boxes(index, sizes, view=VIEW))
+    drawn = np.array([draw.box(400, 300) for draw in draw_boxes(index, view=VIEW)])
     left, top, right, bottom = drawn.T
     assert (left >= 0).all()
     assert (top >= 0).all()
@@ -60,12 +62,39 @@ def test_boxes_lie_inside_and_have_the_stated_areas_and_ratios():
     assert area.max() > 0.9
     assert 0.74 < ratio.min() < 0.78
     assert 1.28 < ratio.max() < 1.36
-    assert boxes(index[7:8], sizes[7:8], view=VIEW) == [tuple(drawn[7])]
+    (alone,) = draw_boxes(index[7:8], view=VIEW)
+    assert alone.box(400, 300) == tuple(drawn[7])
 
 
 def test_boxes_of_extreme_images_fall_back_to_the_centre():
-    assert boxes(np.array([0]), np.array([[1000, 10]]), view=VIEW) == [(493, 0, 506, 10)]
-    assert boxes(np.array([0]), np.array([[1, 1]]), view=VIEW) == [(0, 0, 1, 1)]
+    (draw,) = draw_boxes(np.array([0]), view=VIEW)
+    assert draw.box(1000, 10) == (493, 0, 506, 10)
+    assert draw.box(1, 1) == (0, 0, 1, 1)
+
+
+PATTERN = (np.arange(37 * 53 * 3) * 7919 % 251).astype(np.uint8).reshape(37, 53, 3)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_resized_pixels_are_pillows_to_a_rounding(interpolation, channels):
+    pixels = PATTERN[:, :, :channels].copy()
+    for height, width in ((14, 20), (90, 64), (37, 53)):
+        resized = resize(pixels, (height, width), interpolation=interpolation)
+        expected = image_of(pixels).resize((width, height), RESAMPLING[interpolation])
+        assert (resized.dtype, resized.shape) == (np.uint8, (height, width, channels))
+        assert np.abs(resized.astype(int) - pixels_of(expected)).max() <= 2
+    assert np.array_equal(resized, pixels)
+
+
+def test_resized_pixels_are_the_same_on_every_machine():
+    """Views that were recorded on one are read on another."""
+    content = hashlib.sha256()
+    for interpolation in ("bilinear", "bicubic"):
+        for channels in (1, 3):
+            for size in ((14, 20), (90, 64)):
+                content.update(resize(PATTERN[:, :, :channels].copy(), size, interpolation=interpolation).tobytes())
+    assert content.hexdigest()[:16] == "dc8c711dc7627c47"
 
 
 def test_to_float_scales_and_moves_channels_first():

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tests._helpers.fit_cases import Rows
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -15,7 +16,7 @@ from tutelage.config.schema import Recipe
 from tutelage.data import from_datasets
 from tutelage.runs import sanity_checks
 from tutelage.runs.setup import build_objectives, parse
-from tutelage.training.evaluate import EvalOutputs, answers_alike
+from tutelage.training.evaluate import evaluate
 
 LOGITS = torch.randn(40, 10, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -107,12 +108,19 @@ def test_a_run_of_one_class_tells_it(tmp_path):
         tutelage.train(model=net, data=(data, data), epochs=1, batch_size=8, device="cpu", runs=tmp_path)
 
 
+def evaluated(logits, labels):
+    how = {"device": torch.device("cpu"), "precision": "fp32", "channels_last": False}
+    return evaluate(nn.Identity(), Rows(logits, labels, batch_size=7), **how)
+
+
 def test_a_student_that_answers_alike_is_dead():
     labels, alike = torch.arange(40) % 10, LOGITS[:1].repeat(40, 1)
-    assert not answers_alike(EvalOutputs(LOGITS, labels))
-    assert not answers_alike(EvalOutputs(alike[:3], labels[:3]))
-    assert not answers_alike(EvalOutputs(alike, labels * 0))
-    assert answers_alike(EvalOutputs(alike, labels))
+    assert not evaluated(LOGITS, labels).answers_alike
+    assert not evaluated(alike[:3], labels[:3]).answers_alike
+    assert not evaluated(alike, labels * 0).answers_alike
+    assert not evaluated(alike + (torch.arange(40) == 39)[:, None], labels).answers_alike  # in another batch
+    assert evaluated(alike, labels).answers_alike
+    assert evaluated(alike, torch.where(labels == 3, -100, 1)).answers_alike
 
 
 class Softmaxed(nn.Sequential):
@@ -152,8 +160,8 @@ def test_a_teacher_far_below_its_own_evaluation_is_told(tmp_path):
     labels = torch.arange(360) % 10
     right, half = torch.eye(10)[labels], torch.eye(10)[torch.where(torch.arange(360) < 180, labels, (labels + 1) % 10)]
     data = run.manifest["data"]["fingerprint"]
-    assert list(sanity_checks.of_accuracy(recipe, EvalOutputs(right, labels), data)) == []
-    (text,) = sanity_checks.of_accuracy(recipe, EvalOutputs(half, labels), data)
+    assert list(sanity_checks.of_accuracy(recipe, evaluated(right, labels), data)) == []
+    (text,) = sanity_checks.of_accuracy(recipe, evaluated(half, labels), data)
     assert "50.00%" in text
     assert f"{run.accuracy:.2%}" in text
     assert "on the same data" in text

@@ -43,7 +43,7 @@ def test_a_network_is_asked_about_a_batch(monkeypatch):
     recipe, run_inputs = parsed()
     sizes = []
     monkeypatch.setattr(
-        autotune, "evaluation_outputs", lambda recipe, network, few: [sizes.append(len(b.index)) for b in few.epoch(0)]
+        autotune, "evaluate_network", lambda recipe, network, few: [sizes.append(len(b.index)) for b in few.epoch(0)]
     )
     assert autotune.time_evaluation(recipe, run_inputs.student, run_inputs.splits.train) > 0
     assert sizes == [autotune.EVALUATED] * 2

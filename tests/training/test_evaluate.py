@@ -1,5 +1,7 @@
 """Every number is held against NumPy, SciPy or scikit-learn in float64, computed here."""
 
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 import torch
@@ -11,16 +13,28 @@ from tests._helpers.refusals import refused
 from torch import nn
 
 from tutelage import records
-from tutelage.training.evaluate import (
-    EvalOutputs,
-    NonFiniteError,
-    better_than_chance,
-    collect_outputs,
-    evaluate_outputs,
-    summarize,
-)
+from tutelage.training.evaluate import KeptLogits, NonFiniteError, evaluate
 
 CLASSES = 5
+HOW = {"device": torch.device("cpu"), "precision": "fp32", "channels_last": True}
+
+
+class EvalOutputs(NamedTuple):
+    logits: torch.Tensor
+    labels: torch.Tensor
+
+
+def evaluated(outputs, teacher=None, *, batch_size=64, **options):
+    """The evaluation of a network with these outputs, beside a teacher with those."""
+    rows, kept = Rows(*outputs, batch_size=batch_size), None
+    if teacher is not None:
+        kept = KeptLogits()
+        evaluate(nn.Identity(), Rows(*teacher, batch_size=batch_size), keep=kept, **HOW)
+    return evaluate(nn.Identity(), rows, teacher=kept, **HOW, **options)
+
+
+def judged(*outputs, **options):
+    return evaluated(*outputs, **options).judgement()
 
 
 def answers(count=400, *, seed=0, classes=CLASSES, unlabelled=0):
@@ -45,7 +59,7 @@ def numpy(outputs):
 def test_judgement_by_hand(unlabelled):
     outputs = answers(unlabelled=unlabelled)
     _, p, labels, known = numpy(outputs)
-    metrics = evaluate_outputs(outputs)
+    metrics = judged(outputs)
     named = p.argmax(-1)
     assert metrics["accuracy"] == pytest.approx(accuracy_score(labels[known], named[known]))
     assert metrics["loss"] == pytest.approx(log_loss(labels[known], p[known], labels=range(CLASSES)), rel=1e-5)
@@ -62,7 +76,7 @@ def test_calibration_by_hand(unlabelled):
     outputs = answers(unlabelled=unlabelled)
     _, p, labels, known = numpy(outputs)
     confidence, right = p.max(-1)[known], (p.argmax(-1) == labels)[known]
-    metrics, gaps = evaluate_outputs(outputs), 0.0
+    metrics, gaps = judged(outputs), 0.0
     assert len(metrics["reliability"]) == 15
     for k, each in enumerate(metrics["reliability"]):
         here = (confidence > k / 15) & (confidence <= (k + 1) / 15)
@@ -78,16 +92,16 @@ def test_calibration_by_hand(unlabelled):
 
 def test_calibration_at_the_ends():
     sure = EvalOutputs(torch.tensor([[200.0, 0.0], [200.0, 0.0]]), torch.tensor([0, 1]))
-    assert evaluate_outputs(sure)["ece"] == pytest.approx(0.5)
-    assert evaluate_outputs(sure)["reliability"][-1]["count"] == 2
+    assert judged(sure)["ece"] == pytest.approx(0.5)
+    assert judged(sure)["reliability"][-1]["count"] == 2
     unsure = EvalOutputs(torch.zeros(4, 30), torch.tensor([0, 1, 2, 3]))
-    assert evaluate_outputs(unsure)["reliability"][0]["count"] == 4
+    assert judged(unsure)["reliability"][0]["count"] == 4
 
 
 def test_entropy_histogram_by_hand():
     outputs = answers()
     _, p, _, _ = numpy(outputs)
-    metrics = evaluate_outputs(outputs)["entropy_histogram"]
+    metrics = judged(outputs)["entropy_histogram"]
     counts, edges = np.histogram(entropy(p, axis=-1), bins=30, range=(0, np.log(CLASSES)))
     assert metrics["counts"] == counts.tolist()
     assert metrics["edges"] == pytest.approx(edges.tolist(), rel=1e-6)
@@ -97,7 +111,7 @@ def test_entropy_histogram_holds_every_sample():
     """A uniform row's entropy may round above ``log(classes)``, a one-hot row's below 0."""
     for classes in (2, 3, 7, 10, 100, 1000):
         rows = torch.cat([torch.zeros(3, classes), torch.eye(classes)[:2] * 500])
-        counts = evaluate_outputs(EvalOutputs(rows, torch.zeros(5, dtype=torch.int64)))["entropy_histogram"]["counts"]
+        counts = judged(EvalOutputs(rows, torch.zeros(5, dtype=torch.int64)))["entropy_histogram"]["counts"]
         assert sum(counts) == 5
         assert counts[-1] == 3
         assert counts[0] == 2
@@ -105,7 +119,7 @@ def test_entropy_histogram_holds_every_sample():
 
 def test_a_class_without_samples_has_no_accuracy():
     outputs = EvalOutputs(torch.eye(3)[[0, 0, 2]], torch.tensor([0, 2, 2]))
-    assert evaluate_outputs(outputs)["per_class"] == [1.0, None, 0.5]
+    assert judged(outputs)["per_class"] == [1.0, None, 0.5]
 
 
 @pytest.mark.parametrize("gamma", [1.0, 0.25, None])
@@ -113,7 +127,7 @@ def test_beside_a_teacher_by_hand(gamma):
     student, teacher = answers(seed=1), answers(seed=2)
     logq, q, _, _ = numpy(student)
     logp, p, _, _ = numpy(teacher)
-    metrics = evaluate_outputs(student, teacher, gamma=gamma)
+    metrics = judged(student, teacher, gamma=gamma)
     assert metrics["agreement"] == pytest.approx((q.argmax(-1) == p.argmax(-1)).mean())
     assert metrics["kl_to_teacher"] == pytest.approx((p * (logp - logq)).sum(-1).mean(), rel=1e-5)
     if gamma is None:
@@ -122,14 +136,14 @@ def test_beside_a_teacher_by_hand(gamma):
         log_target = log_softmax(gamma * teacher.logits.double().numpy(), axis=-1)
         by_hand = (np.exp(log_target) * (log_target - logq)).sum(-1).mean()
         assert metrics["kl_to_target"] == pytest.approx(by_hand, rel=1e-5)
-        epoch = summarize("test", student, teacher, gamma=gamma)
+        epoch = evaluated(student, teacher, gamma=gamma).means("test")
         assert epoch["kl_to_target"] == pytest.approx(by_hand, rel=1e-5)
         assert epoch["agreement"] == metrics["agreement"]
 
 
 def test_an_epochs_means_are_the_judgements():
     outputs = answers(unlabelled=37)
-    metrics, detail = summarize("validation", outputs, None, gamma=None), evaluate_outputs(outputs)
+    metrics, detail = evaluated(outputs).means("validation"), judged(outputs)
     assert metrics.keys() == records.EvaluationMeans.__annotations__.keys()
     assert (metrics["set"], metrics["samples"]) == ("validation", 400)
     for key in ("accuracy", "loss", "entropy"):
@@ -140,12 +154,12 @@ def test_an_epochs_means_are_the_judgements():
 
 def test_without_labels_there_is_no_accuracy():
     outputs = answers(unlabelled=400)
-    metrics = summarize("test", outputs, outputs, gamma=0.5)
+    metrics = evaluated(outputs, outputs, gamma=0.5).means("test")
     assert metrics["accuracy"] is None
     assert metrics["loss"] is None
     assert metrics["agreement"] == 1.0
     assert metrics["entropy"] > 0
-    assert better_than_chance(outputs) is None
+    assert evaluated(outputs).better_than_chance is None
 
 
 @pytest.mark.parametrize("classes", [2, 10, 100])
@@ -159,12 +173,14 @@ def test_better_than_chance_is_a_binomial_test_at_one_per_cent(classes):
         logits[:, 0] = 1.0
         labels = torch.ones(count + 9, dtype=torch.int64)
         labels[:right], labels[count:] = 0, -100
-        assert better_than_chance(EvalOutputs(logits, labels)) is verdict
+        assert evaluated(EvalOutputs(logits, labels)).better_than_chance is verdict
 
 
 def asked(network, batches, **changes):
-    how = {"device": torch.device("cpu"), "precision": "fp32", "channels_last": True}
-    return collect_outputs(network, batches, **how | changes)
+    """The logits that an evaluation reads."""
+    kept = KeptLogits()
+    evaluate(network, batches, keep=kept, **HOW | changes)
+    return torch.cat([kept[number] for number in range(len(batches))])
 
 
 def test_a_network_is_asked_in_evaluation_mode_and_put_back():
@@ -182,9 +198,8 @@ def test_a_network_is_asked_in_evaluation_mode_and_put_back():
         assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
         assert torch.equal(torch.get_rng_state(), random)
         with torch.no_grad():
-            torch.testing.assert_close(outputs.logits, network.eval()(inputs))
-        assert torch.equal(outputs.labels, labels)
-        assert not outputs.logits.requires_grad
+            torch.testing.assert_close(outputs, network.eval()(inputs))
+        assert not outputs.requires_grad
 
 
 def test_the_mode_is_put_back_after_an_error_too():
@@ -198,9 +213,9 @@ def test_half_precision_answers_are_near_and_in_float32():
     inputs, labels = samples(64, shape=(2, 8, 8))
     network, batches = seeded(Moving), Rows(inputs, labels, batch_size=32)
     full, half = asked(network, batches), asked(network, batches, precision="bf16")
-    assert half.logits.dtype == torch.float32
-    assert not torch.equal(full.logits, half.logits)
-    torch.testing.assert_close(full.logits, half.logits, atol=0.05, rtol=0.05)
+    assert half.dtype == torch.float32
+    assert not torch.equal(full, half)
+    torch.testing.assert_close(full, half, atol=0.05, rtol=0.05)
 
 
 def test_logits_that_are_not_finite_stop_an_evaluation():

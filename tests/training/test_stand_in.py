@@ -20,7 +20,7 @@ from tutelage.settings.fit import AdamW
 from tutelage.studies import overview
 from tutelage.training.compile import PlannedTeacher
 from tutelage.training.distributed import to_device
-from tutelage.training.evaluate import collect_outputs
+from tutelage.training.evaluate import evaluate
 from tutelage.training.host_waits import WAITS, HostWaits
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob, FitState
@@ -244,7 +244,7 @@ def test_an_evaluation_waits_for_each_batchs_logits_and_for_nothing_else():
     rows = Rows(images, labels, batch_size=4)
     network = models.create("cifar:resnet8", classes=CLASSES).to(META)
     found = waits_of(
-        lambda: collect_outputs(network, rows, device=META, precision="fp32", channels_last=True), makes_on_cpu=True
+        lambda: evaluate(network, rows, device=META, precision="fp32", channels_last=True), makes_on_cpu=True
     )
     back = {what: times for what, times in found.items() if "to the CPU" in what}
     assert list(back.values()) == [3]

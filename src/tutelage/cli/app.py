@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tutelage import errors, interruption
+from tutelage import errors, interruption, launcher
 from tutelage.cli import inspect, study, train
 from tutelage.cli.common import FAILED, echo
 from tutelage.cli.exits import end, leave, stop
@@ -83,6 +83,8 @@ def main() -> None:
         sys.argv.insert(1, "--debug")
     if isinstance(sys.stdout, io.TextIOWrapper):  # A letter that its encoding lacks, as on Windows, is printed as "?".
         sys.stdout.reconfigure(errors="replace")
+    if launcher.rank() > 0:  # The first of several processes shows what all of them do.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
     try:
         with interruption.stop_on_signals(leave):
             app()
@@ -120,5 +122,5 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     # A user of the command line can do nothing about other packages' warnings.
-    if category is UserWarning:
+    if category is UserWarning and launcher.rank() == 0:
         echo(f"warning: {message}", err=True)

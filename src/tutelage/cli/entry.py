@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from tutelage import interruption
+import os
+
+from tutelage import interruption, launcher
 from tutelage.cli.exits import leave, stop
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 the user's input is wrong, 130 and 143 stopped, 1 anything else."""
+    if launcher.world_size() > 1:
+        # DDP looks for parameters without gradient, and warns in every process where there are none.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         with interruption.stop_on_signals(leave):
             from tutelage.cli import app

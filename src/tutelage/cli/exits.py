@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
+import time
 from typing import NoReturn
 
 from tutelage.errors import printable
 from tutelage.interruption import Terminated
+from tutelage.launcher import rank
 
 INTERRUPTED, TERMINATED = 130, 143
 """Exit codes after Ctrl-C and SIGTERM, as shells have them: 128 and the signal's number."""
+ALONE = 15.0
+"""Seconds after which a process of several whose launcher has not ended it has failed alone."""
 SHOW_CURSOR = "\x1b[?25h"
 
 
@@ -19,6 +24,8 @@ def stop(error: KeyboardInterrupt) -> NoReturn:
 
     That is the same command again, unless the interruption has another in ``instead``.
     """
+    if rank() > 0:  # The first process says it.
+        raise SystemExit(TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
     notes = getattr(error, "__notes__", [])
     saved = "; ".join(notes) or "nothing was saved yet"
     instead = getattr(error, "instead", f"run the same command again{' to resume' if notes else ''}")
@@ -26,7 +33,14 @@ def stop(error: KeyboardInterrupt) -> NoReturn:
 
 
 def end(message: str, code: int) -> NoReturn:
-    """End the command with a message, each line prefixed with the program's name."""
+    """End the command with a message, each line prefixed with the program's name.
+
+    Of several processes the first one speaks: the launcher ends the others. One that it leaves alone failed by itself.
+    """
+    if rank() > 0:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        time.sleep(ALONE)
+        message = f"process {rank()}: {message}"
     for line in message.split("\n"):
         print(f"tutelage: {printable(line)}", file=sys.stderr, flush=True)  # noqa: T201
     raise SystemExit(code)

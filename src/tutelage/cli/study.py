@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from tutelage import launcher
 from tutelage.cli import common, completion
 from tutelage.errors import InvalidValueError, TutelageError, raise_all
 
@@ -62,6 +63,9 @@ def study(
 ) -> None:
     """Do a grid of runs, pairs by methods by seeds, and compare it with published values."""
     began = time.monotonic()
+    if jobs > 1 and launcher.world_size() > 1:
+        got = f"--jobs {jobs} in each of {launcher.world_size()} processes"
+        raise InvalidValueError("--jobs", "1 under a launcher of several processes", got, "leave out one of the two")
     from tutelage.studies import plan, study_file, time_limit
 
     if name is None or list_studies:

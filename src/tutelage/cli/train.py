@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tutelage import launcher
 from tutelage.cli import common
 from tutelage.errors import RecipeError
 
@@ -52,7 +53,7 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
             "teacher", "none, as train learns from labels alone", "one", "type tutelage distill, or teacher=null"
         )
     preflight.check_names(recipe, trust_code=trust)
-    if not dry_run:
+    if not dry_run and launcher.rank() == 0:
         resume.earlier_run(runs / recipe.name, recipe)  # again once nobody else writes there
     from tutelage import api  # and with it torch: what can be refused without is refused by now
     from tutelage.runs.run import finished

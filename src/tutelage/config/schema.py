@@ -33,6 +33,7 @@ from tutelage.settings.fit import (
     Positive,
     Precision,
     Schedule,
+    Shard,
     Switch,
     Threads,
 )
@@ -284,6 +285,8 @@ class Recipe(_Section):
     gradient_products: Switch = FitSettings.gradient_products
     graphs: Switch = FitSettings.graphs
     loss_form: Literal["auto"] | LossForm = FitSettings.loss_form
+    checkpoint_activations: bool = FitSettings.checkpoint_activations
+    shard: Shard = FitSettings.shard
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"

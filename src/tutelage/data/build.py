@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage import images
-from tutelage.data import cache, rng
+from tutelage import images, rng
+from tutelage.data import cache
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, refuse_one_class
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.streamed import StreamSplit
@@ -203,7 +203,7 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
 
     content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
     content.append(str(tuple(layout)))
-    if not isinstance(train.reader, images.ArrayReader):
+    if description.settings.random_resized_crop or not isinstance(train.reader, images.ArrayReader):
         content.append(f"reader {images.READER_VERSION}")
     return _divide(train.labels, test.labels, description, make, layout=layout, content=content)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tutelage.data import rng
+from tutelage import rng
 from tutelage.errors import InvalidValueError, UserCodeError, missing_extra, nearest, reason_of
 from tutelage.images import MEAN, RESAMPLING, image_of, pixels_of, rescale
 from tutelage.types import View

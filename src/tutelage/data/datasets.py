@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.data.custom_transforms import Transform
-from tutelage.data.rng import buffered_permutation, permutation
 from tutelage.data.transforms import to_float, vary
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidValueError
+from tutelage.rng import buffered_permutation, permutation
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
 from tutelage.types import UNLABELLED, Inputs, View

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtri
 from torch import Tensor
 
-from tutelage.data import rng
+from tutelage import rng
 from tutelage.images import MEAN, STD
 from tutelage.types import View
 

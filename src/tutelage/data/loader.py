@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 
 import numpy as np
 import torch
@@ -76,6 +77,12 @@ class BatchLoader:
         self.check_rank(rank, world)
         epoch += self.first_epoch
         yield from self.at(epoch, self._requests(epoch, start=start, rank=rank, world=world))
+
+    def dealt(self, *, rank: int, world: int) -> Iterator[Batch]:
+        """Yield every ``world``-th whole batch of the first epoch, from number ``rank`` on."""
+        self.check_rank(rank, world)
+        requests = self._requests(self.first_epoch, start=0, rank=0, world=1)
+        yield from self.at(self.first_epoch, islice(requests, rank, None, world))
 
     def at(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[Batch]:
         """Yield a batch per array of indices, with the views that training uses in an epoch."""

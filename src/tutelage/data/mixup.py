@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv
 from torch import Tensor
 
-from tutelage.data import rng
+from tutelage import rng
 from tutelage.data.datasets import Mixing, Split
 from tutelage.errors import InvalidValueError
 from tutelage.types import UNLABELLED, Batch, View

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.data.rng import draw
 from tutelage.errors import InvalidValueError
+from tutelage.rng import draw
 from tutelage.types import UNLABELLED
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from tutelage.data import rng
+from tutelage import rng
 from tutelage.images import MEAN, image_of, pixels_of, rescale
 from tutelage.settings.data import RandAugment
 from tutelage.types import View

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.data.datasets import Split
-from tutelage.data.transforms import boxes, vary
+from tutelage.data.transforms import draw_boxes, resize, vary
 from tutelage.errors import InvalidValueError
 from tutelage.images import (
     Fault,
@@ -93,22 +93,28 @@ class StreamSplit(Split):
         """
         view = view if self.augmented else None
         positions, interpolation = self.positions[index].tolist(), self.settings.interpolation
-        images, kept, faults, with_frames = [], [], [], None
+        boxed = view is not None and self.settings.random_resized_crop
+        draws = draw_boxes(index, view=view) if view is not None and boxed else None
+        height, width, channels, _ = self.layout
+        pixels = np.empty((len(index), height, width, channels), np.uint8)
+        kept: list[int] = []
+        faults, with_frames = [], None
         for row, (position, encoded) in enumerate(zip(positions, self.reader.encoded(positions), strict=True)):
             try:
                 with opened(encoded) as file:
-                    image = decode(file, channels=self.layout.channels)
+                    if draws is not None:
+                        box = cut(file, draws[row].box, self.layout)
+                        image = resize(box, (height, width), interpolation=interpolation)
+                    else:
+                        decoded = decode(file, channels=channels)
+                        image = centre(decoded, self.layout, interpolation=interpolation)
                     if with_frames is None and has_more_frames(file):
                         with_frames = self.reader.name(position)
-                if view is not None and self.settings.random_resized_crop:
-                    box = boxes(index[row : row + 1], np.array([image.size]), view=view)[0]
-                    images.append(cut(image, box, self.layout, interpolation=interpolation))
-                else:
-                    images.append(centre(image, self.layout, interpolation=interpolation))
+                pixels[len(kept)] = image
                 kept.append(row)
             except UnreadableError as error:
                 faults.append(Fault(self.reader.name(position), str(error)))
-        batch = torch.from_numpy(np.stack(images) if images else np.empty((0, *self.layout[:3]), np.uint8))
-        if view is not None and images:
-            batch = vary(batch, index[kept], view=view, settings=self.settings, transform=self.transform)
-        return index[kept], batch, faults, with_frames
+        images = torch.from_numpy(pixels[: len(kept)])
+        if view is not None and kept:
+            images = vary(images, index[kept], view=view, settings=self.settings, transform=self.transform)
+        return index[kept], images, faults, with_frames

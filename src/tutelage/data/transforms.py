@@ -7,6 +7,8 @@ returned in the shape and dtype in which they came.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -15,14 +17,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage.data import custom_transforms, rng
+from tutelage import rng
+from tutelage.data import custom_transforms
 from tutelage.data.erasing import erase
+from tutelage.images import Box
 from tutelage.settings.data import DataSettings
 from tutelage.types import View
 
 ATTEMPTS = 10
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
+_LOG_RATIO = (math.log(RATIO[0]), math.log(RATIO[1]))
 
 
 def crops(index: NDArray[np.int64], *, view: View, padding: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -38,18 +43,23 @@ def flips(index: NDArray[np.int64], *, view: View) -> NDArray[np.bool_]:
 
 def augment(images: Tensor, index: NDArray[np.int64], *, view: View, padding: int, flip: bool) -> Tensor:
     """Crop out of a border of zeros, ``padding`` pixels on each side, then flip left to right with probability 1/2."""
-    if not padding and not flip:
-        return images
+    flipped = flips(index, view=view) if flip else np.zeros(len(index), bool)
+    if not padding:
+        if not flipped.any():
+            return images
+        # Image by image: six times faster at 224 pixels than the table below, and as fast at 32.
+        varied = torch.empty_like(images)
+        for row, image in enumerate(images):
+            varied[row] = image.flip(1) if flipped[row] else image
+        return varied
     batch, height, width, _ = images.shape
     rows = torch.arange(height).expand(batch, height)
     columns = torch.arange(width).expand(batch, width)
-    if flip:
-        columns = torch.where(torch.from_numpy(flips(index, view=view))[:, None], width - 1 - columns, columns)
-    if padding:
-        top, left = crops(index, view=view, padding=padding)
-        rows = rows + torch.from_numpy(top)[:, None]
-        columns = columns + torch.from_numpy(left)[:, None]
-        images = F.pad(images, (0, 0, padding, padding, padding, padding))
+    columns = torch.where(torch.from_numpy(flipped)[:, None], width - 1 - columns, columns)
+    top, left = crops(index, view=view, padding=padding)
+    rows = rows + torch.from_numpy(top)[:, None]
+    columns = columns + torch.from_numpy(left)[:, None]
+    images = F.pad(images, (0, 0, padding, padding, padding, padding))
     # Pixels as rows of one table: three to four times faster than indexing with three tensors.
     _, tall, wide, channels = images.shape
     lines = torch.arange(batch)[:, None] * tall + rows
@@ -57,8 +67,34 @@ def augment(images: Tensor, index: NDArray[np.int64], *, view: View, padding: in
     return images.reshape(-1, channels).index_select(0, entries.reshape(-1)).reshape(batch, height, width, channels)
 
 
-def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: View) -> list[tuple[int, int, int, int]]:
-    """Return a random box per image of width and height ``sizes``, ``(batch, 2)``: left, top, right, bottom, pixels.
+@dataclass(frozen=True, slots=True)
+class BoxDraw:
+    """What is drawn for the random box of a sample, before the size of its image is known; each in [0, 1)."""
+
+    areas: list[float]  # for each attempt
+    ratios: list[float]  # for each attempt
+    across: float
+    down: float
+
+    def box(self, width: int, height: int) -> Box:
+        """Return the box of an image of this size."""
+        pixels = width * height
+        for area, ratio in zip(self.areas, self.ratios, strict=True):
+            # NumPy's own exponential differs in the last bit from one processor to the next.
+            shape = math.exp(_LOG_RATIO[0] + (_LOG_RATIO[1] - _LOG_RATIO[0]) * ratio)
+            size = pixels * (AREA[0] + (AREA[1] - AREA[0]) * area)
+            wide, tall = round(math.sqrt(size * shape)), round(math.sqrt(size / shape))
+            if 0 < wide <= width and 0 < tall <= height:
+                left, top = int(self.across * (width - wide + 1)), int(self.down * (height - tall + 1))
+                return left, top, left + wide, top + tall
+        wide = max(1, min(width, round(height * RATIO[1])))
+        tall = max(1, min(height, round(width / RATIO[0])))
+        left, top = (width - wide) // 2, (height - tall) // 2
+        return left, top, left + wide, top + tall
+
+
+def draw_boxes(index: NDArray[np.int64], *, view: View) -> list[BoxDraw]:
+    """Draw a random box per sample.
 
     The area is uniform in 8 to 100 %, the aspect ratio log-uniform in 3/4 to 4/3; the first of ten draws that lies
     inside the image is taken, else the largest centred box within those ratios.
@@ -66,26 +102,21 @@ def boxes(index: NDArray[np.int64], sizes: NDArray[np.int64], *, view: View) -> 
     Source: "random-size crop" of Szegedy et al., "Going deeper with convolutions", 2015, with torchvision's details.
     """
     uniform = partial(rng.view_uniform, view, index)
-    area = AREA[0] + (AREA[1] - AREA[0]) * np.stack([uniform(rng.BOX_AREA + k) for k in range(ATTEMPTS)])
-    low, high = np.log(RATIO)
-    ratio = np.exp(low + (high - low) * np.stack([uniform(rng.BOX_RATIO + k) for k in range(ATTEMPTS)]))
-    pixels = area * sizes.prod(axis=1)
-    widths = np.rint(np.sqrt(pixels * ratio)).astype(np.int64)
-    heights = np.rint(np.sqrt(pixels / ratio)).astype(np.int64)
-    fits = (widths > 0) & (heights > 0) & (widths <= sizes[:, 0]) & (heights <= sizes[:, 1])
-    across, down = uniform(rng.BOX_LEFT), uniform(rng.BOX_TOP)
-    drawn = []
-    for i, (full_width, full_height) in enumerate(sizes.tolist()):
-        inside = np.flatnonzero(fits[:, i])
-        if inside.size:
-            width, height = int(widths[inside[0], i]), int(heights[inside[0], i])
-            left, top = int(across[i] * (full_width - width + 1)), int(down[i] * (full_height - height + 1))
-        else:
-            width = max(1, min(full_width, round(full_height * RATIO[1])))
-            height = max(1, min(full_height, round(full_width / RATIO[0])))
-            left, top = (full_width - width) // 2, (full_height - height) // 2
-        drawn.append((left, top, left + width, top + height))
-    return drawn
+    areas, ratios = (
+        np.stack([uniform(stream + k) for k in range(ATTEMPTS)], axis=1).tolist()
+        for stream in (rng.BOX_AREA, rng.BOX_RATIO)
+    )
+    places = (uniform(stream).tolist() for stream in (rng.BOX_LEFT, rng.BOX_TOP))
+    return [BoxDraw(*drawn) for drawn in zip(areas, ratios, *places, strict=True)]
+
+
+def resize(pixels: NDArray[np.uint8], size: tuple[int, int], *, interpolation: str) -> NDArray[np.uint8]:
+    """Return ``(height, width, channels)`` uint8 resized (antialiased) to ``size``, its height and width.
+
+    PyTorch's form of Pillow's algorithm, in integers, so that its bits do not depend on the processor.
+    """
+    image = torch.from_numpy(pixels)[None].permute(0, 3, 1, 2)
+    return F.interpolate(image, size, mode=interpolation, antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def vary(
@@ -114,4 +145,6 @@ def vary(
 
 def to_float(images: Tensor, *, divisor: float) -> Tensor:
     """Return ``(batch, channels, height, width)`` float32 in [0, 1], strided as channels-last."""
-    return images.permute(0, 3, 1, 2).to(torch.float32).div_(divisor)
+    # NumPy takes large memory in large pages; in PyTorch's own, page faults would take most of the time.
+    values = torch.from_numpy(np.empty(images.shape, np.float32))
+    return values.copy_(images).div_(divisor).permute(0, 3, 1, 2)

@@ -56,6 +56,7 @@ class BindContext:
         teacher_head: weight ``(classes, width)`` and bias of the teacher's last layer.
         teacher_norms: weight and bias ``(channels,)`` of the teacher's batch norms, by tap.
         class_means: means of the teacher's features per class, by tap, float32 ``(classes, width)``.
+        seed: seed of what a term draws in training, such as CRD's negatives, by epoch and sample.
     """
 
     samples: int | None = None
@@ -67,6 +68,7 @@ class BindContext:
     teacher_head: tuple[Tensor, Tensor | None] | None = None
     teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
+    seed: int = 0
 
 
 class TermSpec(Protocol):
@@ -258,7 +260,7 @@ class BoundFeatures(nn.Module):
     def build(self, context: BindContext) -> None:
         """Build the term's modules and buffers; by default none."""
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         """Return the term's values, ``(batch,)``, or ``()`` if it couples the batch; features are in tap order."""
         raise NotImplementedError
 
@@ -266,7 +268,7 @@ class BoundFeatures(nn.Module):
         """Read the features and return the term's values."""
         taps = present(teacher).taps
         features = [student.taps[name] for name in self.student_features]
-        return self.values(features, [taps[tap] for tap in self.spec.teacher_taps], batch)
+        return self.values(features, [taps[tap] for tap in self.spec.teacher_taps], batch, progress)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,7 +20,7 @@ from tutelage.errors import RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs.resume import read_recorded
-from tutelage.runs.setup import RunInputs, evaluation_outputs, run_context, steps_of
+from tutelage.runs.setup import RunInputs, evaluate_network, run_context, steps_of
 from tutelage.settings.fit import Precision
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.graphs import CAPTURES
@@ -172,7 +172,7 @@ def time_evaluation(recipe: Recipe, network: Classifier, split: data.Split) -> f
     network = copy.deepcopy(network)
     if recipe.channels_last:
         network.to(memory_format=torch.channels_last)
-    evaluation_outputs(recipe, network, timed)
+    evaluate_network(recipe, network, timed)
     return timed.seconds * timed.steps / max(timed.count, 1)
 
 

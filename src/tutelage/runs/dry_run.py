@@ -18,13 +18,13 @@ from tutelage.runs.networks import describe_fit
 from tutelage.runs.setup import (
     build_inputs,
     check_run,
-    evaluation_outputs,
+    evaluate_network,
     steps_of,
     torch_settings,
 )
 from tutelage.training import memory
-from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import evaluate_outputs
+from tutelage.training.distributed import accelerator_on, world
+from tutelage.training.evaluate import KeptLogits
 from tutelage.training.precision import fallback
 from tutelage.types import Batch
 
@@ -58,30 +58,35 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
     ]
-    outputs = None
+    evaluation = None
     if run_inputs.teacher is not None:
         accuracy = "it is trained first"
         if training is None:
-            outputs = evaluation_outputs(
-                recipe, FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test), "teacher"
+            teacher, few = FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test)
+            evaluation = evaluate_network(recipe, teacher, few, "teacher", keep=KeptLogits())
+            samples = f"a sample of {evaluation.samples} test samples"
+            accuracy = (
+                "unknown: none has a label"
+                if evaluation.accuracy is None
+                else f"{evaluation.accuracy:.2%} on {samples}"
             )
-            samples = f"a sample of {len(outputs.labels)} test samples"
-            accuracy = f"{evaluate_outputs(outputs)['accuracy']:.2%} on {samples}"
         summary += [
             ("teacher", _network(run_inputs.teacher, splits.input_shape("teacher"))),
             ("teacher accuracy", accuracy),
         ]
     sanity_checks.warn(sanity_checks.of_labels(splits, objectives))
-    sanity_checks.warn(sanity_checks.before_training(recipe, objectives, outputs and outputs.logits))
-    if outputs is not None:
-        sanity_checks.warn(sanity_checks.of_accuracy(recipe, outputs, splits.fingerprint))
+    sanity_checks.warn(
+        sanity_checks.before_training(recipe, objectives, None if evaluation is None else evaluation.sample)
+    )
+    if evaluation is not None:
+        sanity_checks.warn(sanity_checks.of_accuracy(recipe, evaluation, splits.fingerprint))
     precision = recipe.fits()[0].settings.precision
     line = fallback(accelerator_on(recipe.device).device, precision) or reason
     summary.append(("precision", line.removeprefix("precision ") if line else precision))
     total = 0.0
     for i, (objective, fit) in enumerate(zip(objectives, fits, strict=True)):
         seconds, terms = autotune.time_step(recipe, run_inputs, i)
-        steps = fit.steps(len(splits.train))
+        steps = fit.steps(len(splits.train), world=world())
         total += steps * seconds
         stage = f"stage {i + 1} " if len(fits) > 1 else ""
         summary += [

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from tutelage.config.schema import Network, Recipe
 from tutelage.errors import explaining
+from tutelage.launcher import launched
 from tutelage.modules import restored
 from tutelage.runs import autotune, resume
 from tutelage.runs.lock import folder_lock
+from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import RunInputs, build_inputs, check_run, torch_settings
+from tutelage.training.distributed import (
+    accelerator_on,
+    by_all,
+    by_main,
+    entered_by_main,
+    is_main,
+    naming_process,
+    world,
+)
 from tutelage.training.loop import fit
 
 
@@ -26,6 +38,8 @@ def execute(
     expected: Mapping[str, str | None] | None = None,
 ) -> Run:
     """Execute a run, or resume it where it stopped.
+
+    Several processes execute one run: the main one decides, locks, writes and shows, and its errors reach all.
 
     Args:
         recipe: recipe of the run.
@@ -41,22 +55,25 @@ def execute(
         DeadlineExceeded: if the time is up; the same call resumes the run.
     """
     # A teacher that the caller has in hand is frozen for the time of the run.
-    with folder_lock(folder), torch_settings(recipe), restored(run_inputs.teacher if run_inputs else None):
-        recorded = resume.earlier_run(folder, recipe)
+    given = run_inputs.teacher if run_inputs else None
+    options = beginning(recipe, options)
+    with naming_process(), entered_by_main(lambda: folder_lock(folder)), torch_settings(recipe), restored(given):
+        recorded = by_main(lambda: resume.earlier_run(folder, recipe))
         inputs = run_inputs or build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
         check_run(recipe, inputs)
-        recipe, reason = autotune.resolve_precision(recipe, lambda: inputs, folder=folder)
+        recipe, reason = by_main(lambda: autotune.resolve_precision(recipe, lambda: inputs, folder=folder))
         if reason:
             options.reporter.say(f"{recipe.name}: {reason}")
         training = recipe.training(f"{recipe.name}/teacher")
         if training is not None and run_inputs is None:
             teacher = folder / "teacher"
-            if not finished(teacher):
+            if not by_main(lambda: finished(teacher)):
                 execute(training, teacher, options=options)
             with_teacher = recipe.model_copy(update={"teacher": Network(name=str(teacher))})
             inputs = build_inputs(with_teacher, splits=inputs.splits, trust_code=options.trust_code)
             check_run(recipe, inputs)
-        resume.same_fingerprints(inputs, expected or resume.fingerprints(recorded and recorded.manifest))
+        known = expected or resume.fingerprints(recorded and recorded.manifest)
+        by_all(lambda: resume.same_fingerprints(inputs, known))
         run = RunState(recipe, folder, inputs, options, recorded=recorded, precision_reason=reason, teacher_outputs={})
         with run.recording():
             run.begin()
@@ -64,9 +81,23 @@ def execute(
                 run_stage(run, stage)
             run.check_time()
             run.finish()
-        if options.when_finished is not None:
-            options.when_finished(folder)
+        report_finished(options, folder)
     return Run(folder)
+
+
+def report_finished(options: RunOptions, folder: Path) -> None:
+    """Let the main process report a finished run, while the others wait."""
+    by_main(lambda: None if options.when_finished is None else options.when_finished(folder))
+
+
+def beginning(recipe: Recipe, options: RunOptions) -> RunOptions:
+    """Let the processes of a launch meet, and return each one's options: only the main one shows anything."""
+    accelerator_on(recipe.device)
+    if not is_main():
+        return replace(options, reporter=Reporter())
+    if launched():
+        options.reporter.say(f"{recipe.name}: {world()} process{'es' if world() > 1 else ''}")
+    return options
 
 
 def run_stage(run: RunState, stage: int) -> None:

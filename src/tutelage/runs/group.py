@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from tutelage.config.schema import Recipe, TrainedTeacher
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
 from tutelage.runs import autotune, resume
-from tutelage.runs.execute import execute
+from tutelage.runs.execute import beginning, execute, report_finished
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.run import DEFAULTS, Run, RunOptions
 from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import build_inputs, build_objectives, check_run, needs_teacher, torch_settings
-from tutelage.training.evaluate import EvalOutputs
+from tutelage.training.distributed import by_all, by_main, entered_by_main, naming_process
+from tutelage.training.evaluate import TeacherOutputs
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
@@ -54,8 +56,8 @@ class RunGroup:
             run.check_time()  # for all of them
         for k, run in self.left():
             self.isolation.attempt(k, run.finish)
-            if k not in self.isolation.errors and self.options.when_finished is not None:
-                self.options.when_finished(run.folder)
+            if k not in self.isolation.errors:
+                report_finished(self.options, run.folder)
 
     def left(self) -> list[tuple[int, RunState]]:
         """The runs that have neither failed nor finished."""
@@ -117,16 +119,16 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
     if len(planned) == 1:
         run = isolation.attempt(0, execute, *planned[0], options=options)
         return [run or isolation.errors[0]]
+    options = beginning(planned[0][0], options)
     group = RunGroup(runs, options, isolation)
     shared = _Shared(options)
-    with ExitStack() as stack, torch_settings(planned[0][0]):
+    with naming_process(), ExitStack() as stack, torch_settings(planned[0][0]):
         for k, (_, folder) in enumerate(planned):
-            isolation.attempt(k, stack.enter_context, folder_lock(folder))
+            isolation.attempt(k, stack.enter_context, entered_by_main(partial(folder_lock, folder)))
         try:
             # Runs that were begun, or read recorded outputs, have a precision that the others take.
-            order = sorted(
-                enumerate(planned), key=lambda item: (not resume.begun(item[1][1]), item[1][0].outputs is None)
-            )
+            begun = by_main(lambda: [resume.begun(folder) for _, folder in planned])
+            order = sorted(enumerate(planned), key=lambda item: (not begun[item[0]], item[1][0].outputs is None))
             for k, (recipe, folder) in order:
                 if k not in isolation.errors and (state := isolation.attempt(k, shared.begin, recipe, folder)):
                     runs[k] = state
@@ -151,18 +153,20 @@ class _Shared:
         self.options = options
         self.splits: data.Splits | None = None
         self.teacher: Classifier | None = None
-        self.teacher_outputs: dict[str, EvalOutputs] = {}
+        self.teacher_outputs: dict[str, TeacherOutputs] = {}
         self.precision: str | None = None
         self.reason: str | None = None
 
     def begin(self, recipe: Recipe, folder: Path) -> RunState:
         """Begin a run."""
-        recorded = resume.earlier_run(folder, recipe)
+        recorded = by_main(lambda: resume.earlier_run(folder, recipe))
         run_inputs = build_inputs(recipe, splits=self.splits, teacher=self.teacher, trust_code=self.options.trust_code)
         self.splits, self.teacher = run_inputs.splits, self.teacher or run_inputs.teacher
         check_run(recipe, run_inputs)
-        resume.same_fingerprints(run_inputs, resume.fingerprints(recorded and recorded.manifest))
-        recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs, folder=folder, beside=self.precision)
+        by_all(lambda: resume.same_fingerprints(run_inputs, resume.fingerprints(recorded and recorded.manifest)))
+        recipe, reason = by_main(
+            lambda: autotune.resolve_precision(recipe, lambda: run_inputs, folder=folder, beside=self.precision)
+        )
         self.precision, self.reason = self.precision or recipe.precision, self.reason or reason
         if recipe.precision != self.precision:
             expected = f"{self.precision}, as the runs beside {recipe.name} have"
@@ -192,6 +196,8 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
     Seeds, students, objectives, optimizers and their schedules may differ.
     """
     pair = (first, second)
+    if any(recipe.shard != "none" for recipe in pair):
+        return False
     teachers = [recipe.teacher for recipe in pair if recipe.teacher is not None]
     if any(isinstance(teacher, TrainedTeacher) for teacher in teachers) or teachers[1:] not in ([], teachers[:1]):
         return False

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FREE = {
     *("nonfinite", "checkpoint_steps", "checkpoint_seconds", "log_steps", "threads", "device", "weak_teacher"),
-    *("graphs", "outputs_limit_mb", "outputs_top", "outputs_max_error"),
+    *("graphs", "checkpoint_activations", "outputs_limit_mb", "outputs_top", "outputs_max_error"),
     *("data.workers", "data.root", "data.memory_limit_mb", "data.on_device", "data.on_corrupt"),
     *("seeds", "baseline", "together"),
 }
@@ -306,8 +306,10 @@ def same_inputs(run_inputs: RunInputs, earlier: Mapping[str, Any] | None) -> Non
 
 def same_choices(saved: Checkpoint, choices: Mapping[str, Any]) -> None:
     """Warn if a resumed run cannot reproduce the bits of an uninterrupted one."""
-    then = saved.state["choices"]
+    then = {"processes": 1, **saved.state["choices"]}  # Earlier versions ran in one.
     differs = [f"{key} was {then.get(key)}, is {now}" for key, now in choices.items() if then.get(key) != now]
+    if then["processes"] != choices["processes"]:
+        differs[-1] += " (same order of the data; other random draws of the student, and sums in another order)"
     if differs:
         warnings.warn(f"resume: expected the same set-up for the same bits, got {'; '.join(differs)}", stacklevel=2)
 

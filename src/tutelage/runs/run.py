@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tutelage import models, records
 from tutelage.runs.reporter import Reporter
@@ -31,6 +32,10 @@ class RunOptions:
     deadline: Deadline | None = None
     command: str = ""
     when_finished: Callable[[Path], None] | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # For the processes that take part in a run: showing, reports and the time are the main process's.
+        return partial(RunOptions, trust_code=self.trust_code, command=self.command), ()
 
 
 DEFAULTS = RunOptions()

@@ -8,6 +8,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -21,19 +22,20 @@ from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explained
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.objectives import BindContext
 from tutelage.runs import disk, manifest, resume, sanity_checks, setup
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
-from tutelage.training.distributed import accelerator_on
-from tutelage.training.evaluate import EvalOutputs, EvalSet, better_than_chance, evaluate_outputs
+from tutelage.training.distributed import accelerator_on, by_main, gathered_objects, is_main, world
+from tutelage.training.evaluate import EvalSet, KeptLogits, TeacherOutputs
 from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
 from tutelage.training.precision import computed_precision, fallback
 from tutelage.training.state import check_restorable
-from tutelage.types import UNLABELLED, Batches, Teacher
+from tutelage.types import Batches, Teacher
 
 
 class RunState:
@@ -53,7 +55,7 @@ class RunState:
         *,
         recorded: resume.Recorded | None,
         precision_reason: str | None,
-        teacher_outputs: dict[str, EvalOutputs],
+        teacher_outputs: dict[str, TeacherOutputs],
     ) -> None:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
         self.deadline = options.deadline
@@ -78,15 +80,20 @@ class RunState:
         first_of_group = not teacher_outputs
         if (line := fallback(self.device, precision)) and first_of_group:
             self.reporter.say(f"{recipe.name}: {line}")
-        teacher = FrozenTeacher(run_inputs.teacher).to(self.device).network if run_inputs.teacher else None
+        teacher = run_inputs.teacher and setup.on_device(recipe, FrozenTeacher(run_inputs.teacher).network, "teacher")
+        self.teacher = teacher
         self.held_out: list[EvalSet] = []
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
-                teacher_outputs[name] = setup.evaluation_outputs(recipe, teacher, batches, "teacher")
+                logits = KeptLogits()
+                evaluation = setup.evaluate_network(recipe, teacher, batches, "teacher", keep=logits)
+                teacher_outputs[name] = TeacherOutputs(evaluation, logits)
             self.held_out.append(EvalSet(name, batches, None if teacher is None else teacher_outputs[name]))
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
-        disk.require_room(f"run {recipe.name}", folder, disk.size_left(recipe, run_inputs.student, folder))
+        by_main(
+            lambda: disk.require_room(f"run {recipe.name}", folder, disk.size_left(recipe, run_inputs.student, folder))
+        )
         teacher_description = self.describe_teacher(announce=first_of_group)
         warned = sanity_checks.warn(self.doubts())
         reason = precision_reason or previous.get("precision", {}).get("why")
@@ -102,6 +109,7 @@ class RunState:
             "command": manifest.without_paths(options.command),
             **manifest.version(),
             "hardware": manifest.hardware(self.device),
+            "processes": world(),
             "software": manifest.software(),
             "seeds": {"seed": recipe.seed, "data_seed": recipe.data_seed, "split_seed": recipe.data.split_seed},
             "data": manifest.describe_data(splits, self.device),
@@ -126,9 +134,13 @@ class RunState:
             if len(self.manifest[key]) != len(self.fits):
                 self.manifest[key] = [{} for _ in self.fits]
         self.distillers: dict[int, Distiller] = {}
-        records.write_bytes(folder / records.RECIPE, config.dump(recipe).encode())
-        self.manifest["files"] = records.digests(folder, [records.RECIPE])
-        records.write_json(folder / records.MANIFEST, self.manifest)
+        self.contexts: dict[int, BindContext] = {}
+        by_main(self._write_first_records)
+
+    def _write_first_records(self) -> None:
+        records.write_bytes(self.folder / records.RECIPE, config.dump(self.recipe).encode())
+        self.manifest["files"] = records.digests(self.folder, [records.RECIPE])
+        records.write_json(self.folder / records.MANIFEST, self.manifest)
 
     def check_outputs(self) -> None:
         """Refuse recorded outputs that lack anything that an epoch of a stage reads."""
@@ -147,13 +159,13 @@ class RunState:
         teacher, classes, test = self.run_inputs.teacher, self.run_inputs.splits.classes, self.held_out[-1]
         if teacher is None or test.teacher is None:
             return None
-        better = better_than_chance(test.teacher)
-        accuracy = evaluate_outputs(test.teacher)["accuracy"] if better is not None else None
+        evaluation = test.teacher.evaluation
+        better, accuracy = evaluation.better_than_chance, evaluation.accuracy
         if announce:
             for line in describe_fit(teacher, self.run_inputs.splits.input_shape("teacher")):
                 self.reporter.say(f"teacher {teacher.card.name}: {line}")
         if accuracy is not None and announce:
-            samples = f"{len(test.teacher.labels)} {test.name} samples"
+            samples = f"{evaluation.samples} {test.name} samples"
             self.reporter.say(f"teacher {teacher.card.name}: accuracy {accuracy:.2%} on {samples}")
         if better is False and not self.recipe.weak_teacher:
             raise RecipeError(
@@ -168,29 +180,40 @@ class RunState:
     def doubts(self) -> Iterator[str]:
         """Yield what is to be told of the run before its first step."""
         outputs = self.held_out[-1].teacher
+        evaluation = outputs and outputs.evaluation
         yield from sanity_checks.of_labels(self.run_inputs.splits, self.objectives)
-        yield from sanity_checks.before_training(self.recipe, self.objectives, outputs and outputs.logits)
-        if outputs is not None:
-            yield from sanity_checks.of_accuracy(self.recipe, outputs, self.run_inputs.splits.fingerprint)
+        yield from sanity_checks.before_training(
+            self.recipe, self.objectives, None if evaluation is None else evaluation.sample
+        )
+        if evaluation is not None:
+            yield from sanity_checks.of_accuracy(self.recipe, evaluation, self.run_inputs.splits.fingerprint)
 
     def begin(self) -> None:
         """Read the checkpoint, if there is one, and seed the generators."""
         checkpoints = Checkpoints(self.folder / records.CHECKPOINTS)
+        # All processes share this work, while the main one checks checkpoints alone.
+        stages = by_main(checkpoints.stages) if world() > 1 else ()
+        self.contexts = {stage: self.context(stage) for stage in stages if stage < len(self.fits)}
         self.seed_generators()
-        self.checkpoint = checkpoints.load(self.check_checkpoint)
+        self.checkpoint = by_main(lambda: checkpoints.load(self.check_checkpoint))
+        if self.checkpoint and not is_main():  # as the main process did to check it
+            self.distillers = {}
+            self.seed_generators()
+            self.distiller(self.checkpoint.state["stage"])
         choices = {
             "threads": torch.get_num_threads(),
             "device": self.device.type,
             "torch": torch.__version__,
             "deterministic": self.recipe.deterministic,
             "teacher": self.teacher_mode(),
+            "processes": self.accelerator.num_processes,
         }
         recipe = self.recipe.model_dump(mode="json")
         self.kept: records.KeptRun = {"recipe": recipe, "manifest": self.manifest, "epochs": [], "best": None}
         self.sink = CheckpointSink(checkpoints, self.folder / records.BEST, choices)
         self.stage = 0
         self.epochs: list[records.Epoch] = []
-        metrics = records.read_metrics(self.folder)
+        metrics = by_main(lambda: records.read_metrics(self.folder))
         if self.checkpoint:
             resume.same_choices(self.checkpoint, choices)
             state = self.checkpoint.state
@@ -206,7 +229,7 @@ class RunState:
                 "of, got none; it begins anew",
                 stacklevel=2,
             )
-        records.rewrite_epochs(self.folder, self.epochs)
+        by_main(lambda: records.rewrite_epochs(self.folder, self.epochs))
 
     def seed_generators(self) -> None:
         """Seed all three, as a user's student may draw from any; a checkpoint keeps all of them."""
@@ -231,10 +254,13 @@ class RunState:
     def distiller(self, stage: int) -> Distiller:
         """Return a stage's student with its objective, made on first use."""
         if stage not in self.distillers:
-            objective = self.objectives[stage]
-            context = setup.run_context(objective, self.run_inputs)
-            self.distillers = {stage: Distiller(self.run_inputs.student, objective, context)}
+            context = replace(self.contexts.get(stage) or self.context(stage), seed=self.recipe.seed)
+            self.distillers = {stage: Distiller(self.run_inputs.student, self.objectives[stage], context)}
         return self.distillers[stage]
+
+    def context(self, stage: int) -> BindContext:
+        """Return what a stage's objective binds to."""
+        return setup.run_context(self.objectives[stage], self.run_inputs, self.teacher)
 
     def fit_job(self, stage: int) -> FitJob:
         """Return a stage's job for the training loop, resumed from the checkpoint if that is of this stage."""
@@ -286,13 +312,20 @@ class RunState:
         if self.deadline is not None:
             self.deadline.end_evaluation()
         self.epochs.append(epoch)
+        for split in self.run_inputs.splits.by_name().values():  # Each process knows of its own share.
+            skipped = dict.fromkeys(name for names in gathered_objects(split.corrupt) for name in names)
+            split.corrupt[:] = skipped
+        self.manifest["samples_by_rank"] = epoch.get("samples_by_rank", [epoch["train"]["samples"]])
+        by_main(self._write_epoch)
+        self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))
+
+    def _write_epoch(self) -> None:
         if (self.folder / records.METRICS).exists():
-            records.append_epoch(self.folder, epoch)
+            records.append_epoch(self.folder, self.epochs[-1])
         else:  # Someone has removed it.
             records.rewrite_epochs(self.folder, self.epochs)
         self.manifest["files"] |= records.digests(self.folder, [records.METRICS])
         self.write_manifest("running")
-        self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))
 
     def named(self, text: str) -> str:
         """Prefix a line with the run's name in a group of several runs."""
@@ -332,41 +365,54 @@ class RunState:
 
     def training_teacher(self, stage: int, taps: tuple[str, ...]) -> Teacher:
         """Return a stage's teacher: the network or its recorded outputs."""
-        assert self.run_inputs.teacher is not None
+        assert self.teacher is not None
         if self.outputs is None:
-            return FrozenTeacher(self.run_inputs.teacher, taps)
+            return FrozenTeacher(self.teacher, taps)
         gamma = setup.single_exponent(self.objectives[stage]) if self.outputs.form else None
         return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
 
     def check_time(self) -> None:
         """Refuse to begin the last evaluation if there is no time for it."""
-        if self.deadline is not None:
-            self.deadline.check(f"{self.recipe.name}: the last evaluation", self.deadline.evaluation)
+
+        def check() -> None:
+            if self.deadline is not None:
+                self.deadline.check(f"{self.recipe.name}: the last evaluation", self.deadline.evaluation)
+
+        by_main(check)
 
     def finish(self) -> None:
         """Write the student, its evaluation and the manifest."""
         splits, student, test = self.run_inputs.splits, self.run_inputs.student, self.held_out[-1]
-        models.save(student, self.folder)
-        outputs = setup.evaluation_outputs(self.recipe, student, test.batches, "student")
-        labelled = bool((outputs.labels != UNLABELLED).any())
-        if labelled:
-            evaluation: records.Evaluation = {
+        by_main(lambda: models.save(student, self.folder))
+        logits, teacher = (test.teacher.logits, test.teacher.evaluation) if test.teacher else (None, None)
+        result = setup.evaluate_network(
+            self.recipe, student, test.batches, "student", teacher=logits, gamma=self.target_gamma
+        )
+        evaluation: records.Evaluation | None = None
+        if result.labelled:
+            evaluation = {
                 "set": test.name,
                 "samples": len(splits.test),
                 "class_names": list(splits.class_names),
-                "student": evaluate_outputs(outputs, test.teacher, gamma=self.target_gamma),
-                "teacher": evaluate_outputs(test.teacher) if test.teacher else None,
+                "student": result.judgement(),
+                "teacher": teacher.judgement() if teacher else None,
                 "best": records.best_epoch(self.epochs, self.selection),
             }
+        by_main(lambda: self._write_result(evaluation))
+        self.finished = True
+        if evaluation is not None:
+            self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
+
+    def _write_result(self, evaluation: records.Evaluation | None) -> None:
+        written = [records.STUDENT, records.CARD, records.BEST, records.METRICS]
+        if evaluation is not None:
             records.write_json(self.folder / records.EVALUATION, evaluation)
+            written.append(records.EVALUATION)
         self.check_best()
-        written = (records.STUDENT, records.CARD, records.BEST, records.METRICS)
-        self.manifest["files"] |= records.digests(self.folder, (*written, *([records.EVALUATION] if labelled else [])))
+        self.manifest["files"] |= records.digests(self.folder, written)
         with uninterrupted():
             self.write_manifest("finished")
             self.finished = True
-        if labelled:
-            self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
 
     def check_best(self) -> None:
         """Put weights aside that are not the best ones that the run wrote, and warn."""
@@ -383,7 +429,9 @@ class RunState:
             )
 
     def write_manifest(self, status: str, *, note: str | None = None) -> None:
-        """Write the manifest with a status and the time so far."""
+        """Write the manifest, in the main process, with a status and the time so far."""
+        if not is_main():
+            return
         self.manifest["status"] = status
         self.manifest["duration_s"] = round(self.seconds_before + time.monotonic() - self.started, 1)
         self.manifest["data"]["sizes"] = self.run_inputs.splits.sizes()

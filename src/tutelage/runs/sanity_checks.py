@@ -15,7 +15,7 @@ from tutelage.data import Splits
 from tutelage.errors import message
 from tutelage.objectives import Objective
 from tutelage.settings.fit import FitSettings, MultiStep, Schedule, Step
-from tutelage.training.evaluate import EvalOutputs
+from tutelage.training.evaluate import Evaluation
 from tutelage.training.optim import learning_rate
 from tutelage.types import UNLABELLED
 
@@ -96,12 +96,12 @@ def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
         yield message("data", expected, got, instead)
 
 
-def of_accuracy(recipe: Recipe, outputs: EvalOutputs, data: str | None) -> Iterator[str]:
+def of_accuracy(recipe: Recipe, evaluation: Evaluation, data: str | None) -> Iterator[str]:
     """Yield a warning where a teacher is far below the accuracy that its own run recorded.
 
     Args:
         recipe: recipe of the run.
-        outputs: teacher's outputs on the evaluation set.
+        evaluation: teacher's evaluation.
         data: fingerprint of the data.
     """
     teacher = recipe.teacher
@@ -115,9 +115,8 @@ def of_accuracy(recipe: Recipe, outputs: EvalOutputs, data: str | None) -> Itera
         trained_on = records.read_json(path.with_name(records.MANIFEST))["data"]["fingerprint"]
     except (ValueError, KeyError, TypeError, OSError):  # A run that is torn is told of elsewhere.
         return
-    known = outputs.labels >= 0
-    accuracy = float((outputs.logits.argmax(-1) == outputs.labels)[known].double().mean()) if known.any() else recorded
-    error = (recorded * (1 - recorded) / max(int(known.sum()), 1)) ** 0.5
+    accuracy = recorded if evaluation.accuracy is None else evaluation.accuracy
+    error = (recorded * (1 - recorded) / max(evaluation.labelled, 1)) ** 0.5
     if accuracy < recorded - max(LOST, 4 * error):
         same = "the same data" if data is not None and data == trained_on else "other data than these"
         expected = f"an accuracy near {recorded:.2%}, which {path} says of it on {same}"

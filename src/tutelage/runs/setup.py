@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from tutelage import config, data, models, taps
 from tutelage.checks import nonfinite_weight
@@ -27,10 +28,12 @@ from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
-from tutelage.training.distributed import accelerator_on
+from tutelage.training.activations import checkpointed_blocks
+from tutelage.training.distributed import accelerator_on, by_all, once_a_node, one_a_node_first
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
-from tutelage.training.evaluate import EvalOutputs, collect_outputs
+from tutelage.training.evaluate import Evaluation, KeptLogits, evaluate
 from tutelage.training.precision import float32_products
+from tutelage.training.sharding import is_sharded_by, sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
 from tutelage.views import map_views, view_of, views_of
 
@@ -89,13 +92,16 @@ def build_inputs(
         trust_code: whether ``file:`` models, which run code, are allowed: all of them, or only those of these names.
     """
     objectives = build_objectives(recipe)
-    splits = splits or data.open_data(recipe.data)
-    student = create_student(recipe.student, splits, seed=recipe.seed, trust_code=trust_code)
-    if not isinstance(recipe.teacher, Network):
-        teacher = None
-    elif teacher is None:
-        teacher = create_teacher(recipe.teacher, splits, trust_code=trust_code)
-    return RunInputs(splits=splits, student=student, teacher=teacher, objectives=objectives)
+    opened = splits or once_a_node(lambda: data.open_data(recipe.data))
+
+    def networks() -> tuple[Classifier, Classifier | None]:
+        student, named = create_student(recipe.student, opened, seed=recipe.seed, trust_code=trust_code), recipe.teacher
+        if not isinstance(named, Network):
+            return student, None
+        return student, teacher or create_teacher(named, opened, trust_code=trust_code)
+
+    student, teacher = one_a_node_first(networks)
+    return RunInputs(splits=opened, student=student, teacher=teacher, objectives=objectives)
 
 
 def check_compatible(run_inputs: RunInputs) -> None:
@@ -144,17 +150,25 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
             network does not take the data's inputs, or a batch is too small for an objective or the student.
         UserCodeError: if a network of the user's own does not take the data's inputs.
     """
+    by_all(lambda: _check_run(recipe, run_inputs))
+
+
+def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     check_compatible(run_inputs)
     accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), len(run_inputs.splits.train)
     student, settings = run_inputs.student, fits[0].settings
+    if settings.checkpoint_activations:
+        checkpointed_blocks(student)
     probe = probe_inputs(recipe, run_inputs)
     world, least = accelerator.num_processes, {}
     if probe is not None:
         check_teacher_outputs(recipe, run_inputs, probe)
         inputs = view_of(probe, "student")
         who = f"student {student.card.name}"
+        device = trial_device(recipe, "student")
+        inputs = inputs.to(device)
         logits = check_logits(
-            student.to(accelerator.device),
+            student.to(device),
             who,
             inputs,
             classes=run_inputs.splits.classes,
@@ -178,14 +192,27 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs 
     teacher = run_inputs.teacher
     if teacher is None or inputs is None:
         return
+    device = trial_device(recipe, "teacher")
     check_logits(
-        teacher.to(accelerator_on(recipe.device).device),
+        teacher.to(device),
         f"teacher {teacher.card.name}",
-        view_of(inputs, "teacher"),
+        view_of(inputs, "teacher").to(device),
         classes=run_inputs.splits.classes,
         settings=recipe.fits()[0].settings,
         instead="name a teacher that was trained on these classes",
     )
+
+
+def trial_device(recipe: Recipe, who: str) -> torch.device:
+    """Return where to try ``student`` or ``teacher`` on a few samples: one that is sharded may not fit its device."""
+    sharded = is_sharded_by(recipe.fits()[0].settings, who)
+    return torch.device("cpu") if sharded else accelerator_on(recipe.device).device
+
+
+def on_device(recipe: Recipe, network: nn.Module, who: str) -> nn.Module:
+    """Move a network to the recipe's device; if it is ``student`` or ``teacher`` and that is sharded, return a copy."""
+    device = accelerator_on(recipe.device).device
+    return sharded(network, device) if is_sharded_by(recipe.fits()[0].settings, who) else network.to(device)
 
 
 def check_model_outputs(recipe: Recipe, network: Classifier, who: str, splits: data.Splits, *, instead: str) -> None:
@@ -246,15 +273,21 @@ def check_last_batch(
         check_batches(samples, fit.batch_size, least, world=world, accumulate=fit.settings.accumulate)
 
 
-def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
-    """Return the context that an objective binds to: whatever it needs from the networks and the data."""
+def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | None = None) -> BindContext:
+    """Return the context that an objective binds to: whatever it needs from the networks and the data.
+
+    Args:
+        objective: objective of a stage.
+        run_inputs: objects of the run.
+        asked: teacher to ask for its outputs, such as a sharded copy of the run's; by default that one.
+    """
     splits, needs, teacher = run_inputs.splits, objective.needs, run_inputs.teacher
     train, teacher_logits = splits.train, None
     inputs: Inputs = torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
         indices = np.unique(np.linspace(0, len(train) - 1, min(STATISTICS, len(train))).astype(np.int64))
         teacher_logits = torch.cat(
-            [outputs.logits.float().cpu() for _, outputs in _teacher_outputs(teacher, train, indices)]
+            [outputs.logits.float().cpu() for _, outputs in _teacher_outputs(asked or teacher, train, indices)]
         )
     if needs.student_taps or needs.teacher_taps:
         probe = data.BatchLoader(train, batch_size=min(PROBED, len(train)), train=True)
@@ -268,7 +301,7 @@ def run_context(objective: Objective, run_inputs: RunInputs) -> BindContext:
         classes=splits.classes,
         labels=train.labels,
         teacher_logits=teacher_logits,
-        class_means=_class_means(run_inputs, needs.class_means),
+        class_means=_class_means(run_inputs, asked or teacher, needs.class_means),
     )
 
 
@@ -277,7 +310,7 @@ STATISTICS = 10_000
 
 
 def _teacher_outputs(
-    teacher: Classifier, split: data.Split, indices: NDArray[np.int64], taps: Sequence[str] = ()
+    teacher: nn.Module, split: data.Split, indices: NDArray[np.int64], taps: Sequence[str] = ()
 ) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
     """Yield the teacher's outputs for samples without augmentation, with the indices of those that could be read.
 
@@ -291,7 +324,7 @@ def _teacher_outputs(
         yield index, outputs
 
 
-def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch.Tensor]:
+def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequence[str]) -> dict[str, torch.Tensor]:
     """Return the class means of the teacher's features over all labelled training samples, without augmentation.
 
     Float32 ``(classes, width)`` on the CPU, 0 for a class without samples.
@@ -299,7 +332,7 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
     if not names:
         return {}
     classes, labels = run_inputs.splits.classes, run_inputs.splits.train.labels
-    assert run_inputs.teacher is not None
+    assert teacher is not None
     if labels.is_floating_point() or not (labels != UNLABELLED).any():
         expected = "class indices of training samples, which the teacher's class means are taken over"
         instead = "use an objective without class means"
@@ -307,7 +340,7 @@ def _class_means(run_inputs: RunInputs, names: Sequence[str]) -> dict[str, torch
     labelled = (labels != UNLABELLED).nonzero().flatten().numpy()
     sums: dict[str, torch.Tensor] = {}
     counts = torch.zeros(classes, dtype=torch.int64)  # of the readable samples
-    for index, outputs in _teacher_outputs(run_inputs.teacher, run_inputs.splits.train, labelled, names):
+    for index, outputs in _teacher_outputs(teacher, run_inputs.splits.train, labelled, names):
         for name in names:
             feature = outputs.taps[name]
             if feature.dim() != 2:
@@ -381,17 +414,28 @@ def single_exponent(objective: Objective) -> float | None:
     return gamma
 
 
-def evaluation_outputs(recipe: Recipe, network: torch.nn.Module, batches: Batches, who: str = "network") -> EvalOutputs:
-    """Move a network to the recipe's device, and return its outputs on an evaluation set."""
-    device, settings = accelerator_on(recipe.device).device, recipe.fits()[0].settings
-    network = network.to(device)
-    return collect_outputs(
-        network,
+def evaluate_network(
+    recipe: Recipe,
+    network: nn.Module,
+    batches: Batches,
+    who: str = "network",
+    *,
+    teacher: KeptLogits | None = None,
+    gamma: float | None = None,
+    keep: KeptLogits | None = None,
+) -> Evaluation:
+    """Put a network `on_device`, and evaluate it there as `evaluate` does."""
+    settings = recipe.fits()[0].settings
+    return evaluate(
+        on_device(recipe, network, who),
         batches,
-        device=device,
+        device=accelerator_on(recipe.device).device,
         precision=settings.precision,
         channels_last=settings.channels_last,
         who=who,
+        teacher=teacher,
+        gamma=gamma,
+        keep=keep,
     )
 
 
@@ -406,7 +450,7 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
 
 def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
     """Return the number of steps of a run with this many training samples, or of its first ``stages``."""
-    return sum(fit.steps(samples) for fit in recipe.fits()[:stages])
+    return sum(fit.steps(samples, world=accelerator_on(recipe.device).num_processes) for fit in recipe.fits()[:stages])
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 """Precision of the networks; see `training.precision`."""
 Switch = Literal["auto"] | bool
 """Choice of a faster form: ``auto`` measures, if the fit is long enough to repay it; true and false decide."""
+Shard = Literal["none", "student", "teacher", "both"]
+"""Networks whose parameters are sharded over several processes."""
 LossForm = Literal["plain", "compiled", "fused"]
 """Form of an objective's losses: one by one, compiled, or the cross-entropy and a loss of logits fused."""
 
@@ -175,6 +177,11 @@ class FitSettings:
         gradient_products: whether to compute weight gradients of convolutions as matrix products, decided per shape.
         graphs: whether to capture a step as one CUDA graph and replay it.
         loss_form: form of the losses; ``auto`` measures on CUDA, and is ``plain`` elsewhere.
+        checkpoint_activations: whether the student's blocks keep their inputs alone for the backward pass, in which
+            they are computed again: less memory for more time, and the same gradients. The student is then not
+            compiled.
+        shard: networks whose parameters are sharded over several processes, each on its device: see
+            `training.sharding`. One process computes as without it.
     """
 
     epochs: Count = 240
@@ -193,6 +200,8 @@ class FitSettings:
     gradient_products: Switch = "auto"
     graphs: Switch = "auto"
     loss_form: Literal["auto"] | LossForm = "auto"
+    checkpoint_activations: bool = False
+    shard: Shard = "none"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):
@@ -201,6 +210,9 @@ class FitSettings:
             instead = "for no clipping type clip=null"
             raise InvalidValueError("clip", f"a gradient norm > 0 {FLOAT32}", self.clip, instead)
         _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)
+        for name in ("compile_student", "gradient_products", "graphs") if self.checkpoint_activations else ():
+            form = getattr(self, name)
+            _check(name, form, "auto or false with checkpoint_activations", form is not True, "false")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,9 +223,9 @@ class Fit:
     settings: FitSettings  # settings of the training loop
     batch_size: Whole = 64  # samples per optimizer step, over all micro-batches and processes
 
-    def steps(self, samples: int) -> int:
-        """Return the number of optimizer steps for this many training samples."""
-        return steps_per_epoch(samples, self.batch_size) * self.settings.epochs
+    def steps(self, samples: int, *, world: int = 1) -> int:
+        """Return the number of optimizer steps for this many training samples if ``world`` processes share them."""
+        return steps_per_epoch(samples, self.batch_size, world=world) * self.settings.epochs
 
 
 def steps_per_epoch(samples: int, batch_size: int, *, world: int = 1) -> int:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from tutelage.settings.fit import Count, LossForm, Optimizer, Positive, Precision, Schedule, Switch, Threads
+from tutelage.settings.fit import Count, LossForm, Optimizer, Positive, Precision, Schedule, Shard, Switch, Threads
 
 
 class RunSettings(TypedDict, total=False):
@@ -65,3 +65,7 @@ class RunSettings(TypedDict, total=False):
     """Capture a step as one CUDA graph, and replay it."""
     loss_form: Literal["auto"] | LossForm
     """How the losses are computed; ``auto`` measures on CUDA, and is ``plain`` elsewhere."""
+    checkpoint_activations: bool
+    """Compute what is inside the student's blocks again in the backward pass, not keep it: less memory, more time."""
+    shard: Shard
+    """What several processes shard the parameters of, so that each has its share of them alone on its device."""

@@ -23,6 +23,7 @@ from tutelage.runs.record_teacher import record
 from tutelage.runs.resume import begun, recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.setup import build_inputs, check_run, check_teacher, needs_teacher, steps_of, torch_settings
+from tutelage.training.distributed import accelerator_on, by_main, naming_process, together
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,12 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
         RecipeError: if the folder holds another comparison, or something in the recipe does not fit.
         Exception: if a run failed; those trained beside it are finished first.
     """
+    accelerator_on(comparison.device)
+    with naming_process():
+        return by_main(lambda: _compare(comparison, folder, options))
+
+
+def _compare(comparison: Comparison, folder: Path, options: RunOptions) -> Path:
     from tutelage.report.html import write_report
 
     reporter = options.reporter
@@ -100,7 +107,7 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
         disk.require_room(f"comparison {comparison.name}", folder, size)
     if training is not None:
         reporter.say(f"{comparison.name}: the teacher, then {len(left)} students")
-        execute(training, folder / "teacher", options=with_reports(options))
+        together(execute, training, folder / "teacher", options=with_reports(options))
     taps = [tap for objective in objectives for tap in objective.needs.teacher_taps]
     count = len(left)
     while left := [(recipe, path) for recipe, path in left if not finished(path)]:
@@ -110,7 +117,7 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
         which = f"student {first} of {count}" if first == last else f"students {first} to {last} of {count}, together"
         reporter.say(f"{which}: {', '.join(recipe.name for recipe, _ in group)}")
         left = [run for k, run in enumerate(left) if k not in chosen]
-        results = train(group, taps, options)
+        results = together(train, group, taps, options)
         with folder_lock(folder, wait=True):
             write_report(folder)
         for (recipe, path), result in zip(group, results, strict=True):

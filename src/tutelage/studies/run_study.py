@@ -8,10 +8,12 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from tutelage import data, records
 from tutelage.config.schema import TOGETHER
+from tutelage.launcher import world_size
 from tutelage.runs import disk
 from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
@@ -25,7 +27,9 @@ from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
 from tutelage.studies.plan import Job, StudyRequest, cells, deviations, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
 from tutelage.studies.time_limit import Budget
+from tutelage.training import distributed
 from tutelage.training.deadline import DeadlineExceeded
+from tutelage.training.distributed import accelerator_on, by_main, naming_process
 
 PATIENCE = 2.0
 """Seconds between checks of a teacher that another process trains."""
@@ -57,10 +61,26 @@ def run_study(
     Raises:
         RecipeError: if the data cannot be read, or two different runs would share a folder.
     """
+    accelerator_on(request.study.recipe.device)
+    with naming_process():
+        return by_main(partial(_run_study, request, options, together, workers, budget, show_plan=show_plan))
+
+
+def _run_study(
+    request: StudyRequest,
+    options: RunOptions,
+    together: int | None,
+    workers: int,
+    budget: Budget | None,
+    *,
+    show_plan: bool,
+) -> dict[str, str]:
     most = together or (1 if request.study.costs else TOGETHER)
     plan = None
     if budget is not None:
-        plan = budgets.prepare(request, budget, workers=workers, trust_code=options.trust_code)
+        # A step of several processes cannot be timed by one of them.
+        measure = world_size() == 1
+        plan = budgets.prepare(request, budget, workers=workers, trust_code=options.trust_code, measure=measure)
         request = plan.request
         for line in plan.lines() if show_plan else ():
             options.reporter.say(line)
@@ -205,7 +225,10 @@ class _StudyRun:
         outputs = [job.recipe.outputs for job in group if job.recipe.outputs]
         taps = (tap for job in self.left if job.recipe.outputs in outputs for tap in wanted_taps(job.recipe))
         try:
-            results = train([(job.recipe, self._folder(job.name)) for job in group], taps, options)
+            planned = [(job.recipe, self._folder(job.name)) for job in group]
+            results = distributed.together(train, planned, list(taps), options)
+        except distributed.ProcessError:
+            raise
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
             results = [error] * len(group)
         busy, stopped = set(), None

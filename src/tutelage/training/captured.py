@@ -24,6 +24,8 @@ def reason_eager(state: TrainState) -> str | None:
         return "no CUDA device"
     if state.accelerator.num_processes > 1:
         return "several processes"
+    if state.recomputed:
+        return "activations that are computed again"
     if state.distiller.objective.needs.host_waits:
         return "a term of the objective makes the host wait in every step"
     return None

@@ -1,7 +1,8 @@
 """Checkpoints: safetensors plus plain state, written so that a kill, a crash or a full disk loses nothing.
 
-A checkpoint is a folder ``<stage>-<step>`` with ``tensors.safetensors``, ``state.json`` and ``checksums``. It is
-written under a temporary name, synced, and renamed; the last two are kept. One that fails its checksums, whose state is
+A checkpoint is a folder ``<stage>-<step>`` with ``tensors.safetensors``, ``state.json`` and ``checksums``. Sharded
+tensors are in a folder ``shards`` inside it, of which each process writes its files. All is written under a temporary
+name, synced, and renamed when the last has written; the last two are kept. One that fails its checksums, whose state is
 of another stage or step than its name, or that does not fit the run, is never used.
 """
 
@@ -25,8 +26,11 @@ from tutelage import records
 from tutelage.errors import RunError, one_line
 from tutelage.records import CHECKSUMS, STATE
 from tutelage.tensor_files import to_bytes
+from tutelage.training import sharding
+from tutelage.training.distributed import by_all, by_main, gathered_objects
 
 TENSORS = "tensors.safetensors"
+SHARDS = "shards"
 KEPT = 2
 DAMAGED = (OSError, ValueError, TypeError, KeyError, IndexError, RuntimeError, safetensors.SafetensorError)
 """Errors that readers raise on damaged content."""
@@ -41,6 +45,7 @@ class Checkpoint(NamedTuple):
 
     tensors: dict[str, Tensor]
     state: dict[str, Any]
+    shards: Path | None = None  # folder of further tensors, which are sharded: `sharding.read`
 
 
 def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -54,20 +59,58 @@ class Checkpoints:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def save(self, name: str, tensors: dict[str, Tensor], state: dict[str, Any]) -> None:
+    def save_shards(self, name: str, shards: Mapping[str, Tensor]) -> dict[str, str]:
+        """Write a checkpoint's sharded tensors, before `save` does the rest; all processes call it.
+
+        Returns:
+            The files' digests by their paths in the checkpoint; empty without tensors.
+
+        Raises:
+            CheckpointError: if the disk of any process refused; earlier checkpoints stay.
+        """
+        if not shards:
+            return {}
+        folder = self._temporary(name) / SHARDS
+
+        def begin() -> None:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.mkdir(parents=True)
+
+        with self._writing(f"checkpoint {name}", self.folder):
+            by_main(begin)
+            paths = by_all(lambda: sharding.write(folder, shards))
+            own = {f"{SHARDS}/{path.name}": records.digest(path) or "" for path in paths}
+            return {file: digest for each in gathered_objects(own) for file, digest in each.items()}
+
+    def _temporary(self, name: str) -> Path:
+        return self.folder / f".{name}.tmp"
+
+    def save(
+        self, name: str, tensors: dict[str, Tensor], state: dict[str, Any], shards: Mapping[str, str] = {}
+    ) -> None:
         """Write a checkpoint of tensors and plain values, whose name sorts after all earlier ones, and drop the oldest.
+
+        Args:
+            name: name of the checkpoint.
+            tensors: tensors by name.
+            state: plain values.
+            shards: digests of the files that `save_shards` has written.
 
         Raises:
             CheckpointError: if the disk refused; earlier checkpoints stay.
         """
         contents = {TENSORS: to_bytes(tensors), STATE: (json.dumps(state) + "\n").encode()}
-        sums = "".join(f"{hashlib.sha256(content).hexdigest()}  {file}\n" for file, content in contents.items())
-        temporary = self.folder / f".{name}.tmp"
+        digests = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
+        sums = "".join(f"{digest}  {file}\n" for file, digest in {**digests, **shards}.items())
+        temporary = self._temporary(name)
         with self._writing(f"checkpoint {name}", self.folder):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir()
+                if shards:
+                    records.sync_folder(temporary / SHARDS)
+                else:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                    temporary.mkdir()
                 for file, content in {**contents, CHECKSUMS: sums.encode()}.items():
                     records.write_bytes(temporary / file, content)
                 final = self.folder / name
@@ -130,6 +173,10 @@ class Checkpoints:
             raise CheckpointError("checkpoints", expected, got, instead)
         return None
 
+    def stages(self) -> list[int]:
+        """Return the stages that the checkpoints are of, by their names."""
+        return sorted({int(name.partition("-")[0]) for name in self._names()})
+
     def describe_newest(self) -> str:
         """Say which step the newest checkpoint is of."""
         names = self._names()
@@ -157,7 +204,9 @@ class Checkpoints:
 
 def _read(folder: Path) -> Checkpoint:
     contents = records.read_checked(folder, TENSORS, STATE)
-    return Checkpoint(safetensors.torch.load(contents[TENSORS]), records.parse_state(contents[STATE], folder.name))
+    shards = folder / SHARDS if records.has_checked_files(folder, SHARDS) else None
+    state = records.parse_state(contents[STATE], folder.name)
+    return Checkpoint(safetensors.torch.load(contents[TENSORS]), state, shards)
 
 
 def _first_line(error: Exception) -> str:

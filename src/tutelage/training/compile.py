@@ -27,6 +27,7 @@ from tutelage.training.distributed import place
 from tutelage.training.graphs import NotCapturableError
 from tutelage.training.precision import mixed_precision
 from tutelage.training.rng import random_state, restore_random
+from tutelage.training.sharding import is_sharded_by, with_sharded_network
 from tutelage.types import Batch, Loss, Opens, Outputs, Teacher
 from tutelage.views import with_own_inputs
 
@@ -95,7 +96,8 @@ class PlannedTeacher:
     """A teacher that follows a plan, in the fit's precision: a `types.Teacher`.
 
     Args:
-        teacher: teacher, which is moved to the device; only a frozen network can be compiled.
+        teacher: teacher, which is moved to the device, or of which a copy is sharded; only a frozen network can be
+            compiled or sharded.
         settings: settings with its precision and layout, and the open choices.
         device: device of the batches.
         plan: plan that was chosen before, if any.
@@ -104,7 +106,9 @@ class PlannedTeacher:
     def __init__(
         self, teacher: Teacher, settings: FitSettings, device: torch.device, plan: ComputePlan | None = None
     ) -> None:
-        if isinstance(teacher, nn.Module):
+        if isinstance(teacher, FrozenTeacher) and is_sharded_by(settings, "teacher"):
+            teacher = with_sharded_network(teacher, device)
+        elif isinstance(teacher, nn.Module):
             place(teacher, device, channels_last=settings.channels_last)
         self._teacher, self._settings, self._device = teacher, settings, device
         # Checked once: matching an object with a protocol takes 10 us, a good part of a replayed step.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 
-from tutelage.errors import InvalidValueError, RunError
+from tutelage.errors import RunError
 from tutelage.types import Batch, Batches
 
 AGAIN = "run the same command again to resume"
@@ -54,17 +54,23 @@ class Deadline:
             DeadlineExceeded: if fewer than ``work`` seconds are left.
         """
         if self.over(work):
-            raise DeadlineExceeded(what, "time left for it", "none", AGAIN)
+            raise exceeded(what)
+
+
+def exceeded(what: str) -> DeadlineExceeded:
+    """Return the error that says that no time is left for something."""
+    return DeadlineExceeded(what, "time left for it", "none", AGAIN)
 
 
 class TimedBatches:
     """Batches that end with `DeadlineExceeded` if no time is left for a step; a fit then saves.
 
-    An epoch's last step is followed by the evaluations.
+    An epoch's last step is followed by the evaluations. Several processes stop together, as their `Agreement` says, not
+    each by its own clock.
     """
 
     def __init__(self, batches: Batches, deadline: Deadline) -> None:
-        self._batches, self._deadline, self.samples = batches, deadline, batches.samples
+        self._batches, self.deadline, self.samples = batches, deadline, batches.samples
 
     def __len__(self) -> int:
         return len(self._batches)
@@ -73,15 +79,11 @@ class TimedBatches:
         """Yield the batches of one epoch.
 
         Raises:
-            ValueError: if there are several processes.
-            DeadlineExceeded: if the time is up.
+            DeadlineExceeded: if the time is up and there is one process.
         """
-        if world > 1:
-            got = f"one for {world}: each would stop at a step of its own"
-            raise InvalidValueError("deadline", "none where several processes train together", got, "leave it out")
-        deadline = self._deadline
-        for step, batch in enumerate(self._batches.epoch(epoch, start=start), start):
-            if deadline.over(deadline.evaluation if step == len(self) - 1 else 0.0):
-                raise DeadlineExceeded(f"step {step + 1} of epoch {epoch + 1}", "time left for it", "none", AGAIN)
+        deadline = self.deadline
+        for step, batch in enumerate(self._batches.epoch(epoch, start=start, rank=rank, world=world), start):
+            if world == 1 and deadline.over(deadline.evaluation if step == len(self) - 1 else 0.0):
+                raise exceeded(f"step {step + 1} of epoch {epoch + 1}")
             yield batch
         deadline.end_training()

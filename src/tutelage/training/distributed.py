@@ -1,16 +1,19 @@
 """Where a fit runs: the device, and the processes that share its steps. All calls of accelerate are here.
 
 Every process runs the same code. What only one may do, such as locking, deciding and writing, is done `by_main`; its
-result, or its error, reaches all. Without a launcher there is one process, and each of these calls just does the work.
+result, or its error, reaches all. With one process each of these calls just does the work.
 """
 
 from __future__ import annotations
 
-import os
+import pickle
+import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -18,12 +21,16 @@ from accelerate.state import AcceleratorState
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from tutelage import launcher
 from tutelage.errors import InvalidValueError, RunError, TutelageError, explained, reason_of
 from tutelage.types import UNLABELLED, Batch, Batches, Totals
 from tutelage.views import map_views
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
+ALIKE = 20.0
+"""Seconds within which all processes have an error that is one of all."""
 TIMEOUT = timedelta(minutes=30)
 """Longest time that a process waits for the others. The first opening of a large folder, which the others wait for, has
 to be done by then."""
@@ -54,45 +61,99 @@ def _on_cpu(device: str) -> bool:
     return device == "cpu" or (device == "auto" and not torch.cuda.is_available())
 
 
-def rank() -> int:
-    """Return this process's number, from 0; also before the processes have met."""
-    return int(os.environ.get("RANK", "0"))
-
-
 def world() -> int:
-    """Return the number of processes that have met."""
-    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    """Return the number of processes that take part in what is done now: 1 inside `by_main`."""
+    return 1 if _alone or not _met() else distributed.get_world_size()
+
+
+def rank() -> int:
+    """Return this process's number among those that take part, from 0."""
+    return 0 if world() == 1 else distributed.get_rank()
 
 
 def is_main() -> bool:
     """Whether this process decides, locks, writes and shows."""
-    return world() == 1 or distributed.get_rank() == 0
+    return not _met() or distributed.get_rank() == 0
+
+
+def _met() -> bool:
+    return distributed.is_available() and distributed.is_initialized()
+
+
+_alone = False
+"""Whether the main process works alone, so that nothing is exchanged."""
+
+
+@contextmanager
+def _working_alone(alone: bool) -> Iterator[None]:
+    global _alone
+    before, _alone = _alone, alone
+    try:
+        yield
+    finally:
+        _alone = before
 
 
 def by_main(work: Callable[[], T]) -> T:
-    """Let the main process do some work, and return its result in all; it must be possible to pickle it.
+    """Let the main process do some work alone, and return its result in all; it must be possible to pickle it.
+
+    What the work hands to `together` is done by all.
 
     Raises:
         Exception: what the work raised, in all processes.
     """
     if world() == 1:
         return work()
-    box: list[Any] = [None]
     if is_main():
-        box = [_outcome(work)]
-    with naming_process():
-        distributed.broadcast_object_list(box, src=0)
-    result, error = box[0]
+        with _working_alone(True):
+            result, error = _outcome(work)
+        _broadcast((None, result, error))
+    else:
+        result, error = _follow()
     if error is not None:
         raise error
-    return result
+    return result  # type: ignore[return-value]
+
+
+def together(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Within `by_main`, let all processes do some work; in the main one, return its result.
+
+    The others get function, arguments and options pickled. An error ends the work in all: it is the main process's.
+    """
+    if not _alone:
+        return work(*arguments, **options)
+    with _working_alone(False):
+        _broadcast((work, arguments, options))
+        return work(*arguments, **options)
+
+
+def _follow() -> tuple[Any, Exception | None]:
+    """Take part in what the main process hands to `together`, until it is done; return its result and its error."""
+    while True:
+        work, arguments, options = _broadcast(None)
+        if work is None:
+            return arguments, options
+        try:
+            work(*arguments, **options)
+        except ProcessError:
+            raise
+        except Exception:  # noqa: BLE001, S110  the main process has the same error, and says what follows of it
+            pass
+
+
+def _broadcast(value: Any) -> Any:
+    """Return the main process's value in all."""
+    box = [value]
+    with naming_process():
+        distributed.broadcast_object_list(box, src=0)
+    return box[0]
 
 
 def by_all(work: Callable[[], T]) -> T:
     """Do some work in every process, and return this one's result once all are done.
 
     Raises:
-        Exception: what it raised in this process.
+        Exception: what it raised in this process, or what it raised in the main one.
         ProcessError: if it failed in another one alone.
     """
     if world() == 1:
@@ -107,13 +168,45 @@ def by_all(work: Callable[[], T]) -> T:
     return result  # type: ignore[return-value]
 
 
-def once_a_node(work: Callable[[], T]) -> T:
-    """Let one process of each machine do some work first, such as reading what is then cached, and then the others."""
+def one_a_node_first(work: Callable[[], T]) -> T:
+    """Let one process of each machine do some work first, such as a download that is kept, and then the others."""
     if world() == 1:
         return work()
-    first = int(os.environ.get("LOCAL_RANK", "0")) == 0
-    done = by_all(work if first else lambda: None)
-    return by_all((lambda: done) if first else work)  # type: ignore[return-value]
+    first = launcher.local_rank() == 0
+    result = by_all(work if first else lambda: None)
+    others = by_all((lambda: None) if first else work)
+    return result if first else others  # type: ignore[return-value]
+
+
+def once_a_node(work: Callable[[], T]) -> T:
+    """Let one process of each machine do some work, and return its result, pickled, in the others of the machine.
+
+    What cannot be pickled is done by each.
+    """
+    if world() == 1:
+        return work()
+    first = launcher.local_rank() == 0
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="tutelage-"))) if first else None
+
+        def write() -> T | None:
+            if folder is None:
+                return None
+            result = work()
+            with suppress(TypeError, AttributeError, pickle.PicklingError):
+                (folder / "result").write_bytes(pickle.dumps(result, protocol=pickle.HIGHEST_PROTOCOL))
+            return result
+
+        result = by_all(write)
+        folders = gathered_objects(folder)
+
+        def read() -> T:
+            if result is not None:
+                return result
+            path = (folders[rank() - launcher.local_rank()] or Path()) / "result"
+            return pickle.loads(path.read_bytes()) if path.exists() else work()  # noqa: S301  from this very run
+
+        return by_all(read)
 
 
 def gathered_objects(value: T) -> list[T]:
@@ -129,19 +222,9 @@ def gathered_objects(value: T) -> list[T]:
 @contextmanager
 def entered_by_main(context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
     """Enter a context, such as a lock, in the main process alone; an error of entering it reaches all."""
-    if world() == 1:
-        with context():
-            yield
-        return
-    entered = context() if is_main() else nullcontext()
-    by_main(lambda: entered.__enter__() and None)
-    try:
+    with ExitStack() as stack:
+        by_main(lambda: stack.enter_context(context()) and None)
         yield
-    except BaseException as error:
-        if not entered.__exit__(type(error), error, error.__traceback__):
-            raise
-    else:
-        entered.__exit__(None, None, None)
 
 
 @contextmanager
@@ -154,20 +237,42 @@ def naming_process() -> Iterator[None]:
     try:
         yield
     except (RuntimeError, ValueError) as error:
-        if world() == 1 or isinstance(error, TutelageError) or not _is_of_exchange(error):
+        if not _met() or isinstance(error, TutelageError) or not _is_of_exchange(error):
             raise
-        expected = f"an answer of all {world()} processes within {TIMEOUT}"
+        expected = f"an answer of all {distributed.get_world_size()} processes within {TIMEOUT}"
         instead = "see the message of the process that failed, and run the same command again to resume"
         raise ProcessError(f"process {distributed.get_rank()}", expected, reason_of(error), instead) from error
 
 
-_EXCHANGE = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe", "socket", "store")
+def exchange_failed(error: BaseException) -> bool:
+    """Whether an error comes of an exchange that failed, after which there can be no other."""
+    below = error.__cause__ if isinstance(error, ProcessError) else error
+    return isinstance(below, Exception) and _is_of_exchange(below)
+
+
+_EXCHANGE = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe", "socket", "tcpstore")
 
 
 def _is_of_exchange(error: Exception) -> bool:
     """Whether an error comes of torch's exchange between processes; gloo raises plain RuntimeErrors."""
     text = str(error).lower()
     return isinstance(error, distributed.DistError) or any(word in text for word in _EXCHANGE)
+
+
+def all_say(key: str) -> bool:
+    """Say that something happened in this process, and return whether it happened in all within `ALIKE` seconds.
+
+    This goes by the store in which the processes met: one that did not fail may be in an exchange with no one.
+    """
+    try:
+        store = distributed.distributed_c10d._get_default_store()
+        end, said = time.monotonic() + ALIKE, store.add(key, 1)
+        while said < world() and time.monotonic() < end:
+            time.sleep(0.05)
+            said = store.add(key, 0)
+        return said >= world()
+    except RuntimeError:  # The store's host is gone.
+        return False
 
 
 def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
@@ -211,10 +316,12 @@ def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> No
 def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[str]) -> nn.Module:
     """Return what to call instead of a module so that processes average its gradients: for one process, the module.
 
-    Buffers named in ``unsynchronised`` are not sent from the first process to the others before every step.
+    Buffers named in ``unsynchronised`` are not sent from the first process to the others before every step, nor are the
+    gradients of parameters named there, which someone else averages.
     """
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, unsynchronised)
-    if accelerator.num_processes == 1:
+    averaged = [p for name, p in module.named_parameters() if p.requires_grad and name not in unsynchronised]
+    if accelerator.num_processes == 1 or not averaged:
         return module
     devices = None if accelerator.device.type == "cpu" else [accelerator.local_process_index]
     # An objective on features alone gives later layers no gradient, for which DDP would wait.
@@ -224,13 +331,6 @@ def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[st
 def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
     """Return the context for the forward pass of any but a step's last micro-batch, which averages the gradients."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
-
-
-def agreed(flag: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return whether a ``()`` bool is true in all processes."""
-    if accelerator.num_processes == 1:
-        return flag
-    return accelerator.reduce(flag.float()) == accelerator.num_processes
 
 
 def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
@@ -243,6 +343,11 @@ def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
     return Totals(both[0], both[1])
 
 
-def summed(values: Tensor, accelerator: Accelerator) -> list[float]:
-    """Sum values over all processes; the host waits for the device."""
-    return accelerator.reduce(values).tolist()
+def summed(values: Tensor, accelerator: Accelerator) -> Tensor:
+    """Sum values over all processes."""
+    return values if accelerator.num_processes == 1 else accelerator.reduce(values)
+
+
+def sent(numbers: list[Any], to: Tensor) -> Tensor:
+    """Return numbers in memory that can be copied to a device without the host waiting."""
+    return torch.tensor(numbers, dtype=to.dtype, pin_memory=to.device.type == "cuda")

@@ -1,27 +1,38 @@
-"""Evaluation: a network's logits over a held-out set, and what follows from them."""
+"""Evaluation: sums over a held-out set, batch by batch, and the metrics that follow from them.
+
+Several processes take whole batches in turn, and share their sums: each metric is that of one process, to the bit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import math
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import IO, NamedTuple
 
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from tutelage import losses, targets
+from tutelage import losses, records, targets
 from tutelage.checks import nonfinite_weight
 from tutelage.errors import RunError
-from tutelage.records import Bin, EvaluationMeans, Histogram, Judgement
+from tutelage.records import Bin, EvaluationMeans, Judgement
 from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
-from tutelage.training.distributed import to_device
+from tutelage.training.distributed import by_all, gathered_objects, rank, to_device, world
 from tutelage.training.precision import float32_products, mixed_precision
-from tutelage.types import UNLABELLED, Batches
+from tutelage.training.sharding import is_sharded
+from tutelage.types import UNLABELLED, Batch, Batches, Deals
 from tutelage.views import view_of, views_of
 
 BINS = 15
 """Number of bins for reliability and calibration error, of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
+EDGES = 31
+"""Number of edges of the histogram of entropies."""
 CHANCE = 0.01
 """Significance level at which a teacher must be better than chance."""
 ALIKE = 1e-6
@@ -30,17 +41,67 @@ FEW = 16
 """Number of samples below which nothing follows from their answers being the same."""
 NAMED = 16
 """Number of samples of a non-finite step or evaluation that are named."""
+SAMPLED = 512
+"""Number of samples, about evenly spaced, whose logits an evaluation keeps."""
+IN_MEMORY = 2**28
+"""Bytes of a teacher's logits on a held-out set that a process keeps in memory; it writes the others to a file."""
 
 
 class NonFiniteError(RunError):
     """A loss, a gradient or logits were not finite. Such a step is not applied."""
 
 
-class EvalOutputs(NamedTuple):
-    """A network's logits ``(samples, classes)`` in float32 and the labels ``(samples,)``, on the CPU."""
+class KeptLogits:
+    """A network's float32 logits for the batches that this process evaluates, by the batch's number.
 
-    logits: Tensor
-    labels: Tensor
+    Args:
+        most: bytes to keep in memory; the other batches are in a temporary file, which ends with the process.
+    """
+
+    def __init__(self, most: int = IN_MEMORY) -> None:
+        self.room = most
+        self.held: dict[int, Tensor] = {}
+        self._written: dict[int, tuple[int, torch.Size]] = {}
+        self._file: IO[bytes] | None = None
+
+    def __setitem__(self, number: int, logits: Tensor) -> None:
+        """Keep a batch's logits, on the CPU.
+
+        Raises:
+            StorageError: if the temporary file cannot be written.
+        """
+        if logits.nbytes <= self.room:
+            self.room -= logits.nbytes
+            self.held[number] = logits
+            return
+        with records.writing(Path(tempfile.gettempdir()) / "logits"):
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115  for as long as the logits are read
+            self._written[number] = self._file.seek(0, 2), logits.shape
+            self._file.write(_bytes_of(logits.contiguous()))
+            self._file.flush()
+
+    def __getitem__(self, number: int) -> Tensor:
+        """Return a batch's logits, ``(samples, classes)``."""
+        if number in self.held:
+            return self.held[number]
+        assert self._file is not None
+        place, shape = self._written[number]
+        logits = torch.empty(shape)
+        self._file.seek(place)
+        self._file.readinto(_bytes_of(logits))  # type: ignore[attr-defined]
+        return logits
+
+
+def _bytes_of(logits: Tensor) -> memoryview:
+    return memoryview(logits.numpy()).cast("B")
+
+
+class TeacherOutputs(NamedTuple):
+    """A teacher on a held-out set."""
+
+    evaluation: Evaluation
+    logits: KeptLogits
 
 
 class EvalSet(NamedTuple):
@@ -48,11 +109,131 @@ class EvalSet(NamedTuple):
 
     name: str  # name: ``validation`` or ``test``
     batches: Batches  # whole set, in order, without augmentation
-    teacher: EvalOutputs | None = None  # teacher's outputs on it, computed once; None without a teacher
+    teacher: TeacherOutputs | None = None  # teacher on it, evaluated once; None without a teacher
+
+
+class _Counts(NamedTuple):
+    """Counts of samples, int64, and each class's smallest and largest logit, ``(classes,)``."""
+
+    numbers: Tensor  # samples, labelled ones, correct ones, and those whose class the teacher gives too
+    in_bin: Tensor  # labelled samples by confidence, ``(BINS,)``
+    right_in_bin: Tensor
+    entropies: Tensor  # samples by entropy, ``(EDGES - 1,)``
+    of_class: Tensor  # labelled samples by label, ``(classes,)``
+    right_of_class: Tensor
+    low: Tensor
+    high: Tensor
+
+    def plus(self, other: _Counts) -> _Counts:
+        """Return the counts of both sets of samples."""
+        sums = _Counts(*(first + second for first, second in zip(self, other, strict=True)))
+        return sums._replace(low=torch.minimum(self.low, other.low), high=torch.maximum(self.high, other.high))
+
+
+@dataclass
+class _Part:
+    """What a process finds in its batches."""
+
+    samples: int = 0
+    counts: _Counts | None = None
+    sums: list[list[float]] = field(default_factory=list)  # sums over each batch, as named in `Evaluation`
+    sample: dict[int, Tensor] = field(default_factory=dict)  # some of the logits, by the batch's number
+    bad: list[int] = field(default_factory=list)  # samples with logits that are not finite
+    bad_inputs: list[int] = field(default_factory=list)  # those among them whose inputs are not finite either
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """A network on a held-out set: sums over its samples, and the metrics that follow from them.
+
+    Attributes:
+        samples: number of samples.
+        labelled: number of those with a label.
+        correct: number of those whose label has the largest logit.
+        classes: number of classes.
+        sample: float32 logits of some samples, about evenly spaced, at most `SAMPLED`; none unless they were wanted.
+    """
+
+    samples: int
+    labelled: int
+    correct: int
+    agreeing: int | None  # number of those whose largest logit is the teacher's too; None without one
+    classes: int
+    loss: float  # sum over labelled samples, nats; the next three are sums over all
+    entropy: float
+    kl_to_target: float | None
+    kl_to_teacher: float | None
+    confidences: list[float]  # sum over the labelled samples of each bin
+    counts: _Counts
+    sample: Tensor
+
+    @property
+    def accuracy(self) -> float | None:
+        """Fraction of labelled samples that are correct; ``None`` without any."""
+        return self.correct / self.labelled if self.labelled else None
+
+    def means(self, name: str) -> EvaluationMeans:
+        """Return the means over the set of this name."""
+        return {
+            "set": name,
+            "accuracy": self.accuracy,
+            "loss": self.loss / self.labelled if self.labelled else None,
+            "entropy": self.entropy / self.samples,
+            "kl_to_target": None if self.kl_to_target is None else self.kl_to_target / self.samples,
+            "agreement": None if self.agreeing is None else self.agreeing / self.samples,
+            "samples": self.samples,
+        }
+
+    def judgement(self) -> Judgement:
+        """Return the metrics in detail; some sample must have a label."""
+        bins = [self._bin(k) for k in range(BINS)]
+        of_class = zip(self.counts.right_of_class.tolist(), self.counts.of_class.tolist(), strict=True)
+        judgement: Judgement = {
+            "accuracy": self.correct / self.labelled,
+            "loss": self.loss / self.labelled,
+            "entropy": self.entropy / self.samples,
+            "ece": sum(each["count"] * abs(each["accuracy"] - each["confidence"]) for each in bins) / self.labelled,
+            "per_class": [right / known if known else None for right, known in of_class],
+            "entropy_histogram": {
+                "edges": _edges(self.classes).tolist(),
+                "counts": self.counts.entropies.tolist(),
+            },
+            "reliability": bins,
+        }
+        if self.agreeing is not None and self.kl_to_teacher is not None:
+            judgement["agreement"] = self.agreeing / self.samples
+            judgement["kl_to_teacher"] = self.kl_to_teacher / self.samples
+            judgement["kl_to_target"] = None if self.kl_to_target is None else self.kl_to_target / self.samples
+        return judgement
+
+    def _bin(self, k: int) -> Bin:
+        known, right = int(self.counts.in_bin[k]), int(self.counts.right_in_bin[k])
+        return {
+            "low": k / BINS,
+            "high": (k + 1) / BINS,
+            "count": known,
+            "confidence": self.confidences[k] / known if known else 0.0,
+            "accuracy": right / known if known else 0.0,
+        }
+
+    @property
+    def answers_alike(self) -> bool:
+        """Whether it answers all samples alike, whatever it is shown; a few samples may be alike themselves."""
+        low, high = self.counts.low, self.counts.high
+        labels = int((self.counts.of_class > 0).sum()) + (self.labelled < self.samples)
+        largest = max(1.0, float(high.max()), -float(low.min()))
+        return self.samples >= FEW and labels > 1 and float((high - low).max()) <= ALIKE * largest
+
+    @property
+    def better_than_chance(self) -> bool | None:
+        """Whether it beats guessing, by a one-sided binomial test; ``None`` if no sample has a label."""
+        if not self.labelled:
+            return None
+        return bool(binomtest(self.correct, self.labelled, 1 / self.classes, alternative="greater").pvalue < CHANCE)
 
 
 @torch.no_grad()
-def collect_outputs(
+def evaluate(
     network: nn.Module,
     batches: Batches,
     *,
@@ -60,44 +241,145 @@ def collect_outputs(
     precision: Precision,
     channels_last: bool,
     who: str = "network",
-) -> EvalOutputs:
-    """Run a network on every sample, in evaluation mode; its mode is restored.
+    teacher: KeptLogits | None = None,
+    gamma: float | None = None,
+    keep: KeptLogits | None = None,
+) -> Evaluation:
+    """Evaluate a network on every sample, in evaluation mode; its mode is restored.
 
-    ``who`` is ``teacher`` for the view of that name where a batch has several; any other network reads the student's.
+    Several processes take whole batches in turn, and all return the evaluation of the whole set.
+
+    Args:
+        network: network on the device.
+        batches: held-out set.
+        device: device to evaluate on.
+        precision: precision of the network's operations.
+        channels_last: whether images are laid out as channels-last.
+        who: ``teacher`` for the view of that name where a batch has several; any other network reads the student's.
+        teacher: logits of the network's teacher for the same batches.
+        gamma: exponent of the transformed teacher that the network matched.
+        keep: where to keep the network's logits, with a sample of them in the evaluation.
 
     Raises:
         NonFiniteError: if logits are not finite, as no metric would mean anything; it names ``who`` and the samples.
     """
-    logits, labels = [], []
-    with evaluation_mode(network), float32_products(device, precision):
-        for batch in batches.epoch(0):
+
+    def part() -> _Part:
+        part, steps = _Part(), len(batches)
+
+        def logits_of(batch: Batch) -> Tensor:
             moved = to_device(batch, device, channels_last=channels_last)
             inputs = view_of(moved.inputs, "teacher" if who == "teacher" else "student")
             with mixed_precision(device, precision):
-                logits.append(network(inputs).float().cpu())
-            labels.append(batch.labels.cpu())
-    outputs = EvalOutputs(torch.cat(logits), torch.cat(labels))
-    bad = (~torch.isfinite(outputs.logits).all(-1)).nonzero()[:, 0].tolist()
-    if bad:
-        got = f"NaN or infinity for {len(bad)} of {len(outputs.logits)} samples: {listed(bad[:NAMED], len(bad))}"
-        cause, instead = _cause(network, batches, set(bad))
+                return network(inputs).float().cpu()
+
+        with evaluation_mode(network), float32_products(device, precision):
+            for number, batch in _dealt(batches):
+                logits = logits_of(batch)
+                _add(part, batch, logits, None if teacher is None else teacher[number], gamma)
+                if keep is not None:
+                    keep[number] = logits
+                    if number % -(-steps // SAMPLED) == 0:
+                        part.sample[number] = _some(logits, max(1, SAMPLED // steps))
+            if is_sharded(network) and steps % world() and rank() >= steps % world():
+                logits_of(next(iter(batches.epoch(0))))  # The others, which have a batch more, gather parameters.
+        return part
+
+    return _joined(gathered_objects(by_all(part)), network, who, has_teacher=teacher is not None, gamma=gamma)
+
+
+def _dealt(batches: Batches) -> Iterator[tuple[int, Batch]]:
+    """Yield the batches that this process evaluates, each with its number."""
+    first, step = rank(), world()
+    if step > 1 and isinstance(batches, Deals):
+        return zip(count(first, step), batches.dealt(rank=first, world=step), strict=False)
+    return ((number, batch) for number, batch in enumerate(batches.epoch(0)) if number % step == first)
+
+
+def _some(logits: Tensor, most: int) -> Tensor:
+    return logits[:: -(-len(logits) // most)].clone()
+
+
+def _add(part: _Part, batch: Batch, logits: Tensor, teacher: Tensor | None, gamma: float | None) -> None:
+    """Add a batch to what a process found before."""
+    part.samples += len(logits)
+    bad = torch.isfinite(logits).all(-1).logical_not()
+    if bool(bad.any()):
+        index = batch.index.cpu()
+        part.bad += index[bad].tolist()
+        sound = [torch.isfinite(view).flatten(1).all(1).cpu() for view in views_of(batch.inputs)]
+        part.bad_inputs += index[bad & torch.stack(sound).all(0).logical_not()].tolist()
+        return
+    labels, log_q = batch.labels.cpu(), logits.log_softmax(-1)
+    known, classes, entropy = labels != UNLABELLED, logits.shape[-1], targets.shannon_entropy(log_q)
+    confidence, predicted = log_q.exp().max(-1)
+    right, labelled, confidence = (predicted == labels)[known], labels[known], confidence[known]
+    in_bin = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
+    agreeing, to_target, to_teacher, edges = 0, 0.0, 0.0, _edges(classes)
+    if teacher is not None:
+        agreeing = int((predicted == teacher.argmax(-1)).sum())
+        to_teacher = _sum(losses.kl_divergence(log_q, teacher.log_softmax(-1)))
+        if gamma is not None:
+            to_target = _sum(losses.kl_divergence(log_q, (gamma * teacher).log_softmax(-1)))
+    counts = _Counts(
+        numbers=torch.tensor([len(labels), len(labelled), int(right.sum()), agreeing]),
+        in_bin=torch.bincount(in_bin, minlength=BINS),
+        right_in_bin=torch.bincount(in_bin[right], minlength=BINS),
+        entropies=torch.histogram(entropy.double().clamp(0, float(edges[-1])), edges).hist.long(),
+        of_class=torch.bincount(labelled, minlength=classes),
+        right_of_class=torch.bincount(labelled[right], minlength=classes),
+        low=logits.amin(0),
+        high=logits.amax(0),
+    )
+    part.counts = counts if part.counts is None else part.counts.plus(counts)
+    confidences = torch.zeros(BINS, dtype=torch.float64).index_add_(0, in_bin, confidence.double()).tolist()
+    part.sums.append([_sum(losses.cross_entropy(logits, labels)), _sum(entropy), to_target, to_teacher, *confidences])
+
+
+def _sum(values: Tensor) -> float:
+    return float(values.double().sum())
+
+
+def _joined(
+    parts: Sequence[_Part], network: nn.Module, who: str, *, has_teacher: bool, gamma: float | None
+) -> Evaluation:
+    """Return the evaluation that follows from all processes' parts."""
+    found = [part.counts for part in parts if part.counts is not None]
+    if bad := sorted(sample for part in parts for sample in part.bad):
+        samples = sum(part.samples for part in parts)
+        got = f"NaN or infinity for {len(bad)} of {samples} samples: {listed(bad[:NAMED], len(bad))}"
+        cause, instead = _cause(network, sorted(sample for part in parts for sample in part.bad_inputs))
         raise NonFiniteError(who, "finite logits in evaluation", f"{got}{cause}", instead)
-    return outputs
+    counts, *others = found
+    for other in others:
+        counts = counts.plus(other)
+    samples, labelled, correct, agreeing = counts.numbers.tolist()
+    # Rounded once, so that neither the processes nor their order matters.
+    columns = zip(*(sums for part in parts for sums in part.sums), strict=True)
+    loss, entropy, to_target, to_teacher, *confidences = map(math.fsum, columns)
+    rows = dict(sorted(row for part in parts for row in part.sample.items()))
+    return Evaluation(
+        samples=samples,
+        labelled=labelled,
+        correct=correct,
+        agreeing=agreeing if has_teacher else None,
+        classes=len(counts.low),
+        loss=loss,
+        entropy=entropy,
+        kl_to_target=to_target if has_teacher and gamma is not None else None,
+        kl_to_teacher=to_teacher if has_teacher else None,
+        confidences=confidences,
+        counts=counts,
+        sample=torch.cat([*rows.values()]) if rows else counts.low.new_empty(0, len(counts.low)),
+    )
 
 
-def _cause(network: nn.Module, batches: Batches, bad: set[int]) -> tuple[str, str]:
-    """Return the cause of non-finite logits of some samples, counted from 0, and what to do."""
+def _cause(network: nn.Module, bad_inputs: Sequence[int]) -> tuple[str, str]:
+    """Return the cause of non-finite logits, and what to do; some samples' inputs may not be finite."""
     if weight := nonfinite_weight(network):
         return f"; parameter {weight}", "name other weights, or lower optimizer.lr if it is the student that diverged"
-    first = 0
-    inputs: list[int] = []
-    for batch in batches.epoch(0):
-        for view in views_of(batch.inputs):
-            rows = torch.isfinite(view).flatten(1).all(1).cpu().logical_not().nonzero()[:, 0] + first
-            inputs += bad.intersection(rows.tolist())
-        first += len(batch.index)
-    if inputs:
-        named = listed(sorted(set(inputs))[:NAMED], len(set(inputs)))
+    if bad_inputs:
+        named = listed(bad_inputs[:NAMED], len(bad_inputs))
         return f"; inputs of samples {named} are not finite", "mend these samples or leave them out of the data"
     return "", "look at these samples, or lower optimizer.lr if it is the student that diverged"
 
@@ -108,109 +390,5 @@ def listed(samples: Sequence[int], count: int) -> str:
     return ", ".join(map(str, samples)) + more
 
 
-def summarize(name: str, student: EvalOutputs, teacher: EvalOutputs | None, *, gamma: float | None) -> EvaluationMeans:
-    """Return a student's means over a set; ``gamma`` is the exponent of the transformed teacher that it matched."""
-    log_q = student.logits.log_softmax(-1)
-    correct, labelled = _correct(student)
-    return {
-        "set": name,
-        "accuracy": correct / labelled if labelled else None,
-        "loss": float(losses.cross_entropy(student.logits, student.labels).sum()) / labelled if labelled else None,
-        "entropy": float(targets.shannon_entropy(log_q).mean()),
-        "kl_to_target": _kl(log_q, teacher, gamma),
-        "agreement": _agreement(student, teacher),
-        "samples": len(student.labels),
-    }
-
-
-def evaluate_outputs(
-    network: EvalOutputs, teacher: EvalOutputs | None = None, *, gamma: float | None = None
-) -> Judgement:
-    """Return a network's detailed evaluation on a labelled set."""
-    log_q = network.logits.log_softmax(-1)
-    known = network.labels != UNLABELLED
-    confidence, predicted = log_q.exp().max(-1)
-    right = (predicted == network.labels)[known]
-    entropy = targets.shannon_entropy(log_q)
-    classes = network.logits.shape[-1]
-    bins = _reliability(confidence[known], right)
-    judgement: Judgement = {
-        "accuracy": float(right.double().mean()),
-        "loss": float(losses.cross_entropy(network.logits, network.labels)[known].mean()),
-        "entropy": float(entropy.mean()),
-        "ece": sum(b["count"] * abs(b["accuracy"] - b["confidence"]) for b in bins) / max(len(right), 1),
-        "per_class": _per_class(right, network.labels[known], classes),
-        "entropy_histogram": _histogram(entropy, classes),
-        "reliability": bins,
-    }
-    if teacher is not None:
-        judgement["agreement"] = _agreement(network, teacher)
-        judgement["kl_to_teacher"] = _kl(log_q, teacher, 1.0)
-        judgement["kl_to_target"] = _kl(log_q, teacher, gamma)
-    return judgement
-
-
-def answers_alike(outputs: EvalOutputs) -> bool:
-    """Whether a network answers all samples alike, whatever it is shown; a few samples may be alike themselves."""
-    logits = outputs.logits
-    spread = float((logits.amax(0) - logits.amin(0)).max())
-    return (
-        len(logits) >= FEW
-        and len(outputs.labels.unique()) > 1
-        and spread <= ALIKE * max(1.0, float(logits.abs().max()))
-    )
-
-
-def better_than_chance(outputs: EvalOutputs) -> bool | None:
-    """Test whether a network beats guessing, by a one-sided binomial test; ``None`` if no sample has a label."""
-    correct, labelled = _correct(outputs)
-    if not labelled:
-        return None
-    return bool(binomtest(correct, labelled, 1 / outputs.logits.shape[-1], alternative="greater").pvalue < CHANCE)
-
-
-def _correct(outputs: EvalOutputs) -> tuple[int, int]:
-    known = outputs.labels != UNLABELLED
-    return int((outputs.logits.argmax(-1) == outputs.labels)[known].sum()), int(known.sum())
-
-
-def _agreement(student: EvalOutputs, teacher: EvalOutputs | None) -> float | None:
-    if teacher is None:
-        return None
-    return float((student.logits.argmax(-1) == teacher.logits.argmax(-1)).double().mean())
-
-
-def _kl(log_q: Tensor, teacher: EvalOutputs | None, gamma: float | None) -> float | None:
-    if teacher is None or gamma is None:
-        return None
-    return float(losses.kl_divergence(log_q, (gamma * teacher.logits).log_softmax(-1)).mean())
-
-
-def _per_class(right: Tensor, labels: Tensor, classes: int) -> list[float | None]:
-    count = torch.bincount(labels, minlength=classes)
-    hits = torch.bincount(labels[right], minlength=classes)
-    return [float(h / n) if n else None for h, n in zip(hits, count, strict=True)]
-
-
-def _histogram(entropy: Tensor, classes: int) -> Histogram:
-    edges = torch.linspace(0, float(torch.tensor(classes).log()), 31, dtype=torch.float64)
-    counts = torch.histogram(entropy.double().clamp(0, float(edges[-1])), edges).hist
-    return {"edges": edges.tolist(), "counts": [int(c) for c in counts]}
-
-
-def _reliability(confidence: Tensor, right: Tensor) -> list[Bin]:
-    index = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
-    return [
-        {
-            "low": k / BINS,
-            "high": (k + 1) / BINS,
-            "count": len(right[index == k]),
-            "confidence": _mean(confidence[index == k]),
-            "accuracy": _mean(right[index == k]),
-        }
-        for k in range(BINS)
-    ]
-
-
-def _mean(values: Tensor) -> float:
-    return float(values.double().mean()) if len(values) else 0.0
+def _edges(classes: int) -> Tensor:
+    return torch.linspace(0, float(torch.tensor(classes).log()), EDGES, dtype=torch.float64)

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import ParamSpec, TypeVar
 
 from tutelage.errors import explained
+from tutelage.training.distributed import all_say, exchange_failed, world
 from tutelage.training.rng import RngState
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
+_numbers = itertools.count()
+
+
 class Isolation:
     """Keeps the work of several students or runs apart.
+
+    With several processes, an error ends the one that caused it if all processes have an error in its work; an error
+    in only some of them ends everything, as those would no longer work on the same ones.
 
     Args:
         on_error: callback for the number of each one that an error ends, and the error.
@@ -29,6 +37,7 @@ class Isolation:
         self.generators: dict[int, RngState] = {}
         self.errors: dict[int, Exception] = {}
         self._on_error = on_error
+        self._number = next(_numbers)  # the same in all processes
 
     def attempt(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """Do some work of the ``k``-th and return its result, or ``None`` if it fails."""
@@ -39,7 +48,9 @@ class Isolation:
         """Do as `attempt` for work that draws nothing on the host: swapping the generators takes as long as a step."""
         try:
             return work(*args, **kwargs)
-        except Exception as raised:  # noqa: BLE001  whatever it is, the others do not depend on it
+        except Exception as raised:  # whatever it is, the others do not depend on it
+            if world() > 1 and (exchange_failed(raised) or not all_say(f"isolation/{self._number}/{k}")):
+                raise
             error = explained(raised)  # while the frames tell whose code it was
             if error is not raised:
                 error.__cause__ = raised

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
+from torch.distributed.tensor import DTensor
 
 from tutelage import records
 from tutelage.errors import InvalidValueError, RunError, message
@@ -21,15 +22,16 @@ from tutelage.settings.fit import FitSettings, Switch, smallest_share
 from tutelage.submodules import unwrapped
 from tutelage.tensor_files import to_bytes
 from tutelage.training import memory, optim
+from tutelage.training.agreement import Agreement
 from tutelage.training.captured import CapturedStep, Snapshot, reason_eager
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import NOT_CAPTURED, ComputePlan, PlannedTeacher, Trials, reason_unmeasured, unchanged
 from tutelage.training.deadline import DeadlineExceeded
-from tutelage.training.distributed import batches_on, step_totals, summed
+from tutelage.training.distributed import batches_on, by_main, gathered_objects, step_totals, summed
 from tutelage.training.dry_forward import PROBED, check_batches, smallest_batch
-from tutelage.training.evaluate import EvalSet, answers_alike, collect_outputs, summarize
+from tutelage.training.evaluate import EvalSet, evaluate
 from tutelage.training.graphs import CAPTURES, NotCapturableError
-from tutelage.training.nonfinite import raise_if_nonfinite
+from tutelage.training.nonfinite import combined, raise_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
@@ -65,6 +67,16 @@ class TrainingTotals(NamedTuple):
     memory: float | None  # peak memory in MB
 
 
+class _Share(NamedTuple):
+    """What each process knows of an epoch for itself."""
+
+    samples: int  # samples that it took
+    memory: float | None  # peak memory in MB
+    training: float  # seconds of the steps
+    seconds: float  # seconds since the epoch began
+    evaluations: Mapping[str, records.EvaluationMeans]
+
+
 class FitState:
     """One fit between its steps.
 
@@ -74,6 +86,7 @@ class FitState:
         steps: number of steps per epoch.
         samples: number of samples per epoch, by which the smallest batch is known; ``None`` to check none.
         stage: number of the stage, as for `fit`.
+        agreement: what the processes decide together; by default without a deadline.
 
     Attributes:
         train: state that a step reads and changes.
@@ -84,7 +97,14 @@ class FitState:
     """
 
     def __init__(
-        self, job: FitJob, accelerator: Accelerator, *, steps: int, samples: int | None = None, stage: int = 0
+        self,
+        job: FitJob,
+        accelerator: Accelerator,
+        *,
+        steps: int,
+        samples: int | None = None,
+        stage: int = 0,
+        agreement: Agreement | None = None,
     ) -> None:
         if job.settings.accumulate > 1 and job.distiller.objective.needs.coupled:
             expected = "1 for an objective that couples a batch's samples"
@@ -92,7 +112,8 @@ class FitState:
             raise InvalidValueError("accumulate", expected, job.settings.accumulate, instead)
         self.job, self.accelerator, self.steps, self.samples, self.stage = job, accelerator, steps, samples, stage
         self.device, self.settings = accelerator.device, job.settings
-        self.train = TrainState(job.distiller, job.settings, accelerator)
+        self.agreement = agreement or Agreement(accelerator)
+        self.train = TrainState(job.distiller, job.settings, accelerator, self.agreement)
         self.now = self.train.now
         self.plan: ComputePlan | None = None
         self.step: Callable[[TrainState, Batch, Teacher | None], None] = train_step
@@ -122,13 +143,19 @@ class FitState:
 
     @contextmanager
     def saving_if_stopped(self) -> Iterator[None]:
-        """Enter this for an epoch: its steps are saved if a deadline, Ctrl-C or SIGTERM ends it."""
+        """Enter this for an epoch: its steps are saved if a deadline, Ctrl-C or SIGTERM ends it.
+
+        Several processes save together before they stop: see `Agreement`. One that stops alone saves nothing.
+        """
         try:
             yield
         except DeadlineExceeded:
-            self.save_steps()
+            if not self.agreement.several:
+                self.save_steps()
             raise
         except KeyboardInterrupt as error:
+            if self.agreement.several:
+                raise
             try:
                 self.save_steps()
             except RunError as failure:  # The interruption is the reason of the end.
@@ -139,8 +166,8 @@ class FitState:
     def undivided(self) -> Iterator[None]:
         """Enter this for a step, or the end of an epoch: a signal waits for its end, as its middle cannot be saved."""
         self.consistent = False
-        # A process that waited for another would wait for ever if that one was stopped a step earlier.
-        with uninterrupted() if self.accelerator.num_processes == 1 else nullcontext():
+        # Of several processes, none is interrupted at all while they train.
+        with nullcontext() if self.agreement.several else uninterrupted():
             yield
             self.consistent = True
 
@@ -164,7 +191,11 @@ class FitState:
             end=(now.step_in_epoch + 1) / steps,
             epochs=settings.epochs,
         )
-        now.set(rate, now.step / self.total_steps)
+        now.set(rate, self.position / self.total_steps)
+        if self.agreement.several:
+            last = now.step_in_epoch == steps - 1
+            late = self._late and self.accelerator.is_main_process and not last
+            self.agreement.ask(save=late, following="evaluation" if last else "step")
         if teacher is not None:
             teacher.prepare(batch)
         self.consistent = False
@@ -177,9 +208,11 @@ class FitState:
         self.consistent = True
 
     def end_step(self, batch: Batch) -> None:
-        """Count a step, and read the log and save when due."""
+        """Count a step, and read the log and save when due; stop if several processes agreed to."""
         if self.count_step(batch):
             self.save_steps()
+        if self.agrees:
+            self.agreement.act(self.save_steps, before=self.next_step)
 
     def count_step(self, batch: Batch) -> bool:
         """Count a step and read the log when due; return whether it is time to save."""
@@ -192,8 +225,25 @@ class FitState:
             self.join()
             self._raise_if_nonfinite()
         due = settings.checkpoint_steps and now.step_in_epoch % settings.checkpoint_steps == 0
-        late = time.monotonic() - self.saved > settings.checkpoint_seconds
+        late = self._late and not self.agreement.several  # Several processes go by the clock of the main one.
         return bool(now.step_in_epoch < self.steps and (due or late))
+
+    @property
+    def _late(self) -> bool:
+        """Whether the last checkpoint is so old that it is time for another."""
+        return time.monotonic() - self.saved > self.settings.checkpoint_seconds
+
+    @property
+    def agrees(self) -> bool:
+        """Whether several processes read after this step what they asked of each other; on CUDA the host would wait."""
+        step, last = self.now.step, self.now.step_in_epoch == self.steps
+        return self.agreement.several and (self.device.type == "cpu" or last or step % self.settings.log_steps == 0)
+
+    @property
+    def next_step(self) -> str:
+        """The name of the next step, or of the evaluations that follow the epoch's last."""
+        epoch, step = self.now.epoch + 1, self.now.step_in_epoch + 1
+        return f"step {step} of epoch {epoch}" if step <= self.steps else f"the evaluation of epoch {epoch}"
 
     def join(self) -> None:
         """Order further work on the device after the steps so far."""
@@ -211,7 +261,7 @@ class FitState:
     def training_totals(self) -> TrainingTotals:
         """Return the totals of the epoch's steps; here the host waits for the device."""
         self._raise_if_nonfinite()
-        sums = dict(zip(self.train.metrics.names, summed(self.now.sums, self.accelerator), strict=True))
+        sums = dict(zip(self.train.metrics.names, summed(self.now.sums, self.accelerator).tolist(), strict=True))
         return TrainingTotals(sums, time.monotonic() - self.began, memory.peak(self.device))
 
     def end_epoch(self, totals: TrainingTotals) -> records.Epoch:
@@ -220,28 +270,39 @@ class FitState:
         with self.undivided():
             return self._record_epoch(totals, evaluations)
 
+    def agree(self) -> None:
+        """Stop between epochs if several processes agree to."""
+        if self.agreement.several:
+            self.agreement.meet(before=self.next_step, ends=self.now.epoch == self.settings.epochs)
+
     def _evaluate(self, held: EvalSet) -> records.EvaluationMeans:
-        outputs = collect_outputs(
+        evaluation = evaluate(
             self.train.distiller.student,
             held.batches,
             device=self.device,
             precision=self.settings.precision,
             channels_last=self.settings.channels_last,
             who="student",
+            teacher=held.teacher and held.teacher.logits,
+            gamma=self.train.distiller.objective.target_gamma,
         )
-        if self.now.epoch == 0 and answers_alike(outputs):
+        if self.now.epoch == 0 and evaluation.answers_alike:
             expected = "answers that differ from sample to sample"
             got = (
-                f"the same logits for all {len(outputs.logits)} {held.name} samples: its units are dead, or see nothing"
+                f"the same logits for all {evaluation.samples} {held.name} samples: its units are dead, or see nothing"
             )
             instead = "lower optimizer.lr, type schedule.warmup=1, or look at its activations and its first weights"
             warnings.warn(message("student after epoch 1", expected, got, instead), stacklevel=2)
-        return summarize(held.name, outputs, held.teacher, gamma=self.train.distiller.objective.target_gamma)
+        return evaluation.means(held.name)
 
     def _record_epoch(
         self, totals: TrainingTotals, evaluations: Mapping[str, records.EvaluationMeans]
     ) -> records.Epoch:
-        now, job, processes = self.now, self.job, self.accelerator.num_processes
+        now, job = self.now, self.job
+        elapsed = time.monotonic() - self.began
+        shares = gathered_objects(_Share(self.samples_seen, totals.memory, totals.seconds, elapsed, evaluations))
+        memories = [share.memory for share in shares if share.memory is not None]
+        samples, (_, _, training, seconds, evaluations) = [share.samples for share in shares], shares[0]
         now.epoch += 1
         now.step_in_epoch = 0
         record: records.Epoch = {
@@ -252,40 +313,59 @@ class FitState:
             "train": self.train.metrics.means(totals.sums, has_teacher=job.uses_teacher),
             "validation": evaluations.get("validation"),
             "test": evaluations.get("test"),
-            "images_per_second": self.samples_seen * processes / max(totals.seconds, 1e-9),
-            "seconds": time.monotonic() - self.began,
-            "memory_mb": totals.memory,
-            "skipped_steps": int(totals.sums["skipped"]) // processes,  # All processes skip the same ones.
+            "images_per_second": sum(samples) / max(training, 1e-9),
+            "seconds": seconds,
+            "memory_mb": max(memories, default=None),
+            "skipped_steps": int(totals.sums["skipped"]),
         }
+        if self.agreement.several:
+            record["samples_by_rank"] = samples
         if now.loss_scale is not None:
             record["overflowed_steps"] = int(now.loss_scale.overflows)
         self.history.append(record)
+        self.train.copy_back()
         # The first held-out set decides which weights are best.
         accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None
         if accuracy is not None and (self.to_beat is None or accuracy > self.to_beat):
             self.to_beat = accuracy
-            if job.keep is not None and self.accelerator.is_main_process:
-                weights = unwrapped(job.distiller.student).state_dict()
-                job.keep.checkpoints.write(job.keep.best, to_bytes(weights))
-                if job.keep.run is not None:
-                    job.keep.run["best"] = records.digest(job.keep.best)
+            if job.keep is not None:
+                self._save_best(job.keep)
         self.in_epoch, self.samples_seen = False, 0
         now.clear()
         self._save()
         return record
 
+    def _save_best(self, keep: CheckpointSink) -> None:
+        """Write the weights that did best so far."""
+        weights = unwrapped(self.job.distiller.student).state_dict()
+
+        def write() -> str | None:
+            keep.checkpoints.write(keep.best, to_bytes(weights))
+            return records.digest(keep.best)
+
+        digest = by_main(write)
+        if keep.run is not None:
+            keep.run["best"] = digest
+
     def _raise_if_nonfinite(self) -> None:
         """Stop the run after a non-finite step, unless such steps are to be skipped."""
-        if self.settings.nonfinite != "skip":
-            raise_if_nonfinite(
-                self.now.nonfinite_log,
-                self.now.nonfinite_values,
-                distiller=self.train.distiller,
-                settings=self.settings,
-                with_gradient=self.train.with_gradient,
-                steps=self.steps,
-                stage=self.stage,
-            )
+        now = self.now
+        if self.settings.nonfinite == "skip" or (log := now.nonfinite_log.tolist())[0] < 0:
+            return
+        values = now.nonfinite_values.tolist()
+        if self.agreement.several:  # All have logged this step, each its own share of it.
+            log, values = combined(gathered_objects((log, values)))
+        raise_nonfinite(
+            log,
+            values,
+            distiller=self.train.distiller,
+            settings=self.settings,
+            with_gradient=self.train.with_gradient,
+            epoch=now.epoch,
+            step_in_epoch=log[0] - (now.step - now.step_in_epoch),
+            steps=self.steps,
+            stage=self.stage,
+        )
 
     @property
     def to_be_captured(self) -> bool:
@@ -297,7 +377,12 @@ class FitState:
     @property
     def steps_left(self) -> int:
         """Number of remaining steps of the fit."""
-        return self.total_steps - self.now.step
+        return self.total_steps - self.position
+
+    @property
+    def position(self) -> int:
+        """Number of steps before the next one, if all were taken with as many processes as now."""
+        return self.now.epoch * self.steps + self.now.step_in_epoch
 
     def _check_batches(self, batch: Batch) -> None:
         """Refuse, before the first step, batches of this size if one of an epoch is too small to be computed."""
@@ -311,7 +396,7 @@ class FitState:
             size, layer = smallest_batch(
                 self.job.distiller.student,
                 "student",
-                view_of(batch.inputs, "student")[:PROBED],
+                view_of(batch.inputs, "student")[:PROBED].to(next(self.job.distiller.student.parameters()).device),
                 sizes,
                 settings=self.settings,
             )
@@ -371,9 +456,12 @@ class FitState:
     def _save(self) -> None:
         """Write a checkpoint from which the run resumes with the same bits."""
         keep, now = self.job.keep, self.now
-        if keep is None or not self.accelerator.is_main_process:
+        if keep is None:
             return
         tensors, state = self.train.packed()
+        name = f"{self.stage:02d}-{now.step:09d}"
+        shards = {key: tensors.pop(key) for key in list(tensors) if isinstance(tensors[key], DTensor)}
+        digests = keep.checkpoints.save_shards(name, shards)
         state |= {
             "schema": records.SCHEMA,
             "stage": self.stage,
@@ -383,7 +471,7 @@ class FitState:
             "speed": self.plan.to_json() if self.plan else None,
             "run": keep.run,
         }
-        keep.checkpoints.save(f"{self.stage:02d}-{now.step:09d}", tensors, state)
+        by_main(lambda: keep.checkpoints.save(name, tensors, state, digests))
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         """Resume from a checkpoint of this stage."""
@@ -391,7 +479,10 @@ class FitState:
         self.train.unpack(checkpoint)
         self.history, self.to_beat = [*state["history"]], state["to_beat"]
         # Checkpoints of older versions were computed eagerly.
-        self._adopt(ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan())
+        plan = ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan()
+        if self.train.recomputed:  # The key may be new.
+            plan = replace(plan, student_compiled=False, graph=False, products=())
+        self._adopt(plan)
 
 
 def _choose_captured_plan(
@@ -443,6 +534,8 @@ def _choose_captured_plan(
 def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher | None, *, steps: int) -> ComputePlan:
     """Choose how teacher and student are computed for this many steps; measuring changes no state or generator."""
     settings, processes = train.settings, train.accelerator.num_processes
+    if train.recomputed:  # Products and compiled forms would have to be those of the recomputation too.
+        settings = replace(settings, compile_student=False, gradient_products=False)
     piece = split_batch(batch, settings.accumulate)[0]
     teacher_plan = ComputePlan() if teacher is None else teacher.choose_plan(piece, steps=steps, processes=processes)
     if reason := reason_unmeasured(steps, processes, _wanted(settings)):

@@ -12,9 +12,10 @@ from accelerate import Accelerator
 
 from tutelage import records
 from tutelage.errors import InvalidValueError
+from tutelage.training.agreement import Agreement
 from tutelage.training.captured import CapturedStep, close
 from tutelage.training.compile import PlannedTeacher
-from tutelage.training.deadline import DeadlineExceeded
+from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import batches_on
 from tutelage.training.graphs import Captured, NotCapturableError, warm_up
 from tutelage.training.isolation import Isolation
@@ -67,6 +68,7 @@ class Lockstep:
         self.accelerator, self.isolation, self.stage = accelerator, isolation, stage
         self.settings = next(iter(jobs.values())).settings
         self.teacher = PlannedTeacher(teacher, self.settings, accelerator.device) if teacher is not None else None
+        self.agreement = Agreement(accelerator, batches.deadline if isinstance(batches, TimedBatches) else None)
         self._states: dict[int, FitState] = {}
         self._pass: Captured[list[Outputs]] | None = None  # captured teacher pass, if the students' steps are captured
 
@@ -74,20 +76,29 @@ class Lockstep:
         """Train, yielding each student's number and record after every epoch; the errors of one are in ``isolation``.
 
         Raises:
-            Exception: if something shared failed: the batches or the teacher.
+            Exception: if something shared failed: the batches, the teacher, or one of several processes.
         """
         batches = self.batches
         begin = partial(
-            FitState, accelerator=self.accelerator, steps=len(batches), samples=batches.samples, stage=self.stage
+            FitState,
+            accelerator=self.accelerator,
+            steps=len(batches),
+            samples=batches.samples,
+            stage=self.stage,
+            agreement=self.agreement,
         )
-        for k, job in self.jobs.items():
-            if state := self.isolation.attempt(k, begin, job):
-                self._states[k] = state
-        resumed = [state for state in self._students().values() if state.job.uses_teacher and state.plan is not None]
-        if self.teacher is not None and resumed:
-            self.teacher.plan = resumed[0].plan
-        while epochs := [epoch for epoch, _ in self._positions() if epoch < self.settings.epochs]:
-            yield from self._run_epoch(min(epochs))
+        with self.agreement.training():
+            for k, job in self.jobs.items():
+                if state := self.isolation.attempt(k, begin, job):
+                    self._states[k] = state
+            students = self._students().values()
+            resumed = [state for state in students if state.job.uses_teacher and state.plan is not None]
+            if self.teacher is not None and resumed:
+                self.teacher.plan = resumed[0].plan
+            while epochs := [epoch for epoch, _ in self._positions() if epoch < self.settings.epochs]:
+                yield from self._run_epoch(min(epochs))
+                for state in list(self._students().values())[:1]:
+                    state.agree()
 
     def _run_epoch(self, epoch: int) -> Iterator[tuple[int, records.Epoch]]:
         """Train an epoch from the least advanced student's step, then evaluate and save each student."""
@@ -111,13 +122,21 @@ class Lockstep:
 
     @contextmanager
     def _saving_if_stopped(self) -> Iterator[None]:
-        """Enter this for work on an epoch: each student's steps are saved if a deadline, Ctrl-C or SIGTERM ends it."""
+        """Enter this for work on an epoch: each student's steps are saved if a deadline, Ctrl-C or SIGTERM ends it.
+
+        Several processes save together before they stop: see `Agreement`. One that stops alone saves nothing.
+        """
         try:
             yield
         except (DeadlineExceeded, KeyboardInterrupt):
-            for k, state in self._students().items():
-                self.isolation.attempt(k, state.save_steps)
+            if not self.agreement.several:
+                self._save_steps()
             raise
+
+    def _save_steps(self) -> None:
+        """Save every student's steps."""
+        for k, state in self._students().items():
+            self.isolation.attempt(k, state.save_steps)
 
     def _take_steps(self, batch: Batch, present: Mapping[int, FitState]) -> None:
         """Take every student's step on a batch."""
@@ -129,6 +148,9 @@ class Lockstep:
                 self.isolation.attempt(k, state.save_steps)  # with its own generators
         for state in present.values():
             state.join()  # before another batch replaces this one
+        for state in list(present.values())[:1]:
+            if state.agrees:  # They have taken the same steps in this epoch.
+                self.agreement.act(self._save_steps, before=state.next_step)
 
     def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], students: int) -> bool:
         """Take one student's step with the teacher's outputs for its micro-batches; return whether to save."""

@@ -12,8 +12,10 @@ from accelerate import Accelerator
 from tutelage import records
 from tutelage.modules import Distiller, FrozenTeacher, refuse_shared
 from tutelage.settings.fit import FitSettings
+from tutelage.training.agreement import Agreement
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import PlannedTeacher
+from tutelage.training.deadline import TimedBatches
 from tutelage.training.evaluate import EvalSet
 from tutelage.training.job import FitJob, FitState
 from tutelage.training.precision import float32_products
@@ -52,6 +54,7 @@ def fit(
             the student; nothing was trained then.
         NonFiniteError: if a loss or gradient is not finite and ``settings.nonfinite`` is ``stop``.
         CheckpointError: if a checkpoint cannot be written.
+        ProcessError: if another process that trains too is gone, or did not answer in time.
         Exception: if the batches, the teacher or the student raise it.
     """
     if isinstance(teacher, FrozenTeacher):
@@ -65,15 +68,20 @@ def fit(
         to_beat=to_beat,
         resume=resume,
     )
-    state = FitState(job, accelerator, steps=len(batches), samples=batches.samples, stage=stage)
-    planned = PlannedTeacher(teacher, settings, accelerator.device, state.plan) if teacher is not None else None
-    while state.now.epoch < settings.epochs:
-        with state.saving_if_stopped():
-            with float32_products(accelerator.device, settings.precision):
-                for batch in state.epoch(batches):
-                    state.begin_step(batch, planned)
-                    with state.undivided():
-                        state.step(state.train, batch, planned)  # `train_step`, or its replay
-                        state.end_step(batch)
-            record = state.end_epoch(state.training_totals())
-        yield record
+    agreement = Agreement(accelerator, batches.deadline if isinstance(batches, TimedBatches) else None)
+    with agreement.training():
+        state = FitState(
+            job, accelerator, steps=len(batches), samples=batches.samples, stage=stage, agreement=agreement
+        )
+        planned = PlannedTeacher(teacher, settings, accelerator.device, state.plan) if teacher is not None else None
+        while state.now.epoch < settings.epochs:
+            with state.saving_if_stopped():
+                with float32_products(accelerator.device, settings.precision):
+                    for batch in state.epoch(batches):
+                        state.begin_step(batch, planned)
+                        with state.undivided():
+                            state.step(state.train, batch, planned)  # `train_step`, or its replay
+                            state.end_step(batch)
+                record = state.end_epoch(state.training_totals())
+            state.agree()
+            yield record

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import reduce
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -89,44 +90,58 @@ def _unsound(values: Tensor) -> Tensor:
     return ~torch.isfinite(values.float().sum(tuple(range(1, values.ndim))))
 
 
-def raise_if_nonfinite(
-    log: Tensor,
-    values: Tensor,
+def combined(entries: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], list[float]]:
+    """Return the log and its values, as lists, of a step that several processes share, each of which has logged it."""
+    (step, *_), facts = entries[0][0], len(SOURCES)
+    # Samples are suspected by the first source that has any in all of them.
+    source = next((k for k in range(facts) if any(values[k] for _, values in entries)), None)
+    logs = [log for log, values in entries if source is None or values[source]]
+    samples = sorted({sample for log in logs for sample in log[2:] if sample >= 0}, reverse=True)[:NAMED]
+    log = [step, sum(log[1] for log in logs), *samples, *[-1] * (NAMED - len(samples))]
+    columns = list(zip(*(values for _, values in entries), strict=True))
+    # The divisors are shares of the counts, as gradients are means over the processes; gradients are the same in all.
+    sums = [sum(column) / len(entries) for column in columns[len(FACTS) :]]
+    return log, [*map(sum, columns[:facts]), *entries[0][1][facts : len(FACTS)], *sums]
+
+
+def raise_nonfinite(
+    log: Sequence[int],
+    values: Sequence[float],
     *,
     distiller: Distiller,
     settings: FitSettings,
     with_gradient: Sequence[Tensor],
+    epoch: int,
+    step_in_epoch: int,
     steps: int,
     stage: int,
-) -> None:
-    """Read the log, and stop the run if a step was not finite.
+) -> NoReturn:
+    """Stop the run after a step that was not finite.
 
     Args:
-        log: log of the epoch.
+        log: log of the epoch, which has the step.
         values: its values.
         distiller: student with its objective.
         settings: settings of its training.
         with_gradient: parameters that a step gives a gradient.
+        epoch: number of epochs before this one.
+        step_in_epoch: number of steps of this epoch before the step.
         steps: number of steps per epoch.
         stage: number of the stage.
 
     Raises:
-        NonFiniteError: if a step was not finite; it names the step and what was the cause.
+        NonFiniteError: it names the step and what was the cause.
     """
-    step, count, *samples = log.tolist()
-    if step < 0:
-        return
-    numbers = values.tolist()
-    fact = dict(zip(FACTS, numbers, strict=False))
-    means = _means(distiller, numbers[len(FACTS) :], fact["samples"], fact["labelled"])
+    step, count, *samples = log
+    fact = dict(zip(FACTS, values, strict=False))
+    means = _means(distiller, values[len(FACTS) :], fact["samples"], fact["labelled"])
     (_, loss), *terms = means.items()
-    epoch, done = divmod(step, steps)
     rate = optim.learning_rate(
         settings.schedule,
         settings.optimizer.lr,
         epoch=epoch,
-        begin=done / steps,
-        end=(done + 1) / steps,
+        begin=step_in_epoch / steps,
+        end=(step_in_epoch + 1) / steps,
         epochs=settings.epochs,
     )
     infinite = [name for name, value in terms if not math.isfinite(value)]

@@ -6,6 +6,7 @@ A rate is a pure function of the step's position in the run; there is no schedul
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -17,8 +18,10 @@ from tutelage.settings.fit import SGD, Constant, MultiStep, Optimizer, Schedule,
 from tutelage.training.checkpoints import Checkpoint, under
 
 
-def build(settings: Optimizer, module: nn.Module, *, fused: bool) -> torch.optim.Optimizer:
-    """Build the optimizer of a module's trainable parameters.
+def build(
+    settings: Optimizer, module: nn.Module, *, fused: bool, shares: Mapping[int, nn.Parameter] = {}
+) -> torch.optim.Optimizer:
+    """Build the optimizer of a module's trainable parameters, or of this process's ``shares`` by their ids.
 
     The ``fused`` form can be captured in a graph: its rate may be a tensor, and it skips a non-finite step without
     involving the host. All its state exists from the beginning.
@@ -26,17 +29,18 @@ def build(settings: Optimizer, module: nn.Module, *, fused: bool) -> torch.optim
     parameters = [p for p in module.parameters() if p.requires_grad]
     if not parameters:
         raise InvalidValueError("student", "trainable parameters", "none", "unfreeze it with requires_grad_(True)")
+    own = {id(p): shares.get(id(p), p) for p in parameters}
     options = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "name"}
     optimizer: torch.optim.Optimizer
     if isinstance(settings, SGD):
-        optimizer = torch.optim.SGD(parameters, **options, fused=fused)
+        optimizer = torch.optim.SGD(own.values(), **options, fused=fused)
         if fused:
             _complete(optimizer)
         return optimizer
     exempt = _exempt(module)
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in parameters if id(p) not in exempt]},
-        {"params": [p for p in parameters if id(p) in exempt], "weight_decay": 0.0},
+        {"params": [p for key, p in own.items() if key not in exempt]},
+        {"params": [p for key, p in own.items() if key in exempt], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.AdamW(groups, **options, fused=fused, capturable=fused)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,50 @@ def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any
 def restore_random(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], device: torch.device) -> None:
     """Restore every random generator from a `random_state`."""
     _restore(tensors["rng.cpu"], tensors.get("rng.cuda"), *_host_states(plain), device)
+
+
+def seed_rank(seed: int, rank: int) -> None:
+    """Seed every random generator by a seed and a process's number, so that each process draws values of its own."""
+    own = int(np.random.SeedSequence([seed, rank]).generate_state(1, np.uint64)[0])
+    torch.manual_seed(own)
+    random.seed(own)
+    np.random.seed(own % 2**32)
+
+
+def packed_states(
+    states: Sequence[tuple[Mapping[str, Tensor], Mapping[str, Any]]],
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return every process's `random_state` as stored in a checkpoint, those of all but the first under its number."""
+    tensors, plain = map(dict, states[0])
+    for rank, (own, values) in enumerate(states[1:], 1):
+        tensors |= {f"rng.{rank}.{name.removeprefix('rng.')}": tensor for name, tensor in own.items()}
+        plain |= {f"{rank}.{name}": value for name, value in values.items()}
+    return tensors, plain
+
+
+def state_of_rank(
+    tensors: Mapping[str, Tensor], plain: Mapping[str, Any], rank: int
+) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return a process's `random_state` out of `packed_states`; ``None`` if there were fewer processes."""
+    own = f"{rank}." if rank else ""
+    if f"rng.{own}cpu" not in tensors:
+        return None
+    kinds = {f"rng.{kind}": tensors.get(f"rng.{own}{kind}") for kind in ("cpu", "cuda")}
+    values = {name: plain[f"{own}{name}"] for name in ("python", "numpy")}
+    return {name: tensor for name, tensor in kinds.items() if tensor is not None}, values
+
+
+def restore_rank(tensors: Mapping[str, Tensor], plain: Mapping[str, Any], device: torch.device, rank: int) -> None:
+    """Restore a process's generators from `packed_states`.
+
+    If there were fewer processes, they are seeded by its number and the first one's state, which the run's seed and the
+    steps so far decide.
+    """
+    if (own := state_of_rank(tensors, plain, rank)) is not None:
+        restore_random(*own, device)
+    else:
+        digest = hashlib.sha256(tensors["rng.cpu"].numpy().tobytes()).digest()
+        seed_rank(int.from_bytes(digest[:8], "big"), rank)
 
 
 def check_random(tensors: Mapping[str, Tensor], plain: Mapping[str, Any]) -> None:

@@ -10,22 +10,37 @@ from typing import Any, NotRequired, TypedDict, cast
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from tutelage.errors import InvalidValueError
 from tutelage.modules import Distiller
 from tutelage.plain_files import misfit
 from tutelage.records import Epoch
 from tutelage.settings.fit import FitSettings
 from tutelage.settings.weights import Schedule
 from tutelage.training import optim
+from tutelage.training.activations import checkpointed_blocks, recomputing
+from tutelage.training.agreement import Agreement
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
-from tutelage.training.distributed import local_gradients, place, wrap
+from tutelage.training.distributed import gathered_objects, local_gradients, place, sent, summed, wrap
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.metrics import EpochMetrics
 from tutelage.training.nonfinite import empty_log, empty_values
 from tutelage.training.precision import LossScale, mixed_precision
-from tutelage.training.rng import check_random, random_state, restore_random
+from tutelage.training.rng import check_random, packed_states, random_state, restore_rank, state_of_rank
+from tutelage.training.sharding import (
+    as_share,
+    copy_whole,
+    is_sharded_by,
+    like,
+    local_part,
+    read,
+    shapes,
+    whole_norms,
+    with_sharded_student,
+)
 from tutelage.types import Progress, StatefulTerm
 
 
@@ -72,9 +87,9 @@ class StepValues:
         self.learning_rate, self.fraction = learning_rate, fraction
         here = Progress(self.epoch, self.step, fraction)
         schedules = cast(Iterable[Schedule], self.progress.scheduled)
-        self._whole.copy_(_sent([here.epoch, here.step], self._whole), non_blocking=True)
+        self._whole.copy_(sent([here.epoch, here.step], self._whole), non_blocking=True)
         numbers = [learning_rate, fraction, *(schedule(here) for schedule in schedules)]
-        self._real.copy_(_sent(numbers, self._real), non_blocking=True)
+        self._real.copy_(sent(numbers, self._real), non_blocking=True)
 
     def clear(self) -> None:
         """Clear the sums and the log for another epoch."""
@@ -85,11 +100,6 @@ class StepValues:
             self.loss_scale.overflows.zero_()
 
 
-def _sent(numbers: list[Any], to: Tensor) -> Tensor:
-    """Return numbers in memory that can be copied to a device without the host waiting."""
-    return torch.tensor(numbers, dtype=to.dtype, pin_memory=to.device.type == "cuda")
-
-
 class TrainState:
     """The state that a training step reads and changes.
 
@@ -97,33 +107,60 @@ class TrainState:
         distiller: student with its objective.
         settings: settings of its training.
         accelerator: device and processes to train on.
+        agreement: what the processes decide together; by default without a deadline.
 
     Attributes:
+        distiller: distiller that is trained: the given one, or a copy that shares its objective and whose student is
+            sharded.
         module: module that a step calls: the distiller, or its wrapper that averages gradients over processes.
-        parameters: trainable parameters.
+        parameters: trainable parameters, those that are sharded first: of these, this process's shares, in the same
+            memory.
         buffers: buffers that a step leaves unchanged if it is not applied; terms guard their own.
         student: forms in which the student is computed.
+        recomputed: blocks of the student that are computed again in the backward pass.
         now: other values that change from step to step.
         with_gradient: parameters to which a step that may not be finite gave a gradient.
         fused: whether the optimizer is torch's fused form: rate and skipping are tensors that the host never reads.
     """
 
-    def __init__(self, distiller: Distiller, settings: FitSettings, accelerator: Accelerator) -> None:
-        self.distiller, self.settings, self.accelerator = distiller, settings, accelerator
-        self.device = accelerator.device
-        place(distiller, self.device, channels_last=settings.channels_last)
+    def __init__(
+        self,
+        distiller: Distiller,
+        settings: FitSettings,
+        accelerator: Accelerator,
+        agreement: Agreement | None = None,
+    ) -> None:
+        self.settings, self.accelerator, self.device = settings, accelerator, accelerator.device
+        self.agreement = agreement or Agreement(accelerator)
+        self._whole = distiller
+        if is_sharded_by(settings, "student"):
+            distiller = with_sharded_student(distiller, self.device)
+            place(distiller.objective, self.device, channels_last=settings.channels_last)
+        else:
+            place(distiller, self.device, channels_last=settings.channels_last)
+        self.distiller = distiller
+        trained = [p for p in distiller.parameters() if p.requires_grad]
+        self._shares = [(p, nn.Parameter(local_part(p))) for p in trained if isinstance(p, DTensor)]
+        shares = {id(parameter): share for parameter, share in self._shares}
+        self._logits_used = not shares
+        if shares:
+            distiller.student.register_forward_hook(self._watch_logits)
         self.fused = self.device.type in CAPTURES
-        self.optimizer = optim.build(settings.optimizer, distiller, fused=self.fused)
-        self.parameters = [p for p in distiller.parameters() if p.requires_grad]
+        self.optimizer = optim.build(settings.optimizer, distiller, fused=self.fused, shares=shares)
+        self.parameters = [*shares.values(), *(p for p in trained if id(p) not in shares)]
         terms = distiller.objective.terms.values()
         self.stateful_terms: list[StatefulTerm] = [term for term in terms if isinstance(term, StatefulTerm)]
         guards = [cast(nn.Module, term) for term in self.stateful_terms]
         guarded = {id(buffer) for guard in guards for buffer in guard.buffers()}
         unsynchronised = [name for name, buffer in distiller.named_buffers() if id(buffer) in guarded]
+        unsynchronised += [name for name, parameter in distiller.named_parameters() if isinstance(parameter, DTensor)]
         self.module = wrap(distiller, accelerator, unsynchronised=unsynchronised)
         self.buffers = SavedBuffers(distiller, but=guards)
         self.student = PlannedStudent(distiller)
+        self.recomputed = checkpointed_blocks(distiller.student) if settings.checkpoint_activations else []
         self.metrics = EpochMetrics(distiller.objective, self.device)
+        if not accelerator.is_main_process:  # All processes skip the same steps, which are counted once.
+            self.metrics.skipped_sums = self.metrics.zeros
         objective = distiller.objective
         self.now = StepValues.on(
             self.device,
@@ -146,11 +183,65 @@ class TrainState:
         self.distiller.objective.fused = self.student.fused
         local = nullcontext() if last else local_gradients(self.module)
         try:
-            with mixed_precision(self.device, self.settings.precision), self.student.gradients(samples), local:
+            with (
+                mixed_precision(self.device, self.settings.precision),
+                self.student.gradients(samples),
+                recomputing(self.recomputed),
+                local,
+            ):
                 yield
         finally:
             self.distiller.called = self.distiller.called_objective = None
             self.distiller.objective.fused = False
+
+    def gradients(self) -> tuple[list[nn.Parameter], Tensor]:
+        """Return the `parameters` that have a gradient, and the norm of each one's: of the whole one if it is sharded.
+
+        Shares get theirs here, after the backward passes of a step.
+
+        Raises:
+            ValueError: if the student is sharded and its logits had no gradient, on which FSDP's reductions depend.
+        """
+        if not self._logits_used:
+            got, instead = "one of features alone", "add a term of logits, or do not shard the student"
+            raise InvalidValueError("shard", "an objective that reads a sharded student's logits", got, instead)
+        for parameter, share in self._shares:
+            share.data = local_part(parameter)  # FSDP may have moved it.
+            share.grad = None if parameter.grad is None else local_part(parameter.grad)
+        sharded = sum(share.grad is not None for _, share in self._shares)
+        parameters = [p for p in self.parameters if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.now.loss_scale is not None:
+            self.now.loss_scale.unscale(gradients)
+        if not gradients:
+            return [], self.metrics.zeros.new_zeros(0)
+        norms = torch.stack(torch._foreach_norm(gradients))
+        if sharded:
+            norms = torch.cat([whole_norms(norms[:sharded], self.accelerator), norms[sharded:]])
+        return parameters, norms
+
+    def _watch_logits(self, student: nn.Module, inputs: object, logits: object) -> None:
+        """Note that logits have a gradient, once they get one."""
+
+        def note(gradient: Tensor | None) -> None:
+            self._logits_used |= gradient is not None  # DDP passes on that there is none.
+
+        if isinstance(logits, Tensor) and logits.requires_grad:
+            logits.register_hook(note)
+
+    def whole(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+        """Return the distiller's parameters that some of the `parameters` are, or are shares of."""
+        originals = {id(share): parameter for parameter, share in self._shares}
+        return [originals.get(id(parameter), parameter) for parameter in parameters]
+
+    def _numbered(self) -> list[nn.Parameter]:
+        """Return the distiller's parameters as the optimizer's state numbers them."""
+        return self.whole([p for group in self.optimizer.param_groups for p in group["params"]])
+
+    def copy_back(self) -> None:
+        """Give the student that was sharded the weights and buffers of its copy; all processes call it."""
+        if self.distiller is not self._whole:
+            copy_whole(self.distiller.student, self._whole.student)
 
     def apply(self, finite: Tensor) -> None:
         """Step the optimizer if ``finite``; else leave parameters, moments and buffers unchanged."""
@@ -168,6 +259,8 @@ class TrainState:
         for term in self.stateful_terms:
             term.commit(finite)
         self.optimizer.zero_grad()
+        for parameter, _ in self._shares:
+            parameter.grad = None
 
     def lasting(self) -> Mapping[str, Sequence[Tensor]]:
         """Return the tensors that a step changes and the next one reads, by kind; generators have their own state."""
@@ -181,17 +274,23 @@ class TrainState:
         }
 
     def packed(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Return the state as stored in a checkpoint, generators included: tensors, and plain values.
+        """Return the state as stored in a checkpoint, all processes' generators included: tensors, and plain values.
 
-        Their names on disk are those of the first version.
+        All processes call it. Tensors of what is sharded are sharded too. Their names on disk are those of the first
+        version.
         """
         now = self.now
         moments, optimizer = optim.optimizer_state(self.optimizer)
-        generators, rng = random_state(self.device)
+        parameters = self._numbered()
+        for name, tensor in moments.items():
+            parameter = parameters[_number_in(name)]
+            if tensor.ndim and isinstance(parameter, DTensor):
+                moments[name] = as_share(tensor, parameter)
+        generators, rng = packed_states(gathered_objects(random_state(self.device)))
         tensors = {
             **{f"lesson.{name}": tensor for name, tensor in self.distiller.state_dict().items()},
             **moments,
-            "sums": now.sums,
+            "sums": summed(now.sums, self.accelerator),
             "blame": now.nonfinite_log,
             "blame_values": now.nonfinite_values,
             **generators,
@@ -202,19 +301,41 @@ class TrainState:
         return tensors, {**state, "optimizer": optimizer, "rng": rng}
 
     def unpack(self, checkpoint: Checkpoint) -> None:
-        """Restore state and generators from a checkpoint."""
-        (tensors, state), now = checkpoint, self.now
-        self.distiller.load_state_dict(under("lesson.", tensors))
-        optim.restore_optimizer(self.optimizer, checkpoint)
+        """Restore state and this process's generators from a checkpoint of however many; all processes call it."""
+        tensors, state, now = checkpoint.tensors, checkpoint.state, self.now
+        parameters = self._numbered()
+        own = {f"lesson.{name}": tensor for name, tensor in self.distiller.state_dict().items()}
+
+        def target(name: str) -> Tensor:
+            return own[name] if name in own else parameters[_number_in(name)]
+
+        if checkpoint.shards is not None:
+            tensors = {**tensors, **read(checkpoint.shards, target)}
+        self.distiller.load_state_dict(
+            under("lesson.", {name: like(tensors[name], value) for name, value in own.items()})
+        )
+        moments = {
+            name: local_part(like(tensor, target(name))) if tensor.ndim else tensor
+            for name, tensor in tensors.items()
+            if name.startswith("optimizer.")
+        }
+        optim.restore_optimizer(self.optimizer, checkpoint._replace(tensors=moments))
+        self.copy_back()
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
-        now.sums.copy_(tensors["sums"])
+        if self.accelerator.is_main_process:  # They are the sums over all processes.
+            now.sums.copy_(tensors["sums"])
         now.nonfinite_log.copy_(tensors["blame"])
         if "blame_values" in tensors:  # Checkpoints of older versions have none.
             now.nonfinite_values.copy_(tensors["blame_values"])
         saved = under("loss_scale.", tensors)  # empty if the fit was in another precision
         for name, tensor in vars(now.loss_scale).items() if now.loss_scale is not None and saved else ():
             tensor.copy_(saved[name])
-        restore_random(tensors, state["rng"], self.device)
+        restore_rank(tensors, state["rng"], self.device, self.accelerator.process_index)
+
+
+def _number_in(moment: str) -> int:
+    """Return the number of the parameter that ``optimizer.<number>.<name>`` is of."""
+    return int(moment.split(".")[1])
 
 
 class _CheckpointState(TypedDict):
@@ -243,26 +364,33 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
     Raises:
         ValueError: it lacks something, or has something of another shape; the message says what.
     """
-    tensors, state = checkpoint
+    tensors, state = checkpoint.tensors, checkpoint.state
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    found |= shapes(checkpoint.shards) if checkpoint.shards is not None else {}
     if wrong := misfit(state, _CheckpointState):
         raise ValueError(wrong)
     expected = {f"lesson.{name}": tensor.shape for name, tensor in distiller.state_dict().items()}
     expected |= {"sums": EpochMetrics(distiller.objective, torch.device("cpu")).zeros.shape}
     expected |= {"blame": empty_log(torch.device("cpu")).shape, "rng.cpu": torch.get_rng_state().shape}
+    generators = [name for name in tensors if name.startswith("rng.") and name.endswith(".cpu")]
+    expected |= dict.fromkeys(generators, torch.get_rng_state().shape)
     if "blame_values" in tensors:  # Checkpoints of older versions have none.
         expected["blame_values"] = empty_values(len(distiller.objective.names), torch.device("cpu")).shape
-    if missing := expected.keys() - tensors.keys():
+    if missing := expected.keys() - found.keys():
         raise ValueError(f"no tensor {min(missing)}")
-    if unknown := {name for name in tensors if name.startswith("lesson.")} - expected.keys():
+    if unknown := {name for name in found if name.startswith("lesson.")} - expected.keys():
         raise ValueError(f"the tensor {min(unknown)}, which the student lacks")
     for name, shape in expected.items():
-        if tensors[name].shape != shape:
-            raise ValueError(f"{name} of shape {tuple(tensors[name].shape)}, not {tuple(shape)}")
+        if found[name] != shape:
+            raise ValueError(f"{name} of shape {tuple(found[name])}, not {tuple(shape)}")
     groups = optim.build(settings.optimizer, distiller, fused=False).param_groups
     if [len(group["params"]) for group in groups] != [len(g.get("params", ())) for g in state["optimizer"]["groups"]]:
         raise ValueError("the state of another optimizer")
     parameters = [parameter for group in groups for parameter in group["params"]]
-    for name, moment in under("optimizer.", tensors).items():
-        if moment.shape not in (torch.Size(()), parameters[int(name.split(".")[0])].shape):
-            raise ValueError(f"optimizer.{name} of shape {tuple(moment.shape)}")
-    check_random(tensors, state["rng"])
+    for name, shape in found.items():
+        if name.startswith("optimizer.") and shape not in (torch.Size(()), parameters[_number_in(name)].shape):
+            raise ValueError(f"{name} of shape {tuple(shape)}")
+    for rank in range(len(generators)):
+        if (own := state_of_rank(tensors, state["rng"], rank)) is None:
+            raise ValueError(f"no tensor rng.{rank}.cpu")
+        check_random(*own)

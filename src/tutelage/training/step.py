@@ -7,7 +7,7 @@ from functools import reduce
 import torch
 from torch import nn
 
-from tutelage.training.distributed import agreed, step_totals
+from tutelage.training.distributed import step_totals
 from tutelage.training.nonfinite import log_nonfinite
 from tutelage.training.state import TrainState
 from tutelage.types import Batch, Teacher
@@ -38,19 +38,16 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
         shares.append(metrics.measure(piece, outputs, output, totals))
         logits.append(tuple(each.logits.detach() for each in (output.outputs, outputs) if each is not None))
     sums = reduce(torch.add, shares)  # the loss's first
-    parameters = [p for p in state.parameters if p.grad is not None]
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    if scale is not None:
-        scale.unscale(gradients)
-    norms = torch.stack(torch._foreach_norm(gradients)) if gradients else metrics.zeros.new_zeros(0)
+    parameters, norms = state.gradients()
     norm = torch.linalg.vector_norm(norms)  # of them all, as `nn.utils.get_total_norm` has it
-    finite = agreed(torch.isfinite(norm) & torch.isfinite(sums[0]), state.accelerator)
+    finite_loss = torch.isfinite(sums[0])
+    finite, finite_loss = state.agreement.exchange(torch.isfinite(norm) & finite_loss, finite_loss)
     skipped, sound = metrics.skipped_sums, finite
     if scale is not None:
-        overflow = scale.update(finite, agreed(torch.isfinite(sums[0]), state.accelerator))
+        overflow = scale.update(finite, finite_loss)
         skipped, sound = torch.where(overflow, metrics.zeros, skipped), finite | overflow
     if state.fused or not sound:  # If the host may read it, it need not write to an untouched log.
-        state.with_gradient = parameters
+        state.with_gradient = state.whole(parameters)
         log_nonfinite(
             now.nonfinite_log,
             now.nonfinite_values,

@@ -13,7 +13,7 @@ from tests._helpers.refusals import refused
 from tutelage import images
 from tutelage.data import BatchLoader, DataSettings, RandAugment, file_hashes, open_data
 from tutelage.data.sources import imagefolder
-from tutelage.data.transforms import boxes
+from tutelage.data.transforms import draw_boxes
 from tutelage.errors import InvalidValueError, NotFoundError
 from tutelage.types import View
 
@@ -145,6 +145,12 @@ def test_a_test_set_that_is_there_is_not_passed_over(root, source):
         open_data(DataSettings(source=source or f"imagefolder:{root}", test="train"))
 
 
+def boxed(original, sample, view, resampling):
+    """Return a sample's random box by Pillow, whose resizing differs from PyTorch's in the rounding."""
+    (draw,) = draw_boxes(np.array([sample]), view=view)
+    return np.asarray(original.crop(draw.box(*original.size)).resize((14, 14), resampling), dtype=int)
+
+
 def test_bicubic_views(root):
     bilinear, bicubic = (open_data(settings(root, size=14, interpolation=name)) for name in ("bilinear", "bicubic"))
     assert (bilinear.interpolation, bicubic.interpolation) == ("bilinear", "bicubic")
@@ -157,10 +163,9 @@ def test_bicubic_views(root):
     assert torch.equal(splits.test.fetch(np.arange(6)), bicubic.test.fetch(np.arange(6)))
     path, view = sorted((root / "train").rglob("*.png"))[7], View(2, 3)
     original = Image.open(path)
-    box = boxes(np.array([7]), np.array([original.size]), view=view)[0]
-    expected = np.asarray(original.resize((14, 14), Image.Resampling.BICUBIC, box=box))
+    expected = boxed(original, 7, view, Image.Resampling.BICUBIC)
     crop = splits.train.fetch(np.array([7]), view=view)[0]
-    assert np.array_equal((crop.permute(1, 2, 0) * 255).round().byte().numpy(), expected)
+    assert np.abs((crop.permute(1, 2, 0) * 255).numpy() - expected).max() <= 2 + 1e-3
 
 
 @pytest.mark.parametrize("limit", [2048, 0])
@@ -224,9 +229,8 @@ def test_random_boxes_equal_a_plain_computation(root):
     views = splits.train.fetch(np.arange(15), view=view)
     for position, path in enumerate(sorted((root / "train").rglob("*.png"))):
         original = Image.open(path)
-        box = boxes(np.array([position]), np.array([original.size]), view=view)[0]
-        expected = np.asarray(original.resize((14, 14), Image.Resampling.BILINEAR, box=box))
-        assert np.array_equal((views[position].permute(1, 2, 0) * 255).round().byte().numpy(), expected)
+        expected = boxed(original, position, view, Image.Resampling.BILINEAR)
+        assert np.abs((views[position].permute(1, 2, 0) * 255).numpy() - expected).max() <= 2 + 1e-3
     assert not torch.equal(views, splits.train.fetch(np.arange(15), view=View(2, 4)))
     assert not torch.equal(views, splits.train.fetch(np.arange(15)))
 

@@ -16,9 +16,9 @@ from PIL import Image
 from tests._helpers.refusals import refused
 
 from tutelage.data import BatchLoader, DataSettings, open_data, shards
-from tutelage.data.rng import buffered_permutation
 from tutelage.data.sources import parquet
 from tutelage.errors import InvalidValueError, NetworkError, NotFoundError
+from tutelage.rng import buffered_permutation
 from tutelage.types import View
 
 pytestmark = [

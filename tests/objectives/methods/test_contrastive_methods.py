@@ -28,7 +28,7 @@ class Fixed(nn.Module):
         super().__init__()
         self.table = torch.randint(samples, (samples, count), generator=torch.Generator().manual_seed(seed))
 
-    def forward(self, index):
+    def forward(self, index, epoch):
         return self.table[index]
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from tutelage.data import rng
+from tutelage import rng
 from tutelage.data.build import Description, Pixels, Raw, from_images, from_pixels, refuse_train_as_test
 from tutelage.data.datasets import Splits
 from tutelage.data.partition import stratified

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tutelage.data import rng
+from tutelage import rng
 from tutelage.data.datasets import Split, Splits, refuse_one_class
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, UserCodeError

@@ -11,34 +11,39 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 
-from tutelage import checks, losses
+from tutelage import checks, losses, rng
 from tutelage.errors import InvalidValueError
 from tutelage.objectives import gathering
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import EMBEDDING, BindContext, BoundFeatures, FeatureTerm, WeightedTerm, missing
 from tutelage.settings.weights import Weight
-from tutelage.types import UNLABELLED, Batch, Requirements
+from tutelage.types import UNLABELLED, Batch, Progress, Requirements
 
 
 class OtherClasses(nn.Module):
-    """Draws samples of other classes for each sample of a batch, from torch's generator on the batch's device.
+    """Draws samples of other classes for each sample of a batch, by hashing (seed, epoch, sample).
 
-    They are drawn without replacement, independently per sample; a sample with fewer than ``count`` others gets them
-    with replacement. An unlabelled sample is its own class. The order of a sample's negatives has no meaning.
+    So a sample has the same negatives in an epoch whatever its batch, process or device. They are drawn without
+    replacement, independently per sample; a sample with fewer than ``count`` others gets them with replacement. An
+    unlabelled sample is its own class. The order of a sample's negatives has no meaning.
+
+    Memory and time grow with ``count`` and the square root of the number of samples: a sample's others are permuted by
+    a Feistel network, keyed by its hash, of which only the first places are computed.
 
     Args:
         labels: labels of all samples, ``(samples,)`` int64, -100 if unlabelled; or float ``(samples, classes)``, of
             which the largest counts.
         count: number of negatives per sample.
+        seed: seed of the draws.
 
     Raises:
         ValueError: if all samples are of one class.
     """
 
-    def __init__(self, labels: Tensor, *, count: int) -> None:
+    def __init__(self, labels: Tensor, *, count: int, seed: int = 0) -> None:
         super().__init__()
-        self.count = count
+        self.count, self.seed = count, seed
         classes = labels.argmax(-1) if labels.is_floating_point() else labels
         alone = classes.amax() + 1 + torch.arange(len(classes), device=classes.device)
         classes = torch.where(classes == UNLABELLED, alone, classes)
@@ -50,7 +55,7 @@ class OtherClasses(nn.Module):
             )
             raise InvalidValueError("labels", expected, "1", "choose other data, or leave the contrast out")
         self._some_with_replacement = fewest < count
-        self._all_with_replacement = len(classes) - int(sizes.min()) < count
+        self._most = len(classes) - int(sizes.min())
         # Sorted by class, a sample's negatives are at all positions except one range.
         self.register_buffer("sorted", classes.argsort(stable=True), persistent=False)
         self.register_buffer("start", (sizes.cumsum(0) - sizes)[class_index], persistent=False)
@@ -59,36 +64,78 @@ class OtherClasses(nn.Module):
         self.start: Tensor
         self.size: Tensor
 
-    def forward(self, index: Tensor) -> Tensor:
-        """Return ``(batch, count)`` int64 indices for samples at ``index``, ``(batch,)``."""
+    def forward(self, index: Tensor, epoch: int | Tensor = 0) -> Tensor:
+        """Return ``(batch, count)`` int64 indices for samples at ``index``, ``(batch,)``, in an epoch."""
+        # Few samples at a time stay in a CPU's cache.
+        pieces = index.split(_IN_CACHE) if index.device.type == "cpu" else (index,)
+        return torch.cat([self._negatives(piece, epoch) for piece in pieces])
+
+    def _negatives(self, index: Tensor, epoch: int | Tensor) -> Tensor:
+        bits = rng.tensor_draw(self.seed, epoch, index, rng.NEGATIVES)
         start, size = self.start[index, None], self.size[index, None]
-        return self._per_sample(start, size) if index.device.type == "cpu" else self._batched(start, size)
+        others = len(self.sorted) - size
+        if self._most < self.count:
+            picks = self._with_replacement(bits, others)
+        else:
+            picks = _first_of_permutations(bits, others, most=self._most, count=self.count)
+            if self._some_with_replacement:
+                picks = torch.where(others < self.count, self._with_replacement(bits, others), picks)
+        picks += (picks >= start) * size
+        return self.sorted.index_select(0, picks.flatten()).view_as(picks)
 
-    def _per_sample(self, start: Tensor, size: Tensor) -> Tensor:
-        """Shuffle each sample's candidates in turn: the fastest way on a CPU."""
-        rows = torch.empty(len(start), self.count, dtype=torch.int64)
-        for row, begin, class_size in zip(rows, start.flatten().tolist(), size.flatten().tolist(), strict=True):
-            others = len(self.sorted) - class_size
-            enough = others >= self.count
-            picks = torch.randperm(others)[: self.count] if enough else torch.randint(others, (self.count,))
-            torch.index_select(self.sorted, 0, picks + (picks >= begin) * class_size, out=row)
-        return rows
+    def _with_replacement(self, bits: Tensor, others: Tensor) -> Tensor:
+        return rng.tensor_integers(rng.tensor_series(bits, self.count), others)
 
-    def _batched(self, start: Tensor, size: Tensor) -> Tensor:
-        """Give every sample a random key and take the smallest keys, without synchronising with the host."""
-        samples, device = len(self.sorted), start.device
-        picks = torch.empty(len(start), self.count, dtype=torch.int64, device=device)
-        if not self._all_with_replacement:
-            keys = torch.rand(len(start), samples, device=device)
-            positions = torch.arange(samples, device=device)
-            keys.masked_fill_((positions >= start) & (positions < start + size), 2.0)
-            picks = keys.topk(self.count, largest=False, sorted=False).indices
-        if self._some_with_replacement:
-            others = samples - size
-            repeated = (torch.rand(len(start), self.count, dtype=torch.float64, device=device) * others).long()
-            repeated += (repeated >= start) * size
-            picks = torch.where(others < self.count, repeated, picks)
-        return self.sorted[picks]
+
+_IN_CACHE = 16
+"""Number of samples whose negatives are drawn at once on a CPU."""
+
+
+_ROUNDS = 3
+"""Number of times that columns and rows are shifted: with two, pairs of places are not equally likely."""
+
+
+def _first_of_permutations(bits: Tensor, sizes: Tensor, *, most: int, count: int) -> Tensor:
+    """Return the first ``count`` places of a permutation of ``range(size)`` per row; the host waits for nothing.
+
+    A place is a row and a column of a grid of which at most its last row is not full. In turn each column is shifted
+    along its row and each row along its column, by random amounts of a table: a Feistel network (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", CT-RSA 2002). What falls behind the last place is skipped. Rows of fewer
+    than ``count`` places are filled with anything.
+
+    Args:
+        bits: hash of each row, ``(batch,)`` int64.
+        sizes: number of places, ``(batch, 1)`` int64.
+        most: largest of them.
+        count: number of places to return, at most ``most``.
+
+    Returns:
+        ``(batch, count)`` int64.
+    """
+    batch, device = len(bits), bits.device
+    width = math.isqrt(most - 1) + 1
+    most_rows = -(-most // width)
+    rows = min(most_rows, -(-(count + width) // width))  # enough for ``count`` places besides the skipped ones
+    heights = (sizes + width - 1) // width
+    tables = rng.tensor_series(bits, _ROUNDS * (most_rows + width))
+    by_row, by_column = tables.split([_ROUNDS * most_rows, _ROUNDS * width], dim=1)
+    shifts = rng.tensor_integers(by_row, width).view(batch, _ROUNDS, most_rows)
+    drops = rng.tensor_integers(by_column, heights).view(batch, _ROUNDS, width)
+    # Rows and columns run past the grid, where the tables begin again, and are brought back at the end.
+    wrapped = torch.arange((1 + _ROUNDS) * most_rows, device=device) % heights
+    row, column = torch.arange(rows, device=device)[:, None], torch.arange(width, device=device)
+    columns = (shifts[:, 0, :rows, None] + column).view(batch, -1)  # In the first round each row is still together.
+    row_numbers = row.repeat(batch, 1, width).view(batch, -1)
+    for k in range(_ROUNDS):
+        if k:
+            columns += shifts[:, k].gather(1, wrapped).gather(1, row_numbers)
+        row_numbers += drops[:, k].repeat(1, 2 + k).gather(1, columns)
+    places = (wrapped * width).gather(1, row_numbers)
+    places += (torch.arange((1 + _ROUNDS) * width, device=device) % width).expand(batch, -1).gather(1, columns)
+    legal = ((places < sizes).view(batch, rows, width) & (row < heights[:, :, None])).view(batch, -1)
+    # One more at either end: for what is skipped, and for what is too many.
+    order = (legal.cumsum(1) * legal).clamp_(max=count + 1)
+    return places.new_zeros(batch, count + 2).scatter_(1, order, places)[:, 1:-1].contiguous()
 
 
 class BoundCRD(BoundFeatures):
@@ -114,7 +161,7 @@ class BoundCRD(BoundFeatures):
         self.samples, dimension = len(context.labels), self.spec.dimension
         (((student,), (teacher,)),) = self.spec.shapes(context, "embedding")
         self.embed_student, self.embed_teacher = nn.Linear(student, dimension), nn.Linear(teacher, dimension)
-        self.draw: nn.Module = OtherClasses(context.labels, count=self.spec.negatives)
+        self.draw: nn.Module = OtherClasses(context.labels, count=self.spec.negatives, seed=context.seed)
         bound = 1 / math.sqrt(dimension / 3)
         for name in ("student_bank", "teacher_bank"):
             self.register_buffer(name, torch.empty(self.samples, dimension).uniform_(-bound, bound))
@@ -123,7 +170,7 @@ class BoundCRD(BoundFeatures):
         self._pending: _StepEmbeddings | None = None
         self._synchronised = False
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         """Return the loss of each sample, ``(batch,)``."""
         if self.training:
             self._commit_pending()
@@ -136,7 +183,7 @@ class BoundCRD(BoundFeatures):
         _check_index(batch.index, self.samples)
         of_student = F.normalize(self.embed_student(student[0]), dim=1)
         of_teacher = F.normalize(self.embed_teacher(teacher[0]), dim=1)
-        columns = torch.cat([batch.index[:, None], self.draw(batch.index)], dim=1)
+        columns = torch.cat([batch.index[:, None], self.draw(batch.index, progress.epoch)], dim=1)
         scores = (
             losses.bank_scores(of_student, self.teacher_bank, columns, temperature=temperature),
             losses.bank_scores(of_teacher, self.student_bank, columns, temperature=temperature),
@@ -247,8 +294,8 @@ def crd(
 
     Args:
         weight: weight of the term.
-        negatives: number of negatives per sample, drawn from other classes without replacement; with it for a sample
-            that has fewer of them.
+        negatives: number of negatives per sample, drawn from other classes by seed, epoch and sample, without
+            replacement; with it for a sample that has fewer of them.
         temperature: temperature of the scores, > 0.
         momentum: share of a bank's row that is kept when its sample is seen, in [0, 1).
         dimension: dimension of the embeddings.

@@ -19,7 +19,7 @@ from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import STAGES, Apply, BindContext, BoundFeatures, FeatureTerm, WeightedTerm, paired
 from tutelage.settings.objective import Names
 from tutelage.settings.weights import Weight
-from tutelage.types import Batch
+from tutelage.types import Batch, Progress
 
 MIMICKED, GENERATED = ("card:stage.0", "card:stage.1"), "card:stage.-1"
 """Taps of ViTKD."""
@@ -41,7 +41,7 @@ class _BoundVID(BoundFeatures):
         """The variance of each of the teacher's channels."""
         return F.softplus(self.log_scale) + self.spec.epsilon
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         student_map, teacher_map = losses.same_size(student[0], teacher[0])
         return losses.vid(self.regressor(student_map), teacher_map, variance=self.variance)
 
@@ -102,7 +102,7 @@ class _BoundMimic(BoundFeatures):
     def build(self, context: BindContext) -> None:
         self.maps = nn.ModuleList(_align(student, teacher) for _, student, teacher in self.spec.sizes(context))
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         prefix = self.spec.prefix
         blocks = [
             losses.vitkd_mimic(align(student_tokens[:, prefix:]), teacher_tokens[:, prefix:])
@@ -140,7 +140,7 @@ class _BoundGeneration(BoundFeatures):
             nn.Conv2d(teacher, teacher, 3, padding=1), nn.ReLU(), nn.Conv2d(teacher, teacher, 3, padding=1)
         )
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         prefix, masked = self.spec.prefix, self.spec.masked
         tokens = self.align(student[0][:, prefix:])
         hidden = losses.hide(torch.rand(tokens.shape[:2], device=tokens.device), masked=masked)

@@ -17,7 +17,7 @@ from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import BEFORE, EMBEDDING, BindContext, BoundFeatures, FeatureTerm, WeightedTerm
 from tutelage.settings.objective import Names
 from tutelage.settings.weights import Weight
-from tutelage.types import Batch, Requirements
+from tutelage.types import Batch, Progress, Requirements
 
 LEVELS = (*BEFORE, EMBEDDING)
 WIDEST = 512
@@ -93,7 +93,7 @@ class _BoundReviewKD(BoundFeatures):
         student, teacher = zip(*self.spec.shapes(context, "map or embedding"), strict=True)
         self.fusion = Fusion([shape[0] for shape in student], [shape[0] for shape in teacher])
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         targets = [_as_map(features) for features in teacher]
         fused = self.fusion([_as_map(features) for features in student], [tuple(t.shape[2:]) for t in targets])
         return torch.stack([losses.review(*level) for level in zip(fused, targets, strict=True)]).sum(0)
@@ -154,7 +154,7 @@ class _BoundMGD(BoundFeatures):
             )
         self.remake = Generation(student, teacher)
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         target = _as_map(teacher[0])
         samples, channels, height, width = target.shape
         shape = (samples, channels, 1, 1) if self.spec.mask == "channel" else (samples, 1, height, width)

@@ -32,7 +32,7 @@ from tutelage.objectives.term import (
 )
 from tutelage.settings.objective import Names
 from tutelage.settings.weights import Weight
-from tutelage.types import Batch, Projection, Requirements
+from tutelage.types import Batch, Progress, Projection, Requirements
 
 AS_TAPS = ("auto",)
 
@@ -64,7 +64,7 @@ class _BoundSRRL(BoundFeatures):
         self.register_buffer("weight", weight.detach().clone(), persistent=False)
         self.register_buffer("bias", None if bias is None else bias.detach().clone(), persistent=False)
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         mapped = self.connector(student[0])
         regression = losses.srrl_regression(mapped, teacher[0], weight=self.weight, bias=self.bias)
         return losses.srrl_statistics(mapped, teacher[0]) + self.spec.regression * regression
@@ -109,7 +109,7 @@ class _BoundOFD(BoundFeatures):
             self.connectors.append(nn.Sequential(*_connector(student_channels, channels)))
             self.register_buffer(f"margins_{level}", margins, persistent=False)
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         levels = []
         for level, (connector, features, target) in enumerate(zip(self.connectors, student, teacher, strict=True)):
             mapped = connector(features)
@@ -155,7 +155,7 @@ class _BoundNormDirection(BoundFeatures):
             raise missing(f"class_means, the teacher's class means of tap {tap}", ", class_means={name: means}")
         self.register_buffer("class_means", context.class_means[tap].detach().clone(), persistent=False)
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         return losses.norm_direction(student[0], teacher[0], batch.labels, class_means=self.class_means)
 
 

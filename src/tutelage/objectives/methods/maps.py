@@ -28,7 +28,7 @@ from tutelage.objectives.term import (
 )
 from tutelage.settings.objective import Names
 from tutelage.settings.weights import Weight, scaled
-from tutelage.types import Batch, Requirements
+from tutelage.types import Batch, Progress, Requirements
 
 SLOPE = 0.1
 """Slope of the leaky ReLUs."""
@@ -52,7 +52,7 @@ class _BoundFactorTransfer(BoundFeatures):
         self.decoder = _layers(nn.ConvTranspose2d, (width, width, teacher, teacher))
         self.translator = _layers(nn.Conv2d, (student, student, width, width))
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         spec, factor = self.spec, self.encoder(teacher[0])
         transfer = losses.factor_transfer(self.translator(student[0]), factor, p=spec.p, norm=spec.norm)
         return transfer + spec.reconstruction * losses.hint(self.decoder(factor), teacher[0])
@@ -106,7 +106,7 @@ class _BoundStages(BoundFeatures):
         student, teacher = ([torch.zeros(1, *shape) for shape in network] for network in zip(*shapes, strict=True))
         self.spec.loss(student, teacher, **self.spec.arguments)
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         return self.spec.loss(student, teacher, **self.spec.arguments)
 
 

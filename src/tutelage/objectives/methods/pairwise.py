@@ -15,7 +15,7 @@ from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import EMBEDDING, Apply, BindContext, BoundFeatures, FeatureTerm, WeightedTerm
 from tutelage.settings.weights import Weight
-from tutelage.types import Batch, Requirements
+from tutelage.types import Batch, Progress, Requirements
 
 
 class _BoundCorrelation(BoundFeatures):
@@ -26,7 +26,7 @@ class _BoundCorrelation(BoundFeatures):
         self.embed_student = nn.Linear(student, self.spec.dimension)
         self.embed_teacher = nn.Linear(teacher, self.spec.dimension)
 
-    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch) -> Tensor:
+    def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
         student_embeddings, teacher_embeddings = self.embed_student(student[0]), self.embed_teacher(teacher[0])
         # The loss reads only the difference. Passed this way, the teacher's map learns too: a loss detaches its
         # teacher.

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
-from tutelage.data import rng
+from tutelage import rng
 
 
 def slow(seed, epoch, index, stream):
@@ -82,3 +83,23 @@ def test_permutation():
     assert not np.array_equal(first, rng.permutation(1, 0, 1437))
     positions = [int(np.flatnonzero(rng.permutation(0, epoch, 10) == 0)[0]) for epoch in range(5000)]
     assert stats.chisquare(np.bincount(positions, minlength=10)).pvalue > 1e-4
+
+
+# On a device
+
+
+@pytest.mark.parametrize(("seed", "epoch", "stream"), [(0, 0, 0), (7, 3, 2), (-1, 200, 64), (2**63, 0, 1)])
+def test_tensors_are_hashed_to_the_same_bits(seed, epoch, stream):
+    index = np.array([[0, 1, 2], [49_999, 2**40, 5]])
+    wanted = rng.draw(seed, epoch, index, stream)
+    for number in (epoch, torch.tensor(epoch)):
+        bits = rng.tensor_draw(seed, number, torch.from_numpy(index), stream)
+        assert np.array_equal(bits.numpy().view(np.uint64), wanted)
+    for bound in (1, 9, 2**31 - 1):
+        assert np.array_equal(rng.tensor_integers(bits, bound).numpy(), rng.integers(wanted, bound))
+
+
+def test_a_series_is_splitmix64():
+    series = rng.tensor_series(torch.tensor([1234567, -1]), 3)
+    assert series[0].tolist() == [6457827717110365317, 3203168211198807973, 9817491932198370423 - 2**64]
+    assert series.shape == (2, 3)

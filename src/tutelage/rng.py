@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tutelage.types import View
 
@@ -20,8 +21,7 @@ from tutelage.types import View
 ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = range(10)
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
-TRANSFORM = 20
-UNIT_ORDER, DELAY = 21, 22
+TRANSFORM, NEGATIVES, UNIT_ORDER, DELAY = range(20, 24)
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
 # First of one stream per RandAugment operation on an image.
@@ -77,6 +77,48 @@ def draw_series(seeds: NDArray[np.uint64], counts: NDArray[np.int64], stream: in
     counter = np.arange(1, counts.sum() + 1) - np.repeat(np.cumsum(counts) - counts, counts)
     bits: NDArray[np.uint64] = _mix(np.repeat(key, counts) + counter.astype(np.uint64) * np.uint64(_GOLDEN))
     return bits
+
+
+def tensor_draw(seed: int, epoch: int | Tensor, index: Tensor, stream: int) -> Tensor:
+    """Return the bits of `draw` as int64, computed where ``index`` lies; the host does not wait for it.
+
+    Args:
+        seed: as for `draw`.
+        epoch: as for `draw`; a ``()`` int64 tensor too, on the device of ``index``.
+        index: non-negative int64, of any shape.
+        stream: as for `draw`.
+    """
+    key = torch.full((), _signed(_mix(seed + _GOLDEN)), dtype=torch.int64, device=index.device)
+    for part in (epoch if isinstance(epoch, Tensor) else _signed(epoch), stream):
+        key = _mix_tensor(key + part + _signed(_GOLDEN))
+    return _mix_tensor(key + (index + 1) * _signed(_GOLDEN))
+
+
+def tensor_series(bits: Tensor, count: int) -> Tensor:
+    """Return ``count`` further hashes of each hash, ``(..., count)`` int64: SplitMix64 with that state."""
+    return _mix_tensor(bits[..., None] + torch.arange(1, count + 1, device=bits.device) * _signed(_GOLDEN))
+
+
+def tensor_integers(bits: Tensor, bound: int | Tensor) -> Tensor:
+    """Map int64 hashes to integers as `integers` does, for ``1 <= bound < 2**31``."""
+    return _shifted(bits, 32) * bound >> 32
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    """Mix int64, whose products wrap, as `_mix` does."""
+    value = (value ^ _shifted(value, 30)) * _signed(_FIRST)
+    value = (value ^ _shifted(value, 27)) * _signed(_SECOND)
+    return value ^ _shifted(value, 31)
+
+
+def _shifted(value: Tensor, by: int) -> Tensor:
+    """Shift int64 to the right, with zeros in front."""
+    return (value >> by) & (_MASK >> by)
+
+
+def _signed(value: int) -> int:
+    """Return the int64 with the bits of an integer modulo 2**64."""
+    return (value + (1 << 63) & _MASK) - (1 << 63)
 
 
 def integers(bits: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:

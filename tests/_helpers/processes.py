@@ -1,0 +1,45 @@
+"""Two processes on this machine that train together, as a launcher starts them."""
+
+import os
+import socket
+
+import torch
+from torch import multiprocessing
+
+from tutelage.types import Batch
+
+from .fit_cases import Rows
+
+LIMIT = 120
+"""Seconds after which a test ends the processes that it started."""
+
+
+class Shares(Rows):
+    """A global batch of which each process takes every second sample: 7 samples are 4 and 3."""
+
+    def epoch(self, epoch, *, start=0, rank=0, world=1):
+        for batch in super().epoch(epoch, start=start):
+            yield Batch(*(tensor[rank::world] for tensor in (batch.index, batch.inputs, batch.labels)))
+
+
+def two_processes(work, *args):
+    """Call ``work(rank, *args)`` in two processes that meet; return their exit codes, or raise the first's error."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = multiprocessing.spawn(_start, (port, work, *args), nprocs=2, join=False)
+    try:
+        for process in started.processes:
+            process.join(LIMIT)
+    finally:
+        for process in started.processes:
+            process.kill()
+    return [process.exitcode for process in started.processes], started
+
+
+def _start(rank, port, work, *args):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+    os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    work(rank, *args)
+    torch.distributed.destroy_process_group()
