@@ -40,6 +40,8 @@ DEFAULT_LIMIT = 50.0
 TIMEOUT = 60.0
 """Seconds that a server may be silent."""
 ATTEMPTS = 4
+LONGEST = 255
+"""Longest name of a sample or a class, bytes: arrays of names are as wide as their longest."""
 _PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 _THREADS = 4
 _BLOCK = 2**20

@@ -246,8 +246,9 @@ def test_labels_that_do_not_fit(tmp_path, folder):
             opened(source, label=label)
     with refused(InvalidValueError, "data.image", got="one.tar/0", suggests="data.image=jpg"):
         opened(one(jpg=b"", png=b"", cls=b"1"))
-    with refused(InvalidValueError, "data.label", got="one.tar/0.cls"):
-        opened(one(jpg=b"", cls=b"\xff"))
+    for label in (b"\xff", b"long" * 99, b"x" * 2**21):
+        with refused(InvalidValueError, "data.label", got="one.tar/0.cls"):
+            opened(one(jpg=b"", cls=label))
     train, test = f"webdataset:{folder}/train-000.tar", str(tmp_path / "one.tar")
     for label, got in ((b"2", "'2'"), (b"-1", "sample 0"), (b"", "sample 0")):
         one(png=picture(0), cls=label)
@@ -319,6 +320,9 @@ def test_columns_of_parquet(folder, rows, tmp_path):
     parquet.write_table(named, tmp_path / "named.parquet")
     with refused(InvalidValueError, "data.label", got=2, suggests=["data.label=kind", "data.label=other"]):
         opened(f"parquet:{tmp_path}/named.parquet")
+    parquet.write_table(named.append_column("text", [["x" * 300] * 3]), tmp_path / "text.parquet")
+    with refused(InvalidValueError, "data.label", got=["text", "text.parquet"]):
+        opened(f"parquet:{tmp_path}/text.parquet", label="text")
     splits = opened(f"parquet:{tmp_path}/named.parquet", label="kind", on_corrupt="skip")
     assert (splits.class_names, splits.train.labels.tolist()) == (("ant", "bee"), [0, 1, 0])
     assert [len(batch.index) for batch in epoch(splits)] == [1]
