@@ -395,7 +395,7 @@ def evaluate(
     best: bool = False,
     batch_size: int | None = None,
     precision: Literal["auto", Precision] | None = None,
-    device: Literal["auto", "cpu", "cuda"] | None = None,
+    device: Literal["auto", "cpu", "cuda"] | str | None = None,
     channels_last: bool | None = None,
     trust_code: bool | frozenset[str] = False,
 ) -> records.Judgement:

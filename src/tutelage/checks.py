@@ -232,6 +232,11 @@ def _floating(tensor: Tensor, name: str) -> Tensor:
         )
     if not tensor.is_floating_point():
         raise InvalidTypeError(name, "a floating dtype", tensor.dtype, f"type {name}.float()")
+    return widened(tensor)
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """Return a floating tensor in at least float32: narrower ones are copied."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
 
 

@@ -139,21 +139,31 @@ def _to_evaluation(network: nn.Module) -> None:
 
 @contextmanager
 def restored(network: nn.Module | None) -> Iterator[None]:
-    """Give a network back as it came, also after an error: each module's mode, each parameter's flag, the device."""
+    """Give a network back as it came, also after an error: modules' modes, parameters' flags, device and dtypes."""
     if network is None:
         yield
         return
     flags = [(parameter, parameter.requires_grad, parameter.device) for parameter in network.parameters()]
+    dtypes = {name: tensor.dtype for name, tensor in _named_tensors(network)}
     with restored_modes(network):
         try:
             yield
         finally:
+            cast = [(tensor, dtypes.get(name, tensor.dtype)) for name, tensor in _named_tensors(network)]
+            if any(tensor.dtype != dtype for tensor, dtype in cast):
+                for tensor, dtype in cast:
+                    tensor.data = tensor.data.to(dtype)
+                network._apply(lambda tensor: tensor)  # Some modules note what they are in.
             for parameter, flag, _ in flags:
                 if parameter.requires_grad != flag:
                     with torch.inference_mode(parameter.is_inference()):  # such as are made there change only there
                         parameter.requires_grad_(flag)
             if flags and flags[0][0].device != (device := flags[0][2]):
                 network.to(device)
+
+
+def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
+    return [*network.named_parameters(), *network.named_buffers()]
 
 
 def refuse_shared(student: nn.Module, teacher: nn.Module) -> None:

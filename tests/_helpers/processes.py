@@ -1,4 +1,4 @@
-"""Two processes on this machine that train together, as a launcher starts them."""
+"""Processes on this machine that train together, as a launcher starts them."""
 
 import os
 import socket
@@ -22,12 +22,24 @@ class Shares(Rows):
             yield Batch(*(tensor[rank::world] for tensor in (batch.index, batch.inputs, batch.labels)))
 
 
+def processes(count, work, *args):
+    """Call ``work(rank, *args)`` in processes that meet; raise the first error of one."""
+    codes, started = _processes(count, work, *args)
+    while not started.join():  # They have ended; this raises their error.
+        pass
+    assert codes == [0] * count
+
+
 def two_processes(work, *args):
     """Call ``work(rank, *args)`` in two processes that meet; return their exit codes, or raise the first's error."""
+    return _processes(2, work, *args)
+
+
+def _processes(count, work, *args):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    started = multiprocessing.spawn(_start, (port, work, *args), nprocs=2, join=False)
+    started = multiprocessing.spawn(_start, (port, count, work, *args), nprocs=count, join=False)
     try:
         for process in started.processes:
             process.join(LIMIT)
@@ -37,8 +49,8 @@ def two_processes(work, *args):
     return [process.exitcode for process in started.processes], started
 
 
-def _start(rank, port, work, *args):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
+def _start(rank, port, count, work, *args):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
     work(rank, *args)

@@ -574,6 +574,8 @@ def test_a_key_that_is_near_to_nothing_is_answered_with_all():
         ({"deterministic": "perhaps"}, "deterministic", "'perhaps'", "deterministic=false"),
         ({"precision": "fp8"}, "precision", "'fp8'", "precision=auto"),
         ({"device": "gpu"}, "device", "'gpu'", "device=cpu"),
+        ({"device": "cuda:-1"}, "device", "'cuda:-1'", "device=cpu"),
+        ({"device": 0}, "device", 0, "device=cpu"),
         ({"nonfinite": 3}, "nonfinite", 3, "nonfinite=stop"),
         ({"student": 3}, "student", 3, "student=cifar:resnet20"),
         ({"teacher": 3}, "teacher", 3, "teacher=runs/teacher"),

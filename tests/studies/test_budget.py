@@ -333,7 +333,7 @@ def test_mistakes_are_answered_in_a_line(invoke):
         (["--budget", "25"], "for example --budget 25m"),
         (["--budget", "0s"], "expected a time above 0"),
         (["--device", "cpu", "device=auto"], "got --device cpu and device=auto; leave one of them out"),
-        (["--device", "cuda", "--budget", "5m"], "got none that torch can see; type --device cpu"),
+        (["--device", "cuda", "--budget", "5m"], "got none that torch can see; type --device=cpu"),
     ]
     for typed, message in wrong:
         code, _, err = invoke("study", "grid.yaml", *typed)

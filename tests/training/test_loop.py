@@ -37,7 +37,7 @@ from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Cosine, MultiStep
 from tutelage.training.checkpoints import CheckpointError, Checkpoints, CheckpointSink
-from tutelage.training.distributed import accelerator_on
+from tutelage.training.distributed import accelerator_on, require_device
 from tutelage.training.evaluate import EvalSet, NonFiniteError
 from tutelage.training.loop import fit
 from tutelage.types import Batch
@@ -682,10 +682,20 @@ def test_runs_in_one_process_do_not_touch_each_other():
     assert same_bits(state(alone), state(second))
 
 
-def test_a_device_that_is_not_there_is_refused():
-    with refused(InvalidValueError, "device", suggests="device=auto"):
-        accelerator_on("cuda")
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    for device in ("cuda", "cuda:0"):
+        with refused(InvalidValueError, "device", suggests="device=auto"):
+            accelerator_on(device)
     assert accelerator_on("auto").device.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for device in ("auto", "cpu", "cuda", "cuda:0", "cuda:1"):
+        require_device(device)
+    with refused(InvalidValueError, "device", got="cuda:2", suggests="device=cuda:1"):
+        require_device("cuda:2")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with refused(InvalidValueError, "device", got=["cuda:1", 2], suggests="device=cuda"):
+        require_device("cuda:1")
 
 
 def test_a_fit_warns_of_nothing_and_steps_once_a_batch():

@@ -8,16 +8,18 @@ import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from tutelage import launcher
 from tutelage.cli import completion
-from tutelage.errors import printable
+from tutelage.errors import InvalidValueError, printable
 
 if TYPE_CHECKING:
     from tutelage.config.schema import Recipe
     from tutelage.runs.run import RunOptions
+    from tutelage.studies.cluster import Cluster
 
 RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat or resume it.")
@@ -33,6 +35,12 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file:path.py:function in a recipe; it runs code.")]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
+
+On = Annotated[Literal["ray"] | None, typer.Option(help="Deal the runs over a Ray cluster's nodes and devices.")]
+Address = Annotated[
+    str | None,
+    typer.Option(help="With --on ray, the cluster's, such as 10.0.0.1:6379; RAY_ADDRESS or this machine's by default."),
+]
 
 FAILED = 1
 """The exit code where the run or the machine failed, and not what was typed."""
@@ -87,6 +95,32 @@ def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
     reporter = TerminalReporter()
     with reporter.progress:
         yield RunOptions(reporter=reporter, trust_code=trust, command=command())
+
+
+def check_cluster(on: str | None, address: str | None, **others: object) -> None:
+    """Refuse options that do not go with a cluster, or need one. ``others`` are options that exclude it, as typed."""
+    if on is None:
+        if address is not None:
+            raise InvalidValueError("--address", "--on ray with it", address, "type --on ray, or leave it out")
+        return
+    if launcher.world_size() > 1:
+        got = f"{launcher.world_size()} processes of a launcher"
+        raise InvalidValueError("--on", "one process, as the cluster has the others", got, "type it without a launcher")
+    for name, value in others.items():
+        if value:
+            got, instead = f"--on {on} with --{name} {value}", "leave out one of the two"
+            raise InvalidValueError(f"--{name}", "none with --on ray", got, instead)
+
+
+def cluster_of(
+    on: str | None, address: str | None, runs: Path, recipe: Recipe, options: RunOptions
+) -> contextlib.AbstractContextManager[Cluster | None]:
+    """Connect to the cluster that was typed, if any."""
+    if on is None:
+        return contextlib.nullcontext()
+    from tutelage.studies.cluster import connected
+
+    return connected(address or "auto", runs, recipe, options.reporter)
 
 
 @contextlib.contextmanager

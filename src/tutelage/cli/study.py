@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -40,7 +40,9 @@ def study(
     epochs: Annotated[
         int | None, typer.Option(help="Epochs of the protocol; decays and warm-up are scaled with them.")
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, max=256, help="Processes that share the work.")] = 1,
+    jobs: Annotated[
+        int, typer.Option(min=1, max=256, help="Processes that share the work, and this machine's GPUs.")
+    ] = 1,
     together: Annotated[
         int | None,
         typer.Option(
@@ -52,12 +54,14 @@ def study(
         str | None, typer.Option(help="Stop inside this time, such as 90s, 25m or 2h; the same command resumes.")
     ] = None,
     device: Annotated[
-        Literal["auto", "cpu", "cuda"] | None, typer.Option(help="Short for the override device=...")
+        str | None, typer.Option(help="Short for the override device=...: auto, cpu, cuda or cuda:N.")
     ] = None,
     list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the package.")] = False,
     dry_run: common.DryRun = False,
     trust_code: common.TrustCode = False,
     runs: common.Runs = Path("runs"),
+    on: common.On = None,
+    address: common.Address = None,
     worker: Annotated[Path | None, typer.Option("--worker", hidden=True)] = None,
     until: Annotated[float | None, typer.Option("--until", hidden=True)] = None,
 ) -> None:
@@ -66,6 +70,7 @@ def study(
     if jobs > 1 and launcher.world_size() > 1:
         got = f"--jobs {jobs} in each of {launcher.world_size()} processes"
         raise InvalidValueError("--jobs", "1 under a launcher of several processes", got, "leave out one of the two")
+    common.check_cluster(on, address, jobs=jobs if jobs > 1 else None, budget=budget)
     from tutelage.studies import plan, study_file, time_limit
 
     if name is None or list_studies:
@@ -87,8 +92,8 @@ def study(
     from tutelage.studies import run_study, workers
 
     study_file.read(name, typed, check=from_spec)
-    if device == "cuda":
-        _require_cuda()
+    if device is not None and on is None:
+        _require(device)
     if dry_run:
         if limit is not None:
             for line in budgets.prepare(request, limit, workers=jobs, trust_code=trust, keep=False).lines():
@@ -104,9 +109,19 @@ def study(
             failed = workers.share_study(sys.argv[1:], request, jobs, budget=limit, trust_code=trust, say=common.echo)
     else:
         show_plan = worker is None
-        with common.run_options(trust) as options, common.noting_runs(request.runs / request.pool):
+        with (
+            common.run_options(trust) as options,
+            common.noting_runs(request.runs / request.pool),
+            common.cluster_of(on, address, runs, request.study.recipe, options) as cluster,
+        ):
             failed = run_study.run_study(
-                request, options=options, budget=limit, together=together, show_plan=show_plan, workers=jobs
+                request,
+                options=options,
+                budget=limit,
+                together=together,
+                show_plan=show_plan,
+                workers=jobs,
+                cluster=cluster,
             )
     if worker is not None:
         records.write_json(worker, failed)
@@ -173,8 +188,10 @@ def _with_device(overrides: list[str], device: str | None) -> list[str]:
     return [*overrides, f"device={device}"]
 
 
-def _require_cuda() -> None:
-    import torch
+def _require(device: str) -> None:
+    from tutelage.training.distributed import require_device
 
-    if not torch.cuda.is_available():
-        raise InvalidValueError("--device", "a CUDA device", "none that torch can see", "type --device cpu")
+    try:
+        require_device(device)
+    except InvalidValueError as error:
+        raise error.renamed(lambda _: "--device") from None

@@ -75,12 +75,15 @@ def compare(
     dry_run: common.DryRun = False,
     trust_code: common.TrustCode = False,
     runs: common.Runs = Path("runs"),
+    on: common.On = None,
+    address: common.Address = None,
 ) -> None:
     """Compare several objectives over several seeds on one task."""
     from tutelage import config
     from tutelage.config.schema import Comparison
     from tutelage.runs import preflight
 
+    common.check_cluster(on, address)
     typed = overrides or []
     path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
     comparison = config.parse(Comparison, config.read(path, typed), where=str(path), overrides=typed)
@@ -98,8 +101,12 @@ def compare(
         planned = [(run, folder / entry["folder"]) for entry, run in comparisons.plan(comparison, folder)]
         common.print_disk(planned, trust, runs)
         return
-    with common.run_options(trust) as options, common.noting_runs(folder):
-        comparisons.compare(comparison, folder, options=options)
+    with (
+        common.run_options(trust) as options,
+        common.noting_runs(folder),
+        common.cluster_of(on, address, runs, comparison, options) as cluster,
+    ):
+        comparisons.compare(comparison, folder, options=options, cluster=cluster)
     common.print_report(folder)
 
 

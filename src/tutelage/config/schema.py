@@ -107,6 +107,8 @@ FolderName = Annotated[str, pydantic.AfterValidator(_portable)]
 """A name whose pattern is `FOLDER_NAME`, or several joined by slashes."""
 ENTRY_NAME = r"[^\W_][^/\\:*?\"<>|\x00-\x1f\x7f]*"
 """Pattern of what an entry of a comparison is called: its runs' folders begin with it."""
+DEVICE = r"^(auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?)$"
+"""Pattern of a device."""
 Seeds = Annotated[Whole, Ge(1), Le(10_000)]
 """Number of runs, of which each is planned before the first is begun."""
 SeedField = Annotated[Whole, Ge(0), pydantic.AfterValidator(_check_seed)]
@@ -289,7 +291,9 @@ class Recipe(_Section):
     shard: Shard = FitSettings.shard
     seed: SeedField = 0
     data_seed: SeedField = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: str = Field(
+        "auto", pattern=DEVICE, description="auto, cpu, cuda or cuda:N, a GPU by its number", examples=["cpu"]
+    )
     threads: Threads | None = None
     deterministic: bool = False
     weak_teacher: bool = False

@@ -48,6 +48,7 @@ class Classifier(nn.Module):
         self.resizes = False
         self.asked_size = card.image_size
         self._least_outputs = max(outputs or [0]) + 1
+        self._double = _is_double(network)
         self.register_buffer("outputs", None if outputs is None else torch.tensor(outputs), persistent=False)
         for name, values in (("mean", card.mean), ("std", card.std)):
             self.register_buffer(name, None if values is None else _column(values, torch.float32), persistent=False)
@@ -76,6 +77,8 @@ class Classifier(nn.Module):
             TypeError: if the inputs are integers, or the network does not return one tensor.
             ValueError: if the number of channels is not the card's.
         """
+        if self._double and inputs.is_floating_point():
+            inputs = inputs.double()
         if self.resizes:
             inputs = entrance(inputs, self.card)
         logits = self.network(self.normalise(inputs))
@@ -116,6 +119,7 @@ class Classifier(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classifier:
         super()._apply(fn, recurse)
+        self._double = _is_double(self.network)
         # A mean rounded to bfloat16 is off by up to 0.002, so .to(bfloat16) must not round it; .double() must not
         # keep what float32 rounded.
         for name, values in (("mean", self.card.mean), ("std", self.card.std)):
@@ -128,6 +132,11 @@ class Classifier(nn.Module):
     def extra_repr(self) -> str:
         """Name the model when a module is printed."""
         return f"{self.card.name}, classes={self.card.classes}"
+
+
+def _is_double(network: nn.Module) -> bool:
+    """Whether a network's weights are float64, for which it needs inputs of that kind."""
+    return any(parameter.dtype == torch.float64 for parameter in network.parameters())
 
 
 def _column(values: tuple[float, ...], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:

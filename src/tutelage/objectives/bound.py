@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import kernels, losses
+from tutelage.checks import widened
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.kernels.divergence import LogitLoss, divergence_of
 from tutelage.objectives import gathering, projectors
@@ -80,6 +81,14 @@ class BoundObjective(nn.Module):
         """The terms' names, in order."""
         return tuple(self._weights)
 
+    @property
+    def gathered_modules(self) -> list[nn.Module]:
+        """The terms that read all processes' samples at once, and the maps of the student's features that they read."""
+        gathering_calls = [
+            (call, maps) for call, maps in zip(self._calls, self.projectors, strict=True) if call.gathers
+        ]
+        return [part for call, maps in gathering_calls for part in (maps, *(self.terms[name] for name in call.names))]
+
     def forward(
         self,
         student: Outputs,
@@ -103,8 +112,9 @@ class BoundObjective(nn.Module):
         with torch.autocast(student.logits.device.type, enabled=False):
             fused = self._fused_values(student, teacher, batch) if self.fused else {}
             if len(fused) < len(self.names):  # Wide copies only if something else reads the logits.
-                student = _mapped(student, _widened)
-                teacher = None if teacher is None else _mapped(teacher, _detached)
+                student = _mapped(student, widened)
+                wide = torch.float64 if student.logits.dtype == torch.float64 else torch.float32
+                teacher = teacher and _mapped(teacher, partial(_constant, wide=wide))
             local = _Inputs(student, teacher, batch, totals or count(batch, student.logits))
             parts, weighted = {}, []
             for call, maps in zip(self._calls, self.projectors, strict=True):
@@ -233,12 +243,11 @@ def _mapped(outputs: Outputs, function: Callable[[Tensor], Tensor]) -> Outputs:
     return Outputs(function(outputs.logits), {name: function(tap) for name, tap in outputs.taps.items()})
 
 
-def _widened(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
-
-
-def _detached(tensor: Tensor) -> Tensor:
-    return _widened(tensor).detach()
+def _constant(tensor: Tensor, wide: torch.dtype) -> Tensor:
+    """Return a teacher's values without a gradient, in at least the precision of the student's."""
+    return (
+        tensor.to(torch.promote_types(tensor.dtype, wide)).detach() if tensor.is_floating_point() else tensor.detach()
+    )
 
 
 def _module(term: object) -> nn.Module:

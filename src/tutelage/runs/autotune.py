@@ -56,7 +56,7 @@ def resolve_precision(
     then that of runs beside it. Otherwise some training steps are timed in the device's precisions (`candidates`), on
     copies of the networks; bfloat16 is taken if it is `GAIN` times faster than the device's float32 or TF32. Fits of
     fewer than `FEW` steps, several processes, and runs in which no step can be taken get the latter, untimed. ``fp16``
-    is never chosen: whether it overflows depends on the networks.
+    and ``fp64`` are never chosen: whether the former overflows depends on the networks, and the latter is slow.
 
     Args:
         recipe: recipe of a run or a comparison.

@@ -17,18 +17,22 @@ class BusyError(RecipeError):
 
 
 @contextlib.contextmanager
-def folder_lock(folder: Path, *, wait: bool = False) -> Iterator[None]:
+def folder_lock(folder: Path, *, wait: bool | float = False) -> Iterator[None]:
     """Keep other processes out of a folder; the lock ends with the process, however it ends.
 
+    Args:
+        folder: folder; created if missing.
+        wait: whether to wait for another process, or seconds to do so at most.
+
     Raises:
-        BusyError: another process holds the lock, and this one does not wait.
+        BusyError: another process holds the lock, and this one does not wait, or not any longer.
         StorageError: nothing can be written there, or its file system has no locks.
     """
     path = folder / ".lock"
     with records.writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         # Of the call and not of its thread; and never a mere marker file, which would outlive a process that is killed.
-        lock = FileLock(path, timeout=-1 if wait else 0, thread_local=False, fallback_to_soft=False)
+        lock = FileLock(path, timeout=-1 if wait is True else float(wait), thread_local=False, fallback_to_soft=False)
         try:
             held = lock.acquire()
         except Timeout:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage import data
@@ -17,15 +20,28 @@ from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher, restored
 from tutelage.runs import autotune, disk, sanity_checks, setup
+from tutelage.runs.execute import beginning
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.preflight import require_outputs, require_teacher
 from tutelage.runs.run import DEFAULTS, RunOptions
 from tutelage.runs.setup import RunInputs
 from tutelage.taps import feature_shapes
-from tutelage.teacher_cache.cache import TeacherCache, size_of
+from tutelage.teacher_cache.cache import ROWS, TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
+from tutelage.training.agreement import Agreement
 from tutelage.training.compile import ComputePlan, PlannedTeacher
-from tutelage.training.distributed import accelerator_on, to_device
+from tutelage.training.deadline import Deadline
+from tutelage.training.distributed import (
+    accelerator_on,
+    by_all,
+    by_main,
+    dealt,
+    entered_by_main,
+    naming_process,
+    rank,
+    to_device,
+    world,
+)
 from tutelage.training.dry_forward import PROBED
 from tutelage.training.evaluate import NAMED, NonFiniteError, listed
 from tutelage.training.precision import fallback, float32_products
@@ -33,6 +49,8 @@ from tutelage.views import view_of
 
 INNER = 256
 """Batch size of the teacher."""
+CHUNK = 2**29
+"""Bytes of float32 outputs that a process holds at once, unless a batch of the teacher has more."""
 
 
 def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
@@ -69,35 +87,40 @@ def record(
         NonFiniteError: if an answer of the teacher is NaN or infinite.
         DeadlineExceeded: if the time is up; the same call resumes.
     """
-    reporter, folder = options.reporter, require_outputs(recipe)
-    inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
+    options, folder = beginning(recipe, options), require_outputs(recipe)
+    inputs, reporter = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code), options.reporter
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
-    setup.check_compatible(inputs)
-    setup.check_teacher_outputs(recipe, inputs, setup.probe_inputs(recipe, inputs))
+    by_all(lambda: _check(recipe, inputs))
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
     split, classes = inputs.splits.train, inputs.splits.classes
-    # The cache is opened under the lock: another process may just have created it.
-    with folder_lock(folder, wait=True), setup.torch_settings(recipe), contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(naming_process())
+        # The cache is opened under the lock: another process may just have created it.
+        stack.enter_context(entered_by_main(lambda: folder_lock(folder, wait=True)))
+        stack.enter_context(setup.torch_settings(recipe))
         stack.enter_context(restored(run_inputs.teacher if run_inputs else None))
-        recipe, reason = autotune.resolve_precision(recipe, lambda: inputs)
+        recipe, reason = by_main(lambda: autotune.resolve_precision(recipe, lambda: inputs))
         if reason:
             reporter.say(reason)
-        outputs = setup.outputs_of(recipe, inputs)
+        outputs = by_all(lambda: setup.outputs_of(recipe, inputs))
         accelerator = accelerator_on(recipe.device)
         device = accelerator.device
         batches = data.loader_on(device, split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
         stack.callback(inputs.splits.close)
-        todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.missing(epoch, names)]
+        todo = _missing(outputs, epochs, names)
         if not todo:
-            outputs.conclude(epochs)
+            by_main(lambda: outputs.conclude(epochs))
             return folder
         probe = next(batches.at(0, [np.arange(min(PROBED, len(split)))])).inputs
         shapes = feature_shapes(network, names, view_of(probe, "teacher"))
-        size = _choose_form(outputs, recipe, shapes, epochs)
+        # The main process decides, and has written it before another writes a chunk.
+        size, outputs.form, outputs.rows = by_main(lambda: _choose_form(outputs, recipe, shapes, epochs))
+        if not outputs.begun:
+            todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.ranges()]
         share = len(todo) / (epochs * math.ceil(len(split) / outputs.rows))
         instead = "or type outputs=FOLDER for one on another disk"
-        disk.require_room(f"outputs in {folder}", folder, 1e6 * size * share, instead)
+        by_main(lambda: disk.require_room(f"outputs in {folder}", folder, 1e6 * size * share, instead))
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
         settings = recipe.fits()[0].settings
@@ -107,33 +130,56 @@ def record(
         kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
         reporter.say(f"{folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
         reporter.begin(folder.name, len(todo), 0)
-        seconds = 0.0
-        for epoch, chunk in todo:
-            if options.deadline is not None:
-                options.deadline.check(f"{folder.name}: the next chunk", seconds)
-            began = time.monotonic()
+
+        def compute(epoch: int, chunk: range) -> tuple[Tensor, dict[str, Tensor]]:
             logits = torch.full((len(chunk), classes), torch.nan)
             features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
-            requests = data.split_evenly(np.arange(chunk.start, chunk.stop), INNER)
+            requests = _requests(outputs, chunk)
             for batch in batches.at(epoch, requests):
                 moved = to_device(batch, device, channels_last=recipe.channels_last)
                 with float32_products(device, settings.precision):
-                    if outputs.speed is None:
+                    if outputs.speed is None:  # Several processes measure nothing, so each chooses the same.
                         steps, processes = len(todo) * len(requests), accelerator.num_processes
                         outputs.speed = teacher.choose_plan(moved, steps=steps, processes=processes).to_json()
                     teacher_outputs = teacher(moved)
                 index = batch.index.cpu()
-                rows = index - chunk.start
-                logits[rows] = teacher_outputs.logits.float().cpu()
+                inside = (index >= chunk.start) & (index < chunk.stop)
+                rows = index[inside] - chunk.start
+                logits[rows] = teacher_outputs.logits.float().cpu()[inside]
                 for name in names:
-                    features[name][rows] = teacher_outputs.taps[name].float().cpu()
-                _require_finite(index, logits[rows], *(features[name][rows] for name in names))
+                    features[name][rows] = teacher_outputs.taps[name].float().cpu()[inside]
+                _require_finite(index[inside], logits[rows], *(features[name][rows] for name in names))
             if (epoch, chunk) == todo[0]:
                 sanity_checks.warn(sanity_checks.of_answers("teacher", logits))
-            outputs.write(epoch, chunk, logits, features, gammas=gammas)
-            seconds = time.monotonic() - began
-            reporter.tick()
-        errors = outputs.conclude(epochs)
+            return logits, features
+
+        def record_round(chunks: Sequence[tuple[int, range]]) -> None:
+            """Let each process record one of these chunks; where it fails in one, none goes on."""
+            own = chunks[rank() : rank() + 1]
+            computed = by_all(lambda: [(*each, *compute(*each)) for each in own])
+
+            def write() -> None:
+                while computed:
+                    epoch, chunk, logits, features = computed.pop()
+                    outputs.write(epoch, chunk, logits, features, gammas=gammas)
+
+            if not outputs.begun:
+                by_main(write)
+                outputs.begun = True
+            by_all(write)
+
+        agreement, seconds = Agreement(accelerator), 0.0
+        with agreement.training():
+            for first in range(0, len(todo), world()):
+                by_main(partial(_check_time, options.deadline, folder, seconds))
+                if agreement.several:
+                    agreement.meet(before="the next chunk", ends=False)
+                began = time.monotonic()
+                record_round(chunks := todo[first : first + world()])
+                seconds = time.monotonic() - began
+                for _ in chunks:
+                    reporter.tick()
+        errors = by_main(lambda: outputs.conclude(epochs))
         for gamma in gammas:
             assert outputs.form is not None
             error = errors[outputs.form.gammas[outputs.form.at(gamma)]]
@@ -143,6 +189,46 @@ def record(
                 f"{error['max_power_sum']:.2g})"
             )
     return folder
+
+
+def _check(recipe: Recipe, inputs: RunInputs) -> None:
+    setup.check_compatible(inputs)
+    setup.check_teacher_outputs(recipe, inputs, setup.probe_inputs(recipe, inputs))
+
+
+def _check_time(deadline: Deadline | None, folder: Path, seconds: float) -> None:
+    if deadline is not None:
+        deadline.check(f"{folder.name}: the next chunk", seconds)
+
+
+def _missing(outputs: TeacherCache, epochs: int, names: Sequence[str]) -> list[tuple[int, range]]:
+    """Return the chunks that are missing or damaged; several processes share the epochs to look through."""
+
+    def look(own: Sequence[int]) -> Iterator[tuple[list[range], list[str]]]:
+        for epoch in own:
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                chunks = list(outputs.missing(epoch, names))
+            yield chunks, [str(warning.message) for warning in caught]
+
+    todo = []
+    for epoch, (chunks, damaged) in enumerate(dealt(range(epochs), look)):
+        todo += [(epoch, chunk) for chunk in chunks]
+        for text in damaged:
+            warnings.warn(text, stacklevel=3)
+    return todo
+
+
+def _requests(outputs: TeacherCache, chunk: range) -> list[NDArray[np.int64]]:
+    """Return the teacher's batches that have samples of a chunk.
+
+    They are those of chunks of `ROWS` samples whatever the chunks' size is, as a network's outputs for a sample may
+    differ in the last bit with its batch.
+    """
+    size = ROWS if ROWS % outputs.rows == 0 else outputs.rows
+    start = chunk.start // size * size
+    batches = data.split_evenly(np.arange(start, min(start + size, outputs.samples)), INNER)
+    return [batch for batch in batches if batch[-1] >= chunk.start and batch[0] < chunk.stop]
 
 
 def _require_finite(index: Tensor, logits: Tensor, *features: Tensor) -> None:
@@ -160,14 +246,31 @@ def _require_finite(index: Tensor, logits: Tensor, *features: Tensor) -> None:
         raise NonFiniteError("teacher", "finite logits and features to record", got, instead)
 
 
-def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int) -> float:
-    """Choose the form of a new recording, and return its size in MB; one above the limit is refused."""
+def _rows(classes: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Return the number of samples in a chunk: `ROWS`, or a half, a quarter... of it that is within `CHUNK`."""
+    row = 4 * (classes + sum(math.prod(shape) for shape in shapes.values()))
+    rows = ROWS
+    while rows > INNER and rows * row > CHUNK:
+        rows //= 2
+    return rows
+
+
+def _choose_form(
+    outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int
+) -> tuple[float, TopK | None, int]:
+    """Choose form and chunks of a new recording; one above the limit is refused.
+
+    Returns:
+        Its size in MB, its form, and the number of samples in a chunk.
+    """
     classes, samples = outputs.key["classes"], outputs.samples
     limit_mb, top = recipe.outputs_limit_mb, recipe.outputs_top
 
     def size(form: TopK | None) -> float:
         return size_of(samples=samples, classes=classes, shapes=shapes, epochs=epochs, form=form) / 1e6
 
+    if not outputs.begun:
+        outputs.rows = _rows(classes, shapes)
     if outputs.begun and outputs.form is not None and top not in (None, outputs.form.kept):
         instead = "type outputs=... for another folder, or remove this one"
         raise RecipeError("outputs_top", f"{outputs.form.kept}, as {outputs.folder.name} was begun with", top, instead)
@@ -178,7 +281,7 @@ def _choose_form(outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tup
             instead = "type a smaller outputs_top=..., or a larger outputs_limit_mb=..."
             raise RecipeError("outputs_top", expected, f"{top}, which take {size(outputs.form):.3g}", instead)
     if (size_mb := size(outputs.form)) <= limit_mb:
-        return size_mb
+        return size_mb, outputs.form, outputs.rows
     fewer, fits = "", [k for k in (2**n for n in range(16)) if k < classes and size(TopK.of(k, classes)) <= limit_mb]
     if fits and top is None:
         fewer = f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, "

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,13 +29,15 @@ from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.activations import checkpointed_blocks
-from tutelage.training.distributed import accelerator_on, by_all, once_a_node, one_a_node_first
+from tutelage.training.distributed import accelerator_on, by_all, dealt, once_a_node, one_a_node_first, widened
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
 from tutelage.training.evaluate import Evaluation, KeptLogits, evaluate
 from tutelage.training.precision import float32_products
-from tutelage.training.sharding import is_sharded_by, sharded
+from tutelage.training.sharding import is_sharded, is_sharded_by, sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
 from tutelage.views import map_views, view_of, views_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +214,9 @@ def trial_device(recipe: Recipe, who: str) -> torch.device:
 def on_device(recipe: Recipe, network: nn.Module, who: str) -> nn.Module:
     """Move a network to the recipe's device; if it is ``student`` or ``teacher`` and that is sharded, return a copy."""
     device = accelerator_on(recipe.device).device
-    return sharded(network, device) if is_sharded_by(recipe.fits()[0].settings, who) else network.to(device)
+    settings = recipe.fits()[0].settings
+    network = widened(network, settings.precision)
+    return sharded(network, device) if is_sharded_by(settings, who) else network.to(device)
 
 
 def check_model_outputs(recipe: Recipe, network: Classifier, who: str, splits: data.Splits, *, instead: str) -> None:
@@ -286,9 +290,8 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
     inputs: Inputs = torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
         indices = np.unique(np.linspace(0, len(train) - 1, min(STATISTICS, len(train))).astype(np.int64))
-        teacher_logits = torch.cat(
-            [outputs.logits.float().cpu() for _, outputs in _teacher_outputs(asked or teacher, train, indices)]
-        )
+        read = _teacher_outputs(asked or teacher, train, indices, lambda outputs: outputs.logits.float().cpu())
+        teacher_logits = torch.cat([logits for _, logits in read])
     if needs.student_taps or needs.teacher_taps:
         probe = data.BatchLoader(train, batch_size=min(PROBED, len(train)), train=True)
         inputs = next(probe.epoch(0)).inputs
@@ -310,18 +313,29 @@ STATISTICS = 10_000
 
 
 def _teacher_outputs(
-    teacher: nn.Module, split: data.Split, indices: NDArray[np.int64], taps: Sequence[str] = ()
-) -> Iterator[tuple[NDArray[np.int64], Outputs]]:
-    """Yield the teacher's outputs for samples without augmentation, with the indices of those that could be read.
+    teacher: nn.Module,
+    split: data.Split,
+    indices: NDArray[np.int64],
+    read: Callable[[Outputs], T],
+    taps: Sequence[str] = (),
+) -> Iterator[tuple[NDArray[np.int64], T]]:
+    """Yield what is read of the teacher's outputs for samples without augmentation, batch by batch.
 
-    They are computed in float32, whatever the run's precision is.
+    Each comes with the indices of the samples that could be read. Outputs are computed in float32, whatever the run's
+    precision is; several processes share the batches, and all get what is read of each.
     """
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
-    for index, inputs in split.stream(data.split_evenly(indices, 256)):
-        with float32_products(device, "fp32"):
-            moved = map_views(lambda each: each.to(device), inputs)
-            outputs = frozen(Batch(torch.from_numpy(index), moved, split.labels[index]))
-        yield index, outputs
+
+    def outputs_of(requests: Sequence[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], T]]:
+        for index, inputs in split.stream(requests):
+            with float32_products(device, "fp32"):
+                moved = map_views(lambda each: each.to(device), inputs)
+                outputs = frozen(Batch(torch.from_numpy(index), moved, split.labels[index]))
+            yield index, read(outputs)
+
+    requests = data.split_evenly(indices, 256)
+    # All processes call a sharded network, and equally often.
+    yield from outputs_of(requests) if is_sharded(teacher) else dealt(requests, outputs_of)
 
 
 def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequence[str]) -> dict[str, torch.Tensor]:
@@ -340,15 +354,18 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
     labelled = (labels != UNLABELLED).nonzero().flatten().numpy()
     sums: dict[str, torch.Tensor] = {}
     counts = torch.zeros(classes, dtype=torch.int64)  # of the readable samples
-    for index, outputs in _teacher_outputs(teacher, run_inputs.splits.train, labelled, names):
-        for name in names:
-            feature = outputs.taps[name]
+
+    def read(outputs: Outputs) -> dict[str, torch.Tensor]:
+        return {name: outputs.taps[name].cpu() for name in names}
+
+    for index, features in _teacher_outputs(teacher, run_inputs.splits.train, labelled, read, names):
+        for name, feature in features.items():
             if feature.dim() != 2:
                 expected = "a feature (batch, width) of the teacher, whose class means are taken"
                 instead = "name one after the pooling, such as card:embedding"
                 raise RecipeError(f"tap {name}", expected, tuple(feature.shape), instead)
             sums.setdefault(name, torch.zeros(classes, feature.shape[1], dtype=torch.float64))
-            sums[name].index_add_(0, labels[index], feature.double().cpu())
+            sums[name].index_add_(0, labels[index], feature.double())
         counts += torch.bincount(labels[index], minlength=classes)
     return {name: (total / counts.clamp(min=1)[:, None]).float() for name, total in sums.items()}
 

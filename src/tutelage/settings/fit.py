@@ -16,7 +16,7 @@ Count = Annotated[Whole, Ge(1), Le(LARGEST_COUNT)]
 Threads = Annotated[Whole, Ge(1), Le(1024)]
 """Number of the CPU's threads; OpenMP aborts the process where the system has no room for more."""
 Positive = Annotated[Real, Ge(SMALLEST), Le(LARGEST)]
-Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 """Precision of the networks; see `training.precision`."""
 Switch = Literal["auto"] | bool
 """Choice of a faster form: ``auto`` measures, if the fit is long enough to repay it; true and false decide."""
@@ -165,7 +165,7 @@ class FitSettings:
         clip: largest L2 norm of the gradient; ``None`` for no clipping.
         precision: precision of the networks: ``fp32`` is float32, in convolutions too; ``tf32`` the same with products
             in TF32, if the device has it; ``bf16`` and ``fp16`` are autocast for the networks (terms stay float32),
-            ``fp16`` with loss scaling.
+            ``fp16`` with loss scaling; ``fp64`` is float64 throughout, losses too, and so is the student that is kept.
         channels_last: whether convolutions use the channels-last memory layout, for speed.
         nonfinite: effect of a non-finite loss or gradient: ``stop`` the run, or ``skip`` the step; it is never applied.
         checkpoint_steps: number of steps between checkpoints within an epoch, or ``None``. One is written after every
@@ -182,6 +182,8 @@ class FitSettings:
             compiled.
         shard: networks whose parameters are sharded over several processes, each on its device: see
             `training.sharding`. One process computes as without it.
+        sync_bn: whether batch norms of several processes take statistics of all processes' samples: ``auto`` of those
+            that can, true of all. With false each process has its own, and the first one's running statistics are kept.
     """
 
     epochs: Count = 240
@@ -202,6 +204,7 @@ class FitSettings:
     loss_form: Literal["auto"] | LossForm = "auto"
     checkpoint_activations: bool = False
     shard: Shard = "none"
+    sync_bn: Switch = "auto"
 
     def __post_init__(self) -> None:
         for name in ("epochs", "accumulate", "log_steps"):

@@ -29,8 +29,8 @@ class RunSettings(TypedDict, total=False):
     """Of order and augmentation."""
     precision: Literal["auto", Precision]
     """What networks are computed in; ``auto`` measures whether bfloat16 is faster."""
-    device: Literal["auto", "cpu", "cuda"]
-    """Where to compute."""
+    device: Literal["auto", "cpu", "cuda"] | str
+    """Where to compute; ``cuda:N`` is a GPU by its number, and ``cuda`` torch's current one."""
     threads: Threads | None
     """Of the CPU; none for torch's own choice. Exact resume needs the same number."""
     deterministic: bool

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,11 @@ from tutelage.runs.record_teacher import record
 from tutelage.runs.resume import begun, recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.setup import build_inputs, check_run, check_teacher, needs_teacher, steps_of, torch_settings
+from tutelage.studies.cluster import Cluster, sendable
 from tutelage.training.distributed import accelerator_on, by_main, naming_process, together
+
+LOST = 60.0
+"""Seconds that a process may outlive its lost node."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +57,9 @@ class ComparedRuns:
         return results.table(self.results)
 
 
-def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS) -> Path:
+def compare(
+    comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS, cluster: Cluster | None = None
+) -> Path:
     """Run a comparison in a folder, or resume it: finished runs are not repeated. Return the path of the report.
 
     The students of one data seed are trained in lockstep, ``together`` at most, and each ends with the same bits as one
@@ -62,39 +69,32 @@ def compare(comparison: Comparison, folder: Path, *, options: RunOptions = DEFAU
     Seeds are the outer loop, so that an interrupted comparison has whole rows. From one seed to the next, both
     initialisation and order and views differ; with ``share_data_seed`` only the initialisation.
 
+    With a cluster, the groups are trained on its nodes, each by one task; an error in a run does not stop the others.
+
     Raises:
         RecipeError: if the folder holds another comparison, or something in the recipe does not fit.
         Exception: if a run failed; those trained beside it are finished first.
     """
+    if cluster is not None:
+        return _compare(comparison, folder, options, cluster)
     accelerator_on(comparison.device)
     with naming_process():
-        return by_main(lambda: _compare(comparison, folder, options))
+        return by_main(lambda: _compare(comparison, folder, options, None))
 
 
-def _compare(comparison: Comparison, folder: Path, options: RunOptions) -> Path:
+def _compare(comparison: Comparison, folder: Path, options: RunOptions, cluster: Cluster | None) -> Path:
     from tutelage.report.html import write_report
 
     reporter = options.reporter
     objectives = [from_spec(spec) for spec in comparison.objectives.values()]
     check_teacher(comparison.teacher, objectives)
     splits = data.open_data(comparison.data)
-    _check_runs(comparison, folder, splits, options)
-    with folder_lock(folder, wait=True):
-        comparison = _with_precision(comparison, folder, splits, options)
-        training = comparison.training(f"{comparison.name}/teacher")
-        planned = list(plan(comparison, folder))
-        _refuse_another(comparison, planned, folder, splits)
-        records.write_json(
-            folder / records.COMPARISON,
-            records.Comparison(
-                schema=records.SCHEMA,
-                name=comparison.name,
-                baseline=comparison.baseline or next(iter(comparison.objectives)),
-                teacher="teacher" if training else None,
-                share_data_seed=comparison.share_data_seed,
-                entries=[entry for entry, _ in planned],
-            ),
-        )
+    if cluster is None:
+        comparison = _prepare(comparison, folder, splits, options)
+    else:  # where the runs are to be, as the driver may lack their device
+        comparison = cluster.call(_prepare, comparison, folder, None, options=options, recipe=comparison)
+    training = comparison.training(f"{comparison.name}/teacher")
+    planned = list(plan(comparison, folder))
     left = [(recipe, folder / entry["folder"]) for entry, recipe in planned if not finished(folder / entry["folder"])]
     if finished(folder / "teacher"):
         training = None
@@ -107,8 +107,18 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions) -> Path:
         disk.require_room(f"comparison {comparison.name}", folder, size)
     if training is not None:
         reporter.say(f"{comparison.name}: the teacher, then {len(left)} students")
-        together(execute, training, folder / "teacher", options=with_reports(options))
+        if cluster is None:
+            together(execute, training, folder / "teacher", options=with_reports(options))
+        else:
+            teacher = [(training, folder / "teacher")]
+            (error,) = cluster.call(train_left, teacher, [], options=options, recipe=training)
+            if error is not None:
+                raise error
     taps = [tap for objective in objectives for tap in objective.needs.teacher_taps]
+    if cluster is not None:
+        _train_on(cluster, left, comparison, folder, taps, options)
+        with folder_lock(folder, wait=True):
+            return write_report(folder)
     count = len(left)
     while left := [(recipe, path) for recipe, path in left if not finished(path)]:
         chosen = group_of([recipe for recipe, _ in left], comparison.together)
@@ -127,6 +137,61 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions) -> Path:
                 raise result
     with folder_lock(folder, wait=True):
         return write_report(folder)
+
+
+def _train_on(
+    cluster: Cluster,
+    left: Sequence[tuple[Recipe, Path]],
+    comparison: Comparison,
+    folder: Path,
+    taps: Sequence[str],
+    options: RunOptions,
+) -> None:
+    """Train a comparison's runs on a cluster.
+
+    Raises:
+        Exception: the first error of a run, when all others are done.
+    """
+    from tutelage.report.html import write_report
+
+    reporter, errors = options.reporter, dict[str, Exception]()
+    most, rest = min(comparison.together, -(-len(left) // cluster.slots)), list(left)
+    while rest:
+        chosen = group_of([recipe for recipe, _ in rest], most)
+        group = [rest[k] for k in chosen]
+        rest = [run for k, run in enumerate(rest) if k not in chosen]
+        cluster.submit(group, train_left, group, taps, options=options, recipe=group[0][0], planned=group)
+    while cluster.busy:
+        group, outcome = cluster.next(reporter)
+        with folder_lock(folder, wait=True):
+            write_report(folder)
+        for (recipe, path), error in zip(group, outcome.value or [outcome.error] * len(group), strict=True):
+            if isinstance(error, BusyError):
+                reporter.say(f"{recipe.name} is running in another process: left to it")
+            elif error is None or finished(path):
+                reporter.say(f"finished: {recipe.name}")
+            else:
+                reporter.say(f"failed: {recipe.name}: {error}")
+                errors[recipe.name] = error
+    for recipe, _ in left:
+        if recipe.name in errors:
+            raise errors[recipe.name]
+
+
+def train_left(
+    group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: RunOptions
+) -> list[Exception | None]:
+    """Train, in a task of a cluster, what of a group is not finished; return each run's error.
+
+    The task may be done again after its node was lost: then some runs may be finished, and a process of that node may
+    take a while to end.
+    """
+    left = [k for k, (_, path) in enumerate(group) if not finished(path)]
+    for k in left:
+        with contextlib.suppress(BusyError), folder_lock(group[k][1], wait=LOST):
+            pass
+    results = dict(zip(left, train([group[k] for k in left], taps, options), strict=True)) if left else {}
+    return [sendable(error) if isinstance(error := results.get(k), Exception) else None for k in range(len(group))]
 
 
 def train(group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
@@ -155,6 +220,28 @@ def with_reports(options: RunOptions) -> RunOptions:
             raise
 
     return replace(options, when_finished=write)
+
+
+def _prepare(comparison: Comparison, folder: Path, splits: data.Splits | None, options: RunOptions) -> Comparison:
+    """Check a comparison and write its records; return it with the precision of its runs."""
+    splits = splits or data.open_data(comparison.data)
+    _check_runs(comparison, folder, splits, options)
+    with folder_lock(folder, wait=True):
+        comparison = _with_precision(comparison, folder, splits, options)
+        planned = list(plan(comparison, folder))
+        _refuse_another(comparison, planned, folder, splits)
+        records.write_json(
+            folder / records.COMPARISON,
+            records.Comparison(
+                schema=records.SCHEMA,
+                name=comparison.name,
+                baseline=comparison.baseline or next(iter(comparison.objectives)),
+                teacher="teacher" if comparison.training("teacher") else None,
+                share_data_seed=comparison.share_data_seed,
+                entries=[entry for entry, _ in planned],
+            ),
+        )
+    return comparison
 
 
 def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, options: RunOptions) -> Comparison:

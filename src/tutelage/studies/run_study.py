@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from tutelage import data, records
-from tutelage.config.schema import TOGETHER
+from tutelage.config.schema import TOGETHER, Recipe
 from tutelage.launcher import world_size
 from tutelage.runs import disk
 from tutelage.runs.group import group_of
@@ -22,7 +22,8 @@ from tutelage.runs.run import DEFAULTS, RunOptions, finished
 from tutelage.runs.setup import steps_of
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Plan
-from tutelage.studies.compare import train
+from tutelage.studies.cluster import Cluster
+from tutelage.studies.compare import train, train_left
 from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
 from tutelage.studies.plan import Job, StudyRequest, cells, deviations, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
@@ -43,6 +44,7 @@ def run_study(
     workers: int = 1,
     budget: Budget | None = None,
     show_plan: bool = True,
+    cluster: Cluster | None = None,
 ) -> dict[str, str]:
     """Run a study, or resume it: finished runs are not repeated. Return the runs that failed, and why.
 
@@ -56,11 +58,17 @@ def run_study(
 
     With a budget, the pairs are run in order of their cost on this machine, which ``show_plan`` shows, and the study
     stops within it: the current runs with a checkpoint within their epoch. The same call resumes, here or wherever the
-    folder was copied.
+    folder was copied to.
+
+    With a cluster, and no budget, the groups are trained on its nodes, each by one task.
 
     Raises:
         RecipeError: if the data cannot be read, or two different runs would share a folder.
     """
+    if cluster is not None:
+        most = together or (1 if request.study.costs else TOGETHER)
+        workers = cluster.slots
+        return _StudyRun(request=request, options=options, most=most, workers=workers, plan=None, cluster=cluster).go()
     accelerator_on(request.study.recipe.device)
     with naming_process():
         return by_main(partial(_run_study, request, options, together, workers, budget, show_plan=show_plan))
@@ -96,11 +104,13 @@ class _StudyRun:
     most: int
     workers: int
     plan: Plan | None
+    cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
         self.reporter = self.options.reporter
         self.stopped, self.writing, self.began = False, 0.0, time.time()
         self.failed: dict[str, str] = {}
+        self.dealt = set[str]()  # to the cluster, and not done
         self.requested = self.left = jobs(self.request)
         protocol = self.request.study.recipe.data
         self.splits = data.open_data(protocol)
@@ -125,10 +135,10 @@ class _StudyRun:
         busy, known_busy, before = set[str](), set[str](), len(self.left)
         while not self.stopped:
             self.left = [job for job in self.left if not self._settled(job)]
-            ready = [job for job in self.left if job.name not in busy and not self._waits(job)]
-            if ready:
+            ready = [job for job in self.left if job.name not in busy | self.dealt and not self._waits(job)]
+            if ready or self.dealt:
                 try:
-                    busy |= self._execute(self._group(ready))
+                    busy |= self._execute(self._group(ready)) if self.cluster is None else self._deal(ready)
                 except DeadlineExceeded as error:
                     self.reporter.say(f"the budget is used up: {error}")
                     self.stopped = True
@@ -219,18 +229,46 @@ class _StudyRun:
         """
         deadline = budgets.deadline(self.plan, group, self.writing) if self.plan else None
         options = replace(self.options, deadline=deadline)
-        names = ", ".join(job.name for job in group)
-        self.reporter.say(f"{len(self.left)} left: {names}{', together' if len(group) > 1 else ''}")
-        # Everything that remaining runs read from the same recorded outputs, so that the teacher runs once.
-        outputs = [job.recipe.outputs for job in group if job.recipe.outputs]
-        taps = (tap for job in self.left if job.recipe.outputs in outputs for tap in wanted_taps(job.recipe))
+        planned, taps = self._planned(group)
+        results: Sequence[object]
         try:
-            planned = [(job.recipe, self._folder(job.name)) for job in group]
-            results = distributed.together(train, planned, list(taps), options)
+            results = distributed.together(train, planned, taps, options)
         except distributed.ProcessError:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
             results = [error] * len(group)
+        return self._take(group, results)
+
+    def _deal(self, ready: list[Job]) -> set[str]:
+        """Deal all jobs that are ready to the cluster, and wait for one group; return those of it that are busy."""
+        assert self.cluster is not None
+        while ready:
+            group = self._group(ready)
+            planned, taps = self._planned(group)
+            self.cluster.submit(
+                group, train_left, planned, taps, options=self.options, recipe=group[0].recipe, planned=planned
+            )
+            self.dealt |= {job.name for job in group}
+            ready = [job for job in ready if job.name not in self.dealt]
+        group, outcome = self.cluster.next(self.reporter)
+        self.dealt -= {job.name for job in group}
+        return self._take(group, outcome.value or [outcome.error] * len(group))
+
+    def _planned(self, group: Sequence[Job]) -> tuple[list[tuple[Recipe, Path]], list[str]]:
+        """Return a group's recipes and folders, and the features to record for all that read the same outputs."""
+        names = ", ".join(job.name for job in group)
+        self.reporter.say(f"{len(self.left)} left: {names}{', together' if len(group) > 1 else ''}")
+        # Everything that remaining runs read from the same recorded outputs, so that the teacher runs once.
+        outputs = [job.recipe.outputs for job in group if job.recipe.outputs]
+        taps = [tap for job in self.left if job.recipe.outputs in outputs for tap in wanted_taps(job.recipe)]
+        return [(job.recipe, self._folder(job.name)) for job in group], taps
+
+    def _take(self, group: Sequence[Job], results: Sequence[object]) -> set[str]:
+        """Note what became of a group's runs; return the names of those that another process is training.
+
+        Raises:
+            DeadlineExceeded: if the budget is used up.
+        """
         busy, stopped = set(), None
         for job, result in zip(group, results, strict=True):
             if isinstance(result, BusyError):

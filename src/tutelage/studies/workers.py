@@ -40,14 +40,29 @@ def share_study(
         for line in budgets.prepare(request, budget, workers=workers, trust_code=trust_code).lines():
             say(line)
         arguments = [*arguments, "--until", str(time.time() + budget.left)]
-    return share(arguments, workers, say=say)
+    gpus = visible_gpus(request.study.recipe.device)
+    if len(gpus) > 1:
+        say(f"{workers} processes on {min(workers, len(gpus))} of {len(gpus)} GPUs")
+    return share(arguments, workers, say=say, gpus=gpus)
 
 
-def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None]) -> dict[str, str]:
+def visible_gpus(device: str) -> list[str]:
+    """Return the GPUs to deal workers over, as CUDA_VISIBLE_DEVICES names them; none where the device is fixed."""
+    if device not in ("auto", "cuda") or not torch.cuda.is_available():
+        return []
+    count = torch.cuda.device_count()
+    listed = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+    return listed[:count] or [str(k) for k in range(count)]
+
+
+def share(
+    arguments: Sequence[str], workers: int, *, say: Callable[[str], None], gpus: Sequence[str] = ()
+) -> dict[str, str]:
     """Run one study with several workers, which get the same command-line arguments, and wait for them.
 
-    Each gets its share of the threads. A worker's standard input is a pipe that nobody writes to: it closes with this
-    process, however this one ends, and then the worker ends too. ``say`` shows a line of a worker's output.
+    Each gets its share of the threads, and sees one of the GPUs, if there are any, in turn. A worker's standard input
+    is a pipe that nobody writes to: it closes with this process, however this one ends, and then the worker ends too.
+    ``say`` shows a line of a worker's output.
 
     Returns:
         The failed runs, and why; a worker that broke off is named as well.
@@ -59,13 +74,14 @@ def share(arguments: Sequence[str], workers: int, *, say: Callable[[str], None])
         started = []
         for k in range(1, workers + 1):
             path = Path(folder) / f"{k}.json"
+            one = {"CUDA_VISIBLE_DEVICES": gpus[(k - 1) % len(gpus)]} if gpus else {}
             child = subprocess.Popen(  # noqa: S603  this program itself
                 [sys.executable, "-m", "tutelage", *arguments, "--worker", str(path)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 encoding="utf-8",
-                env=environment,
+                env=environment | one,
             )
             reader = threading.Thread(target=_forward, args=(child, k, say), daemon=True)
             reader.start()

@@ -138,7 +138,7 @@ class TeacherCache:
         """Record the top-k form's errors over all chunks of this many epochs; return `MEASURES` by exponent."""
         if self.form is None:
             return {}
-        chunks = [(epoch, chunk) for epoch in range(epochs) for chunk in self._ranges()]
+        chunks = [(epoch, chunk) for epoch in range(epochs) for chunk in self.ranges()]
         paths = [self._existing(epoch, chunk.start, LOGITS) for epoch, chunk in chunks]
         each = torch.stack([_error_of(path) for path in paths]).double()
         share = torch.tensor([len(chunk) for _, chunk in chunks], dtype=torch.float64)
@@ -151,14 +151,14 @@ class TeacherCache:
         self.begin(errors=[{"gamma": gamma, **measured} for gamma, measured in errors.items()])
         return errors
 
-    def _ranges(self) -> Iterator[range]:
+    def ranges(self) -> Iterator[range]:
         """Yield the samples of each chunk."""
         for start in range(0, self.samples, self.rows):
             yield range(start, min(start + self.rows, self.samples))
 
     def missing(self, epoch: int, taps: Sequence[str] = ()) -> Iterator[range]:
         """Yield the chunks of an epoch whose logits or features are missing, damaged or in another's place."""
-        for chunk in self._ranges():
+        for chunk in self.ranges():
             if not all(self._is_there(epoch, chunk.start, what) for what in (LOGITS, *taps)):
                 yield chunk
 
@@ -179,7 +179,7 @@ class TeacherCache:
             TeacherCacheError: if so; it names what is missing, or the error.
         """
         for what in (LOGITS, *taps):
-            for chunk in self._ranges():
+            for chunk in self.ranges():
                 path = self._existing(epoch, chunk.start, what)
                 if what == LOGITS and self.form is not None:
                     self.form.check(_error_of(path), gammas)
@@ -217,7 +217,7 @@ class TeacherCache:
         for what, tensors in chain([(LOGITS, packed)], features):
             place = self._place(epoch, chunk.start, what)
             content = safetensors.torch.save(tensors, {**place, DIGEST: _digest(tensors, place)})
-            records.write_bytes(self._path(epoch, chunk.start, what), content)
+            records.write_bytes(self._path(epoch, chunk.start, what), _with_sorted_metadata(content))
 
     def read(self, epoch: int, what: str) -> list[dict[str, Tensor]]:
         """Map and check the teacher's outputs of an epoch, in chunks of ``rows`` samples.
@@ -233,7 +233,7 @@ class TeacherCache:
             TeacherCacheError: if any of it is missing or damaged.
         """
         chunks = []
-        for samples in self._ranges():
+        for samples in self.ranges():
             chunks.append(_read(self._existing(epoch, samples.start, what)))
         return chunks
 
@@ -400,6 +400,16 @@ def _read(path: Path) -> dict[str, Tensor]:
     if written.get(DIGEST) != _digest(tensors, {name: written[name] for name in PLACE if name in written}):
         raise _torn(path)
     return tensors
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Return a file of tensors with its metadata in order: the library writes it in another with every call."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # so that tensors are aligned
+    return b"".join([len(text).to_bytes(8, "little"), text, memoryview(content)[8 + size :]])
 
 
 def _torn(path: Path) -> TeacherCacheError:

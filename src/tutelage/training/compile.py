@@ -109,7 +109,7 @@ class PlannedTeacher:
         if isinstance(teacher, FrozenTeacher) and is_sharded_by(settings, "teacher"):
             teacher = with_sharded_network(teacher, device)
         elif isinstance(teacher, nn.Module):
-            place(teacher, device, channels_last=settings.channels_last)
+            place(teacher, device, settings)
         self._teacher, self._settings, self._device = teacher, settings, device
         # Checked once: matching an object with a protocol takes 10 us, a good part of a replayed step.
         self._open = teacher.open if isinstance(teacher, Opens) else None

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import pickle
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, ParamSpec, TypeVar
@@ -23,11 +24,15 @@ from torch.nn.parallel import DistributedDataParallel
 
 from tutelage import launcher
 from tutelage.errors import InvalidValueError, RunError, TutelageError, explained, reason_of
+from tutelage.settings.fit import FitSettings, Precision
+from tutelage.training.precision import network_dtype
 from tutelage.types import UNLABELLED, Batch, Batches, Totals
 from tutelage.views import map_views
 
 P = ParamSpec("P")
+M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
+R = TypeVar("R")
 
 ALIKE = 20.0
 """Seconds within which all processes have an error that is one of all."""
@@ -41,20 +46,41 @@ class ProcessError(RunError):
 
 
 def accelerator_on(device: str) -> Accelerator:
-    """Return the process's accelerator for ``auto``, ``cpu`` or ``cuda``.
+    """Return the process's accelerator for ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
 
     There is one per process. Its own mixed precision stays off, as it would be fixed for every later run of the
-    process.
+    process. ``cuda:N`` makes this GPU torch's current one, which ``cuda`` stands for.
 
     Raises:
-        ValueError: if CUDA is requested but not available.
+        ValueError: if CUDA is requested but not available, or has no such GPU.
     """
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InvalidValueError("device", "a CUDA device", "none that torch can see", "type device=cpu or device=auto")
+    require_device(device)
+    if index := device.partition(":")[2]:
+        torch.cuda.set_device(int(index))
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
         AcceleratorState._reset_state(reset_partial_state=True)
     waits = InitProcessGroupKwargs(timeout=TIMEOUT)
     return Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[waits])
+
+
+def require_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        ValueError: so; it says what is.
+    """
+    kind, _, index = device.partition(":")
+    if kind != "cuda":
+        return
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        raise InvalidValueError("device", "a CUDA device", "none that torch can see", "type device=cpu or device=auto")
+    if index and launcher.world_size() > 1:
+        got = f"{device} in each of {launcher.world_size()} processes"
+        raise InvalidValueError("device", "cuda, as each process has a GPU of its own", got, "type device=cuda")
+    if index and int(index) >= count:
+        expected = f"a GPU from cuda:0 to cuda:{count - 1}, as torch sees {count}"
+        raise InvalidValueError("device", expected, device, f"type device=cuda:{count - 1} or device=cuda")
 
 
 def _on_cpu(device: str) -> bool:
@@ -219,6 +245,27 @@ def gathered_objects(value: T) -> list[T]:
     return values
 
 
+def dealt(items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]]) -> Iterator[R]:
+    """Deal items to the processes in turn, and yield what some work makes of each, in their order, in every process.
+
+    Args:
+        items: items, the same in all processes.
+        work: function that yields a result, which it must be possible to pickle, for each item of this process. One
+            result of each process is held at a time.
+
+    Raises:
+        Exception: as `by_all` does, in the round of the item that the work failed at.
+    """
+    results = iter(work(items[rank() :: world()]))
+
+    def own(place: int) -> list[R]:
+        return [next(results)] if place < len(items) else []
+
+    for first in range(0, len(items), world()):
+        for found in gathered_objects(by_all(partial(own, first + rank()))):
+            yield from found
+
+
 @contextmanager
 def entered_by_main(context: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
     """Enter a context, such as a lock, in the main process alone; an error of entering it reaches all."""
@@ -283,20 +330,24 @@ def _outcome(work: Callable[[], T]) -> tuple[T | None, Exception | None]:
 
 
 def batches_on(
-    accelerator: Accelerator, batches: Batches, epoch: int, start: int, *, channels_last: bool
+    accelerator: Accelerator, batches: Batches, epoch: int, start: int, settings: FitSettings
 ) -> Iterator[Batch]:
     """Yield this process's share of an epoch's batches from step ``start`` on, moved to the device."""
-    rank, world = accelerator.process_index, accelerator.num_processes
+    rank, world, dtype = accelerator.process_index, accelerator.num_processes, network_dtype(settings.precision)
     for batch in batches.epoch(epoch, start=start, rank=rank, world=world):
-        yield to_device(batch, accelerator.device, channels_last=channels_last)
+        yield to_device(batch, accelerator.device, channels_last=settings.channels_last, dtype=dtype)
 
 
-def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Batch:
-    """Move a batch to the device, with images in the layout in which convolutions are fast."""
+def to_device(batch: Batch, device: torch.device, *, channels_last: bool, dtype: torch.dtype | None = None) -> Batch:
+    """Move a batch to the device, with images in the layout in which convolutions are fast.
+
+    Floating point inputs are cast to ``dtype`` if there is one.
+    """
 
     def moved(view: Tensor) -> Tensor:
         layout = torch.channels_last if channels_last and view.ndim == 4 else torch.preserve_format
-        return view.to(device, non_blocking=True, memory_format=layout)
+        kind = dtype if view.is_floating_point() else None
+        return view.to(device, kind, non_blocking=True, memory_format=layout)
 
     return Batch(
         batch.index.to(device, non_blocking=True),
@@ -306,10 +357,18 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool) -> Bat
     )
 
 
-def place(module: nn.Module, device: torch.device, *, channels_last: bool) -> None:
-    """Move a module to the device, with convolution weights in the layout in which they are fast."""
-    module.to(device)
-    if channels_last:
+def widened(module: M, precision: Precision) -> M:
+    """Make a module's parameters and buffers float64 under ``fp64``, and return it."""
+    return module.double() if network_dtype(precision) == torch.float64 else module
+
+
+def place(module: nn.Module, device: torch.device, settings: FitSettings) -> None:
+    """Move a module to the device, with convolution weights in the layout in which they are fast.
+
+    Under ``fp64`` its parameters and buffers become float64.
+    """
+    widened(module, settings.precision).to(device)
+    if settings.channels_last:
         module.to(memory_format=torch.channels_last)
 
 
@@ -328,15 +387,27 @@ def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[st
     return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=True)
 
 
+def share_buffers(module: nn.Module, *, but: Container[str]) -> None:
+    """Give all processes the first one's buffers, but those of some names, as `wrap` does before every step."""
+    for name, buffer in module.named_buffers() if world() > 1 else ():
+        if name in but:
+            continue
+        values = buffer.detach().contiguous()
+        with naming_process():
+            distributed.broadcast(values, src=0)
+        buffer.copy_(values)
+
+
 def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
     """Return the context for the forward pass of any but a step's last micro-batch, which averages the gradients."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
-def step_totals(batch: Batch, accelerator: Accelerator) -> Totals:
+def step_totals(batch: Batch, accelerator: Accelerator, precision: Precision) -> Totals:
     """Count a step's samples and labels over all processes, as divisors of means."""
-    samples = torch.full((), float(len(batch.index)), device=accelerator.device)
-    labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().float()
+    dtype = network_dtype(precision) or torch.float32
+    samples = torch.full((), float(len(batch.index)), device=accelerator.device, dtype=dtype)
+    labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().to(dtype)
     if accelerator.num_processes == 1:
         return Totals(samples, labelled)
     both = accelerator.reduce(torch.stack([samples, labelled])) / accelerator.num_processes

@@ -139,7 +139,7 @@ def _trained_copy(network: nn.Module, device: torch.device, settings: FitSetting
             finally:
                 buffers.restore()
     else:
-        place(trained, device, channels_last=settings.channels_last)
+        place(trained, device, settings)
         yield trained.train()
 
 

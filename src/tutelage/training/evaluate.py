@@ -18,13 +18,13 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from tutelage import losses, records, targets
-from tutelage.checks import nonfinite_weight
+from tutelage.checks import nonfinite_weight, widened
 from tutelage.errors import RunError
 from tutelage.records import Bin, EvaluationMeans, Judgement
 from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
 from tutelage.training.distributed import by_all, gathered_objects, rank, to_device, world
-from tutelage.training.precision import float32_products, mixed_precision
+from tutelage.training.precision import float32_products, mixed_precision, network_dtype
 from tutelage.training.sharding import is_sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Deals
 from tutelage.views import view_of, views_of
@@ -52,7 +52,7 @@ class NonFiniteError(RunError):
 
 
 class KeptLogits:
-    """A network's float32 logits for the batches that this process evaluates, by the batch's number.
+    """A network's logits, float32 or float64, for the batches that this process evaluates, by the batch's number.
 
     Args:
         most: bytes to keep in memory; the other batches are in a temporary file, which ends with the process.
@@ -61,7 +61,7 @@ class KeptLogits:
     def __init__(self, most: int = IN_MEMORY) -> None:
         self.room = most
         self.held: dict[int, Tensor] = {}
-        self._written: dict[int, tuple[int, torch.Size]] = {}
+        self._written: dict[int, tuple[int, torch.Size, torch.dtype]] = {}
         self._file: IO[bytes] | None = None
 
     def __setitem__(self, number: int, logits: Tensor) -> None:
@@ -77,7 +77,7 @@ class KeptLogits:
         with records.writing(Path(tempfile.gettempdir()) / "logits"):
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115  for as long as the logits are read
-            self._written[number] = self._file.seek(0, 2), logits.shape
+            self._written[number] = self._file.seek(0, 2), logits.shape, logits.dtype
             self._file.write(_bytes_of(logits.contiguous()))
             self._file.flush()
 
@@ -86,8 +86,8 @@ class KeptLogits:
         if number in self.held:
             return self.held[number]
         assert self._file is not None
-        place, shape = self._written[number]
-        logits = torch.empty(shape)
+        place, shape, dtype = self._written[number]
+        logits = torch.empty(shape, dtype=dtype)
         self._file.seek(place)
         self._file.readinto(_bytes_of(logits))  # type: ignore[attr-defined]
         return logits
@@ -268,10 +268,10 @@ def evaluate(
         part, steps = _Part(), len(batches)
 
         def logits_of(batch: Batch) -> Tensor:
-            moved = to_device(batch, device, channels_last=channels_last)
+            moved = to_device(batch, device, channels_last=channels_last, dtype=network_dtype(precision))
             inputs = view_of(moved.inputs, "teacher" if who == "teacher" else "student")
             with mixed_precision(device, precision):
-                return network(inputs).float().cpu()
+                return widened(network(inputs)).cpu()
 
         with evaluation_mode(network), float32_products(device, precision):
             for number, batch in _dealt(batches):

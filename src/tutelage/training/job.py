@@ -23,15 +23,25 @@ from tutelage.submodules import unwrapped
 from tutelage.tensor_files import to_bytes
 from tutelage.training import memory, optim
 from tutelage.training.agreement import Agreement
+from tutelage.training.batch_norm import local_statistics
 from tutelage.training.captured import CapturedStep, Snapshot, reason_eager
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import NOT_CAPTURED, ComputePlan, PlannedTeacher, Trials, reason_unmeasured, unchanged
 from tutelage.training.deadline import DeadlineExceeded
-from tutelage.training.distributed import batches_on, by_main, gathered_objects, step_totals, summed
+from tutelage.training.distributed import (
+    batches_on,
+    by_main,
+    gathered_objects,
+    is_main,
+    share_buffers,
+    step_totals,
+    summed,
+)
 from tutelage.training.dry_forward import PROBED, check_batches, smallest_batch
 from tutelage.training.evaluate import EvalSet, evaluate
 from tutelage.training.graphs import CAPTURES, NotCapturableError
 from tutelage.training.nonfinite import combined, raise_nonfinite
+from tutelage.training.rng import seed_rank
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
@@ -125,8 +135,12 @@ class FitState:
         self.consistent = True  # false while a step or the end of an epoch changes the state
         self.samples_seen = 0  # number of samples since the epoch began or was resumed
         self.began = self.saved = 0.0
+        if accelerator.process_index:  # Until here all drew the same, for the same initialisation.
+            seed_rank(torch.initial_seed(), accelerator.process_index)
         if job.resume is not None:
             self._restore(job.resume)
+        if is_main() and (local := local_statistics(job.distiller, job.settings.sync_bn)):
+            warnings.warn(local, stacklevel=2)
 
     def begin_epoch(self) -> None:
         """Begin an epoch, or the rest of it."""
@@ -138,8 +152,7 @@ class FitState:
     def epoch(self, batches: Batches) -> Iterator[Batch]:
         """Begin an epoch, or the rest of it, and yield its batches on the device."""
         self.begin_epoch()
-        now, channels_last = self.now, self.settings.channels_last
-        return batches_on(self.accelerator, batches, now.epoch, now.step_in_epoch, channels_last=channels_last)
+        return batches_on(self.accelerator, batches, self.now.epoch, self.now.step_in_epoch, self.settings)
 
     @contextmanager
     def saving_if_stopped(self) -> Iterator[None]:
@@ -265,7 +278,8 @@ class FitState:
         return TrainingTotals(sums, time.monotonic() - self.began, memory.peak(self.device))
 
     def end_epoch(self, totals: TrainingTotals) -> records.Epoch:
-        """Evaluate, save, and return the record."""
+        """Evaluate, save, and return the record; several processes evaluate the first one's buffers, which it saves."""
+        share_buffers(self.train.distiller, but=self.train.unsynchronised)
         evaluations = {held.name: self._evaluate(held) for held in self.job.held_out}
         with self.undivided():
             return self._record_epoch(totals, evaluations)
@@ -540,7 +554,7 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
     teacher_plan = ComputePlan() if teacher is None else teacher.choose_plan(piece, steps=steps, processes=processes)
     if reason := reason_unmeasured(steps, processes, _wanted(settings)):
         return ComputePlan(reasons={"student": reason}).after(teacher_plan)
-    totals, samples = step_totals(piece, train.accelerator), len(piece.index)
+    totals, samples = step_totals(piece, train.accelerator, settings.precision), len(piece.index)
 
     @cache
     def outputs() -> Outputs | None:

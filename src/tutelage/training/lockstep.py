@@ -105,7 +105,7 @@ class Lockstep:
         start = min(step for at, step in self._positions() if at == epoch)
         for k, state in self._at(epoch, start).items():
             self.isolation.attempt(k, state.begin_epoch)
-        stream = batches_on(self.accelerator, self.batches, epoch, start, channels_last=self.settings.channels_last)
+        stream = batches_on(self.accelerator, self.batches, epoch, start, self.settings)
         with self._saving_if_stopped(), float32_products(self.accelerator.device, self.settings.precision):
             for step, batch in enumerate(stream, start):
                 present = self._at(epoch, step)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tutelage import losses, records, targets
+from tutelage.checks import widened
 from tutelage.modules import StepOutput
 from tutelage.objectives import BoundObjective
 from tutelage.types import UNLABELLED, Batch, Outputs, Totals
@@ -35,14 +36,14 @@ class EpochMetrics:
     @torch.no_grad()
     def measure(self, batch: Batch, teacher: Outputs | None, output: StepOutput, totals: Totals) -> Tensor:
         """Return a micro-batch's share of the sums."""
-        logits = output.outputs.logits.float()
+        logits = widened(output.outputs.logits)
         log_q = logits.log_softmax(-1)
         labels = batch.labels.argmax(-1) if batch.labels.is_floating_point() else batch.labels
         predicted = logits.argmax(-1)
         zero = logits.new_zeros((), dtype=torch.float64)
         kl = agree = zero
         if teacher is not None:
-            v = teacher.logits.float()
+            v = widened(teacher.logits)
             agree = (predicted == v.argmax(-1)).sum()
             if self.objective.target_gamma is not None:
                 kl = losses.kl_divergence(log_q, (self.objective.target_gamma * v).log_softmax(-1)).sum()

@@ -10,7 +10,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from tutelage.checks import nonfinite_weight
+from tutelage.checks import nonfinite_weight, widened
 from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings
 from tutelage.training import optim
@@ -87,7 +87,7 @@ def log_nonfinite(
 def _unsound(values: Tensor) -> Tensor:
     """Return whether each row's sum is not finite: one of its values is not, or they are too large to be summed."""
     values = values.unsqueeze(-1)
-    return ~torch.isfinite(values.float().sum(tuple(range(1, values.ndim))))
+    return ~torch.isfinite(widened(values).sum(tuple(range(1, values.ndim))))
 
 
 def combined(entries: Sequence[tuple[list[int], list[float]]]) -> tuple[list[int], list[float]]:

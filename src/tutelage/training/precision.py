@@ -36,6 +36,11 @@ def fallback(device: torch.device, precision: Precision) -> str | None:
     return None if computed == precision else f"precision {precision}: computed as {computed}, the device has no TF32"
 
 
+def network_dtype(precision: Precision) -> torch.dtype | None:
+    """Return the dtype of networks and their inputs under ``fp64``; under any other precision they keep theirs."""
+    return torch.float64 if precision == "fp64" else None
+
+
 def mixed_precision(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
     """Return the context in which networks run: in bfloat16 or float16 if the precision is ``bf16`` or ``fp16``.
 

@@ -21,10 +21,11 @@ from tutelage.settings.weights import Schedule
 from tutelage.training import optim
 from tutelage.training.activations import checkpointed_blocks, recomputing
 from tutelage.training.agreement import Agreement
+from tutelage.training.batch_norm import norms_to_synchronise
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
-from tutelage.training.distributed import gathered_objects, local_gradients, place, sent, summed, wrap
+from tutelage.training.distributed import gathered_objects, local_gradients, place, sent, summed, widened, wrap
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.metrics import EpochMetrics
 from tutelage.training.nonfinite import empty_log, empty_values
@@ -116,9 +117,11 @@ class TrainState:
         parameters: trainable parameters, those that are sharded first: of these, this process's shares, in the same
             memory.
         buffers: buffers that a step leaves unchanged if it is not applied; terms guard their own.
+        norms: batch norms that take statistics of all processes' samples.
         student: forms in which the student is computed.
         recomputed: blocks of the student that are computed again in the backward pass.
         now: other values that change from step to step.
+        unsynchronised: names of buffers that terms keep equal in all processes.
         with_gradient: parameters to which a step that may not be finite gave a gradient.
         fused: whether the optimizer is torch's fused form: rate and skipping are tensors that the host never reads.
     """
@@ -134,10 +137,10 @@ class TrainState:
         self.agreement = agreement or Agreement(accelerator)
         self._whole = distiller
         if is_sharded_by(settings, "student"):
-            distiller = with_sharded_student(distiller, self.device)
-            place(distiller.objective, self.device, channels_last=settings.channels_last)
+            distiller = with_sharded_student(widened(distiller, settings.precision), self.device)
+            place(distiller.objective, self.device, settings)
         else:
-            place(distiller, self.device, channels_last=settings.channels_last)
+            place(distiller, self.device, settings)
         self.distiller = distiller
         trained = [p for p in distiller.parameters() if p.requires_grad]
         self._shares = [(p, nn.Parameter(local_part(p))) for p in trained if isinstance(p, DTensor)]
@@ -155,7 +158,9 @@ class TrainState:
         unsynchronised = [name for name, buffer in distiller.named_buffers() if id(buffer) in guarded]
         unsynchronised += [name for name, parameter in distiller.named_parameters() if isinstance(parameter, DTensor)]
         self.module = wrap(distiller, accelerator, unsynchronised=unsynchronised)
+        self.unsynchronised = frozenset(unsynchronised)
         self.buffers = SavedBuffers(distiller, but=guards)
+        self.norms = norms_to_synchronise(distiller, settings.sync_bn)
         self.student = PlannedStudent(distiller)
         self.recomputed = checkpointed_blocks(distiller.student) if settings.checkpoint_activations else []
         self.metrics = EpochMetrics(distiller.objective, self.device)

@@ -7,6 +7,7 @@ from functools import reduce
 import torch
 from torch import nn
 
+from tutelage.training.batch_norm import synchronised
 from tutelage.training.distributed import step_totals
 from tutelage.training.nonfinite import log_nonfinite
 from tutelage.training.state import TrainState
@@ -26,15 +27,16 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
         teacher: teacher, called on every micro-batch; ``None`` if the objective needs none.
     """
     now, metrics, scale = state.now, state.metrics, state.now.loss_scale
-    totals = step_totals(batch, state.accelerator)  # divisors of means
+    totals = step_totals(batch, state.accelerator, state.settings.precision)  # divisors of means
     state.buffers.save()
     shares, logits = [], []
     pieces = split_batch(batch, state.settings.accumulate)
     for piece in pieces:
         outputs = teacher(piece) if teacher is not None else None
-        with state.forward_context(len(piece.index), last=piece is pieces[-1]):
-            output = state.module(piece, outputs, now.progress, totals)
-        (output.loss.total if scale is None else output.loss.total * scale.value).backward()
+        with synchronised(state.norms):
+            with state.forward_context(len(piece.index), last=piece is pieces[-1]):
+                output = state.module(piece, outputs, now.progress, totals)
+            (output.loss.total if scale is None else output.loss.total * scale.value).backward()
         shares.append(metrics.measure(piece, outputs, output, totals))
         logits.append(tuple(each.logits.detach() for each in (output.outputs, outputs) if each is not None))
     sums = reduce(torch.add, shares)  # the loss's first
