@@ -135,18 +135,20 @@ def _raw(half: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]], labels
         raise InvalidValueError("data.image", "one column of all shards", ", ".join(sorted(columns)), "convert them")
     counts = np.concatenate([content["groups"] for content in found])
     of_shard = np.array([len(content["groups"]) for content in found])
-    units = np.repeat(np.arange(len(counts)), counts)
+    groups = np.repeat(np.arange(len(counts)), counts)
+    shard = np.repeat(np.arange(len(half), dtype=np.int32), of_shard)[groups]
     within = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     firsts = [np.cumsum(content["groups"]) - content["groups"] for content in found]
     reader = RowReader(
         tuple(half),
         columns.pop(),
-        np.repeat(np.arange(len(half), dtype=np.int32), of_shard)[units],
-        np.concatenate([np.arange(count, dtype=np.int32) for count in of_shard])[units],
+        shard,
+        np.concatenate([np.arange(count, dtype=np.int32) for count in of_shard])[groups],
         within.astype(np.int32),
-        np.concatenate(firsts)[units],
+        np.concatenate(firsts)[groups],
     )
-    return Raw(reader, labels, partial(shards.identity, half, found), units=units)
+    units, identity = np.stack([shard, groups], axis=1), partial(shards.identity, half, found)
+    return Raw(reader, labels, identity, units=units, ahead=shards.copying_ahead(half))
 
 
 def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> dict[str, NDArray[Any]]:

@@ -105,7 +105,8 @@ def _raw(half: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]], labels
     counts = [len(content["keys"]) for content in found]
     shard = np.repeat(np.arange(len(half), dtype=np.int32), counts)
     columns = (np.concatenate([content[name] for content in found]) for name in ("offsets", "sizes", "keys"))
-    return Raw(TarReader(tuple(half), shard, *columns), labels, partial(shards.identity, half, found), units=shard)
+    reader, identity = TarReader(tuple(half), shard, *columns), partial(shards.identity, half, found)
+    return Raw(reader, labels, identity, units=shard[:, None], ahead=shards.copying_ahead(half))
 
 
 def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> dict[str, NDArray[Any]]:
