@@ -158,6 +158,13 @@ def test_faults(teacher, tmp_path):
     assert not list((tmp_path / "outputs").glob("epoch-*"))
 
 
+def test_a_teacher_that_is_sharded_is_not_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("tutelage.training.sharding.world", lambda: 2)
+    outputs = recipe(teacher="mlp:32", outputs=str(tmp_path / "outputs"), objective="kd", shard="both")
+    with refused(RecipeError, "shard", got="both", suggests="shard=none"):
+        record_teacher.record(outputs)
+
+
 def test_the_command(teacher, tmp_path):
     outputs = tmp_path / "outputs"
     path = tmp_path / "recipe.yaml"

@@ -45,6 +45,7 @@ from tutelage.training.distributed import (
 from tutelage.training.dry_forward import PROBED
 from tutelage.training.evaluate import NAMED, NonFiniteError, listed
 from tutelage.training.precision import fallback, float32_products
+from tutelage.training.sharding import is_sharded_by
 from tutelage.views import view_of
 
 INNER = 256
@@ -88,6 +89,9 @@ def record(
         DeadlineExceeded: if the time is up; the same call resumes.
     """
     options, folder = beginning(recipe, options), require_outputs(recipe)
+    if is_sharded_by(recipe.fits()[0].settings, "teacher"):
+        expected = "a whole teacher to record, as each process asks it for samples of its own"
+        raise RecipeError("shard", expected, recipe.shard, "type shard=none")
     inputs, reporter = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code), options.reporter
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     by_all(lambda: _check(recipe, inputs))
