@@ -50,15 +50,42 @@ class Small(nn.Module):
         return self.head(self.encoder(self.embed(x)[:, None])[:, 0]) * self.scale
 
 
+class Normed(nn.Module):
+    """Residual blocks with batch norm, and layers in a row, of which one shares its weight with the head."""
+
+    def __init__(self, width=8, classes=5):
+        super().__init__()
+        self.embed = nn.Linear(6, width)
+        self.blocks = nn.Sequential(*(Residual(width) for _ in range(2)))
+        self.last = nn.Sequential(nn.Linear(width, classes), nn.BatchNorm1d(classes), nn.Linear(classes, classes))
+        self.head = nn.Linear(classes, classes)
+        self.head.weight = self.last[2].weight
+
+    def forward(self, x):
+        return self.head(self.last(self.blocks(self.embed(x))))
+
+
+class Residual(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.norm = nn.Linear(width, width), nn.BatchNorm1d(width)
+        self.second = nn.Linear(width, width)
+
+    def forward(self, x):
+        return x + self.second(self.norm(self.first(x)).relu())
+
+
 HINT = Apply(losses.hint, student_tap="encoder.layers.0.linear1", teacher_tap="encoder.layers.0.linear1")
 OBJECTIVE = objectives.kd() + Objective.of(WeightedTerm("hint", 0.5, HINT))
 
 
-def trained(shard, *, objective=OBJECTIVE, inputs=None, folder=None, resume=False, stop_before=None, **changes):
+def trained(
+    shard, *, make=Small, objective=OBJECTIVE, inputs=None, folder=None, resume=False, stop_before=None, **changes
+):
     """Fit a student to an untrained teacher; return its weights and the records."""
     given, labels = samples(28, classes=5)
     inputs = given if inputs is None else inputs
-    student, teacher = seeded(Small), FrozenTeacher(seeded(Small, 7), objective.needs.teacher_taps)
+    student, teacher = seeded(make), FrozenTeacher(seeded(make, 7), objective.needs.teacher_taps)
     keep = CheckpointSink(Checkpoints(folder / "checkpoints"), folder / "best.safetensors", {}) if folder else None
     records = fit(
         Distiller(student, objective),
@@ -89,6 +116,14 @@ FITS = {
     "both, AdamW": {"shard": "both", "optimizer": AdamW(lr=0.01)},
     "student, SGD, computed again": {"shard": "student", "checkpoint_activations": True},
     "teacher": {"shard": "teacher"},
+    "batch norm, computed again, fp64": {
+        "shard": "both",
+        "make": Normed,
+        "objective": objectives.kd(),
+        "checkpoint_activations": True,
+        "precision": "fp64",
+        "accumulate": 1,
+    },
 }
 
 
@@ -126,15 +161,18 @@ def of_two(work, folder, timeout=120):
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 
+ROUNDED, EXACT = {"rtol": 1e-4, "atol": 1e-6}, {"rtol": 1e-9, "atol": 1e-9}
+
+
 def close(got, wanted):
     """Hold weights, and records of the last epochs, against one process's."""
     for name, value in wanted[0].items():
-        torch.testing.assert_close(got[0][name], value, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(got[0][name], value, **EXACT if value.dtype == torch.float64 else ROUNDED)
     for record, other in zip(got[1], wanted[1][-len(got[1]) :], strict=True):
         assert record["skipped_steps"] == other["skipped_steps"]
         for key in ("train", "test")[len(got[1]) < len(wanted[1]) :]:
             numbers = {name: value for name, value in other[key].items() if name not in ("set", "agreement")}
-            torch.testing.assert_close({name: record[key][name] for name in numbers}, numbers, rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close({name: record[key][name] for name in numbers}, numbers, **ROUNDED)
 
 
 def test_two_processes_train_sharded_networks_as_one_does_whole_ones(tmp_path):

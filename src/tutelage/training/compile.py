@@ -23,7 +23,7 @@ from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient,
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.training.buffers import SavedBuffers
-from tutelage.training.distributed import place
+from tutelage.training.distributed import cast_module, place
 from tutelage.training.graphs import NotCapturableError
 from tutelage.training.precision import mixed_precision
 from tutelage.training.rng import random_state, restore_random
@@ -107,7 +107,7 @@ class PlannedTeacher:
         self, teacher: Teacher, settings: FitSettings, device: torch.device, plan: ComputePlan | None = None
     ) -> None:
         if isinstance(teacher, FrozenTeacher) and is_sharded_by(settings, "teacher"):
-            teacher = with_sharded_network(teacher, device)
+            teacher = with_sharded_network(cast_module(teacher, settings.precision), device)
         elif isinstance(teacher, nn.Module):
             place(teacher, device, settings)
         self._teacher, self._settings, self._device = teacher, settings, device
