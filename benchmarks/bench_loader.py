@@ -2,20 +2,25 @@
 
     python benchmarks/bench_loader.py FOLDER [--rounds N] [--threads N] [--write RESULT.json]
 
-FOLDER has a folder of photographs per class, or ``train`` and ``test`` with such. Each loader makes an epoch of training
-views: shuffled, a random box resized to 224 pixels, flipped in half of the cases, float32, in batches of 64. Their forms:
+FOLDER has a folder of photographs per class, or ``train`` and ``test`` with such. Each loader makes an epoch of
+training views: shuffled, a random box resized to 224 pixels, flipped in half of the cases, float32, in batches of 64.
 
 - tutelage: `BatchLoader`, values in [0, 1];
 - torchvision: `ImageFolder`, Pillow images, `transforms.v2`, PyTorch's `DataLoader`, values in [0, 1];
-- torchvision, tensors: the same with `torchvision.io.decode_image`, which its documentation calls the fast form;
+- torchvision, tensors: the same on tensors, which `torchvision.io.decode_image` reads;
 - timm: `create_dataset` and `create_loader` with its prefetcher, the default, which also normalises.
+
+The same is then measured on 128 of the photographs enlarged to 2048 pixels on the shorter side, as JPEGs of quality 90
+in a temporary folder: about the size that a camera gives them.
 
 Workers last from epoch to epoch in all of them. Printed are, for 0 and for 2 workers, each loader's median images per
 second, and this package's ratio to it in the same round: the median, the smallest and the largest. Seconds are the
 clock's; the first round, in which workers start, does not count.
 """
 
+import contextlib
 import statistics
+import tempfile
 import time
 from pathlib import Path
 
@@ -23,6 +28,7 @@ import output
 import timm.data
 import torch
 import torchvision
+from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.io import ImageReadMode, decode_image
 from torchvision.transforms import v2
@@ -91,6 +97,21 @@ def speed(epochs):
     return images / (time.perf_counter() - began)
 
 
+@contextlib.contextmanager
+def enlarged(folder, *, count=128, side=2048):
+    """Yield a folder of enlarged copies of some of the photographs, in two classes."""
+    paths = [path for path, _ in torchvision.datasets.ImageFolder(_train(folder)).samples]
+    with tempfile.TemporaryDirectory() as scratch:
+        for number, path in enumerate(paths[:: max(1, len(paths) // count)][:count]):
+            below = Path(scratch) / "ab"[number % 2]
+            below.mkdir(exist_ok=True)
+            with Image.open(path) as image:
+                factor = side / min(image.size)
+                large = image.convert("RGB").resize([round(length * factor) for length in image.size])
+            large.save(below / f"{number}.jpg", quality=90)
+        yield scratch
+
+
 def measure(folder, workers, rounds):
     """Return each loader's images per second in each round; each round has another order."""
     loaders = {
@@ -106,14 +127,26 @@ def measure(folder, workers, rounds):
     return {name: values[1:] for name, values in speeds.items()}
 
 
-def ratios(speeds):
-    """Return this package's speed over each other's, by round: the median, the smallest and the largest."""
-    pairs = {name: [a / b for a, b in zip(speeds[OURS], speeds[name], strict=True)] for name in speeds}
-    return {
-        name: {"median": statistics.median(values), "min": min(values), "max": max(values)}
-        for name, values in pairs.items()
-        if name != OURS
-    }
+def compare(folder, rounds):
+    """Measure with each number of workers, print, and return the figures."""
+    figures = {}
+    for workers in WORKERS:
+        speeds = measure(folder, workers, rounds)
+        ratios = {
+            name: [ours / other for ours, other in zip(speeds[OURS], others, strict=True)]
+            for name, others in speeds.items()
+        }
+        print(f"  {workers} workers")
+        for name, values in speeds.items():
+            row = f"    {name:<24}{statistics.median(values):>8,.0f} images/s"
+            if name != OURS:
+                ratio = ratios[name]
+                row += f"   {statistics.median(ratio):.2f}x as fast ({min(ratio):.2f} to {max(ratio):.2f})"
+            print(row, flush=True)
+        least = min(statistics.median(ratio) for name, ratio in ratios.items() if name != OURS)
+        print(f"    {OURS} against the fastest of the others: {least:.2f}", flush=True)
+        figures[f"{workers} workers"] = {"images_per_second": speeds, "ratio": least}
+    return figures
 
 
 if __name__ == "__main__":
@@ -124,18 +157,10 @@ if __name__ == "__main__":
     parser.add_argument("--write", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    record = {}
-    for workers in WORKERS:
-        speeds = measure(arguments.folder, workers, arguments.rounds)
-        against = ratios(speeds)
-        print(f"{workers} workers")
-        for name, values in speeds.items():
-            row = f"  {name:<24}{statistics.median(values):>8,.0f} images/s"
-            if name in against:
-                row += "   {median:.2f}x as fast ({min:.2f} to {max:.2f})".format(**against[name])
-            print(row, flush=True)
-        least = min(ratio["median"] for ratio in against.values())
-        print(f"  tutelage against the best of the others: {least:.2f}", flush=True)
-        record[f"{workers} workers"] = {"images_per_second": speeds, "ratios": against}
-    n = {"rounds": arguments.rounds, "images": len(torchvision.datasets.ImageFolder(_train(arguments.folder)))}
-    output.write(arguments.write, {"n": n, "threads": arguments.threads, "batch": BATCH, "size": SIZE, **record})
+    record = {"n": arguments.rounds, "threads": arguments.threads, "batch": BATCH, "size": SIZE}
+    with enlarged(arguments.folder) as large:
+        for name, folder in {"photographs": arguments.folder, "large photographs": large}.items():
+            images = len(torchvision.datasets.ImageFolder(_train(folder)))
+            print(f"{images} {name}")
+            record[name] = {"images": images, **compare(folder, arguments.rounds)}
+    output.write(arguments.write, record)

@@ -39,8 +39,9 @@ def serve():
     from sklearn.datasets import load_sample_image
 
     from tutelage.data import DataSettings, RandAugment, View
-    from tutelage.data.transforms import boxes, vary
-    from tutelage.images import Layout, cut
+    from tutelage.data.streamed import StreamSplit
+    from tutelage.data.transforms import vary
+    from tutelage.images import ArrayReader, Layout
 
     torch.set_num_threads(1)
     photographs = [Image.fromarray(load_sample_image(name)) for name in ("china.jpg", "flower.jpg")]
@@ -59,19 +60,24 @@ def serve():
             except ImportError:
                 return None
         settings = settings_of(values)
-        layout = Layout(side, side, 3, 1.0)
         size = (320, 256) if settings.random_resized_crop else (side, side)
         chosen = [photographs[k % 2].resize(size, box=(k, k, k + 320, k + 256)) for k in range(64)]
-        held = torch.from_numpy(np.stack([np.asarray(image) for image in chosen]))
+        held = np.stack([np.asarray(image) for image in chosen])
+        boxed = StreamSplit(
+            labels=torch.zeros(count, dtype=torch.int64),
+            reader=ArrayReader(held),
+            positions=np.arange(count) % 64,
+            layout=Layout(side, side, 3, 1.0),
+            settings=settings,
+            augmented=True,
+        )
         began = time.process_time()
         for start in range(0, count, 64):
             index = np.arange(start, start + 64)
-            images = held
             if settings.random_resized_crop:
-                cuts = boxes(index, np.full((64, 2), size), view=view)
-                pixels = [cut(image, box, layout) for image, box in zip(chosen, cuts, strict=True)]
-                images = torch.from_numpy(np.stack(pixels))
-            vary(images, index, view=view, settings=settings, **further)
+                list(boxed.stream_images([index], view=view))
+            else:
+                vary(torch.from_numpy(held), index, view=view, settings=settings, **further)
         return count / (time.process_time() - began)
 
     versions.serve(speed)

@@ -10,6 +10,8 @@ What a picture's pixels are, wherever it comes from (`opened` and `decode`):
   floats have no white that is known, and are refused.
 - Palettes become their colours. Transparency is dropped, and what lies below it is seen. CMYK, YCbCr and HSV are
   converted by Pillow's formulas, colour profiles are not applied, LAB is refused.
+- A random box of a JPEG may come from a smaller picture, which is decoded faster, if that still has a pixel for each of
+  the view (`cut`). Evaluation views never do.
 - A data set whose pictures are all grey (8, 12, 16 bits, or black and white) has one channel, else three.
 """
 
@@ -31,7 +33,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from tutelage.errors import InvalidValueError, one_line, reason_of
 
 READER_VERSION = 3
-"""Version of the pixels and views that are made of a picture; what was made by another version is not mixed with them."""
+"""Version of the pixels and views that are made of a picture; those of another version are not mixed with them."""
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "WEBP", "TIFF")
 """Formats that are read, by Pillow's names."""
 MAX_PIXELS = 89_478_485

@@ -21,7 +21,8 @@ from tutelage.types import View
 ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = range(10)
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
-TRANSFORM, NEGATIVES, UNIT_ORDER, DELAY = range(20, 24)
+TRANSFORM, NEGATIVES, DELAY = range(20, 23)
+UNIT_ORDER = 32  # first of one stream per level of units
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
 # First of one stream per RandAugment operation on an image.
@@ -149,20 +150,34 @@ def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
 def buffered_permutation(seed: int, epoch: int, units: NDArray[np.integer], buffer: int) -> NDArray[np.int64]:
     """Return the order of samples in an epoch that are read unit by unit and shuffled in a buffer.
 
-    The units, such as shards, are read one after the other in an order drawn by hash, the samples of each in their own
-    order. The ``n``-th sample that is read is given out at ``n`` plus a delay, uniform in ``[0, buffer)``: so at most
-    ``buffer`` samples are read and not given out yet, and each comes at most ``buffer`` places after it is read.
+    The units, such as shards, are read one after the other in an order drawn by hash, in each of them the units of the
+    next level likewise, and the samples of the last in their own order. The ``n``-th sample that is read is given out
+    at ``n`` plus a delay, uniform in ``[0, buffer)``: so at most ``buffer`` samples are read and not given out yet.
 
     Args:
         seed: as of `permutation`.
         epoch: likewise.
-        units: number of each sample's unit, ``(samples,)``.
+        units: number of each sample's unit at each level, ``(samples, levels)``.
         buffer: number of samples that are held, at least 1.
     """
-    read = np.lexsort((units, draw(seed, epoch, units, UNIT_ORDER)))  # stable, and units whose hashes agree stay apart
+    keys = []
+    for level, numbers in enumerate(units.T):
+        keys += [draw(seed, epoch, numbers, UNIT_ORDER + level), numbers]  # units whose hashes agree stay apart
+    read = np.lexsort(keys[::-1])  # which is stable
     delay = integers(draw(seed, epoch, read, DELAY), buffer)
     order: NDArray[np.int64] = read[np.argsort(np.arange(len(read)) + delay, kind="stable")]
     return order
+
+
+def next_unit(view: View | None, units: NDArray[np.integer], count: int) -> int | None:
+    """Return which of ``count`` units of the first level is read after all the given ones; ``None`` after the last.
+
+    Without a view they are read in order.
+    """
+    numbers = np.arange(count)
+    order = numbers if view is None else np.lexsort((numbers, draw(view.seed, view.epoch, numbers, UNIT_ORDER)))
+    last = int(np.flatnonzero(np.isin(order, units)).max(initial=-1))
+    return int(order[last + 1]) if last + 1 < count else None
 
 
 @contextmanager

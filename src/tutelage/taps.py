@@ -99,6 +99,16 @@ class Taps:
         return output, features
 
 
+def when_gradient(value: Tensor, call: Callable[[], object]) -> None:
+    """Call a function when a value of a forward pass gets a gradient."""
+
+    def hook(gradient: Tensor | None) -> None:
+        if gradient is not None:  # A function behind the value may pass on that there is none.
+            call()
+
+    value.register_hook(hook)
+
+
 def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
     """Return the submodule of a tap, and whether its first input is taken instead of its output.
 

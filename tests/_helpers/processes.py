@@ -22,9 +22,9 @@ class Shares(Rows):
             yield Batch(*(tensor[rank::world] for tensor in (batch.index, batch.inputs, batch.labels)))
 
 
-def processes(count, work, *args):
+def processes(count, work, *args, limit=LIMIT):
     """Call ``work(rank, *args)`` in processes that meet; raise the first error of one."""
-    codes, started = _processes(count, work, *args)
+    codes, started = _processes(count, limit, work, *args)
     while not started.join():  # They have ended; this raises their error.
         pass
     assert codes == [0] * count
@@ -32,17 +32,17 @@ def processes(count, work, *args):
 
 def two_processes(work, *args):
     """Call ``work(rank, *args)`` in two processes that meet; return their exit codes, or raise the first's error."""
-    return _processes(2, work, *args)
+    return _processes(2, LIMIT, work, *args)
 
 
-def _processes(count, work, *args):
+def _processes(count, limit, work, *args):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     started = multiprocessing.spawn(_start, (port, count, work, *args), nprocs=count, join=False)
     try:
         for process in started.processes:
-            process.join(LIMIT)
+            process.join(limit)
     finally:
         for process in started.processes:
             process.kill()

@@ -160,3 +160,17 @@ def test_an_error_of_one_process_names_it():
     assert code == 1
     lines = [line for line in err.splitlines() if line.startswith("tutelage:")]
     assert any("7.png" in line for line in lines), err
+
+
+@pytest.mark.slow
+def test_sharded_networks_are_trained_saved_and_evaluated_as_whole_ones(invoke):
+    run = [*(word for word in RUN if "objective" not in word), "objective=kd_plus_plus"]  # It reads class means.
+    code, _, err = launch(["distill", *run, "shard=both", "name=two"])
+    assert code == 0, err
+    invoke("distill", *run, "shard=both", "name=one")
+    assert_close("runs/one", "runs/two", 1e-5)
+    one, two = (read(f"runs/{name}/evaluation.json") for name in ("one", "two"))
+    assert one["student"]["accuracy"] == two["student"]["accuracy"]
+    assert one["teacher"] == two["teacher"]
+    assert list(Path("runs/two/checkpoints").glob("*/shards/*"))
+    assert not list(Path("runs/one/checkpoints").glob("*/shards"))

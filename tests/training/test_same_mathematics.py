@@ -20,11 +20,14 @@ from tutelage.training.state import TrainState
 from tutelage.training.step import train_step
 from tutelage.types import UNLABELLED
 
-CLASSES = 4
+CLASSES, LIMIT = 4, 600
 
 
 class Tiny(nn.Module):
-    """Batch norms of maps and of vectors: one without weights, one that averages over all batches."""
+    """Batch norms of maps and of vectors: one without weights, one that averages over all batches.
+
+    It is smooth: of a ReLU near zero, rounding can flip the whole gradient.
+    """
 
     def __init__(self, width):
         super().__init__()
@@ -34,8 +37,8 @@ class Tiny(nn.Module):
         self.head = nn.Linear(9 * width, CLASSES)
 
     def forward(self, x):
-        x = self.norm(self.conv(x)).relu()
-        x = self.plain(self.deeper(x)).relu()
+        x = self.norm(self.conv(x)).tanh()
+        x = self.plain(self.deeper(x)).tanh()
         return self.head(self.vectors(x.flatten(1)))
 
 
@@ -46,11 +49,11 @@ def networks_of(kind):
         card = Card(name="tiny", classes=CLASSES, stages=("deeper", "vectors"), embedding="vectors", head="head")
         return Classifier(Tiny(3), card), Classifier(Tiny(5), card), (2, 8, 8)
     student, teacher = (models.create(f"cifar:{name}", classes=CLASSES) for name in ("resnet8", "resnet14"))
-    return student, teacher, (3, 32, 32)
+    return student, teacher, (3, 16, 16)
 
 
-def objective_of(name):
-    hint = Apply(losses.hint, student_tap="card:stage.-1", teacher_tap="card:stage.-1", projection="conv1x1_bn")
+def objective_of(name, tap):
+    hint = Apply(losses.hint, student_tap=tap, teacher_tap=tap, projection="conv1x1_bn")
     return {
         "kd": objectives.kd,
         "wttm": lambda: objectives.wttm(gamma=0.5, beta=1.0),
@@ -70,7 +73,7 @@ def case(kind, name):
     inputs, labels = samples(51, shape=shape)
     numbers = torch.arange(51)
     labels = torch.where((numbers < 36) & (numbers % 2 == 0), UNLABELLED, labels)
-    objective = objective_of(name)
+    objective = objective_of(name, "deeper" if kind == "tiny" else "card:stage.-1")
     context = network_context(
         objective, student, teacher, inputs[:2], samples=51, classes=CLASSES, labels=labels, seed=5
     )
@@ -152,16 +155,21 @@ def normalised(name, rank, parts):
     return results, [p.grad for p in norm.parameters()], dict(norm.state_dict())
 
 
-class Bad(Exception):
+class BadError(Exception):
     """An error in a step."""
+
+
+def _fail_within(norm):
+    with synchronised([norm]):
+        assert type(norm) is not nn.BatchNorm1d
+        raise BadError
 
 
 def given_back(rank):
     """A batch norm has its class again after an error."""
     norm = nn.BatchNorm1d(3)
-    with pytest.raises(Bad), synchronised([norm]):
-        assert type(norm) is not nn.BatchNorm1d
-        raise Bad
+    with pytest.raises(BadError):
+        _fail_within(norm)
     assert type(norm) is nn.BatchNorm1d
     return True
 
@@ -228,7 +236,7 @@ def work(rank, cases, folder):
 
 
 def results_of(count, cases, folder):
-    processes(count, work, cases, folder)
+    processes(count, work, cases, folder, limit=LIMIT)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(count)]
 
 
@@ -319,7 +327,7 @@ NAMES = ("kd", "wttm", "kd and crd", "kd and itrd, gathered", "kd and rkd, gathe
 def every_case(rank):
     return {
         "trained": {name: trained("resnet", name) for name in NAMES},
-        "first step": {name: first_step("resnet", name) for name in NAMES},
+        "first step": {name: first_step("tiny", name) for name in NAMES},
         "mlp": multilayer(),
     }
 

@@ -288,6 +288,7 @@ class Recipe(_Section):
     graphs: Switch = FitSettings.graphs
     loss_form: Literal["auto"] | LossForm = FitSettings.loss_form
     checkpoint_activations: bool = FitSettings.checkpoint_activations
+    sync_bn: Switch = FitSettings.sync_bn
     shard: Shard = FitSettings.shard
     seed: SeedField = 0
     data_seed: SeedField = 0

@@ -16,6 +16,7 @@ from tutelage import images, rng
 from tutelage.data import cache
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, refuse_one_class
 from tutelage.data.partition import keep_labels, stratified
+from tutelage.data.shards import CopyAhead
 from tutelage.data.streamed import StreamSplit
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidValueError
@@ -46,11 +47,12 @@ class Raw:
     labels: NDArray[np.int64]  # ``(images,)``
     identity: Callable[[], bytes]  # maker of bytes that change with the images; called only if they are streamed
     units: NDArray[np.integer] | None = None  # as of `Split`
+    ahead: CopyAhead | None = None  # as of `StreamSplit`
 
     def subset(self, positions: NDArray[np.int64]) -> Raw:
         """Return some of the images."""
         units = None if self.units is None else self.units[positions]
-        return Raw(images.Subset(self.reader, positions), self.labels[positions], self.identity, units)
+        return Raw(images.Subset(self.reader, positions), self.labels[positions], self.identity, units, self.ahead)
 
 
 @dataclass(frozen=True)
@@ -197,6 +199,7 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
             pool=pool,
             on_device=description.settings.on_device,
             units=None if half.units is None else half.units[positions],
+            ahead=half.ahead,
             shuffle_buffer=description.settings.shuffle_buffer,
             **fields,
         )

@@ -64,8 +64,8 @@ class Split(ABC):
         pool: pool of those processes, which the splits of a data set share.
         divisor: value of white in 8-bit images.
         on_device: whether its pixels lie on a device that is not the CPU: ``auto``, true or false.
-        units: number of the unit, such as a shard, that each sample is read with, ``(len,)``; ``None`` if each is read
-            by itself.
+        units: number of the unit that each sample is read with, such as a shard, at each level, ``(len, levels)``;
+            ``None`` if each is read by itself.
         shuffle_buffer: number of samples among which training samples are shuffled where they are read by unit;
             ``None`` for all.
     """

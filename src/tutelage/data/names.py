@@ -12,9 +12,9 @@ _SOURCES = {
     "digits": "1797 handwritten digits of 8x8 pixels, inside scikit-learn: no download",
     "hf:<hub id or folder>": "a data set of the Hugging Face Hub, or a local folder of Parquet files or images",
     "imagefolder:<path>": "a folder of images for each class, below train and test or alone",
-    "webdataset:<shards>": "tar files of samples, local or behind URLs, such as train-{000..146}.tar",
     "parquet:<shards>": "Parquet files with a column of images, local or behind URLs, such as train-*.parquet",
     "torchvision:<name>": "a classification data set of torchvision's, downloaded into data.root",
+    "webdataset:<shards>": "tar files of samples, local or behind URLs, such as train-{000..146}.tar",
 }
 
 

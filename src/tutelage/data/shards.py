@@ -13,6 +13,7 @@ import http.client
 import io
 import os
 import shutil
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -40,9 +41,12 @@ DEFAULT_LIMIT = 50.0
 TIMEOUT = 60.0
 """Seconds that a server may be silent."""
 ATTEMPTS = 4
+LONGEST = 255
+"""Longest name of a sample or a class, bytes: arrays of names are as wide as their longest."""
 _PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 _THREADS = 4
 _BLOCK = 2**20
+_STALE = 600.0  # seconds without a byte after which a copy's process is gone
 _AWAY = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 FAILURES = (NetworkError, NotFoundError, StorageError)
 """Errors of the machine, not of a sample."""
@@ -241,15 +245,52 @@ def _make_room(folder: Path, size: int = 0) -> None:
         if entry.is_file() and not entry.name.endswith(".lock"):
             with contextlib.suppress(FileNotFoundError):
                 status = entry.stat()
-                copies.append((status.st_mtime_ns, status.st_size, entry.path))
-    excess = sum(length for _, length, _ in copies) + size - limit()
-    for _, length, path in sorted(copies):
+                written = entry.name.endswith(".part") and time.time() - status.st_mtime < _STALE
+                copies.append((status.st_mtime_ns, status.st_size, entry.path, written))
+    excess = sum(length for _, length, *_ in copies) + size - limit()
+    for _, length, path, written in sorted(copies):
         if excess <= 0:
             return
-        if not path.endswith(".part"):  # which another process is writing
+        if not written:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             excess -= length
+
+
+class CopyAhead:
+    """What copies the shard that is read next, while others are read; an error waits until it is read.
+
+    Attributes:
+        shards: the shards.
+        copying: thread that copies one, or ``None`` before the first.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        self.shards = tuple(shards)
+        self.copying: threading.Thread | None = None
+        self._number: int | None = None
+
+    def __reduce__(self) -> tuple[type[CopyAhead], tuple[tuple[Shard, ...]]]:
+        return CopyAhead, (self.shards,)
+
+    def begin(self, number: int | None) -> None:
+        """Begin to copy a shard, unless one is being copied."""
+        if number is None or number == self._number or (self.copying is not None and self.copying.is_alive()):
+            return
+        self._number = number
+        # No process waits for it at its end.
+        self.copying = threading.Thread(target=self._copy, args=(self.shards[number],), daemon=True)
+        self.copying.start()
+
+    @staticmethod
+    def _copy(shard: Shard) -> None:
+        with contextlib.suppress(*FAILURES):
+            copied(shard, what="data.source")
+
+
+def copying_ahead(shards: Sequence[Shard]) -> CopyAhead | None:
+    """Return what copies shards ahead, if any is behind a URL."""
+    return CopyAhead(shards) if any(shard.is_remote for shard in shards) else None
 
 
 def contents(

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.data.datasets import Split
+from tutelage.data.shards import CopyAhead
 from tutelage.data.transforms import draw_boxes, resize, vary
 from tutelage.errors import InvalidValueError
 from tutelage.images import (
@@ -27,6 +28,7 @@ from tutelage.images import (
     opened,
     stop_on,
 )
+from tutelage.rng import next_unit
 from tutelage.settings.data import DataSettings
 from tutelage.types import View
 
@@ -43,6 +45,7 @@ class StreamSplit(Split):
     settings: DataSettings  # settings of resizing, augmenting, decoding and handling corrupt images
     augmented: bool = False  # whether views are augmented
     noted: list[str] = field(default_factory=list)  # first image with several frames, in a list that the splits share
+    ahead: CopyAhead | None = None  # what copies the shard that is read next
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Tensor:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1].
@@ -92,6 +95,8 @@ class StreamSplit(Split):
         Faults are values, because an exception from a worker would arrive as a traceback.
         """
         view = view if self.augmented else None
+        if self.ahead is not None and self.units is not None and self.shuffle_buffer is not None:
+            self.ahead.begin(next_unit(view, self.units[index, 0], len(self.ahead.shards)))
         positions, interpolation = self.positions[index].tolist(), self.settings.interpolation
         boxed = view is not None and self.settings.random_resized_crop
         draws = draw_boxes(index, view=view) if view is not None and boxed else None

@@ -29,7 +29,7 @@ from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.activations import checkpointed_blocks
-from tutelage.training.distributed import accelerator_on, by_all, dealt, once_a_node, one_a_node_first, widened
+from tutelage.training.distributed import accelerator_on, by_all, cast_module, dealt, once_a_node, one_a_node_first
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
 from tutelage.training.evaluate import Evaluation, KeptLogits, evaluate
 from tutelage.training.precision import float32_products
@@ -215,7 +215,7 @@ def on_device(recipe: Recipe, network: nn.Module, who: str) -> nn.Module:
     """Move a network to the recipe's device; if it is ``student`` or ``teacher`` and that is sharded, return a copy."""
     device = accelerator_on(recipe.device).device
     settings = recipe.fits()[0].settings
-    network = widened(network, settings.precision)
+    network = cast_module(network, settings.precision)
     return sharded(network, device) if is_sharded_by(settings, who) else network.to(device)
 
 

@@ -19,7 +19,7 @@ Positive = Annotated[Real, Ge(SMALLEST), Le(LARGEST)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 """Precision of the networks; see `training.precision`."""
 Switch = Literal["auto"] | bool
-"""Choice of a faster form: ``auto`` measures, if the fit is long enough to repay it; true and false decide."""
+"""Choice of a form: ``auto`` decides by what there is or, for speed, measures if the fit is long enough to repay it."""
 Shard = Literal["none", "student", "teacher", "both"]
 """Networks whose parameters are sharded over several processes."""
 LossForm = Literal["plain", "compiled", "fused"]

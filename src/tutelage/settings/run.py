@@ -67,5 +67,7 @@ class RunSettings(TypedDict, total=False):
     """How the losses are computed; ``auto`` measures on CUDA, and is ``plain`` elsewhere."""
     checkpoint_activations: bool
     """Compute what is inside the student's blocks again in the backward pass, not keep it: less memory, more time."""
+    sync_bn: Switch
+    """Let batch norms of several processes take the statistics of all processes' samples."""
     shard: Shard
     """What several processes shard the parameters of, so that each has its share of them alone on its device."""

@@ -357,7 +357,7 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool, dtype:
     )
 
 
-def widened(module: M, precision: Precision) -> M:
+def cast_module(module: M, precision: Precision) -> M:
     """Make a module's parameters and buffers float64 under ``fp64``, and return it."""
     return module.double() if network_dtype(precision) == torch.float64 else module
 
@@ -367,7 +367,7 @@ def place(module: nn.Module, device: torch.device, settings: FitSettings) -> Non
 
     Under ``fp64`` its parameters and buffers become float64.
     """
-    widened(module, settings.precision).to(device)
+    cast_module(module, settings.precision).to(device)
     if settings.channels_last:
         module.to(memory_format=torch.channels_last)
 

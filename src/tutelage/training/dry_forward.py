@@ -109,6 +109,10 @@ def check_batches(
     Raises:
         RecipeError: with a batch size that fits, if there is one.
     """
+    fewest = smallest_share(samples, batch_size, world=world)
+    if world > 1 and 0 < fewest < accumulate:  # The processes would wait for each other in different ones.
+        expected = f"as many micro-batches in every process, so at most {fewest}, the fewest samples of one in a batch"
+        raise RecipeError("accumulate", expected, accumulate, f"type accumulate={fewest}")
     smallest = partial(smallest_share, samples, world=world, accumulate=accumulate)
     who, needed = max(least.items(), key=lambda item: item[1])
     if (got := smallest(batch_size)) >= needed:

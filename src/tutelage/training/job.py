@@ -403,7 +403,7 @@ class FitState:
         if self.samples is None:
             return
         world, accumulate = self.accelerator.num_processes, self.settings.accumulate
-        batch_size, objective = len(batch.index) * world, self.job.distiller.objective
+        batch_size, objective = sum(gathered_objects(len(batch.index))), self.job.distiller.objective
         least = {"the objective": objective.needs.min_batch}
         if smallest_share(self.samples, batch_size, world=world, accumulate=accumulate) == 1:
             sizes = (1, len(split_batch(batch, accumulate)[0].index))

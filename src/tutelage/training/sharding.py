@@ -173,5 +173,5 @@ def read(folder: Path, target: Callable[[str], Tensor]) -> dict[str, Tensor]:
     tensors = {name: torch.zeros_like(target(name).detach()) for name in shapes(folder)}
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as one process has it
-        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world() == 1)
+        load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
     return tensors

@@ -18,6 +18,7 @@ from tutelage.plain_files import misfit
 from tutelage.records import Epoch
 from tutelage.settings.fit import FitSettings
 from tutelage.settings.weights import Schedule
+from tutelage.taps import when_gradient
 from tutelage.training import optim
 from tutelage.training.activations import checkpointed_blocks, recomputing
 from tutelage.training.agreement import Agreement
@@ -25,7 +26,7 @@ from tutelage.training.batch_norm import norms_to_synchronise
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
-from tutelage.training.distributed import gathered_objects, local_gradients, place, sent, summed, widened, wrap
+from tutelage.training.distributed import cast_module, gathered_objects, local_gradients, place, sent, summed, wrap
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.metrics import EpochMetrics
 from tutelage.training.nonfinite import empty_log, empty_values
@@ -137,7 +138,7 @@ class TrainState:
         self.agreement = agreement or Agreement(accelerator)
         self._whole = distiller
         if is_sharded_by(settings, "student"):
-            distiller = with_sharded_student(widened(distiller, settings.precision), self.device)
+            distiller = with_sharded_student(cast_module(distiller, settings.precision), self.device)
             place(distiller.objective, self.device, settings)
         else:
             place(distiller, self.device, settings)
@@ -146,8 +147,6 @@ class TrainState:
         self._shares = [(p, nn.Parameter(local_part(p))) for p in trained if isinstance(p, DTensor)]
         shares = {id(parameter): share for parameter, share in self._shares}
         self._logits_used = not shares
-        if shares:
-            distiller.student.register_forward_hook(self._watch_logits)
         self.fused = self.device.type in CAPTURES
         self.optimizer = optim.build(settings.optimizer, distiller, fused=self.fused, shares=shares)
         self.parameters = [*shares.values(), *(p for p in trained if id(p) not in shares)]
@@ -183,7 +182,7 @@ class TrainState:
 
         This sets the precision, the forms of student and objective, and whether processes average the gradients.
         """
-        self.distiller.called = self.student.call(samples)
+        self.distiller.called = self.student.call(samples) if self._logits_used else self._watched
         self.distiller.called_objective = self.student.call_objective(samples)
         self.distiller.objective.fused = self.student.fused
         local = nullcontext() if last else local_gradients(self.module)
@@ -225,14 +224,12 @@ class TrainState:
             norms = torch.cat([whole_norms(norms[:sharded], self.accelerator), norms[sharded:]])
         return parameters, norms
 
-    def _watch_logits(self, student: nn.Module, inputs: object, logits: object) -> None:
-        """Note that logits have a gradient, once they get one."""
-
-        def note(gradient: Tensor | None) -> None:
-            self._logits_used |= gradient is not None  # DDP passes on that there is none.
-
+    def _watched(self, inputs: Tensor) -> Any:
+        """Call the student, and note when its logits get a gradient."""
+        logits = self.distiller.student(inputs)
         if isinstance(logits, Tensor) and logits.requires_grad:
-            logits.register_hook(note)
+            when_gradient(logits, lambda: setattr(self, "_logits_used", True))
+        return logits
 
     def whole(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         """Return the distiller's parameters that some of the `parameters` are, or are shares of."""

@@ -127,7 +127,8 @@ def test_faults():
 
 
 def test_available_names_every_source():
-    assert [name.partition(":")[0] for name, _ in available()] == ["digits", "hf", "imagefolder", "torchvision"]
+    kinds = ["digits", "hf", "imagefolder", "parquet", "torchvision", "webdataset"]
+    assert [name.partition(":")[0] for name, _ in available()] == kinds
 
 
 class Views(Dataset):

@@ -18,7 +18,7 @@ from tests._helpers.refusals import refused
 from tutelage.data import BatchLoader, DataSettings, open_data, shards
 from tutelage.data.sources import parquet
 from tutelage.errors import InvalidValueError, NetworkError, NotFoundError
-from tutelage.rng import buffered_permutation
+from tutelage.rng import buffered_permutation, next_unit
 from tutelage.types import View
 
 pytestmark = [
@@ -155,7 +155,7 @@ def test_rows_are_the_samples_of_the_tar_files(folder, rows):
     assert torch.equal(tar.train.labels, table.train.labels)
     view, index = View(3, 1), np.arange(24)[::-1].copy()
     assert torch.equal(tar.train.fetch(index, view=view), table.train.fetch(index, view=view))
-    assert np.bincount(table.train.units).tolist() == [4, 2] * 4  # row groups
+    assert np.bincount(table.train.units[:, 1]).tolist() == [4, 2] * 4  # row groups
     assert table.train.reader.name(23) == "train-003.parquet row 5"
 
 
@@ -178,13 +178,13 @@ def test_workers_processes_and_resuming_change_nothing(folder, rows, kind):
 
 
 def test_the_order_reads_units_in_turn_and_holds_no_more_than_the_buffer():
-    units = np.repeat(np.arange(50), 20)
+    units = np.repeat(np.arange(50), 20)[:, None]
     for buffer in (1, 7, 100):
         order = buffered_permutation(5, 2, units, buffer)
         assert sorted(order) == list(range(1000))
         assert np.array_equal(order, buffered_permutation(5, 2, units, buffer))
         read = buffered_permutation(5, 2, units, 1)
-        changes = np.flatnonzero(np.diff(units[read]))
+        changes = np.flatnonzero(np.diff(units[read, 0]))
         assert (len(changes), (np.diff(read.reshape(50, 20)) == 1).all()) == (49, True)
         place = np.empty(1000, np.int64)
         place[read] = np.arange(1000)
@@ -195,6 +195,20 @@ def test_the_order_reads_units_in_turn_and_holds_no_more_than_the_buffer():
     assert not np.array_equal(read, np.arange(1000))
     moved = place[buffered_permutation(5, 2, units, 100)] - np.arange(1000)
     assert moved.std() > 20
+    levels = np.concatenate([units // 5, units], axis=1)  # shards of 5 row groups of 20 rows
+    read = buffered_permutation(5, 2, levels, 1)
+    assert len(np.flatnonzero(np.diff(levels[read, 0]))) == 9
+    assert len(np.flatnonzero(np.diff(levels[read, 1]))) == 49
+    assert (np.diff(levels[read, 1].reshape(50, 20)[:, 0]) != 1).sum() > 30
+
+
+def test_what_is_read_next():
+    view, units = View(5, 2), np.repeat(np.arange(50), 20)[:, None]
+    read = units[buffered_permutation(5, 2, units, 1), 0]
+    expected = list(dict.fromkeys(read.tolist()))
+    follows = [next_unit(view, read[: 20 * count + 1], 50) for count in range(50)]
+    assert follows == [*expected[1:], None]
+    assert [next_unit(None, np.array(present), 4) for present in ([0, 2], [3], [])] == [3, None, 0]
 
 
 def test_without_a_buffer_the_whole_is_shuffled(folder):
@@ -210,7 +224,7 @@ def test_validation_and_a_test_set_of_its_own(folder):
     assert len(splits.train.order(0, 0)) == 14
     held = opened(source, test="held_out")
     assert held.sizes()["test"] == 4
-    assert np.bincount(held.train.units).sum() == 14
+    assert np.bincount(held.train.units[:, 0]).sum() == 14
     with refused(InvalidValueError, "data.test_shards", suggests="data.test_shards=null"):
         opened("digits", test_shards="x.tar")
     with refused(InvalidValueError, "data.test", suggests="data.test=held_out"):
@@ -246,8 +260,9 @@ def test_labels_that_do_not_fit(tmp_path, folder):
             opened(source, label=label)
     with refused(InvalidValueError, "data.image", got="one.tar/0", suggests="data.image=jpg"):
         opened(one(jpg=b"", png=b"", cls=b"1"))
-    with refused(InvalidValueError, "data.label", got="one.tar/0.cls"):
-        opened(one(jpg=b"", cls=b"\xff"))
+    for label in (b"\xff", b"long" * 99, b"x" * 2**21):
+        with refused(InvalidValueError, "data.label", got="one.tar/0.cls"):
+            opened(one(jpg=b"", cls=label))
     train, test = f"webdataset:{folder}/train-000.tar", str(tmp_path / "one.tar")
     for label, got in ((b"2", "'2'"), (b"-1", "sample 0"), (b"", "sample 0")):
         one(png=picture(0), cls=label)
@@ -319,6 +334,9 @@ def test_columns_of_parquet(folder, rows, tmp_path):
     parquet.write_table(named, tmp_path / "named.parquet")
     with refused(InvalidValueError, "data.label", got=2, suggests=["data.label=kind", "data.label=other"]):
         opened(f"parquet:{tmp_path}/named.parquet")
+    parquet.write_table(named.append_column("text", [["x" * 300] * 3]), tmp_path / "text.parquet")
+    with refused(InvalidValueError, "data.label", got=["text", "text.parquet"]):
+        opened(f"parquet:{tmp_path}/text.parquet", label="text")
     splits = opened(f"parquet:{tmp_path}/named.parquet", label="kind", on_corrupt="skip")
     assert (splits.class_names, splits.train.labels.tolist()) == (("ant", "bee"), [0, 1, 0])
     assert [len(batch.index) for batch in epoch(splits)] == [1]
@@ -390,6 +408,25 @@ def test_copies_make_room(folder, server, caches, monkeypatch):
         monkeypatch.setenv("TUTELAGE_SHARDS_GB", text)
         with refused(InvalidValueError, "TUTELAGE_SHARDS_GB", got=text):
             opened(source)
+
+
+def test_the_next_shard_is_copied_meanwhile(folder, server, monkeypatch):
+    address, asked = server
+    largest = max(path.stat().st_size for path in folder.glob("*.tar"))
+    monkeypatch.setenv("TUTELAGE_SHARDS_GB", str(largest * 3.5 / 1e9))
+    splits = opened(f"webdataset:{address}/train-{{000..003}}.tar", shuffle_buffer=1)
+    assert splits.train.ahead is splits.test.ahead
+    order = splits.train.order(3, 1)
+    first, second = dict.fromkeys(splits.train.units[order, 0].tolist()[: EACH + 1])
+    for number, path in enumerate(shards.copied(shard, what="") for shard in splits.train.ahead.shards):
+        if number in (first, second):
+            path.unlink(missing_ok=True)
+    asked.clear()
+    splits.train.fetch(order[:2], view=View(3, 1))
+    splits.train.ahead.copying.join()
+    assert sorted(path for _, path in asked) == sorted(f"/train-{number:03d}.tar" for number in (first, second))
+    assert splits.train.ahead._number == second
+    assert pickle.loads(pickle.dumps(splits)).train.ahead.copying is None
 
 
 def test_servers_that_fail(folder, server, monkeypatch):

@@ -42,6 +42,7 @@ class _Groups:
             if (number, group) in self._kept:
                 self._kept.move_to_end((number, group))
                 return self._kept[number, group]
+        import pyarrow.compute
         import pyarrow.parquet
 
         with shards.opened(shard) as file:
@@ -134,23 +135,25 @@ def _raw(half: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]], labels
         raise InvalidValueError("data.image", "one column of all shards", ", ".join(sorted(columns)), "convert them")
     counts = np.concatenate([content["groups"] for content in found])
     of_shard = np.array([len(content["groups"]) for content in found])
-    units = np.repeat(np.arange(len(counts)), counts)
+    groups = np.repeat(np.arange(len(counts)), counts)
+    shard = np.repeat(np.arange(len(half), dtype=np.int32), of_shard)[groups]
     within = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
     firsts = [np.cumsum(content["groups"]) - content["groups"] for content in found]
     reader = RowReader(
         tuple(half),
         columns.pop(),
-        np.repeat(np.arange(len(half), dtype=np.int32), of_shard)[units],
-        np.concatenate([np.arange(count, dtype=np.int32) for count in of_shard])[units],
+        shard,
+        np.concatenate([np.arange(count, dtype=np.int32) for count in of_shard])[groups],
         within.astype(np.int32),
-        np.concatenate(firsts)[units],
+        np.concatenate(firsts)[groups],
     )
-    return Raw(reader, labels, partial(shards.identity, half, found), units=units)
+    units, identity = np.stack([shard, groups], axis=1), partial(shards.identity, half, found)
+    return Raw(reader, labels, identity, units=units, ahead=shards.copying_ahead(half))
 
 
 def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> dict[str, NDArray[Any]]:
     """Return the rows of a shard's row groups, their labels, the classes' names, and the column of pictures."""
-    import pyarrow
+    import pyarrow.compute
     from pyarrow import parquet
 
     try:
@@ -162,10 +165,13 @@ def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> dict[str, 
     except (pyarrow.ArrowException, OSError) as error:
         got, instead = f"{shard.name} ({one_line(error)})", "copy it again"
         raise InvalidValueError("data.source", "a Parquet file", got, instead) from error
-    texts = labels.cast(pyarrow.string()).fill_null("").to_numpy()
+    texts = labels.cast(pyarrow.string()).fill_null("")
+    if (pyarrow.compute.max(pyarrow.compute.binary_length(texts)).as_py() or 0) > shards.LONGEST:
+        got, instead = f"longer texts in the column {label} of {shard.name}", "name another label: data.label=..."
+        raise InvalidValueError("data.label", f"classes of at most {shards.LONGEST} bytes", got, instead)
     return {
         "groups": np.array(sizes, np.int64),
-        "labels": np.char.encode(texts.astype(np.str_)) if len(texts) else np.array([], np.bytes_),
+        "labels": np.char.encode(texts.to_numpy().astype(np.str_)) if len(texts) else np.array([], np.bytes_),
         "names": np.frombuffer(json.dumps(described.get(label, {}).get("names")).encode(), np.uint8),
         "column": np.frombuffer(image.encode(), np.uint8),
     }

@@ -105,7 +105,8 @@ def _raw(half: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]], labels
     counts = [len(content["keys"]) for content in found]
     shard = np.repeat(np.arange(len(half), dtype=np.int32), counts)
     columns = (np.concatenate([content[name] for content in found]) for name in ("offsets", "sizes", "keys"))
-    return Raw(TarReader(tuple(half), shard, *columns), labels, partial(shards.identity, half, found), units=shard)
+    reader, identity = TarReader(tuple(half), shard, *columns), partial(shards.identity, half, found)
+    return Raw(reader, labels, identity, units=shard[:, None], ahead=shards.copying_ahead(half))
 
 
 def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> dict[str, NDArray[Any]]:
@@ -141,7 +142,7 @@ def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> dict[str, 
     places = [next(iter(pictures.values()), (_NOTHING, 0)) for pictures in samples.values()]
     offsets, sizes = np.array(places, np.int64).reshape(-1, 2).T
     return {
-        "keys": np.array([name.encode(errors="surrogateescape") for name in samples], np.bytes_),
+        "keys": np.array([name.encode(errors="surrogateescape")[: shards.LONGEST] for name in samples], np.bytes_),
         "offsets": offsets,
         "sizes": sizes,
         "labels": np.array([texts.get(name, "").encode() for name in samples], np.bytes_),
@@ -169,9 +170,7 @@ def _text(content: bytes, key: str | None, name: str) -> str:
     if len(content) > _MAX_LABEL:
         raise InvalidValueError("data.label", f"at most {_MAX_LABEL} bytes", f"more in {name}", "name another one")
     try:
-        if key is None:
-            return content.decode().strip()
-        value = plain_files.parse_json(content)[key]
+        value = content.decode() if key is None else plain_files.parse_json(content)[key]
     except (ValueError, KeyError, TypeError, IndexError) as error:
         expected = "text in UTF-8" if key is None else f"JSON with the key {key!r}"
         raise InvalidValueError("data.label", expected, f"{name} ({one_line(error)})", "type data.label=...") from error
@@ -180,4 +179,8 @@ def _text(content: bytes, key: str | None, name: str) -> str:
     if isinstance(value, bool) or not isinstance(value, int | str):
         got, instead = f"{type(value).__name__} in {name}", "name another key: data.label=json.<key>"
         raise InvalidValueError("data.label", "a class number or a name", got, instead)
-    return str(value).strip()
+    text = str(value).strip()
+    if len(text.encode()) > shards.LONGEST:
+        got, instead = f"a longer text in {name}", "name another label: data.label=..."
+        raise InvalidValueError("data.label", f"a class of at most {shards.LONGEST} bytes", got, instead)
+    return text
