@@ -279,6 +279,7 @@ LONG = {
 COMPARISON = {
     **LONG["protocol"],
     "name": "two",
+    "epochs": 6,
     "precision": "fp32",
     "student": "mlp:8",
     "objectives": {"one": "cross_entropy", "other": "confidence_penalty"},
