@@ -200,15 +200,16 @@ def test_a_folder_is_no_picture(tmp_path):
 
 @pytest.mark.parametrize("turn", STORED)
 def test_the_common_shape_is_that_of_upright_images(tmp_path, turn):
+    root = tmp_path / "x"  # beside the cache
     for number, name in enumerate("ab"):
-        (tmp_path / name).mkdir()
+        (root / name).mkdir(parents=True)
         orientation = (1, turn)[number]
         tags = Image.Exif()
         tags[0x0112] = orientation
         image = Image.fromarray(np.ascontiguousarray(STORED[orientation](UPRIGHT)))
-        image.save(tmp_path / name / "0.jpg", exif=tags, quality=98, subsampling=0)
+        image.save(root / name / "0.jpg", exif=tags, quality=98, subsampling=0)
     splits = [
-        open_data(DataSettings(source=f"imagefolder:{tmp_path}", test="train", memory_limit_mb=limit))
+        open_data(DataSettings(source=f"imagefolder:{root}", test="train", memory_limit_mb=limit))
         for limit in (2048, 0)
     ]
     assert splits[0].image_size == splits[1].image_size == (16, 24)
@@ -221,10 +222,11 @@ def test_the_common_shape_is_that_of_upright_images(tmp_path, turn):
 
 def test_a_picture_that_is_too_narrow_to_be_cut_from(tmp_path):
     """A strip whose copy, 256 pixels wide, would have 13 thousand million pixels."""
+    root = tmp_path / "x"  # beside the cache
     for name, size in {"a": (1, 200_000), "b": (30, 30)}.items():
-        (tmp_path / name).mkdir()
-        Image.new("RGB", size).save(tmp_path / name / "0.png")
-    settings = {"source": f"imagefolder:{tmp_path}", "test": "train"}
+        (root / name).mkdir(parents=True)
+        Image.new("RGB", size).save(root / name / "0.png")
+    settings = {"source": f"imagefolder:{root}", "test": "train"}
     for limit in (2048, 0):
         with refused(InvalidValueError, "data.source", got=["a/0.png", "1 x 200000"]):
             open_data(DataSettings(**settings, memory_limit_mb=limit)).train.fetch(np.array([0]))
@@ -246,7 +248,7 @@ def test_a_jpeg_is_decoded_at_the_least_size_that_a_view_needs(turn, side, reduc
     layout = images.Layout(side, side, 3, 1.0)
     box = (5, 7, 125, 93)
     with images.opened(as_jpeg(BLURRED, turn, quality=95)) as image:
-        pixels = images.cut(image, lambda width, height: box if (width, height) == (128, 96) else None, layout)
+        pixels = images.decode_box(image, lambda width, height: box if (width, height) == (128, 96) else None, layout)
         decoded = image.size if turn < 5 else image.size[::-1]
     assert decoded == (128 // reduction, 96 // reduction)
     edges = [round(edge / reduction) for edge in box]
@@ -256,15 +258,12 @@ def test_a_jpeg_is_decoded_at_the_least_size_that_a_view_needs(turn, side, reduc
     assert np.abs(pixels - expected).mean() < 3
 
 
-def test_a_box_of_a_picture_that_has_no_smaller_form():
-    layout, box = images.Layout(8, 8, 3, 1.0), (5, 7, 121, 90)
-    png = io.BytesIO()
-    Image.fromarray(BLURRED).save(png, "PNG")
-    decoded = Image.open(io.BytesIO(as_jpeg(BLURRED, quality=95)))
-    decoded.load()
-    for encoded, expected in ((png.getvalue(), BLURRED), (decoded, np.asarray(decoded))):
-        with images.opened(encoded) as image:
-            assert np.array_equal(images.cut(image, lambda *_: box, layout), expected[7:90, 5:121])
+def test_a_box_of_a_png_is_cut_from_the_whole():
+    content = io.BytesIO()
+    Image.fromarray(BLURRED).save(content, "PNG")
+    with images.opened(content.getvalue()) as image:
+        box = images.decode_box(image, lambda *_: (5, 7, 121, 90), images.Layout(8, 8, 3, 1.0))
+    assert np.array_equal(box, BLURRED[7:90, 5:121])
 
 
 def test_pixels_of_sixteen_bits_in_a_users_data_set():
@@ -298,15 +297,12 @@ def test_another_reader_is_another_data_set(tmp_path, monkeypatch):
     def fingerprints():
         settings = {"source": f"imagefolder:{tmp_path / 'x'}", "test": "train"}
         files = [open_data(DataSettings(**settings, memory_limit_mb=limit)).fingerprint for limit in (2048, 0)]
-        digits = [
-            DataSettings(source="digits", size=10, memory_limit_mb=0, random_resized_crop=b) for b in (False, True)
-        ]
-        return [*files, *(open_data(settings).fingerprint for settings in digits)]
+        return [*files, open_data(DataSettings(source="digits", random_resized_crop=True)).fingerprint]
 
     before = fingerprints()
     monkeypatch.setattr(images, "READER_VERSION", images.READER_VERSION + 1)
-    # Pixels in memory tell of themselves; digits are no files, but boxes are cut from them.
-    assert [a == b for a, b in zip(before, fingerprints(), strict=True)] == [True, False, True, False]
+    # Pixels in memory tell of themselves, and digits are no files.
+    assert [a == b for a, b in zip(before, fingerprints(), strict=True)] == [True, False, True]
 
 
 @pytest.mark.parametrize("error", [IndexError, KeyError, RuntimeError, ZeroDivisionError, OverflowError])

@@ -11,7 +11,7 @@ What a picture's pixels are, wherever it comes from (`opened` and `decode`):
 - Palettes become their colours. Transparency is dropped, and what lies below it is seen. CMYK, YCbCr and HSV are
   converted by Pillow's formulas, colour profiles are not applied, LAB is refused.
 - A random box of a JPEG may come from a smaller picture, which is decoded faster, if that still has a pixel for each of
-  the view (`cut`). Evaluation views never do.
+  the view (`decode_box`). Evaluation views never do.
 - A data set whose pictures are all grey (8, 12, 16 bits, or black and white) has one channel, else three.
 """
 
@@ -33,7 +33,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from tutelage.errors import InvalidValueError, one_line, reason_of
 
 READER_VERSION = 3
-"""Version of the pixels and views that are made of a picture; those of another version are not mixed with them."""
+"""Version of the pixels and views that are made of a file; those of another version are not mixed with them."""
 FORMATS = ("JPEG", "PNG", "BMP", "PPM", "GIF", "WEBP", "TIFF")
 """Formats that are read, by Pillow's names."""
 MAX_PIXELS = 89_478_485
@@ -301,18 +301,23 @@ def centre(image: Image.Image, layout: Layout, *, interpolation: str = "bilinear
     return pixels_of(image)
 
 
-def cut(image: Image.Image, box_of: Callable[[int, int], Box], layout: Layout) -> NDArray[np.uint8]:
-    """Decode an opened picture and return the pixels of a box of it, ``(height, width, channels)``, not yet resized.
+def cut(image: Image.Image, box: Box, layout: Layout, *, interpolation: str = "bilinear") -> NDArray[np.uint8]:
+    """Return a box of a decoded image, resized (antialiased) to the layout."""
+    return pixels_of(image.resize((layout.width, layout.height), RESAMPLING[interpolation], box=box))
+
+
+def decode_box(image: Image.Image, box_of: Callable[[int, int], Box], layout: Layout) -> NDArray[np.uint8]:
+    """Decode a file's opened picture and return the pixels of a box, ``(height, width, channels)``, not yet resized.
 
     A JPEG is decoded at a half, a quarter or an eighth of its sides, which takes less time, where the box then still
     has as many pixels as the layout both ways; its edges are rounded to whole pixels of the smaller picture.
 
     Args:
-        image: picture of `opened`.
+        image: picture that `opened` has of a file.
         box_of: function of the upright picture's width and height that chooses the box.
         layout: shape to which the caller will bring the box.
     """
-    if image.format not in _JPEG or not getattr(image, "tile", None):  # which lists what is not yet decoded
+    if image.format not in _JPEG:
         decoded = decode(image, channels=layout.channels)
         box = box_of(*decoded.size)
     else:

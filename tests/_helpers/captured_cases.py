@@ -7,7 +7,6 @@ from tests._helpers.recorder import Recorder
 
 from tutelage import models, objectives
 from tutelage.modules import Distiller, FrozenTeacher
-from tutelage.objectives.methods.contrastive import OtherClasses
 from tutelage.studies import overview
 from tutelage.training.captured import CapturedStep
 from tutelage.training.distributed import accelerator_on
@@ -22,9 +21,8 @@ PRESETS = [name for name in objectives.PRESETS if name != TOKENS]
 
 
 def capture_on_the_cpu(patch):
-    """Let the recorder capture on the CPU, and CRD draw as it does on a device: in operations and not in Python."""
+    """Let the recorder capture on the CPU."""
     patch.setitem(CAPTURES, "cpu", Recorder)
-    patch.setattr(OtherClasses, "_per_sample", OtherClasses._batched)
 
 
 def networks(name):

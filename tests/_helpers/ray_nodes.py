@@ -11,7 +11,7 @@ import os
 import sys
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-os.environ["RAY_enable_worker_prestart"] = "0"
+os.environ["RAY_enable_worker_prestart"] = "0"  # noqa: SIM112  its name
 
 NODE = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_log_monitor": False}
 

@@ -97,8 +97,8 @@ def on_the_stand_in():
     """Within, training runs on ``META``: torch's autocast and fused optimizers, which it lacks there, do nothing."""
     build, autocast = optim.build, torch.autocast
 
-    def built(settings, module, *, fused):
-        optimizer = build(settings, module, fused=False)
+    def built(settings, module, *, fused, shares):
+        optimizer = build(settings, module, fused=False, shares=shares)
         optimizer.step = lambda: None
         return optimizer
 

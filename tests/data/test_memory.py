@@ -1,10 +1,12 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from sklearn.datasets import load_digits
 from tests._helpers.refusals import refused
 
 from tutelage.data import DataSettings, open_data
+from tutelage.data.transforms import draw_boxes
 from tutelage.errors import InvalidValueError
 from tutelage.types import View
 
@@ -113,3 +115,13 @@ def test_settings_are_refused_with_what_to_type(settings, refusal):
     with refusal as caught:
         open_data(DataSettings(**settings))
     assert "\n" not in str(caught.value)
+
+
+def test_boxes_of_pixels_that_were_never_a_file_are_pillows():
+    split = open_data(DataSettings(random_resized_crop=True)).train
+    index, view = np.arange(20), View(1, 2)
+    centres = (split.fetch(index) * 255).round().byte()[:, 0].numpy()
+    views = (split.fetch(index, view=view) * 255).round().byte()[:, 0].numpy()
+    for image, draw, varied in zip(centres, draw_boxes(index, view=view), views, strict=True):
+        box = draw.box(8, 8)
+        assert np.array_equal(Image.fromarray(image).resize((8, 8), Image.Resampling.BILINEAR, box=box), varied)

@@ -103,3 +103,5 @@ def test_to_float_scales_and_moves_channels_first():
     assert values.shape == (1, 3, 1, 1)
     assert values.dtype == torch.float32
     assert values.flatten().tolist() == [0.0, pytest.approx(0.2), 1.0]
+    many = [to_float(torch.zeros(size, 5, 3, 1, dtype=torch.uint8), divisor=255.0) for size in range(20)]
+    assert not any(batch.data_ptr() % 64 for batch in many if len(batch))

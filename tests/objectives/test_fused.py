@@ -64,8 +64,9 @@ def test_at_once_is_one_by_one(objective, dtype, tolerance, monkeypatch):
 
 @pytest.mark.parametrize(("alone", "copies"), [(True, 0), (False, 2)])
 def test_logits_are_copied_to_float32_only_where_another_term_reads_them(alone, copies, monkeypatch):
-    copied, widened = [], bound._widened
-    monkeypatch.setattr(bound, "_widened", lambda tensor: copied.append(tensor) or widened(tensor))
+    copied, of_student, of_teacher = [], bound.widened, bound._constant
+    monkeypatch.setattr(bound, "widened", lambda z: copied.append(z) or of_student(z))
+    monkeypatch.setattr(bound, "_constant", lambda v, wide: copied.append(v) or of_teacher(v, wide))
     outcome(OBJECTIVES["wttm" if alone else "a sum"], True, *drawn(torch.bfloat16))
     assert len(copied) == copies
 

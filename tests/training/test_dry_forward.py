@@ -196,6 +196,14 @@ def test_a_batch_size_that_fits_is_suggested(samples, batch_size, world, accumul
         check(int(word.partition("=")[2]))
 
 
+def test_every_process_takes_as_many_micro_batches():
+    """The last batch of 20 samples by 16 gives each of two processes two."""
+    check_batches(20, 16, {"the student": 1}, world=2, accumulate=2)
+    with refused(RecipeError, "accumulate", got=3, suggests="accumulate=2"):
+        check_batches(20, 16, {"the student": 1}, world=2, accumulate=3)
+    check_batches(20, 16, {"the student": 1}, accumulate=5)
+
+
 def test_a_fit_is_refused_before_its_first_step():
     inputs, labels = samples(17)
     for student, batch_size, how, what in (

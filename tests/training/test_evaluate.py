@@ -1,5 +1,8 @@
 """Every number is held against NumPy, SciPy or scikit-learn in float64, computed here."""
 
+import errno
+import gc
+import tempfile
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +16,7 @@ from tests._helpers.refusals import refused
 from torch import nn
 
 from tutelage import records
+from tutelage.errors import StorageError
 from tutelage.training.evaluate import KeptLogits, NonFiniteError, evaluate
 
 CLASSES = 5
@@ -230,3 +234,72 @@ def test_logits_that_are_not_finite_stop_an_evaluation():
         asked(Breaks(), rows, who="teacher")
     with refused(NonFiniteError, "network", got=["40 of 40", 15, 24]):
         asked(Breaks(), Rows(torch.ones(40, 3), rows.labels, batch_size=8))
+
+
+def test_sums_over_batches_are_those_of_the_whole_set():
+    student, teacher = answers(seed=1, unlabelled=37), answers(seed=2)
+    whole = judged(student, teacher, gamma=0.25, batch_size=400)
+    for size in (1, 7, 64):
+        parts = judged(student, teacher, gamma=0.25, batch_size=size)
+        for key in ("loss", "entropy", "ece", "kl_to_teacher", "kl_to_target"):
+            assert parts[key] == pytest.approx(whole[key], rel=1e-12)
+        for key in ("accuracy", "agreement", "per_class", "entropy_histogram"):
+            assert parts[key] == whole[key]
+        for one, other in zip(parts["reliability"], whole["reliability"], strict=True):
+            assert one == pytest.approx(other, rel=1e-12)
+
+
+def test_no_more_than_a_few_batches_are_held():
+    """Beside the sample, whatever the number of batches is: logits are counted while the network is called."""
+    held = []
+
+    class Counting(nn.Module):
+        def forward(self, x):
+            alive = [each for each in gc.get_objects() if type(each) is torch.Tensor and each.shape[1:] == (CLASSES,)]
+            held.append(sum(map(len, alive)) - 2 * len(outputs.logits))  # less the set's and the teacher's own
+            return x + 1
+
+    outputs, teacher = answers(1600), answers(1600, seed=1)
+    kept = KeptLogits(most=100 * CLASSES * 4)
+    sample = evaluate(nn.Identity(), Rows(*teacher, batch_size=50), keep=kept, **HOW).sample
+    assert 256 < len(sample) <= 512
+    evaluate(Counting(), Rows(*outputs, batch_size=50), teacher=kept, gamma=0.25, **HOW)
+    assert len(held) == 32
+    # The teacher's in memory, its sample, and a batch of inputs, of logits and of what comes of them.
+    assert max(held) - 100 - len(sample) <= 4 * 50
+
+
+def test_logits_beyond_the_limit_are_read_from_a_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kept, batches = KeptLogits(most=250), [torch.randn(size, 6) for size in (8, 8, 1, 8, 3)]
+    for number, logits in enumerate(batches):
+        kept[2 * number] = logits
+    assert sorted(kept.held) == [0, 4]
+    assert sum(logits.nbytes for logits in kept.held.values()) <= 250
+    for number in (4, 1, 3, 0, 2):
+        assert torch.equal(kept[2 * number], batches[number])
+    assert list(tmp_path.iterdir()) == []  # It has no name.
+    student, teacher = answers(seed=1), answers(seed=2)
+    whole = evaluated(student, teacher, gamma=0.5)
+    monkeypatch.setattr(KeptLogits.__init__, "__defaults__", (0,))
+    assert evaluated(student, teacher, gamma=0.5).judgement() == whole.judgement()
+
+
+def test_a_disk_without_room_for_logits_is_named(monkeypatch):
+    def full(*arguments, **keywords):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    with refused(StorageError, suggests="free some space"):
+        KeptLogits(most=0)[0] = torch.zeros(1, 2)
+
+
+def test_the_cause_of_logits_that_are_not_finite_is_named():
+    inputs = torch.zeros(40, 3)
+    inputs[17] = torch.nan
+    with refused(NonFiniteError, "network", got=["1 of 40", "inputs of samples 17"]):
+        asked(nn.Identity(), Rows(inputs, torch.zeros(40, dtype=torch.int64), batch_size=8))
+    broken = nn.Linear(3, 3)
+    nn.init.constant_(broken.bias, torch.inf)
+    with refused(NonFiniteError, "network", got=["40 of 40", "parameter bias"]):
+        asked(broken, Rows(torch.zeros(40, 3), torch.zeros(40, dtype=torch.int64), batch_size=8))

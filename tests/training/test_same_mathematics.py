@@ -6,14 +6,16 @@ import pytest
 import torch
 from tests._helpers.fit_cases import mlp, samples, settings, state
 from tests._helpers.processes import Shares, processes
+from tests._helpers.refusals import refused
 from torch import nn
 
 from tutelage import losses, models, objectives
+from tutelage.errors import InvalidValueError
 from tutelage.models import Card, Classifier
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD
-from tutelage.training.batch_norm import statistics_of, synchronised
+from tutelage.training.batch_norm import local_statistics, norms_to_synchronise, statistics_of, synchronised
 from tutelage.training.distributed import accelerator_on, world
 from tutelage.training.loop import fit
 from tutelage.training.state import TrainState
@@ -174,6 +176,18 @@ def given_back(rank):
     return True
 
 
+def scripted():
+    """What a scripted batch norm, whose forward pass is fixed, is told; and how many are synchronised without it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inner = torch.jit.script(nn.BatchNorm1d(6))
+    student = nn.Sequential(nn.BatchNorm1d(6), inner, nn.Linear(6, CLASSES))
+    distiller = Distiller(student, objectives.cross_entropy())
+    with refused(InvalidValueError, "sync_bn", got="student.1", suggests="sync_bn=auto"):
+        norms_to_synchronise(distiller, True)
+    return len(norms_to_synchronise(distiller, "auto")), local_statistics(distiller, "auto")
+
+
 # A fit's buffers, draws and skipped steps
 
 
@@ -225,6 +239,7 @@ def quick_cases(rank):
         "trained": {name: trained("tiny", name) for name in names},
         "norms": {name: normalised(name, rank, (4, 3)) for name in NORMS},
         "given back": given_back(rank),
+        "scripted": scripted(),
         "joint": buffers_and_draws("auto"),
         "local": buffers_and_draws(False),
         "skipping": skipping(),
@@ -282,6 +297,19 @@ def test_a_batch_norm_normalises_over_all_processes(two, name):
 
 def test_batch_norms_are_given_back_after_an_error(two):
     assert all(process["given back"] for process in two)
+
+
+def test_a_scripted_batch_norm_is_refused_or_said_to_be_local(two):
+    for process in two:
+        count, told = process["scripted"]
+        assert count == 1
+        assert "student.1" in told
+
+
+def test_with_one_process_nothing_is_synchronised():
+    distiller = Distiller(nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, CLASSES)), objectives.cross_entropy())
+    assert norms_to_synchronise(distiller, True) == ()
+    assert local_statistics(distiller, False) is None
 
 
 @pytest.mark.parametrize("case", ["joint", "local"])

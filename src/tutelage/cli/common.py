@@ -36,10 +36,13 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everyt
 TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file:path.py:function in a recipe; it runs code.")]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 
-On = Annotated[Literal["ray"] | None, typer.Option(help="Deal the runs over a Ray cluster's nodes and devices.")]
+On = Annotated[
+    Literal["ray"] | None,
+    typer.Option(help="Deal the runs over a Ray cluster's nodes and GPUs, as --on ray --address 10.0.0.1:6379 does."),
+]
 Address = Annotated[
     str | None,
-    typer.Option(help="With --on ray, the cluster's, such as 10.0.0.1:6379; RAY_ADDRESS or this machine's by default."),
+    typer.Option(help="The cluster's HOST:PORT; by default RAY_ADDRESS, or this machine's cluster."),
 ]
 
 FAILED = 1

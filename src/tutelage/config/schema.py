@@ -243,7 +243,7 @@ class Recipe(_Section):
         batch_size: samples per optimizer step, over all micro-batches and processes.
         seed: of the initialisation and of dropout.
         data_seed: of order and augmentation.
-        device: ``auto``, ``cpu`` or ``cuda``.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, a GPU by its number.
         threads: of the CPU; none for torch's own choice. Exact resume needs the same number.
         deterministic: ask torch for deterministic algorithms; exact resume on CUDA needs it.
         precision: one of `FitSettings`, or ``auto`` for one that is measured when the run begins

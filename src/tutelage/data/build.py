@@ -206,7 +206,7 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
 
     content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
     content.append(str(tuple(layout)))
-    if description.settings.random_resized_crop or not isinstance(train.reader, images.ArrayReader):
+    if not isinstance(train.reader, images.ArrayReader):
         content.append(f"reader {images.READER_VERSION}")
     return _divide(train.labels, test.labels, description, make, layout=layout, content=content)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from tutelage.data.datasets import Split
@@ -23,6 +24,7 @@ from tutelage.images import (
     centre,
     cut,
     decode,
+    decode_box,
     frames_note,
     has_more_frames,
     opened,
@@ -101,25 +103,29 @@ class StreamSplit(Split):
         boxed = view is not None and self.settings.random_resized_crop
         draws = draw_boxes(index, view=view) if view is not None and boxed else None
         height, width, channels, _ = self.layout
-        pixels = np.empty((len(index), height, width, channels), np.uint8)
+        images = np.empty((len(index), height, width, channels), np.uint8)
         kept: list[int] = []
         faults, with_frames = [], None
         for row, (position, encoded) in enumerate(zip(positions, self.reader.encoded(positions), strict=True)):
             try:
                 with opened(encoded) as file:
-                    if draws is not None:
-                        box = cut(file, draws[row].box, self.layout)
-                        image = resize(box, (height, width), interpolation=interpolation)
+                    if draws is not None and not isinstance(encoded, Image.Image):
+                        pixels = decode_box(file, draws[row].box, self.layout)
+                        image = resize(pixels, (height, width), interpolation=interpolation)
                     else:
                         decoded = decode(file, channels=channels)
-                        image = centre(decoded, self.layout, interpolation=interpolation)
+                        if draws is None:
+                            image = centre(decoded, self.layout, interpolation=interpolation)
+                        else:  # Of pixels that were never a file, views keep the bits that they had from the first.
+                            box = draws[row].box(*decoded.size)
+                            image = cut(decoded, box, self.layout, interpolation=interpolation)
                     if with_frames is None and has_more_frames(file):
                         with_frames = self.reader.name(position)
-                pixels[len(kept)] = image
+                images[len(kept)] = image
                 kept.append(row)
             except UnreadableError as error:
                 faults.append(Fault(self.reader.name(position), str(error)))
-        images = torch.from_numpy(pixels[: len(kept)])
+        batch = torch.from_numpy(images[: len(kept)])
         if view is not None and kept:
-            images = vary(images, index[kept], view=view, settings=self.settings, transform=self.transform)
-        return index[kept], images, faults, with_frames
+            batch = vary(batch, index[kept], view=view, settings=self.settings, transform=self.transform)
+        return index[kept], batch, faults, with_frames

@@ -27,6 +27,8 @@ from tutelage.types import View
 ATTEMPTS = 10
 AREA = (0.08, 1.0)
 RATIO = (3 / 4, 4 / 3)
+_ALIGNMENT = 64
+"""Alignment of PyTorch's tensors, bytes, on which the bits of what is computed from them depend."""
 _LOG_RATIO = (math.log(RATIO[0]), math.log(RATIO[1]))
 
 
@@ -146,5 +148,7 @@ def vary(
 def to_float(images: Tensor, *, divisor: float) -> Tensor:
     """Return ``(batch, channels, height, width)`` float32 in [0, 1], strided as channels-last."""
     # NumPy takes large memory in large pages; in PyTorch's own, page faults would take most of the time.
-    values = torch.from_numpy(np.empty(images.shape, np.float32))
+    memory = np.empty(4 * images.numel() + _ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % _ALIGNMENT
+    values = torch.from_numpy(memory[first : first + 4 * images.numel()]).view(torch.float32).view(images.shape)
     return values.copy_(images).div_(divisor).permute(0, 3, 1, 2)

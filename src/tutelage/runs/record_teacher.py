@@ -7,6 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -127,7 +128,8 @@ def record(
         by_main(lambda: disk.require_room(f"outputs in {folder}", folder, 1e6 * size * share, instead))
         gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
-        settings = recipe.fits()[0].settings
+        # Each process has the whole teacher, for chunks of its own: shares of it would have to be called equally often.
+        settings = replace(recipe.fits()[0].settings, shard="none")
         teacher = PlannedTeacher(FrozenTeacher(network, names), settings, device, plan)
         if line := fallback(device, settings.precision):
             reporter.say(f"{folder.name}: {line}")

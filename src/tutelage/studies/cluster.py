@@ -13,6 +13,7 @@ import pickle
 import platform
 import signal
 import socket
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -47,6 +48,8 @@ ANSWER = 120.0
 """Seconds for every node to answer, at the start."""
 GRACE = 60.0
 """Seconds for cancelled tasks to save what they have."""
+PAUSE = 0.25
+"""Seconds between looks for tasks that are done."""
 QUIET = 10.0
 """Seconds between lines about what is running."""
 SHOWN = 6
@@ -221,13 +224,14 @@ class Cluster:
 
     def next(self, reporter: Reporter) -> tuple[Any, Outcome]:
         """Wait for some work to be done, and show meanwhile what is running; return its key and outcome."""
-        while True:
-            done, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=QUIET)
-            if done:
-                break
-            if (line := self._progress()) != self._said:
-                self._said = line
-                reporter.say(line)
+        told = time.monotonic()
+        while not (done := self._ray.wait(list(self._tasks), num_returns=1, timeout=0)[0]):
+            time.sleep(PAUSE)  # Not in Ray, which makes a KeyboardInterrupt of every signal.
+            if time.monotonic() - told > QUIET:
+                told = time.monotonic()
+                if (line := self._progress()) != self._said:
+                    self._said = line
+                    reporter.say(line)
         key, _ = self._tasks.pop(done[0])
         try:
             outcome: Outcome = self._ray.get(done[0])

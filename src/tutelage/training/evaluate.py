@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
@@ -55,7 +56,7 @@ class KeptLogits:
     """A network's logits, float32 or float64, for the batches that this process evaluates, by the batch's number.
 
     Args:
-        most: bytes to keep in memory; the other batches are in a temporary file, which ends with the process.
+        most: bytes to keep in memory; the other batches are in a temporary file, which ends with this object.
     """
 
     def __init__(self, most: int = IN_MEMORY) -> None:
@@ -77,6 +78,7 @@ class KeptLogits:
         with records.writing(Path(tempfile.gettempdir()) / "logits"):
             if self._file is None:
                 self._file = tempfile.TemporaryFile()  # noqa: SIM115  for as long as the logits are read
+                weakref.finalize(self, self._file.close)
             self._written[number] = self._file.seek(0, 2), logits.shape, logits.dtype
             self._file.write(_bytes_of(logits.contiguous()))
             self._file.flush()

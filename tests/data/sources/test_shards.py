@@ -166,7 +166,7 @@ def test_workers_processes_and_resuming_change_nothing(folder, rows, kind):
     expected = epoch(splits)
     assert sorted(torch.cat([batch.index for batch in expected]).tolist()) == list(range(24))
     assert same(epoch(opened(source)), expected)
-    assert not same(epoch(splits, 2)[:1], expected[:1])
+    assert not torch.equal(epoch(splits, 2)[0].index.sort().values, expected[0].index.sort().values)
     assert same(epoch(splits, start=2), expected[2:])
     assert same(epoch(pickle.loads(pickle.dumps(splits)), start=3), expected[3:])
     shares = [epoch(splits, rank=rank, world=2) for rank in range(2)]
@@ -274,11 +274,12 @@ def test_a_sample_that_cannot_be_read(tmp_path):
     members = list(samples(0))
     members[2] = (members[2][0], b"no picture")
     members.pop(8)  # the fifth sample's picture
-    link = tarfile.TarInfo("some/0004.png")
-    link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
     path = pack(tmp_path / "a.tar", members)
     with tarfile.open(path, "a") as tar:
-        tar.addfile(link)
+        for number in (0, 4):  # which have a picture, and none
+            link = tarfile.TarInfo(f"some/{number:04d}.png")
+            link.type, link.linkname = tarfile.SYMTYPE, "/etc/hostname"
+            tar.addfile(link)
     splits = opened(f"webdataset:{path}", on_corrupt="skip")
     assert sum(len(batch.index) for batch in epoch(splits)) == 4
     assert sorted(splits.train.corrupt) == ["a.tar/some/0001", "a.tar/some/0004"]
