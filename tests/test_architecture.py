@@ -30,6 +30,7 @@ LAYERS = (
         ("types", "records"),
         ("plain_files",),
         ("errors", "interruption", "lazy", "version"),
+        ("launcher",),
     ),
 )
 """From the top down: five layers, each of rows. A row's packages import lower layers and the rows below them in their

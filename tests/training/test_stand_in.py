@@ -289,4 +289,4 @@ def test_lockstep_waits_for_an_epochs_sums_and_for_nothing_else():
     assert len(records) == 3
     back = {what: times for what, times in found.items() if "from the CPU" not in what}
     assert list(back.values()) == [3], back  # an epoch's sums, of each student
-    assert next(iter(back)).startswith("aten::_to_copy to the CPU, training/distributed.py:")
+    assert next(iter(back)).startswith("aten::_to_copy to the CPU, training/job.py:")

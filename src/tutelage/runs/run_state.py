@@ -27,6 +27,7 @@ from tutelage.runs import disk, manifest, resume, sanity_checks, setup
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
+from tutelage.training.batch_norm import statistics_of
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on, by_main, gathered_objects, is_main, world
@@ -110,6 +111,8 @@ class RunState:
             **manifest.version(),
             "hardware": manifest.hardware(self.device),
             "processes": world(),
+            "samples_by_rank": [],
+            "batch_norm": None,
             "software": manifest.software(),
             "seeds": {"seed": recipe.seed, "data_seed": recipe.data_seed, "split_seed": recipe.data.split_seed},
             "data": manifest.describe_data(splits, self.device),
@@ -268,6 +271,7 @@ class RunState:
         distiller = self.distiller(stage)
         self.target_gamma = distiller.objective.target_gamma
         self.manifest["objective_resolved"][stage] = distiller.objective.resolved
+        self.manifest["batch_norm"] = statistics_of(distiller, self.fits[stage].settings.sync_bn)
         before = [e for e in self.epochs if e["stage"] < stage]
         best = records.best_epoch(before, self.selection)
         self.kept["epochs"] = [dict(epoch) for epoch in before]

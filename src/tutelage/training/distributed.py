@@ -297,13 +297,22 @@ def exchange_failed(error: BaseException) -> bool:
     return isinstance(below, Exception) and _is_of_exchange(below)
 
 
-_EXCHANGE = ("gloo", "nccl", "connection closed", "connection reset", "timed out", "broken pipe", "socket", "tcpstore")
+_EXCHANGE = (
+    "gloo",
+    "nccl",
+    "connection closed",
+    "connection reset",
+    "timed out",
+    "timeout",
+    "broken pipe",
+    "socket",
+    "tcpstore",
+)
 
 
 def _is_of_exchange(error: Exception) -> bool:
     """Whether an error comes of torch's exchange between processes; gloo raises plain RuntimeErrors."""
-    text = str(error).lower()
-    return isinstance(error, distributed.DistError) or any(word in text for word in _EXCHANGE)
+    return any(word in str(error).lower() for word in _EXCHANGE)
 
 
 def all_say(key: str) -> bool:
