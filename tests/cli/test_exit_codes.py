@@ -195,7 +195,7 @@ def test_a_fork_ends_by_the_signal(monkeypatch):
     main()
 
 
-def test_several_processes_end_by_the_signal_at_once(monkeypatch):
+def test_several_processes_save_what_they_have_too(monkeypatch):
     from tutelage.cli import app
 
     seen = []
@@ -203,8 +203,7 @@ def test_several_processes_end_by_the_signal_at_once(monkeypatch):
     main()
     monkeypatch.setenv("WORLD_SIZE", "2")
     main()
-    assert callable(seen[0])
-    assert seen[1] == signal.SIG_DFL
+    assert all(map(callable, seen))
 
 
 def stopped(tmp_path, sent, *typed, when, pause=0.0):
@@ -263,7 +262,8 @@ def test_a_second_signal_leaves_at_once(second, tmp_path):
         "class Slow(torch.nn.Module):\n"
         "    def __init__(self):\n        super().__init__(); self.head = torch.nn.Linear(64, 10)\n"
         "    def forward(self, x):\n"
-        "        if self.training:\n            open('begun', 'w').close()\n            time.sleep(300)\n"
+        "        if self.training and len(x) > 2:\n"  # not when the network is tried on a few samples
+        "            open('begun', 'w').close()\n            time.sleep(300)\n"
         "        return self.head(x.flatten(1))\n"
         "def make():\n    return Slow()\n"
     )

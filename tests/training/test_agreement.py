@@ -10,13 +10,17 @@ from tests._helpers.fit_cases import mlp, same_bits, samples, seeded, settings, 
 from tests._helpers.processes import Shares, two_processes
 from torch import nn
 
-from tutelage import objectives
+from tutelage import launcher, objectives
 from tutelage.interruption import Terminated, stop_on_signals
 from tutelage.modules import Distiller
+from tutelage.training import distributed
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.deadline import Deadline, DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import ProcessError, accelerator_on
 from tutelage.training.evaluate import NonFiniteError
+from tutelage.training.isolation import Isolation
+from tutelage.training.job import FitJob
+from tutelage.training.lockstep import Lockstep
 from tutelage.training.loop import fit
 
 INPUTS, LABELS = samples(28)  # four steps an epoch, of 4 and 3 samples
@@ -185,3 +189,64 @@ def test_a_process_whose_peer_is_gone_ends_and_saves_nothing_more(results):
     assert what == "process 0"
     assert seconds < 20
     assert saved[0] == 4  # that of the first epoch's end
+
+
+# Several students
+
+
+class Fails(nn.Module):
+    """A student that fails in its third step: where its number is, or in all processes."""
+
+    def __init__(self, rank=None):
+        super().__init__()
+        self.body, self.rank, self.calls = mlp(), rank, 0
+
+    def forward(self, x):
+        self.calls += self.training
+        if self.calls == 3 and self.rank in (None, launcher.rank()):
+            raise RuntimeError("a fault of its own")
+        return self.body(x)
+
+
+def side_by_side(folder, rows, *students):
+    """Fit students in lockstep; return the numbers of epochs of each, its errors and where it is saved."""
+    jobs = {}
+    for k, student in enumerate(students):
+        keep = CheckpointSink(Checkpoints(folder / str(k)), folder / f"{k}.safetensors", {})
+        distiller = Distiller(student, objectives.cross_entropy())
+        jobs[k] = FitJob(distiller=distiller, settings=settings(log_steps=1), uses_teacher=False, keep=keep)
+    isolation, error, epochs = Isolation(), None, []
+    try:
+        epochs.extend(
+            k for k, _ in Lockstep(jobs, None, rows, accelerator=accelerator_on("cpu"), isolation=isolation).run()
+        )
+    except (Exception, KeyboardInterrupt) as raised:  # noqa: BLE001
+        error = raised
+    saved = [(s := Checkpoints(folder / str(k)).load()) and s.state["step"] for k in jobs]
+    return epochs, {k: str(e) for k, e in isolation.errors.items()}, type(error).__name__, saved
+
+
+def several_students(rank, folder):
+    accelerator_on("cpu")
+    distributed.ALIKE = 2.0
+    rows = Watched(before=(0, 2), rank=1, do=lambda: os.kill(os.getpid(), signal.SIGINT))
+    stopped = side_by_side(folder / "stopped", rows, seeded(mlp, 1), seeded(mlp, 2))
+    alike = side_by_side(folder / "alike", Watched(), seeded(mlp, 1), Fails())
+    torch.save((stopped, alike), folder / f"{rank}.pt")
+    apart = side_by_side(folder / "apart", Watched(), seeded(mlp, 1), Fails(rank=1))
+    torch.save((stopped, alike, apart), folder / f"{rank}.pt")
+    os._exit(0)
+
+
+@pytest.mark.slow
+def test_an_error_of_a_student_ends_it_in_all_processes_or_ends_all(tmp_path):
+    codes, _ = two_processes(several_students, tmp_path)
+    assert codes == [0, 0]
+    for rank in range(2):
+        stopped, alike, apart = torch.load(tmp_path / f"{rank}.pt", weights_only=False)
+        assert stopped == ([], {}, "KeyboardInterrupt", [3, 3])
+        epochs, errors, error, saved = alike
+        assert (epochs, error, saved) == ([0, 0], "NoneType", [8, None])
+        assert "a fault of its own" in errors[1]
+        assert apart[:2] == ([], {})
+        assert apart[2] == ("RuntimeError" if rank else "ProcessError")

@@ -4,7 +4,6 @@ import pytest
 from tests._helpers.fit_cases import Rows, fitted, mlp, samples, untimed
 from tests._helpers.refusals import refused
 
-from tutelage.errors import InvalidValueError
 from tutelage.training.checkpoints import Checkpoints
 from tutelage.training.deadline import Deadline, DeadlineExceeded, TimedBatches
 
@@ -17,12 +16,6 @@ def test_work_is_begun_only_where_there_is_time_for_all_of_it():
         with refused(DeadlineExceeded, "a step"):
             deadline.check("a step", work)
     assert Deadline(7.0, clock=lambda: 7.0).over()
-
-
-def test_several_processes_would_each_stop_at_a_step_of_its_own():
-    batches = TimedBatches(Rows(*samples(), batch_size=16), Deadline(1.0))
-    with refused(InvalidValueError, "deadline", got=2):
-        next(batches.epoch(0, rank=1, world=2))
 
 
 class Clock:

@@ -114,7 +114,7 @@ def test_a_checkpoint_of_an_older_version_has_no_values_of_the_log(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         fitted(mlp(), stopped, folder=tmp_path, nonfinite="skip", checkpoint_steps=4)
     checkpoints = Checkpoints(tmp_path / "checkpoints")
-    tensors, state = checkpoints.load()
+    tensors, state, *_ = checkpoints.load()
     assert tensors.pop("blame_values").any()
     checkpoints.save(f"00-{state['step']:09d}", tensors, state)
     with refused(NonFiniteError, "step 3 of stage 1"):
