@@ -22,18 +22,11 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Let a signal wait for the end of the block: see `held`."""
-    with held():
-        yield
-
-
-@contextmanager
-def held() -> Iterator[list[int]]:
+def uninterrupted() -> Iterator[list[int]]:
     """Let a signal wait for the end of the block; one that comes more than `TWICE` seconds later does not wait.
 
-    This holds for signals that Python handles, and in the main thread, which alone gets them. It yields the list of the
-    waiting signal's number: one that is taken out of it does not come any more.
+    This holds for signals that Python handles, and in the main thread, which alone gets them. It yields a list of
+    the number of the signal that waits: one that is taken out of it does not come any more.
     """
     waiting: list[int] = []
     if threading.current_thread() is not threading.main_thread():

@@ -1,7 +1,6 @@
 """Processes on this machine that train together, as a launcher starts them."""
 
 import os
-import socket
 
 import torch
 from torch import multiprocessing
@@ -9,6 +8,7 @@ from torch import multiprocessing
 from tutelage.types import Batch
 
 from .fit_cases import Rows
+from .launching import free_port
 
 LIMIT = 120
 """Seconds after which a test ends the processes that it started."""
@@ -36,10 +36,7 @@ def two_processes(work, *args):
 
 
 def _processes(count, limit, work, *args):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = multiprocessing.spawn(_start, (port, count, work, *args), nprocs=count, join=False)
+    started = multiprocessing.spawn(_start, (free_port(), count, work, *args), nprocs=count, join=False)
     try:
         for process in started.processes:
             process.join(limit)

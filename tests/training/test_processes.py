@@ -1,27 +1,15 @@
 """A run of several processes is the run of one: where its objective gathers, and where it reads features alone."""
 
-import os
-import socket
-
 import pytest
 import torch
-from tests._helpers.fit_cases import Rows, mlp, samples, settings, state
-from torch import multiprocessing
+from tests._helpers.fit_cases import mlp, samples, settings, state
+from tests._helpers.processes import Shares, processes
 
 from tutelage import losses, objectives
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.loop import fit
-from tutelage.types import Batch
-
-
-class Shares(Rows):
-    """A global batch of which each process takes every second sample: 7 samples are 4 and 3."""
-
-    def epoch(self, epoch, *, start=0, rank=0, world=1):
-        for batch in super().epoch(epoch, start=start):
-            yield Batch(*(tensor[rank::world] for tensor in (batch.index, batch.inputs, batch.labels)))
 
 
 def spread(student_logits, teacher_logits):
@@ -62,19 +50,14 @@ def fit_past_a_broken_loss():
     return state(distiller), record["skipped_steps"]
 
 
-def one_of_two(rank, port, folder, name):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+def saved(rank, folder, name):
     torch.save((*fit_student(name), *fit_past_a_broken_loss()), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["gathered", pytest.param("of features alone", marks=pytest.mark.slow)])
+@pytest.mark.slow  # In every change, `test_same_mathematics` has such a fit.
+@pytest.mark.parametrize("name", ["gathered", "of features alone"])
 def test_two_processes_train_and_record_what_one_does(name, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, tmp_path, name), nprocs=2)
+    processes(2, saved, tmp_path, name)
     wanted, means, loss = fit_student(name)
     kept, skipped = fit_past_a_broken_loss()
     assert skipped == 1

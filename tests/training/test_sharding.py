@@ -1,17 +1,15 @@
 """Networks sharded over two processes train, evaluate, save and resume as one process does with whole ones."""
 
 import contextlib
-import os
 import shutil
-import socket
-import time
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from tests._helpers.fit_cases import Rows, same_bits, samples, seeded, settings, state, untimed
+from tests._helpers.processes import Shares, processes
 from tests._helpers.refusals import refused
-from torch import multiprocessing, nn
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 from tutelage import losses, objectives
@@ -24,15 +22,6 @@ from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalSet, NonFiniteError
 from tutelage.training.loop import fit
-from tutelage.types import Batch
-
-
-class Shares(Rows):
-    """A global batch of which each process takes every second sample: 7 samples are 4 and 3."""
-
-    def epoch(self, epoch, *, start=0, rank=0, world=1):
-        for batch in super().epoch(epoch, start=start):
-            yield Batch(*(tensor[rank::world] for tensor in (batch.index, batch.inputs, batch.labels)))
 
 
 class Small(nn.Module):
@@ -136,28 +125,14 @@ def other_fits(folder):
     return {name: trained(**how) for name, how in FITS.items()}
 
 
-def one_of_two(rank, port, folder, work):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
-    torch.set_num_threads(1)
+def saved(rank, work, folder):
     accelerator_on("cpu")
     torch.save(work(folder), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
-def of_two(work, folder, timeout=120):
+def of_two(work, folder):
     """Do some work in two processes; return what each makes of it."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = multiprocessing.spawn(one_of_two, (port, folder, work), nprocs=2, join=False)
-    end = time.monotonic() + timeout
-    try:
-        while not started.join(timeout=end - time.monotonic()):
-            assert time.monotonic() < end, "two processes do not end"
-    finally:
-        for process in started.processes:
-            process.kill()
+    processes(2, saved, work, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

@@ -65,25 +65,24 @@ def run_study(
     Raises:
         RecipeError: if the data cannot be read, or two different runs would share a folder.
     """
+    most = together or (1 if request.study.costs else TOGETHER)
     if cluster is not None:
-        most = together or (1 if request.study.costs else TOGETHER)
         workers = cluster.slots
         return _StudyRun(request=request, options=options, most=most, workers=workers, plan=None, cluster=cluster).go()
     accelerator_on(request.study.recipe.device)
     with naming_process():
-        return by_main(partial(_run_study, request, options, together, workers, budget, show_plan=show_plan))
+        return by_main(partial(_run_study, request, options, most, workers, budget, show_plan=show_plan))
 
 
 def _run_study(
     request: StudyRequest,
     options: RunOptions,
-    together: int | None,
+    most: int,
     workers: int,
     budget: Budget | None,
     *,
     show_plan: bool,
 ) -> dict[str, str]:
-    most = together or (1 if request.study.costs else TOGETHER)
     plan = None
     if budget is not None:
         # A step of several processes cannot be timed by one of them.

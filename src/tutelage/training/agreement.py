@@ -16,9 +16,10 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from tutelage.errors import RunError
-from tutelage.interruption import Terminated, held, stop_with_others
-from tutelage.training.deadline import Deadline, DeadlineExceeded, exceeded
+from tutelage.interruption import Terminated, stop_with_others, uninterrupted
+from tutelage.training.deadline import DeadlineExceeded, TimedBatches, exceeded
 from tutelage.training.distributed import naming_process, sent, summed
+from tutelage.types import Batches
 
 
 class Agreement:
@@ -26,15 +27,16 @@ class Agreement:
 
     Args:
         accelerator: device and processes.
-        deadline: moment by which all stop, by the clock of the first to reach it.
+        batches: batches to train on: with a deadline if they are `TimedBatches`, by the clock of the first to reach it.
 
     Attributes:
         several: whether there are several processes.
     """
 
-    def __init__(self, accelerator: Accelerator, deadline: Deadline | None = None) -> None:
+    def __init__(self, accelerator: Accelerator, batches: Batches | None = None) -> None:
         self.several = accelerator.num_processes > 1
-        self._accelerator, self._deadline = accelerator, deadline
+        self._accelerator = accelerator
+        self._deadline = batches.deadline if isinstance(batches, TimedBatches) else None
         self._signals: list[int] = []
         if self.several:
             # What this process asks for (to stop by Ctrl-C, SIGTERM, or the deadline; to save), and how many asked.
@@ -51,7 +53,7 @@ class Agreement:
         if not self.several:
             yield
             return
-        with naming_process(), held() as self._signals:
+        with naming_process(), uninterrupted() as self._signals:
             try:
                 yield
             except (Exception, KeyboardInterrupt):

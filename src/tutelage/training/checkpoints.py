@@ -86,7 +86,7 @@ class Checkpoints:
         return self.folder / f".{name}.tmp"
 
     def save(
-        self, name: str, tensors: dict[str, Tensor], state: dict[str, Any], shards: Mapping[str, str] = {}
+        self, name: str, tensors: dict[str, Tensor], state: dict[str, Any], shard_digests: Mapping[str, str] = {}
     ) -> None:
         """Write a checkpoint of tensors and plain values, whose name sorts after all earlier ones, and drop the oldest.
 
@@ -94,19 +94,19 @@ class Checkpoints:
             name: name of the checkpoint.
             tensors: tensors by name.
             state: plain values.
-            shards: digests of the files that `save_shards` has written.
+            shard_digests: digests of the files that `save_shards` has written.
 
         Raises:
             CheckpointError: if the disk refused; earlier checkpoints stay.
         """
         contents = {TENSORS: to_bytes(tensors), STATE: (json.dumps(state) + "\n").encode()}
         digests = {file: hashlib.sha256(content).hexdigest() for file, content in contents.items()}
-        sums = "".join(f"{digest}  {file}\n" for file, digest in {**digests, **shards}.items())
+        sums = "".join(f"{digest}  {file}\n" for file, digest in {**digests, **shard_digests}.items())
         temporary = self._temporary(name)
         with self._writing(f"checkpoint {name}", self.folder):
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
-                if shards:
+                if shard_digests:
                     records.sync_folder(temporary / SHARDS)
                 else:
                     shutil.rmtree(temporary, ignore_errors=True)

@@ -127,6 +127,7 @@ def by_main(work: Callable[[], T]) -> T:
 
     Raises:
         Exception: what the work raised, in all processes.
+        ProcessError: if another process is gone, or did not answer in time.
     """
     if world() == 1:
         return work()
@@ -419,7 +420,7 @@ def step_totals(batch: Batch, accelerator: Accelerator, precision: Precision) ->
     labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().to(dtype)
     if accelerator.num_processes == 1:
         return Totals(samples, labelled)
-    both = accelerator.reduce(torch.stack([samples, labelled])) / accelerator.num_processes
+    both = summed(torch.stack([samples, labelled]), accelerator) / accelerator.num_processes
     return Totals(both[0], both[1])
 
 

@@ -15,7 +15,7 @@ from tutelage.errors import InvalidValueError
 from tutelage.training.agreement import Agreement
 from tutelage.training.captured import CapturedStep, close
 from tutelage.training.compile import PlannedTeacher
-from tutelage.training.deadline import DeadlineExceeded, TimedBatches
+from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on
 from tutelage.training.graphs import Captured, NotCapturableError, warm_up
 from tutelage.training.isolation import Isolation
@@ -68,7 +68,7 @@ class Lockstep:
         self.accelerator, self.isolation, self.stage = accelerator, isolation, stage
         self.settings = next(iter(jobs.values())).settings
         self.teacher = PlannedTeacher(teacher, self.settings, accelerator.device) if teacher is not None else None
-        self.agreement = Agreement(accelerator, batches.deadline if isinstance(batches, TimedBatches) else None)
+        self.agreement = Agreement(accelerator, batches)
         self._states: dict[int, FitState] = {}
         self._pass: Captured[list[Outputs]] | None = None  # captured teacher pass, if the students' steps are captured
 

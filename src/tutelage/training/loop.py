@@ -15,7 +15,6 @@ from tutelage.settings.fit import FitSettings
 from tutelage.training.agreement import Agreement
 from tutelage.training.checkpoints import Checkpoint, CheckpointSink
 from tutelage.training.compile import PlannedTeacher
-from tutelage.training.deadline import TimedBatches
 from tutelage.training.evaluate import EvalSet
 from tutelage.training.job import FitJob, FitState
 from tutelage.training.precision import float32_products
@@ -68,7 +67,7 @@ def fit(
         to_beat=to_beat,
         resume=resume,
     )
-    agreement = Agreement(accelerator, batches.deadline if isinstance(batches, TimedBatches) else None)
+    agreement = Agreement(accelerator, batches)
     with agreement.training():
         state = FitState(
             job, accelerator, steps=len(batches), samples=batches.samples, stage=stage, agreement=agreement

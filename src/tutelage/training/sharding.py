@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
@@ -112,11 +111,6 @@ def _owners(network: nn.Module) -> Counter[int]:
 def local_part(tensor: Tensor) -> Tensor:
     """Return this process's share of a sharded tensor, in the same memory; any other tensor is its own."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def whole_norms(norms: Tensor, accelerator: Accelerator) -> Tensor:
-    """Return the norms of sharded tensors, given those of this process's shares."""
-    return accelerator.reduce(norms.double().square()).sqrt().to(norms.dtype)
 
 
 @torch.no_grad()

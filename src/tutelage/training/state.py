@@ -40,7 +40,6 @@ from tutelage.training.sharding import (
     local_part,
     read,
     shapes,
-    whole_norms,
     with_sharded_student,
 )
 from tutelage.types import Progress, StatefulTerm
@@ -221,7 +220,8 @@ class TrainState:
             return [], self.metrics.zeros.new_zeros(0)
         norms = torch.stack(torch._foreach_norm(gradients))
         if sharded:
-            norms = torch.cat([whole_norms(norms[:sharded], self.accelerator), norms[sharded:]])
+            squares = summed(norms[:sharded].double().square(), self.accelerator)
+            norms = torch.cat([squares.sqrt().to(norms.dtype), norms[sharded:]])
         return parameters, norms
 
     def _watched(self, inputs: Tensor) -> Any:
