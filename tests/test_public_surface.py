@@ -134,6 +134,7 @@ SHORTHAND: Mapping[str, Any] = {
     "optimizer": Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"],
     "schedule": Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"],
     "stages": Sequence[Mapping[str, Any]],
+    "device": Literal["auto", "cpu", "cuda"] | str,
 }
 """What a call takes beside a field's own type; each of it is read below."""
 

@@ -209,7 +209,7 @@ def arm(moment):
     elif what == "forget":
         from tutelage.training import state
 
-        state.restore_random = lambda *_: None
+        state.restore_rank = lambda *_: None
     elif what == "outside":
         register_optimizer_step_post_hook(lambda *_: time.sleep(0.02))
     else:

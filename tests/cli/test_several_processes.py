@@ -102,7 +102,14 @@ def test_every_command_in_two_processes(invoke):
         assert read(f"runs/two/{name}/manifest.json")["processes"] == 2
     study = {
         "name": "grid",
-        "protocol": {"data": "digits", "epochs": 1, "batch_size": 512, "device": "cpu", "precision": "fp32"},
+        "protocol": {
+            "data": "digits",
+            "epochs": 1,
+            "batch_size": 512,
+            "device": "cpu",
+            "precision": "fp32",
+            "weak_teacher": True,
+        },
         "pairs": {"wide/narrow": {"teacher": "mlp:16", "student": "mlp:8"}},
         "methods": ["cross_entropy", "kd"],
     }

@@ -58,7 +58,7 @@ def test_what_the_suite_judges_by_finds_what_is_lost(bench, monkeypatch):
         patch.setattr(checkpoints.Checkpoints, "load", lambda self, check: None)
         assert "the checkpoint of step 5 was not used" in "".join(bench.do(fault, cases.action_of(fault)).wrong)
     with monkeypatch.context() as patch:
-        patch.setattr(state, "restore_random", lambda *_: None)
+        patch.setattr(state, "restore_rank", lambda *_: None)
         assert "it ended with another content" in "".join(bench.do(fault, cases.action_of(fault)).wrong)
 
 

@@ -365,7 +365,7 @@ def test_a_checkpoint_whose_content_does_not_load_counts_as_damaged(templates, t
     """Its checksums are right; tensors are missing, unknown or of other shapes, or the state lacks something."""
     monkeypatch.chdir(shutil.copytree(templates["stopped"], tmp_path / "work"))
     checkpoints, newest = Checkpoints(Path("runs/s/checkpoints")), Path(NEWEST["stopped"]).name
-    tensors, state = checkpoints.load()
+    tensors, state, *_ = checkpoints.load()
     change(tensors, state)
     checkpoints.save(newest, tensors, state)
     code, said = type_("distill", "s.yaml")

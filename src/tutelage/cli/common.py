@@ -75,8 +75,9 @@ def trusted(trust_code: bool, overrides: Iterable[str], models: Sequence[str] = 
 
 
 def echo(text: str = "", *, err: bool = False) -> None:
-    """Print one line of what can be printed."""
-    typer.echo(printable(text), err=err)
+    """Print one line of what can be printed, in the first of several processes."""
+    if launcher.rank() == 0:
+        typer.echo(printable(text), err=err)
 
 
 def command() -> str:

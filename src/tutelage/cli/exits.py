@@ -38,12 +38,17 @@ def end(message: str, code: int) -> NoReturn:
     Of several processes the first one speaks: the launcher ends the others. One that it leaves alone failed by itself.
     """
     if rank() > 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        time.sleep(ALONE)
+        wait_for_launcher()
         message = f"process {rank()}: {message}"
     for line in message.split("\n"):
         print(f"tutelage: {printable(line)}", file=sys.stderr, flush=True)  # noqa: T201
     raise SystemExit(code)
+
+
+def wait_for_launcher() -> None:
+    """Let the launcher end this process, one of several, once the first one has ended with an error."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(ALONE)
 
 
 def leave(number: int) -> None:

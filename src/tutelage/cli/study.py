@@ -11,6 +11,7 @@ import typer
 
 from tutelage import launcher
 from tutelage.cli import common, completion
+from tutelage.cli.exits import wait_for_launcher
 from tutelage.errors import InvalidValueError, TutelageError, raise_all
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def study(
     for run, reason in failed.items():
         common.echo(f"tutelage: {run}: {' '.join(reason.split())}", err=True)
     if failed:
+        if launcher.rank() > 0:
+            wait_for_launcher()
         raise typer.Exit(common.FAILED)
 
 

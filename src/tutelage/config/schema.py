@@ -292,8 +292,8 @@ class Recipe(_Section):
     shard: Shard = FitSettings.shard
     seed: SeedField = 0
     data_seed: SeedField = 0
-    device: str = Field(
-        "auto", pattern=DEVICE, description="auto, cpu, cuda or cuda:N, a GPU by its number", examples=["cpu"]
+    device: Literal["auto", "cpu", "cuda"] | Annotated[str, Field(pattern=DEVICE)] = Field(
+        "auto", description="auto, cpu, cuda or cuda:N, a GPU by its number", examples=["cpu"]
     )
     threads: Threads | None = None
     deterministic: bool = False
