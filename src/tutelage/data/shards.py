@@ -232,6 +232,8 @@ def _copy(shard: Shard, path: Path, what: str) -> None:
                 return
             error: Exception = ConnectionError(f"{length} of {shard.size} bytes")
         except _AWAY as failed:
+            if isinstance(failed, NetworkError):  # It was asked for often enough.
+                raise
             error = failed
         if attempt < ATTEMPTS:
             time.sleep(_PAUSE * 2 ** (attempt - 1))
