@@ -29,8 +29,9 @@ LAYERS = (
         ("settings",),
         ("types", "records"),
         ("plain_files",),
-        ("errors", "interruption", "lazy", "version"),
+        ("interruption",),
         ("launcher",),
+        ("errors", "lazy", "version"),
     ),
 )
 """From the top down: five layers, each of rows. A row's packages import lower layers and the rows below them in their

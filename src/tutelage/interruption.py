@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from tutelage import launcher
+
 SIGNALS: tuple[int, ...] = (signal.SIGINT, signal.SIGTERM)
 TWICE = 0.5
 """Seconds within which several signals are one: a terminal sends Ctrl-C to a program and to the one that started it,
@@ -70,6 +72,10 @@ def stop_on_signals(leave: Callable[[int], object]) -> Iterator[None]:
         return
     numbers = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as in the background
     _command = _Command(leave)
+    if launcher.world_size() > 1:
+        # One that waits for the others is in a library: no handler runs there, and the second signal has to end it.
+        _command.watch()
+        _command.began = None
     before = {number: signal.signal(number, _command.stop) for number in numbers}
     try:
         yield

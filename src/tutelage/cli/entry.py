@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 
 from tutelage import interruption, launcher
-from tutelage.cli.exits import leave, stop
+from tutelage.cli.exits import end, leave, stop
+from tutelage.errors import InvalidValueError
 
 
 def main() -> None:
     """Run the command line. Exit codes: 0 done, 2 the user's input is wrong, 130 and 143 stopped, 1 anything else."""
+    try:
+        launcher.check()
+    except InvalidValueError as error:
+        end(str(error), error.exit_code)
     if launcher.world_size() > 1:
         # DDP looks for parameters without gradient, and warns in every process where there are none.
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -6,8 +6,11 @@ result, or its error, reaches all. With one process each of these calls just doe
 
 from __future__ import annotations
 
+import os
 import pickle
+import threading
 import time
+import warnings
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -23,7 +26,7 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tutelage import launcher
-from tutelage.errors import InvalidValueError, RunError, TutelageError, explained, reason_of
+from tutelage.errors import InvalidValueError, RunError, TutelageError, explained, message, reason_of
 from tutelage.settings.fit import FitSettings, Precision
 from tutelage.training.precision import network_dtype
 from tutelage.types import UNLABELLED, Batch, Batches, Totals
@@ -36,6 +39,8 @@ R = TypeVar("R")
 
 ALIKE = 20.0
 """Seconds within which all processes have an error that is one of all."""
+LATE = 60.0
+"""Seconds after which it is told that other processes are waited for."""
 TIMEOUT = timedelta(minutes=30)
 """Longest time that a process waits for the others. The first opening of a large folder, which the others wait for, has
 to be done by then."""
@@ -60,7 +65,24 @@ def accelerator_on(device: str) -> Accelerator:
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
         AcceleratorState._reset_state(reset_partial_state=True)
     waits = InitProcessGroupKwargs(timeout=TIMEOUT)
-    return Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[waits])
+    with _telling_of_others():
+        return Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[waits])
+
+
+@contextmanager
+def _telling_of_others() -> Iterator[None]:
+    """Warn if the other processes of a launch do not come within `LATE` seconds: nothing else would say so."""
+    place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    expected, got = f"all {launcher.world_size()} to meet at {place}", f"some that did not come within {LATE:.0f} s"
+    instead = "look at the messages of the others, and at the address and the port"
+    timer = threading.Timer(LATE, warnings.warn, [message("processes", expected, got, instead)])
+    timer.daemon = True
+    if launcher.world_size() > 1 and not _met():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def require_device(device: str) -> None:
