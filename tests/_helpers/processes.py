@@ -1,6 +1,7 @@
 """Processes on this machine that train together, as a launcher starts them."""
 
 import os
+import signal
 
 import torch
 from torch import multiprocessing
@@ -50,5 +51,6 @@ def _start(rank, port, count, work, *args):
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job ignores it.
     work(rank, *args)
     torch.distributed.destroy_process_group()

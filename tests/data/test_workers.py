@@ -8,6 +8,8 @@ import textwrap
 
 import numpy as np
 import pytest
+import torch
+from tests._helpers import ROOT
 from tests._helpers.refusals import refused
 
 from tutelage.data.workers import WorkerPool, _results
@@ -100,6 +102,23 @@ def test_closing_ends_processes_that_a_traceback_holds_and_they_start_again(pool
     assert len(results(pool)) == 4
 
 
+def test_a_killed_process_is_forgotten_where_its_signal_cuts_the_end_short(monkeypatch):
+    pool = WorkerPool()
+    list(pool.map(described, [np.arange(3)], view=None, workers=2))
+    iterator = pool._loader._iterator
+
+    def cut_short():
+        iterator._shutdown = True  # as it says at its beginning
+        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+
+    monkeypatch.setattr(iterator, "_shutdown_workers", cut_short)
+    pool.close()
+    assert not any(worker.is_alive() for worker in iterator._workers)
+    with pytest.raises(ValueError, match="Cannot find worker information"):
+        torch._C._remove_worker_pids(id(iterator))
+    monkeypatch.undo()
+
+
 def test_the_end_of_the_interpreter_is_silent():
     script = """
         import numpy as np
@@ -108,5 +127,6 @@ def test_the_end_of_the_interpreter_is_silent():
         pool = WorkerPool()
         print(len(list(pool.map(described, [np.arange(3)], view=None, workers=1))))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    typed = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(typed, cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")

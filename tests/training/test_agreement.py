@@ -114,7 +114,9 @@ def together(rank, folder):
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two")
     rows = Watched(before=(0, 3), rank=0, do=lambda: os.kill(os.getpid(), signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job ignores it.
     caught(KeyboardInterrupt, folder / "one", rows, make=mlp)  # Resumed by two.
+    signal.signal(signal.SIGINT, before)
     codes, _ = two_processes(together, folder)
     assert codes == [5, 7]
     return folder, *(torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1))

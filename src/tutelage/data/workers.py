@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils.signal_handling import _remove_worker_pids  # type: ignore[attr-defined]
 
 from tutelage.errors import TutelageError, reader_ended
 from tutelage.types import View
@@ -106,7 +108,14 @@ class WorkerPool:
         # The iterator would end them only when nothing refers to it, and the traceback of an error may do so for long.
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
-            iterator._shutdown_workers()
+            try:
+                iterator._shutdown_workers()
+            except RuntimeError:  # PyTorch's handler of signals, as one of them was killed, cut it short.
+                with suppress(ValueError):
+                    _remove_worker_pids(id(iterator))  # or the handler would raise again, in whatever comes later
+                for worker in iterator._workers:
+                    worker.terminate()
+                    worker.join()
         self._loader = self._under_way = None
 
 
