@@ -108,8 +108,9 @@ def test_a_killed_process_is_forgotten_where_its_signal_cuts_the_end_short(monke
     iterator = pool._loader._iterator
 
     def cut_short():
-        iterator._shutdown = True  # as it says at its beginning
-        raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
+        if not iterator._shutdown:
+            iterator._shutdown = True
+            raise RuntimeError("DataLoader worker (pid 1) is killed by signal: Killed.")
 
     monkeypatch.setattr(iterator, "_shutdown_workers", cut_short)
     pool.close()
