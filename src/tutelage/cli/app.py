@@ -37,6 +37,10 @@ def stoppable(command: Callable[..., None]) -> Callable[..., None]:
     def run(*arguments: Any, **options: Any) -> None:
         try:
             command(*arguments, **options)
+            if launcher.world_size() > 1 and "torch" in sys.modules:
+                from tutelage.training.distributed import part
+
+                part()
         except KeyboardInterrupt as error:
             stop(error)
 

@@ -142,6 +142,14 @@ def _working_alone(alone: bool) -> Iterator[None]:
         _alone = before
 
 
+def part() -> None:
+    """Part from the other processes: one that closes its connections while another uses them would abort that one."""
+    if _met():
+        with naming_process():
+            distributed.barrier()
+        distributed.destroy_process_group()
+
+
 def by_main(work: Callable[[], T]) -> T:
     """Let the main process do some work alone, and return its result in all; it must be possible to pickle it.
 
