@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage import images, rng
-from tutelage.data import cache
+from tutelage.data import cache, shards
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, refuse_one_class
 from tutelage.data.partition import keep_labels, stratified
-from tutelage.data.shards import CopyAhead
+from tutelage.data.shards import CopyAhead, Shard
 from tutelage.data.streamed import StreamSplit
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidValueError
@@ -80,6 +80,25 @@ def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, instead:
     if wrong.size:
         got = f"{int(labels[wrong[0]])} for sample {int(wrong[0])} ({wrong.size} such)"
         raise InvalidValueError("data.label", f"classes 0 to {classes - 1} in {what}", got, instead)
+
+
+def from_shards(
+    halves: Sequence[Sequence[Shard]], raws: Sequence[Raw], description: Description, *, form: object
+) -> Splits:
+    """Divide the samples of shards, as `from_images` does, if there is room to read them in their order.
+
+    Args:
+        halves: shards of the training samples, and those of the test samples if they have their own.
+        raws: their images.
+        description: facts about the data set.
+        form: what the samples were read by, for the cache's key.
+    """
+    settings = description.settings
+    for half, raw in zip(halves, raws, strict=True):  # Test samples come in order.
+        shuffled = settings if half is halves[0] else replace(settings, shuffle_buffer=1)
+        shards.check_room(half, len(raw.labels), shuffled)
+    test = raws[1] if len(raws) > 1 else None
+    return from_images(raws[0], test, description, key=shards.key_of(halves, form, settings))
 
 
 def from_images(train: Raw, test: Raw | None, description: Description, *, key: str | None = None) -> Splits:

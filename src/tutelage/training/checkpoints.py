@@ -27,7 +27,7 @@ from tutelage.errors import RunError, one_line
 from tutelage.records import CHECKSUMS, STATE
 from tutelage.tensor_files import to_bytes
 from tutelage.training import sharding
-from tutelage.training.distributed import by_all, by_main, gathered_objects
+from tutelage.training.distributed import by_main, of_all
 
 TENSORS = "tensors.safetensors"
 SHARDS = "shards"
@@ -76,11 +76,13 @@ class Checkpoints:
             shutil.rmtree(folder.parent, ignore_errors=True)
             folder.mkdir(parents=True)
 
+        def write() -> dict[str, str]:
+            paths = sharding.write(folder, shards)
+            return {f"{SHARDS}/{path.name}": records.digest(path) or "" for path in paths}
+
         with self._writing(f"checkpoint {name}", self.folder):
             by_main(begin)
-            paths = by_all(lambda: sharding.write(folder, shards))
-            own = {f"{SHARDS}/{path.name}": records.digest(path) or "" for path in paths}
-            return {file: digest for each in gathered_objects(own) for file, digest in each.items()}
+            return {file: digest for own in of_all(write) for file, digest in own.items()}
 
     def _temporary(self, name: str) -> Path:
         return self.folder / f".{name}.tmp"

@@ -72,13 +72,15 @@ def accelerator_on(device: str) -> Accelerator:
 @contextmanager
 def _telling_of_others() -> Iterator[None]:
     """Warn if the other processes of a launch do not come within `LATE` seconds: nothing else would say so."""
+    if launcher.world_size() == 1 or _met():
+        yield
+        return
     place = ":".join(os.environ.get(name, "?") for name in ("MASTER_ADDR", "MASTER_PORT"))
     expected, got = f"all {launcher.world_size()} to meet at {place}", f"some that did not come within {LATE:.0f} s"
     instead = "look at the messages of the others, and at the address and the port"
     timer = threading.Timer(LATE, warnings.warn, [message("processes", expected, got, instead)])
     timer.daemon = True
-    if launcher.world_size() > 1 and not _met():
-        timer.start()
+    timer.start()
     try:
         yield
     finally:
@@ -210,19 +212,37 @@ def by_all(work: Callable[[], T]) -> T:
     """Do some work in every process, and return this one's result once all are done.
 
     Raises:
-        Exception: what it raised in this process, or what it raised in the main one.
-        ProcessError: if it failed in another one alone.
+        Exception: what it raised in this process.
+        ProcessError: if it failed in others alone.
     """
     if world() == 1:
         return work()
     result, error = _outcome(work)
-    errors = gathered_objects(error)
-    if error is not None:
-        raise error
-    for number, other in enumerate(errors):
-        if other is not None:
-            raise ProcessError(f"process {number} of {world()}", "no error", reason_of(other), "see its message")
+    _require_none(error, gathered_objects(error))
     return result  # type: ignore[return-value]
+
+
+def of_all(work: Callable[[], T]) -> list[T]:
+    """Do some work in every process, and return every one's result, by its number; it must be possible to pickle them.
+
+    Raises:
+        Exception: as `by_all` does.
+    """
+    if world() == 1:
+        return [work()]
+    own = _outcome(work)
+    results, errors = zip(*gathered_objects(own), strict=True)
+    _require_none(own[1], errors)
+    return list(results)
+
+
+def _require_none(own: Exception | None, errors: Sequence[Exception | None]) -> None:
+    """Raise this process's error, or say of the first other one that has an error."""
+    if own is not None:
+        raise own
+    for number, error in enumerate(errors):
+        if error is not None:
+            raise ProcessError(f"process {number} of {world()}", "no error", reason_of(error), "see its message")
 
 
 def one_a_node_first(work: Callable[[], T]) -> T:
@@ -293,7 +313,7 @@ def dealt(items: Sequence[T], work: Callable[[Sequence[T]], Iterable[R]]) -> Ite
         return [next(results)] if place < len(items) else []
 
     for first in range(0, len(items), world()):
-        for found in gathered_objects(by_all(partial(own, first + rank()))):
+        for found in of_all(partial(own, first + rank())):
             yield from found
 
 

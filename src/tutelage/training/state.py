@@ -233,6 +233,8 @@ class TrainState:
 
     def whole(self, parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
         """Return the distiller's parameters that some of the `parameters` are, or are shares of."""
+        if not self._shares:
+            return [*parameters]
         originals = {id(share): parameter for parameter, share in self._shares}
         return [originals.get(id(parameter), parameter) for parameter in parameters]
 

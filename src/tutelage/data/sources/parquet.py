@@ -6,7 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.data import shards
-from tutelage.data.build import Description, Raw, from_images
+from tutelage.data.build import Description, Raw, from_shards
 from tutelage.data.datasets import Splits
 from tutelage.data.shards import Shard
 from tutelage.errors import InvalidValueError, missing_extra, one_line
@@ -122,11 +122,7 @@ def open_parquet(pattern: str, settings: DataSettings) -> Splits:
     described = json.loads(contents[0][0]["names"].tobytes() or b"null")
     names, labels = shards.numbered(texts, described, source=source)
     raws = [_raw(half, found, label) for half, found, label in zip(halves, contents, labels, strict=True)]
-    for half, raw in zip(halves, raws, strict=True):
-        shards.check_room(half, len(raw.labels), settings if half is halves[0] else replace(settings, shuffle_buffer=1))
-    description = Description(class_names=names, settings=settings, source=source)
-    key = shards.key_of(halves, form, settings)
-    return from_images(raws[0], raws[1] if len(raws) > 1 else None, description, key=key)
+    return from_shards(halves, raws, Description(class_names=names, settings=settings, source=source), form=form)
 
 
 def _raw(half: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]], labels: NDArray[np.int64]) -> Raw:

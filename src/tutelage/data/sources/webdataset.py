@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, BinaryIO
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tutelage import plain_files
 from tutelage.data import shards
-from tutelage.data.build import Description, Raw, from_images
+from tutelage.data.build import Description, Raw, from_shards
 from tutelage.data.datasets import Splits
 from tutelage.data.shards import Shard
 from tutelage.data.sources.imagefolder import EXTENSIONS
@@ -95,10 +95,8 @@ def open_webdataset(pattern: str, settings: DataSettings) -> Splits:
         if not len(raw.labels):
             instead = "check the pattern: a sample has a picture, such as 0001.jpg, and a label, such as 0001.cls"
             raise InvalidValueError("data.source", "samples", f"none in {half[0].name} and others", instead)
-        shards.check_room(half, len(raw.labels), settings if half is halves[0] else replace(settings, shuffle_buffer=1))
     description = Description(class_names=names, settings=settings, source=source, notes=notes)
-    key = shards.key_of(halves, form, settings)
-    return from_images(raws[0], raws[1] if len(raws) > 1 else None, description, key=key)
+    return from_shards(halves, raws, description, form=form)
 
 
 def _raw(half: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]], labels: NDArray[np.int64]) -> Raw:
