@@ -16,30 +16,14 @@ import pytest
 import yaml
 from tests._helpers import ROOT
 from tests._helpers.refusals import refused
+from tests._helpers.studies import QUICK, STUDY, Lines
 
 from tutelage import records
 from tutelage.config.schema import Recipe
 from tutelage.errors import InvalidValueError, MissingExtraError, RunError, StorageError
 from tutelage.runs.lock import BusyError, folder_lock
-from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions
 from tutelage.studies import cluster, compare, plan, run_study, schema
-
-QUICK = {"data": "digits", "epochs": 1, "batch_size": 512, "optimizer": {"lr": 0.5}, "device": "cpu", "threads": 1}
-STUDY = {
-    "name": "grid",
-    "protocol": QUICK,
-    "pairs": {"wide/narrow": {"teacher": "mlp:16", "student": "mlp:8"}},
-    "methods": ["cross_entropy", "kd"],
-}
-
-
-class Lines(Reporter):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
 
 
 class Lost(Exception):

@@ -19,36 +19,20 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tests._helpers import ROOT
 from tests._helpers.refusals import refused
+from tests._helpers.studies import QUICK, STUDY, Lines
 
 from tutelage import records
 from tutelage.errors import RecipeError
-from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions
 from tutelage.studies import plan, run_study, schema, study_file, workers
 from tutelage.studies import study_table as paper_table
 from tutelage.studies.workers import share
 
-QUICK = {"data": "digits", "epochs": 1, "batch_size": 512, "optimizer": {"lr": 0.5}, "device": "cpu", "threads": 1}
-STUDY = {
-    "name": "grid",
-    "protocol": QUICK,
-    "pairs": {"wide/narrow": {"teacher": "mlp:16", "student": "mlp:8"}},
-    "methods": ["cross_entropy", "kd"],
-}
-
-
-class CollectingReporter(Reporter):
-    def __init__(self):
-        self.lines = []
-
-    def say(self, text):
-        self.lines.append(text)
-
 
 def do(tmp_path, *, pool=None, seeds=None, only=(), **changes):
     study = schema.parse({**STUDY, **changes})
     request = plan.assign(study, study, runs=tmp_path, pool=pool, seeds=seeds, methods=only)
-    reporter = CollectingReporter()
+    reporter = Lines()
     return run_study.run_study(request, options=RunOptions(reporter=reporter)), request, reporter.lines
 
 
