@@ -2,10 +2,12 @@
 
 import os
 import signal
+from pathlib import Path
 
 import torch
 from torch import multiprocessing
 
+from tutelage.training.distributed import part
 from tutelage.types import Batch
 
 from .fit_cases import Rows
@@ -53,4 +55,6 @@ def _start(rank, port, count, work, *args):
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # A shell's background job ignores it.
     work(rank, *args)
-    torch.distributed.destroy_process_group()
+    part()
+    threads = [task.joinpath("comm").read_text() for task in Path("/proc/self/task").glob("*")]  # on Linux
+    assert not any("gloo" in name for name in threads), "a thread of the group could outlive the interpreter"

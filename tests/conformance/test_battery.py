@@ -1,12 +1,11 @@
 """Every preset goes through every check of the battery."""
 
-import os
-import socket
 from dataclasses import replace
 
 import battery
 import pytest
 import torch
+from tests._helpers.processes import processes
 
 from tutelage import objectives
 from tutelage.objectives import PRESETS, Apply, Objective, WeightedTerm, is_built_in
@@ -88,20 +87,14 @@ def gathered_step(row, rank=None):
 PARTS = (4, 2)
 
 
-def one_of_two(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", rank=rank, world_size=len(PARTS))
+def one_of_two(rank, folder):
+    torch.distributed.init_process_group("gloo")
     torch.save({row.preset: gathered_step(row, rank) for row in shared_rows()}, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_gathered_over_two_processes_coupled_methods_are_those_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (port, tmp_path), nprocs=len(PARTS))
+    processes(len(PARTS), one_of_two, tmp_path)
     found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(len(PARTS))]
     assert "itrd" in found[0]
     for row in shared_rows():

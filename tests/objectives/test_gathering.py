@@ -1,12 +1,10 @@
 """Batch-coupled terms over processes: gathered, they are those of one process on the whole batch."""
 
-import os
-import socket
-
 import pytest
 import torch
+from tests._helpers.processes import processes
 from tests._helpers.refusals import refused
-from torch import distributed, multiprocessing, nn
+from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tutelage import Distiller, FrozenTeacher, network_context, objectives
@@ -96,10 +94,8 @@ def step(name, gather, rank=None, parts=(), counted=False):
 CASES = [(name, gather, parts) for name in OBJECTIVES for gather in (True, False) for parts in ((4, 3), (6, 1))]
 
 
-def one_of_two(rank, port, folder):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", rank=rank, world_size=WORLD)
+def one_of_two(rank, folder):
+    distributed.init_process_group("gloo")
     results = {}
     for case in CASES:
         name, gather, parts = case
@@ -109,16 +105,12 @@ def one_of_two(rank, port, folder):
     results["counted"] = step("alone", True, rank, (4, 3), counted=True)
     results["rows"] = gathering.constant(torch.arange(3 + rank), gathering.shares(torch.arange(3 + rank)))
     torch.save(results, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
 def both(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, folder), nprocs=WORLD)
+    processes(WORLD, one_of_two, folder)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
 

@@ -1,8 +1,15 @@
 """A run of several processes is the run of one: where its objective gathers, and where it reads features alone."""
 
+import os
+import signal
+import subprocess
+import sys
+
 import pytest
 import torch
+from tests._helpers import ROOT
 from tests._helpers.fit_cases import mlp, samples, settings, state
+from tests._helpers.launching import free_port
 from tests._helpers.processes import Shares, processes
 
 from tutelage import losses, objectives
@@ -70,3 +77,40 @@ def test_two_processes_train_and_record_what_one_does(name, tmp_path):
         # Whether a step counts is decided by all, and it is one step however many there are.
         assert count == skipped
         torch.testing.assert_close(after, kept, rtol=1e-4, atol=1e-6)
+
+
+SCRIPT = """
+import os, sys
+import torch
+from tutelage.training.distributed import accelerator_on
+
+accelerator_on("cpu")
+torch.distributed.barrier()
+exchanged = torch.distributed.all_reduce(torch.ones(1 << 22), async_op=True)
+if os.environ["RANK"] == "0":
+    exchanged.wait()
+del exchanged  # Now its thread has the last reference to the tensor.
+{end}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("raise ValueError", 1)])
+def test_a_script_that_ends_while_tensors_are_given_up_is_not_aborted(end, code):
+    """Without the group's end five of six are; a script that failed need not be spared it, but must not wait."""
+    port = str(free_port())
+    places = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "ACCELERATE_USE_CPU": "true"}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", SCRIPT.format(end=end)],
+            env=os.environ | places | {"RANK": rank, "LOCAL_RANK": rank, "PYTHONPATH": str(ROOT / "src")},
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in "01"
+    ]
+    try:
+        codes = [process.wait(timeout=60) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    assert all(got in ({code} if code == 0 else {code, -signal.SIGABRT}) for got in codes)

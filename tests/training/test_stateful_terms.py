@@ -1,13 +1,11 @@
 """Terms that keep buffers of their own: exact resume, steps that are not applied, several processes."""
 
-import os
-import socket
-
 import pytest
 import torch
 from tests._helpers.fit_cases import Rows, mlp, same_bits, samples, settings, state, untimed
+from tests._helpers.processes import Shares, processes
 from tests._helpers.refusals import refused
-from torch import multiprocessing, nn
+from torch import nn
 
 import tutelage
 from tutelage import objectives
@@ -19,7 +17,6 @@ from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import NonFiniteError
 from tutelage.training.loop import fit
-from tutelage.types import Batch
 
 CONTRAST = CRD(negatives=8, temperature=0.07, momentum=0.5, dimension=6, student_taps=("1",), teacher_taps=("1",))
 OBJECTIVE = objectives.cross_entropy() + Objective.of(WeightedTerm("contrast", 0.8, CONTRAST))
@@ -102,14 +99,6 @@ def test_it_is_not_accumulated():
 # Several processes
 
 
-class Shares(Rows):
-    """A global batch of which each process takes every second sample: 7 samples are 4 and 3."""
-
-    def epoch(self, epoch, *, start=0, rank=0, world=1):
-        for batch in super().epoch(epoch, start=start):
-            yield Batch(*(tensor[rank::world] for tensor in (batch.index, batch.inputs, batch.labels)))
-
-
 class Table(nn.Module):
     """The same negatives in every process."""
 
@@ -131,20 +120,14 @@ def taught_state(*, spoil=False):
     return state(distiller), distiller._ddp_params_and_buffers_to_ignore
 
 
-def one_of_two(rank, port, folder):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1")
-    os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
+def one_of_two(rank, folder):
     # The second starts from other banks, as where processes do not share their seed.
     torch.save(taught_state(spoil=rank == 1), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 def test_two_processes_have_the_banks_of_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(one_of_two, (port, tmp_path), nprocs=2)
+    processes(2, one_of_two, tmp_path)
     (first, left_alone), (second, _) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     alone, _ = taught_state()
     names = [f"objective.terms.contrast.{name}" for name in ("student_bank", "teacher_bank", "log_normalisers")]

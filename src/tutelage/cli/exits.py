@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -49,6 +50,17 @@ def wait_for_launcher() -> None:
     """Let the launcher end this process, one of several, once the first one has ended with an error."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     time.sleep(ALONE)
+
+
+def leave_others(code: int | str) -> NoReturn:
+    """End one of several processes without parting from the others, which may be anywhere.
+
+    The interpreter's own end could take the threads that exchange by surprise, and abort with another exit code.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # Its reader is gone, or it is closed.
+            stream.flush()
+    os._exit(code if isinstance(code, int) else 1)
 
 
 def leave(number: int) -> None:

@@ -6,8 +6,11 @@ result, or its error, reaches all. With one process each of these calls just doe
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import pickle
+import sys
 import threading
 import time
 import warnings
@@ -65,8 +68,12 @@ def accelerator_on(device: str) -> Accelerator:
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
         AcceleratorState._reset_state(reset_partial_state=True)
     waits = InitProcessGroupKwargs(timeout=TIMEOUT)
+    met = _met()
     with _telling_of_others():
-        return Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[waits])
+        accelerator = Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[waits])
+    if _met() and not met:
+        atexit.register(_close_unless_failed)
+    return accelerator
 
 
 @contextmanager
@@ -145,11 +152,26 @@ def _working_alone(alone: bool) -> Iterator[None]:
 
 
 def part() -> None:
-    """Part from the other processes: one that closes its connections while another uses them would abort that one."""
+    """Part from the other processes, once all have come here.
+
+    The threads that exchange for the group end with it. One that outlives the interpreter, and then gives up a tensor
+    that Python knows of, aborts the process: https://github.com/pytorch/pytorch/issues/190489.
+    """
     if _met():
         with naming_process():
             distributed.barrier()
-        distributed.destroy_process_group()
+        _close()
+
+
+def _close() -> None:
+    distributed.destroy_process_group()
+    gc.collect()  # Networks that were sharded refer to the group, and to themselves.
+
+
+def _close_unless_failed() -> None:
+    """Close at the end of a script the group that was opened for it: an error may have left exchanges to wait for."""
+    if _met() and not hasattr(sys, "last_type"):
+        _close()
 
 
 def by_main(work: Callable[[], T]) -> T:

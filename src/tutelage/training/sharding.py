@@ -75,6 +75,9 @@ def with_sharded_student(distiller: Distiller, device: torch.device) -> Distille
 def _shard(network: nn.Module, device: torch.device) -> None:
     """Shard a network's parameters in place, each unit's on the device only until it is sharded."""
     root, mesh = unwrapped(network), init_device_mesh(device.type, (world(),))
+    # DTensor caches meshes for good. One that held the group would keep its threads from ending in `part`; without, it
+    # asks torch for the group by name.
+    getattr(mesh, "_pg_registry", {}).clear()
     for parameter in root.parameters():
         parameter.data = parameter.data.contiguous()  # such as one in channels-last layout, which cannot be sharded
     scalars = {parameter for parameter in root.parameters() if parameter.ndim == 0}
