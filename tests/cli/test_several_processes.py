@@ -61,9 +61,10 @@ def test_a_refusal_reaches_all_and_is_said_once():
         (["distill", *RUN, "name=three", "batch_size=1"], "on 2 processes"),
         (["distill", *RUN, "name=three", "weak_teacher=false"], "better than chance"),
         (["evaluate", "runs/none"], "runs/none"),
+        (["distill", "--nosuch"], "--nosuch"),
     ):
         code, _, err = launch(typed)
-        lines = [line for line in err.splitlines() if line.startswith("tutelage:")]
+        lines = [line for line in err.splitlines() if line.startswith(("tutelage:", "Error:"))]
         assert (code, len(lines)) == (1, 1), err
         assert said in lines[0]
         assert "process" not in lines[0].split(":")[1]
@@ -147,26 +148,27 @@ def test_a_killed_worker_resumes_by_itself():
 
 
 @pytest.mark.slow
-def test_an_error_of_one_process_names_it():
-    """Only the share of process 1 has the picture that cannot be read."""
+@pytest.mark.parametrize(("place", "typed"), [("train/b/7.png", ()), ("test/b/99.png", ("shard=both",))], ids=str)
+def test_an_error_of_one_process_names_it(place, typed):
+    """Only one process's share has the picture that cannot be read."""
     from PIL import Image
 
-    for split, count in (("train", 24), ("test", 4)):
+    for split, count in (("train", 24), ("test", 130)):
         for label in ("a", "b"):
             folder = Path("pictures") / split / label
             folder.mkdir(parents=True)
             for k in range(count):
                 Image.new("RGB", (8, 8), (k * 9, 0, 255 * (label == "a"))).save(folder / f"{k}.png")
-    broken = Path("pictures/train/b/7.png")
+    broken = Path("pictures", place)
     size = broken.stat().st_size
     run = ["distill", "student=mlp:8", "teacher=mlp:8", "data.source=imagefolder:pictures", "objective=kd"]
     run += ["weak_teacher=true", "precision=fp32", "device=cpu", "epochs=2", "name=p", "batch_size=8"]
-    run += ["data.random_resized_crop=true", "data.size=8"]
+    run += ["data.random_resized_crop=true", "data.size=8", *typed]
     broken.write_bytes(broken.read_bytes()[: size // 2])
     code, _, err = launch(run, timeout=100)
     assert code == 1
     lines = [line for line in err.splitlines() if line.startswith("tutelage:")]
-    assert any("7.png" in line for line in lines), err
+    assert any(broken.name in line for line in lines), err
 
 
 @pytest.mark.slow

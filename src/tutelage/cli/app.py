@@ -16,7 +16,7 @@ import typer
 from tutelage import errors, interruption, launcher
 from tutelage.cli import inspect, study, train
 from tutelage.cli.common import FAILED, echo
-from tutelage.cli.exits import end, leave, stop
+from tutelage.cli.exits import end, leave, stop, wait_for_launcher
 from tutelage.errors import TutelageError
 from tutelage.version import __version__
 
@@ -35,6 +35,8 @@ def stoppable(command: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
+        if launcher.rank() > 0:
+            sys.stderr = sys.__stderr__  # What is wrong with the words typed, the first process has said.
         try:
             command(*arguments, **options)
             if launcher.world_size() > 1 and "torch" in sys.modules:
@@ -88,10 +90,14 @@ def main() -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):  # A letter that its encoding lacks, as on Windows, is printed as "?".
         sys.stdout.reconfigure(errors="replace")
     if launcher.rank() > 0:  # The first of several processes shows what all of them do.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
     try:
         with interruption.stop_on_signals(leave):
             app()
+    except SystemExit as error:
+        if error.code == TutelageError.exit_code and launcher.rank() > 0:
+            wait_for_launcher()
+        raise
     except KeyboardInterrupt as error:
         stop(error)
     except Exception as error:  # noqa: BLE001  the place that says what any error is

@@ -24,7 +24,7 @@ from tutelage.errors import RunError
 from tutelage.records import Bin, EvaluationMeans, Judgement
 from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
-from tutelage.training.distributed import of_all, rank, to_device, world
+from tutelage.training.distributed import gathered_objects, of_all, rank, to_device, world
 from tutelage.training.precision import float32_products, mixed_precision, network_dtype
 from tutelage.training.sharding import is_sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Deals
@@ -287,7 +287,9 @@ def evaluate(
                 logits_of(next(iter(batches.epoch(0))))  # The others, which have a batch more, gather parameters.
         return part
 
-    return _joined(of_all(part), network, who, has_teacher=teacher is not None, gamma=gamma)
+    # An error in one process alone ends it at once: the others of a sharded network wait for its parameters.
+    parts = gathered_objects(part()) if is_sharded(network) else of_all(part)
+    return _joined(parts, network, who, has_teacher=teacher is not None, gamma=gamma)
 
 
 def _dealt(batches: Batches) -> Iterator[tuple[int, Batch]]:
