@@ -19,7 +19,7 @@ from tutelage.runs import record_teacher
 from tutelage.runs.run import RunOptions
 from tutelage.runs.setup import build_inputs, evaluate_network, held_out_sets, parse, run_context
 from tutelage.training.deadline import Deadline, DeadlineExceeded
-from tutelage.training.distributed import ProcessError, rank
+from tutelage.training.distributed import ProcessError, once_a_node, rank
 from tutelage.training.evaluate import KeptLogits, NonFiniteError, evaluate
 
 HOW = {"device": torch.device("cpu"), "precision": "fp32", "channels_last": False}
@@ -100,6 +100,7 @@ def in_two(process, folder):
         patch.setattr(record_teacher, "_require_finite", press)
         caught(KeyboardInterrupt, lambda: recorded(folder / "stopped"))
     recorded(folder / "stopped")
+    result["opened"] = once_a_node(lambda: ["opened by", process])
     torch.save(result, folder / f"{process}.pt")
 
 
@@ -125,6 +126,7 @@ def test_two_processes_share_what_one_does(tmp_path):
         for folder in ("two", "stopped"):
             assert path.read_bytes() == (tmp_path / folder / path.relative_to(one)).read_bytes()
     assert all("next chunk" in result["late"] for result in results)
+    assert [result["opened"] for result in results] == [["opened by", 0]] * 2
 
 
 def test_the_size_of_chunks_changes_no_value(tmp_path):
