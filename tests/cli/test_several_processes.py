@@ -62,8 +62,11 @@ def test_a_refusal_reaches_all_and_is_said_once():
         (["distill", *RUN, "name=three", "weak_teacher=false"], "better than chance"),
         (["evaluate", "runs/none"], "runs/none"),
         (["distill", "--nosuch"], "--nosuch"),
+        (["evaluate", "runs/none", "--debug"], "runs/none"),
+        (["doctor"], "without the launcher"),
     ):
         code, _, err = launch(typed)
+        assert err.count("in _main") == ("--debug" in typed)
         lines = [line for line in err.splitlines() if line.startswith(("tutelage:", "Error:"))]
         assert (code, len(lines)) == (1, 1), err
         assert said in lines[0]
@@ -93,6 +96,8 @@ def test_every_command_in_two_processes(invoke):
     code, out, err = launch(["evaluate", "runs/from-two"])
     assert code == 0, err
     assert out == invoke("evaluate", "runs/from-two")[1]
+    code, out, err = launch(["report", "runs/from-two"])
+    assert (code, out) == (0, invoke("report", "runs/from-two")[1]), err
     compared = ["compare", str(ROOT / "recipes/digits.yaml"), "seeds=1", "epochs=1", "teacher.train.epochs=1"]
     compared += ["teacher.train.model=mlp:32", "precision=fp32", "device=cpu", "weak_teacher=true"]
     code, out, err = launch([*compared, "name=two"])

@@ -15,7 +15,7 @@ from tests._helpers.processes import Shares, processes
 from tutelage import losses, objectives
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Apply, Objective, WeightedTerm
-from tutelage.training.distributed import accelerator_on
+from tutelage.training.distributed import ProcessError, accelerator_on
 from tutelage.training.loop import fit
 
 
@@ -77,6 +77,18 @@ def test_two_processes_train_and_record_what_one_does(name, tmp_path):
         # Whether a step counts is decided by all, and it is one step however many there are.
         assert count == skipped
         torch.testing.assert_close(after, kept, rtol=1e-4, atol=1e-6)
+
+
+def destroyed(rank):
+    accelerator_on("cpu")
+    torch.distributed.destroy_process_group()
+    with pytest.raises(ProcessError, match="it was destroyed; leave destroy_process_group out"):
+        accelerator_on("cpu")
+
+
+@pytest.mark.slow
+def test_processes_that_have_parted_are_not_taken_for_single_ones():
+    processes(2, destroyed)
 
 
 SCRIPT = """

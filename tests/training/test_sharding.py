@@ -122,7 +122,7 @@ def quickly(folder):
 
 
 def other_fits(folder):
-    return {name: trained(**how) for name, how in FITS.items()}
+    return {name: trained(**how, folder=folder / name) for name, how in FITS.items()}
 
 
 def saved(rank, work, folder):

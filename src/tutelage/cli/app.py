@@ -103,9 +103,7 @@ def main() -> None:
     except Exception as error:  # noqa: BLE001  the place that says what any error is
         if interrupt := _interruption(error):
             stop(interrupt)
-        if os.environ.get("TUTELAGE_DEBUG"):
-            traceback.print_exc()
-        end(*_message_and_code(error))
+        end(*_message_and_code(error), traceback.format_exc() if os.environ.get("TUTELAGE_DEBUG") else "")
 
 
 def _interruption(error: BaseException) -> KeyboardInterrupt | None:

@@ -33,14 +33,15 @@ def stop(error: KeyboardInterrupt) -> NoReturn:
     end(f"stopped: {saved}; {instead}", TERMINATED if isinstance(error, Terminated) else INTERRUPTED)
 
 
-def end(message: str, code: int) -> NoReturn:
-    """End the command with a message, each line prefixed with the program's name.
+def end(message: str, code: int, trace: str = "") -> NoReturn:
+    """End the command with a message, each line prefixed with the program's name, after a traceback if there is one.
 
     Of several processes the first one speaks: the launcher ends the others. One that it leaves alone failed by itself.
     """
     if rank() > 0:
         wait_for_launcher()
         message = f"process {rank()}: {message}"
+    print(trace, end="", file=sys.stderr)  # noqa: T201
     for line in message.split("\n"):
         print(f"tutelage: {printable(line)}", file=sys.stderr, flush=True)  # noqa: T201
     raise SystemExit(code)

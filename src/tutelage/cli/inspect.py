@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from tutelage import launcher
 from tutelage.cli import common
 from tutelage.errors import InvalidValueError, NotFoundError, nearest
 
@@ -85,6 +86,9 @@ def doctor(
     ] = False,
 ) -> None:
     """Show versions, devices and extras, and take one real training step."""
+    if launcher.world_size() > 1:
+        got, instead = f"{launcher.world_size()} processes", "type tutelage doctor without the launcher"
+        raise InvalidValueError("doctor", "a single process", got, instead)
     from tutelage.doctor import examine, measure
 
     good = True

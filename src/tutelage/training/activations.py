@@ -26,7 +26,8 @@ def checkpointed_blocks(network: nn.Module) -> list[nn.Module]:
     """
     if blocks := repeated_blocks(network):
         return blocks
-    expected = "a student made of blocks: modules with submodules, in an nn.Sequential, nn.ModuleList or nn.ModuleDict"
+    containers = "nn.Sequential, nn.ModuleList or nn.ModuleDict"
+    expected = f"a student made of blocks: modules with submodules, other than {containers}, in one of these"
     instead = "type checkpoint_activations=false"
     raise InvalidValueError("checkpoint_activations", expected, type(unwrapped(network)).__name__, instead)
 

@@ -61,8 +61,12 @@ def accelerator_on(device: str) -> Accelerator:
 
     Raises:
         ValueError: if CUDA is requested but not available, or has no such GPU.
+        ProcessError: if the processes met, and the group was destroyed since.
     """
     require_device(device)
+    if AcceleratorState._shared_state and AcceleratorState().num_processes > 1 and not _met():
+        expected, got = "the group in which the processes met", "none: it was destroyed"
+        raise ProcessError("processes", expected, got, "leave destroy_process_group out: the script's end closes it")
     if index := device.partition(":")[2]:
         torch.cuda.set_device(int(index))
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):

@@ -13,6 +13,7 @@ import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -149,11 +150,25 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> list[Path]:
     Raises:
         OSError: if the disk of any process refused.
     """
-    try:
-        save(dict(tensors), storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
-    except CheckpointException as error:
-        raise next((e for e, _ in error.failures.values() if isinstance(e, OSError)), error) from error
+    # The format takes only tensors with memory of their own, so tied ones are copied.
+    places = Counter(local_part(tensor).data_ptr() for tensor in tensors.values())
+    apart = {name: t.clone() if places[local_part(t).data_ptr()] > 1 else t for name, t in tensors.items()}
+    with _errors_of_any_process():
+        save(apart, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     return sorted(folder.glob(f"shard-{rank() + 1:05d}-*"))
+
+
+@contextmanager
+def _errors_of_any_process() -> Iterator[None]:
+    """Raise an error of torch.distributed.checkpoint as the first process had it, the disk's before any other.
+
+    Torch's own is no `Exception`, and would pass by whoever handles those.
+    """
+    try:
+        yield
+    except CheckpointException as error:
+        errors = [each for each, _ in error.failures.values()]
+        raise min(errors, key=lambda each: not isinstance(each, OSError)) from error
 
 
 def shapes(folder: Path) -> dict[str, torch.Size]:
@@ -168,7 +183,7 @@ def read(folder: Path, target: Callable[[str], Tensor]) -> dict[str, Tensor]:
     All processes call it.
     """
     tensors = {name: torch.zeros_like(target(name).detach()) for name in shapes(folder)}
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _errors_of_any_process():
         warnings.filterwarnings("ignore", "torch.distributed is disabled")  # as one process has it
         load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
     return tensors
