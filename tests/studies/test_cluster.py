@@ -23,7 +23,7 @@ from tutelage.config.schema import Recipe
 from tutelage.errors import InvalidValueError, MissingExtraError, RunError, StorageError
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.run import Run, RunOptions
-from tutelage.studies import cluster, compare, plan, run_study, schema
+from tutelage.studies import cluster, places, plan, run_study, schema
 
 
 class Lost(Exception):
@@ -195,7 +195,7 @@ def test_a_study_is_dealt_group_by_group_after_its_teacher(ray, tmp_path, monkey
     reporter = Lines()
     with cluster.connected("auto", request.runs, study.recipe, reporter) as there:
         options = RunOptions(reporter=reporter)
-        assert run_study.run_study(request, options=options, cluster=there) == {}
+        assert run_study.run_study(request, options=options, on=there) == {}
     pool = tmp_path / "runs/grid"
     assert len(list(pool.rglob(records.STUDENT))) == 3
     tasks = [settings for settings in stand_in.asked if settings.get("max_retries")]
@@ -219,24 +219,24 @@ def test_a_study_is_dealt_group_by_group_after_its_teacher(ray, tmp_path, monkey
     ray({"CPU": 1}, {"CPU": 1}, lost=[3])
     again = plan.assign(study, study, runs=tmp_path / "again")
     with cluster.connected("auto", again.runs, study.recipe, reporter) as there:
-        failed = run_study.run_study(again, options=options, cluster=there)
+        failed = run_study.run_study(again, options=options, on=there)
     assert set(failed) == {"grid/teachers/wide-seed100", "grid/wide-narrow/kd-seed0"}
     assert "the node is gone" in failed["grid/teachers/wide-seed100"]
 
 
 def test_a_task_that_is_done_again_leaves_alone_what_is_finished(tmp_path, without_reports):
     planned = [(recipe(name=f"r{seed}", seed=seed), tmp_path / f"r{seed}") for seed in range(2)]
-    assert compare.train_left(planned[:1], [], RunOptions()) == [None]
+    assert places.train_left(planned[:1], [], RunOptions()) == [None]
     before = (tmp_path / "r0" / records.MANIFEST).stat().st_mtime_ns
-    assert compare.train_left(planned, [], RunOptions()) == [None, None]
+    assert places.train_left(planned, [], RunOptions()) == [None, None]
     assert (tmp_path / "r0" / records.MANIFEST).stat().st_mtime_ns == before
     assert Run(tmp_path / "r1").manifest["status"] == "finished"
 
 
 def test_a_run_that_another_process_has_is_left_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "LOST", 0.1)
+    monkeypatch.setattr(places, "LOST", 0.1)
     with folder_lock(tmp_path / "r0"):
-        (error,) = compare.train_left([(recipe(), tmp_path / "r0")], [], RunOptions())
+        (error,) = places.train_left([(recipe(), tmp_path / "r0")], [], RunOptions())
     assert isinstance(error, BusyError)
 
 
@@ -245,7 +245,7 @@ def test_what_cannot_be_sent_is_told_in_words():
         def __init__(self, a, b):
             super().__init__(f"{a} and {b}")
 
-    known = cluster.sendable(Odd(1, 2))
+    known = places.sendable(Odd(1, 2))
     assert isinstance(known, RunError)
     assert "1 and 2" in known.got
 
