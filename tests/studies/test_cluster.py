@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
@@ -18,12 +19,12 @@ from tests._helpers import ROOT
 from tests._helpers.refusals import refused
 from tests._helpers.studies import QUICK, STUDY, Lines
 
-from tutelage import records
-from tutelage.config.schema import Recipe
+from tutelage import config, records
+from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import InvalidValueError, MissingExtraError, RunError, StorageError
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.run import Run, RunOptions
-from tutelage.studies import cluster, places, plan, run_study, schema
+from tutelage.studies import cluster, compare, places, plan, run_study, schema
 
 
 class Lost(Exception):
@@ -222,6 +223,49 @@ def test_a_study_is_dealt_group_by_group_after_its_teacher(ray, tmp_path, monkey
         failed = run_study.run_study(again, options=options, on=there)
     assert set(failed) == {"grid/teachers/wide-seed100", "grid/wide-narrow/kd-seed0"}
     assert "the node is gone" in failed["grid/teachers/wide-seed100"]
+
+
+def test_a_comparison_is_dealt_at_once_after_its_teacher(ray, tmp_path, monkeypatch, without_reports):
+    monkeypatch.chdir(tmp_path)
+    comparison = config.parse(
+        Comparison,
+        {
+            **QUICK,
+            "name": "two",
+            "teacher": {"train": {"model": "mlp:16"}},
+            "student": "mlp:8",
+            "objectives": {"one": "cross_entropy", "other": "kd"},
+            "seeds": 2,
+        },
+    )
+    # The first nodes' two answers, the checks and the teacher come before the first group, which is lost.
+    for lost in ([5], []):
+        ray({"CPU": 1}, {"CPU": 1}, lost=lost)
+        reporter = Lines()
+        with (
+            cluster.connected("auto", tmp_path, comparison, reporter) as there,
+            refused(RunError, "Ray", got="the node is gone") if lost else nullcontext(),
+        ):
+            compare.compare(comparison, tmp_path / "two", options=RunOptions(reporter=reporter), on=there)
+        said = [line for line in reporter.lines if re.match("students? |failed|finished", line)]
+        if lost:
+            assert said[:2] == [
+                "students 1 to 2 of 4, together: two/one-seed0, two/other-seed0",
+                "students 3 to 4 of 4, together: two/one-seed1, two/other-seed1",
+            ]
+            assert [line.split(": expected")[0] for line in said[2:4]] == [
+                "failed: two/one-seed0: Ray",
+                "failed: two/other-seed0: Ray",
+            ]
+            assert said[4:] == ["finished: two/one-seed1", "finished: two/other-seed1"]
+        else:  # The two that are left, one for each node.
+            assert said == [
+                "student 1 of 2: two/one-seed0",
+                "student 2 of 2: two/other-seed0",
+                "finished: two/one-seed0",
+                "finished: two/other-seed0",
+            ]
+    assert len(list((tmp_path / "two").rglob(records.STUDENT))) == 5
 
 
 def test_a_task_that_is_done_again_leaves_alone_what_is_finished(tmp_path, without_reports):
