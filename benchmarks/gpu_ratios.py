@@ -29,13 +29,13 @@ from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.training.distributed import accelerator_on
+from tutelage.training.generators import RngState
 from tutelage.training.graphs import capturing
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
 from tutelage.training.loop import fit
 from tutelage.training.precision import float32_products
-from tutelage.training.rng import RngState
 
 GOALS = {"live": 5.0, "recorded": 9.0, "six": 15.0}
 """Goals as multiples of the published loop's images per second; for six students, their sum."""

@@ -29,7 +29,8 @@ from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Precision
 from tutelage.settings.run import RunSettings
 from tutelage.studies import compare as comparisons
-from tutelage.studies.compare import ComparedRuns, with_reports
+from tutelage.studies.compare import ComparedRuns
+from tutelage.studies.places import with_reports
 from tutelage.training.distributed import accelerator_on, once_a_node, one_a_node_first
 
 Model: TypeAlias = str | Path | Run | nn.Module

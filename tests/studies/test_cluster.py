@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 
@@ -18,12 +19,12 @@ from tests._helpers import ROOT
 from tests._helpers.refusals import refused
 from tests._helpers.studies import QUICK, STUDY, Lines
 
-from tutelage import records
-from tutelage.config.schema import Recipe
+from tutelage import config, records
+from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import InvalidValueError, MissingExtraError, RunError, StorageError
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.run import Run, RunOptions
-from tutelage.studies import cluster, compare, plan, run_study, schema
+from tutelage.studies import cluster, compare, places, plan, run_study, schema
 
 
 class Lost(Exception):
@@ -195,7 +196,7 @@ def test_a_study_is_dealt_group_by_group_after_its_teacher(ray, tmp_path, monkey
     reporter = Lines()
     with cluster.connected("auto", request.runs, study.recipe, reporter) as there:
         options = RunOptions(reporter=reporter)
-        assert run_study.run_study(request, options=options, cluster=there) == {}
+        assert run_study.run_study(request, options=options, on=there) == {}
     pool = tmp_path / "runs/grid"
     assert len(list(pool.rglob(records.STUDENT))) == 3
     tasks = [settings for settings in stand_in.asked if settings.get("max_retries")]
@@ -219,24 +220,67 @@ def test_a_study_is_dealt_group_by_group_after_its_teacher(ray, tmp_path, monkey
     ray({"CPU": 1}, {"CPU": 1}, lost=[3])
     again = plan.assign(study, study, runs=tmp_path / "again")
     with cluster.connected("auto", again.runs, study.recipe, reporter) as there:
-        failed = run_study.run_study(again, options=options, cluster=there)
+        failed = run_study.run_study(again, options=options, on=there)
     assert set(failed) == {"grid/teachers/wide-seed100", "grid/wide-narrow/kd-seed0"}
     assert "the node is gone" in failed["grid/teachers/wide-seed100"]
 
 
+def test_a_comparison_is_dealt_at_once_after_its_teacher(ray, tmp_path, monkeypatch, without_reports):
+    monkeypatch.chdir(tmp_path)
+    comparison = config.parse(
+        Comparison,
+        {
+            **QUICK,
+            "name": "two",
+            "teacher": {"train": {"model": "mlp:16"}},
+            "student": "mlp:8",
+            "objectives": {"one": "cross_entropy", "other": "kd"},
+            "seeds": 2,
+        },
+    )
+    # The first nodes' two answers, the checks and the teacher come before the first group, which is lost.
+    for lost in ([5], []):
+        ray({"CPU": 1}, {"CPU": 1}, lost=lost)
+        reporter = Lines()
+        with (
+            cluster.connected("auto", tmp_path, comparison, reporter) as there,
+            refused(RunError, "Ray", got="the node is gone") if lost else nullcontext(),
+        ):
+            compare.compare(comparison, tmp_path / "two", options=RunOptions(reporter=reporter), on=there)
+        said = [line for line in reporter.lines if re.match("students? |failed|finished", line)]
+        if lost:
+            assert said[:2] == [
+                "students 1 to 2 of 4, together: two/one-seed0, two/other-seed0",
+                "students 3 to 4 of 4, together: two/one-seed1, two/other-seed1",
+            ]
+            assert [line.split(": expected")[0] for line in said[2:4]] == [
+                "failed: two/one-seed0: Ray",
+                "failed: two/other-seed0: Ray",
+            ]
+            assert said[4:] == ["finished: two/one-seed1", "finished: two/other-seed1"]
+        else:  # The two that are left, one for each node.
+            assert said == [
+                "student 1 of 2: two/one-seed0",
+                "student 2 of 2: two/other-seed0",
+                "finished: two/one-seed0",
+                "finished: two/other-seed0",
+            ]
+    assert len(list((tmp_path / "two").rglob(records.STUDENT))) == 5
+
+
 def test_a_task_that_is_done_again_leaves_alone_what_is_finished(tmp_path, without_reports):
     planned = [(recipe(name=f"r{seed}", seed=seed), tmp_path / f"r{seed}") for seed in range(2)]
-    assert compare.train_left(planned[:1], [], RunOptions()) == [None]
+    assert places.train_left(planned[:1], [], RunOptions()) == [None]
     before = (tmp_path / "r0" / records.MANIFEST).stat().st_mtime_ns
-    assert compare.train_left(planned, [], RunOptions()) == [None, None]
+    assert places.train_left(planned, [], RunOptions()) == [None, None]
     assert (tmp_path / "r0" / records.MANIFEST).stat().st_mtime_ns == before
     assert Run(tmp_path / "r1").manifest["status"] == "finished"
 
 
 def test_a_run_that_another_process_has_is_left_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare, "LOST", 0.1)
+    monkeypatch.setattr(places, "LOST", 0.1)
     with folder_lock(tmp_path / "r0"):
-        (error,) = compare.train_left([(recipe(), tmp_path / "r0")], [], RunOptions())
+        (error,) = places.train_left([(recipe(), tmp_path / "r0")], [], RunOptions())
     assert isinstance(error, BusyError)
 
 
@@ -245,7 +289,7 @@ def test_what_cannot_be_sent_is_told_in_words():
         def __init__(self, a, b):
             super().__init__(f"{a} and {b}")
 
-    known = cluster.sendable(Odd(1, 2))
+    known = places.sendable(Odd(1, 2))
     assert isinstance(known, RunError)
     assert "1 and 2" in known.got
 

@@ -26,12 +26,12 @@ from tutelage.training import compile
 from tutelage.training.captured import CapturedStep, reason_eager
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
+from tutelage.training.generators import RngState
 from tutelage.training.graphs import CAPTURES, CaptureError
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
 from tutelage.training.loop import fit
-from tutelage.training.rng import RngState
 from tutelage.training.state import TrainState
 from tutelage.types import Batch
 

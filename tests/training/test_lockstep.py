@@ -16,11 +16,11 @@ from tutelage.objectives import BindContext
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalSet, NonFiniteError
+from tutelage.training.generators import RngState
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
 from tutelage.training.loop import fit
-from tutelage.training.rng import RngState
 from tutelage.types import Outputs
 
 CPU = torch.device("cpu")

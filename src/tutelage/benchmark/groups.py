@@ -20,11 +20,11 @@ from tutelage.benchmark.batches import FirstBatches, cached_logits, forward, net
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings
 from tutelage.training.distributed import accelerator_on
+from tutelage.training.generators import RngState
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
 from tutelage.training.loop import fit
-from tutelage.training.rng import RngState
 from tutelage.types import Teacher
 
 Pair = tuple[str, str]

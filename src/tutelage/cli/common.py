@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from tutelage.config.schema import Recipe
     from tutelage.runs.run import RunOptions
     from tutelage.studies.cluster import Cluster
+    from tutelage.studies.places import Here
 
 RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat or resume it.")
@@ -116,14 +117,15 @@ def check_cluster(on: str | None, address: str | None, **others: object) -> None
             raise InvalidValueError(f"--{name}", "none with --on ray", got, instead)
 
 
-def cluster_of(
-    on: str | None, address: str | None, runs: Path, recipe: Recipe, options: RunOptions
-) -> contextlib.AbstractContextManager[Cluster | None]:
-    """Connect to the cluster that was typed, if any."""
-    if on is None:
-        return contextlib.nullcontext()
+def place_of(
+    on: str | None, address: str | None, runs: Path, recipe: Recipe, options: RunOptions, *, jobs: int = 1
+) -> contextlib.AbstractContextManager[Here | Cluster]:
+    """Connect to the cluster that was typed, if any; else the runs are trained here, in one of so many processes."""
     from tutelage.studies.cluster import connected
+    from tutelage.studies.places import Here
 
+    if on is None:
+        return contextlib.nullcontext(Here(jobs))
     return connected(address or "auto", runs, recipe, options.reporter)
 
 

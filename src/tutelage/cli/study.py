@@ -113,16 +113,10 @@ def study(
         with (
             common.run_options(trust) as options,
             common.noting_runs(request.runs / request.pool),
-            common.cluster_of(on, address, runs, request.study.recipe, options) as cluster,
+            common.place_of(on, address, runs, request.study.recipe, options, jobs=jobs) as place,
         ):
             failed = run_study.run_study(
-                request,
-                options=options,
-                budget=limit,
-                together=together,
-                show_plan=show_plan,
-                workers=jobs,
-                cluster=cluster,
+                request, options=options, budget=limit, together=together, show_plan=show_plan, on=place
             )
     if worker is not None:
         records.write_json(worker, failed)

@@ -104,9 +104,9 @@ def compare(
     with (
         common.run_options(trust) as options,
         common.noting_runs(folder),
-        common.cluster_of(on, address, runs, comparison, options) as cluster,
+        common.place_of(on, address, runs, comparison, options) as place,
     ):
-        comparisons.compare(comparison, folder, options=options, cluster=cluster)
+        comparisons.compare(comparison, folder, options=options, on=place)
     common.print_report(folder)
 
 

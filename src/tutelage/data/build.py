@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,13 +18,15 @@ from tutelage import images, rng
 from tutelage.data import cache, shards
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, refuse_one_class
 from tutelage.data.partition import keep_labels, stratified
-from tutelage.data.shards import CopyAhead, Shard
+from tutelage.data.shards import Content, CopyAhead, Shard
 from tutelage.data.streamed import StreamSplit
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidValueError
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
+Arranged = tuple[images.Reader, NDArray[np.integer], Sequence[str]]
+"""Reader of a half's samples, their units as of `Split`, and notes."""
 HELD_OUT = 0.2  # fraction that becomes the test set of a source without one
 
 
@@ -83,22 +87,40 @@ def check_labels(labels: NDArray[np.int64], *, classes: int, what: str, instead:
 
 
 def from_shards(
-    halves: Sequence[Sequence[Shard]], raws: Sequence[Raw], description: Description, *, form: object
+    pattern: str,
+    settings: DataSettings,
+    *,
+    kind: str,
+    form: str,
+    read: Callable[..., Content],
+    arrange: Callable[[Sequence[Shard], Sequence[Content], DataSettings], Arranged],
 ) -> Splits:
     """Divide the samples of shards, as `from_images` does, if there is room to read them in their order.
 
-    Args:
-        halves: shards of the training samples, and those of the test samples if they have their own.
-        raws: their images.
-        description: facts about the data set.
-        form: what the samples were read by, for the cache's key.
+    ``read`` returns a shard's arrays, given it, the open file and ``settings=...``: among them ``labels``, texts in
+    bytes, and ``names``, the classes' as JSON, if they are known. ``arrange`` makes one half's `Arranged` of them.
+    ``kind`` is the source's prefix, and ``form`` tells in caches' keys what is read.
     """
-    settings = description.settings
+    read_by = [form, settings.image, settings.label]
+    halves, source = [shards.find(pattern, what="data.source")], shards.shown(kind, pattern)
+    if settings.test_shards is not None:
+        halves.append(shards.find(settings.test_shards, what="data.test_shards"))
+    contents = [shards.contents(half, partial(read, settings=settings), form=read_by) for half in halves]
+    arranged = [arrange(half, found, settings) for half, found in zip(halves, contents, strict=True)]
+    texts = [np.concatenate([np.char.decode(content["labels"]) for content in found]) for found in contents]
+    known = contents[0][0].get("names")
+    names, labels = shards.numbered(texts, json.loads(known.tobytes()) if known is not None else None, source=source)
+    notes = [note for _, _, said in arranged for note in said]
+    description = Description(class_names=names, settings=settings, source=source, notes=notes)
+    raws = [
+        Raw(reader, classes, partial(shards.identity, half, found), units, shards.copying_ahead(half))
+        for half, found, (reader, units, _), classes in zip(halves, contents, arranged, labels, strict=True)
+    ]
     for half, raw in zip(halves, raws, strict=True):  # Test samples come in order.
         shuffled = settings if half is halves[0] else replace(settings, shuffle_buffer=1)
         shards.check_room(half, len(raw.labels), shuffled)
     test = raws[1] if len(raws) > 1 else None
-    return from_images(raws[0], test, description, key=shards.key_of(halves, form, settings))
+    return from_images(raws[0], test, description, key=shards.key_of(halves, read_by, settings))
 
 
 def from_images(train: Raw, test: Raw | None, description: Description, *, key: str | None = None) -> Splits:

@@ -50,6 +50,8 @@ _STALE = 600.0  # seconds without a byte after which a copy's process is gone
 _AWAY = (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError)
 FAILURES = (NetworkError, NotFoundError, StorageError)
 """Errors of the machine, not of a sample."""
+Content = dict[str, NDArray[Any]]
+"""What is known of a shard's samples."""
 
 
 class Shard(NamedTuple):
@@ -296,8 +298,8 @@ def copying_ahead(shards: Sequence[Shard]) -> CopyAhead | None:
 
 
 def contents(
-    shards: Sequence[Shard], read: Callable[[Shard, io.BufferedReader], dict[str, NDArray[Any]]], *, form: object
-) -> list[dict[str, NDArray[Any]]]:
+    shards: Sequence[Shard], read: Callable[[Shard, io.BufferedReader], Content], *, form: object
+) -> list[Content]:
     """Return what ``read`` finds in each shard, and its SHA-256 (``sha256``, 32 bytes), kept from run to run.
 
     Args:
@@ -306,7 +308,7 @@ def contents(
         form: what else the arrays depend on, as JSON.
     """
 
-    def known(shard: Shard) -> dict[str, NDArray[Any]]:
+    def known(shard: Shard) -> Content:
         path = cache.folder() / "shard_contents" / cache.key_of([shard.key, form])
         saved = cache.load_arrays(path)
         if saved is None:
@@ -322,7 +324,7 @@ def contents(
         return list(pool.map(known, shards))
 
 
-def identity(shards: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]]) -> bytes:
+def identity(shards: Sequence[Shard], found: Sequence[Content]) -> bytes:
     """Return a line per shard, in order: its name and its SHA-256."""
     lines = (f"{s.name} {content['sha256'].tobytes().hex()}" for s, content in zip(shards, found, strict=True))
     return "\n".join(lines).encode()
@@ -373,14 +375,6 @@ def numbered(
                 "data.label", f"a label of every test sample of {source}", f"none of sample {first}", instead
             )
     return list(names), labels
-
-
-def halves_of(pattern: str, settings: DataSettings) -> list[list[Shard]]:
-    """Return the training shards, and the test shards if the settings name any."""
-    halves = [find(pattern, what="data.source")]
-    if settings.test_shards is not None:
-        halves.append(find(settings.test_shards, what="data.test_shards"))
-    return halves
 
 
 def shown(kind: str, pattern: str) -> str:

@@ -206,13 +206,13 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
     else:
         sentence = f"{top.name} reaches {reached}"
         if len(students) > 1:
-            beside = " beside the baseline" if len(students) < len(known) else ""
-            sentence = f"Of {len(students)} objectives{beside} {top.name} has the highest mean, {reached}"
+            others = " besides the baseline," if len(students) < len(known) else ""
+            sentence = f"Of {len(students)} objectives{others} {top.name} has the highest mean, {reached}"
         sentence += f" (n\u00a0=\u00a0{top.n})" if top.n > 1 else " (one run: its spread is not known)"
     if top.gain is not None:
         base = next(row for row in results if row.role == "baseline")
         points = "point" if f"{abs(top.gain):.2f}" == "1.00" else "points"
-        sentence += f", {abs(top.gain):.2f} {points} {'above' if top.gain >= 0 else 'below'} {base.name}"
+        sentence += f", {abs(top.gain):.2f} {points} {'above' if top.gain >= 0 else 'below'} the baseline {base.name}"
         sentence += f" ({percent(base.accuracy, base.std)} %)"
     teacher = next((row for row in results if row.role == "teacher" and row.accuracy is not None), None)
     if teacher:
@@ -243,7 +243,7 @@ def warnings(subject: Subject) -> Iterator[str]:
 
 
 def tiles(subject: Subject, results: Sequence[Result]) -> list[Tile]:
-    """Return the figures at the top: of the teacher, the baseline, and the student with the highest mean."""
+    """Return the figures at the top: of the teacher, the baseline, and the highest mean of the other objectives."""
     tiles = []
     known = [row for row in results if row.role == "student" and row.accuracy is not None]
     top = max(known, key=lambda row: row.accuracy or 0, default=None)
@@ -254,7 +254,8 @@ def tiles(subject: Subject, results: Sequence[Result]) -> list[Tile]:
         elif row.role == "baseline":
             tiles.append(Tile(f"Baseline, {on}", accuracy, "%", several))
         elif row is top:
-            name, aside = ("Highest mean", several) if subject.comparison else ("Student", row.name)
+            highest = "Highest mean" if (row.gain or 0) >= 0 else "Highest mean of the others"
+            name, aside = (highest, several) if subject.comparison else ("Student", row.name)
             tiles.append(Tile(f"{name}, {on}", accuracy, "%", aside))
             if row.gain is not None:
                 tiles.append(Tile("Gain over the baseline", fixed(row.gain, 2, sign=True), "points", row.name))

@@ -21,10 +21,10 @@ from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import build_inputs, build_objectives, check_run, needs_teacher, torch_settings
 from tutelage.training.distributed import by_all, by_main, entered_by_main, naming_process
 from tutelage.training.evaluate import TeacherOutputs
+from tutelage.training.generators import RngState
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
-from tutelage.training.rng import RngState
 
 
 class RunGroup:

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from tutelage import data
 from tutelage.config.schema import Recipe
@@ -93,12 +93,11 @@ def record(
     if is_sharded_by(recipe.fits()[0].settings, "teacher"):
         expected = "a whole teacher to record, as each process asks it for samples of its own"
         raise RecipeError("shard", expected, recipe.shard, "type shard=none")
-    inputs, reporter = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code), options.reporter
+    inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     by_all(lambda: _check(recipe, inputs))
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
     epochs = sum(fit.settings.epochs for fit in recipe.fits())
-    split, classes = inputs.splits.train, inputs.splits.classes
     with contextlib.ExitStack() as stack:
         stack.enter_context(naming_process())
         # The cache is opened under the lock: another process may just have created it.
@@ -107,94 +106,116 @@ def record(
         stack.enter_context(restored(run_inputs.teacher if run_inputs else None))
         recipe, reason = by_main(lambda: autotune.resolve_precision(recipe, lambda: inputs))
         if reason:
-            reporter.say(reason)
+            options.reporter.say(reason)
         outputs = by_all(lambda: setup.outputs_of(recipe, inputs))
-        accelerator = accelerator_on(recipe.device)
-        device = accelerator.device
-        batches = data.loader_on(device, split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
         stack.callback(inputs.splits.close)
-        todo = _missing(outputs, epochs, names)
-        if not todo:
+        if todo := _missing(outputs, epochs, names):
+            _Recording(recipe, inputs.splits, network, names, outputs, todo).record(options)
+        else:
             by_main(lambda: outputs.conclude(epochs))
-            return folder
-        probe = next(batches.at(0, [np.arange(min(PROBED, len(split)))])).inputs
-        shapes = feature_shapes(network, names, view_of(probe, "teacher"))
+    return folder
+
+
+class _Recording:
+    """What records the missing chunks of a teacher's outputs, in every process."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        splits: data.Splits,
+        network: nn.Module,
+        names: Sequence[str],
+        outputs: TeacherCache,
+        todo: list[tuple[int, range]],
+    ) -> None:
+        self._recipe, self._outputs, self._classes = recipe, outputs, splits.classes
+        self._epochs = epochs = sum(fit.settings.epochs for fit in recipe.fits())
+        self._accelerator = accelerator_on(recipe.device)
+        self._device, split = self._accelerator.device, splits.train
+        self._batches = data.loader_on(self._device, split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
+        probe = next(self._batches.at(0, [np.arange(min(PROBED, len(split)))])).inputs
+        self._shapes = shapes = feature_shapes(network, names, view_of(probe, "teacher"))
         # The main process decides, and has written it before another writes a chunk.
-        size, outputs.form, outputs.rows = by_main(lambda: _choose_form(outputs, recipe, shapes, epochs))
-        if not outputs.begun:
-            todo = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.ranges()]
-        share = len(todo) / (epochs * math.ceil(len(split) / outputs.rows))
+        self._size, outputs.form, outputs.rows = by_main(lambda: _choose_form(outputs, recipe, shapes, epochs))
+        whole = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.ranges()]
+        self._todo = todo if outputs.begun else whole
+        share = len(self._todo) / len(whole)
         instead = "or type outputs=FOLDER for one on another disk"
-        by_main(lambda: disk.require_room(f"outputs in {folder}", folder, 1e6 * size * share, instead))
-        gammas = wanted_gammas(recipe) if outputs.form is not None else ()
-        plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
+        what, size = f"outputs in {outputs.folder}", 1e6 * self._size * share
+        by_main(lambda: disk.require_room(what, outputs.folder, size, instead))
+        self._gammas = wanted_gammas(recipe) if outputs.form is not None else ()
         # Each process has the whole teacher, for chunks of its own: shares of it would have to be called equally often.
-        settings = replace(recipe.fits()[0].settings, shard="none")
-        teacher = PlannedTeacher(FrozenTeacher(network, names), settings, device, plan)
-        if line := fallback(device, settings.precision):
-            reporter.say(f"{folder.name}: {line}")
-        kept = f"all {classes} classes" if outputs.form is None else f"the top {outputs.form.kept} of {classes} classes"
-        reporter.say(f"{folder.name}: {size:.1f} MB for {epochs} epochs of {kept}, {len(todo)} chunks to record")
-        reporter.begin(folder.name, len(todo), 0)
+        self._settings = replace(recipe.fits()[0].settings, shard="none")
+        plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
+        self._teacher = PlannedTeacher(FrozenTeacher(network, names), self._settings, self._device, plan)
 
-        def compute(epoch: int, chunk: range) -> tuple[Tensor, dict[str, Tensor]]:
-            logits = torch.full((len(chunk), classes), torch.nan)
-            features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in shapes.items()}
-            requests = _requests(outputs, chunk)
-            for batch in batches.at(epoch, requests):
-                moved = to_device(batch, device, channels_last=recipe.channels_last)
-                with float32_products(device, settings.precision):
-                    if outputs.speed is None:  # Several processes measure nothing, so each chooses the same.
-                        steps, processes = len(todo) * len(requests), accelerator.num_processes
-                        outputs.speed = teacher.choose_plan(moved, steps=steps, processes=processes).to_json()
-                    teacher_outputs = teacher(moved)
-                index = batch.index.cpu()
-                inside = (index >= chunk.start) & (index < chunk.stop)
-                rows = index[inside] - chunk.start
-                logits[rows] = teacher_outputs.logits.float().cpu()[inside]
-                for name in names:
-                    features[name][rows] = teacher_outputs.taps[name].float().cpu()[inside]
-                _require_finite(index[inside], logits[rows], *(features[name][rows] for name in names))
-            if (epoch, chunk) == todo[0]:
-                sanity_checks.warn(sanity_checks.of_answers("teacher", logits))
-            return logits, features
-
-        def record_round(chunks: Sequence[tuple[int, range]]) -> None:
-            """Let each process record one of these chunks; where it fails in one, none goes on."""
-            own = chunks[rank() : rank() + 1]
-            computed = by_all(lambda: [(*each, *compute(*each)) for each in own])
-
-            def write() -> None:
-                while computed:
-                    epoch, chunk, logits, features = computed.pop()
-                    outputs.write(epoch, chunk, logits, features, gammas=gammas)
-
-            if not outputs.begun:
-                by_main(write)
-                outputs.begun = True
-            by_all(write)
-
-        agreement, seconds = Agreement(accelerator), 0.0
+    def record(self, options: RunOptions) -> None:
+        """Record the chunks, or what of them there is time for."""
+        outputs, todo, reporter, name = self._outputs, self._todo, options.reporter, self._outputs.folder.name
+        if line := fallback(self._device, self._settings.precision):
+            reporter.say(f"{name}: {line}")
+        top = "all" if outputs.form is None else f"the top {outputs.form.kept} of"
+        kept = f"{self._epochs} epochs of {top} {self._classes} classes"
+        reporter.say(f"{name}: {self._size:.1f} MB for {kept}, {len(todo)} chunks to record")
+        reporter.begin(name, len(todo), 0)
+        agreement, seconds = Agreement(self._accelerator), 0.0
         with agreement.training():
             for first in range(0, len(todo), world()):
-                by_main(partial(_check_time, options.deadline, folder, seconds))
+                by_main(partial(_check_time, options.deadline, name, seconds))
                 if agreement.several:
                     agreement.meet(before="the next chunk", ends=False)
                 began = time.monotonic()
-                record_round(chunks := todo[first : first + world()])
+                self._record_round(chunks := todo[first : first + world()])
                 seconds = time.monotonic() - began
                 for _ in chunks:
                     reporter.tick()
-        errors = by_main(lambda: outputs.conclude(epochs))
-        for gamma in gammas:
+        errors = by_main(lambda: outputs.conclude(self._epochs))
+        for gamma in self._gammas:
             assert outputs.form is not None
             error = errors[outputs.form.gammas[outputs.form.at(gamma)]]
             reporter.say(
-                f"{folder.name}: gamma {gamma:.4g}: p_gamma off by {error['mean_tv']:.2g} in total variation (at most "
+                f"{name}: gamma {gamma:.4g}: p_gamma off by {error['mean_tv']:.2g} in total variation (at most "
                 f"{error['max_tv']:.2g}), U_gamma by {error['mean_power_sum']:.2g} of it (at most "
                 f"{error['max_power_sum']:.2g})"
             )
-    return folder
+
+    def _record_round(self, chunks: Sequence[tuple[int, range]]) -> None:
+        """Let each process record one of these chunks; where it fails in one, none goes on."""
+        own = chunks[rank() : rank() + 1]
+        computed = by_all(lambda: [(*each, *self._compute(*each)) for each in own])
+
+        def write() -> None:
+            while computed:
+                self._outputs.write(*computed.pop(), gammas=self._gammas)
+
+        if not self._outputs.begun:
+            by_main(write)
+            self._outputs.begun = True
+        by_all(write)
+
+    def _compute(self, epoch: int, chunk: range) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the teacher's logits and features for a chunk."""
+        logits = torch.full((len(chunk), self._classes), torch.nan)
+        features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in self._shapes.items()}
+        requests = _requests(self._outputs, chunk)
+        for batch in self._batches.at(epoch, requests):
+            moved = to_device(batch, self._device, channels_last=self._recipe.channels_last)
+            with float32_products(self._device, self._settings.precision):
+                if self._outputs.speed is None:  # Several processes measure nothing, so each chooses the same.
+                    steps, processes = len(self._todo) * len(requests), self._accelerator.num_processes
+                    plan = self._teacher.choose_plan(moved, steps=steps, processes=processes)
+                    self._outputs.speed = plan.to_json()
+                answers = self._teacher(moved)
+            index = batch.index.cpu()
+            inside = (index >= chunk.start) & (index < chunk.stop)
+            rows = index[inside] - chunk.start
+            logits[rows] = answers.logits.float().cpu()[inside]
+            for name, values in features.items():
+                values[rows] = answers.taps[name].float().cpu()[inside]
+            _require_finite(index[inside], logits[rows], *(values[rows] for values in features.values()))
+        if (epoch, chunk) == self._todo[0]:
+            sanity_checks.warn(sanity_checks.of_answers("teacher", logits))
+        return logits, features
 
 
 def _check(recipe: Recipe, inputs: RunInputs) -> None:
@@ -202,9 +223,9 @@ def _check(recipe: Recipe, inputs: RunInputs) -> None:
     setup.check_teacher_outputs(recipe, inputs, setup.probe_inputs(recipe, inputs))
 
 
-def _check_time(deadline: Deadline | None, folder: Path, seconds: float) -> None:
+def _check_time(deadline: Deadline | None, name: str, seconds: float) -> None:
     if deadline is not None:
-        deadline.check(f"{folder.name}: the next chunk", seconds)
+        deadline.check(f"{name}: the next chunk", seconds)
 
 
 def _missing(outputs: TeacherCache, epochs: int, names: Sequence[str]) -> list[tuple[int, range]]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
-import pickle
 import platform
 import signal
 import socket
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -31,7 +31,6 @@ from tutelage.errors import (
     RunError,
     StorageError,
     TutelageError,
-    explained,
     missing_extra,
     raise_all,
     reason_of,
@@ -40,6 +39,7 @@ from tutelage.interruption import SIGNALS
 from tutelage.report.table import plural
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
+from tutelage.studies.places import Runs, sendable, train_left
 from tutelage.version import __version__
 
 RETRIES = 5
@@ -54,6 +54,7 @@ QUIET = 10.0
 """Seconds between lines about what is running."""
 SHOWN = 6
 """Runs that such a line names."""
+T = TypeVar("T")
 
 
 class Outcome(NamedTuple):
@@ -101,15 +102,17 @@ class _Lines(Reporter):
 
 
 class Cluster:
-    """A Ray cluster that this process deals work to; see `connected`.
+    """A Ray cluster that this process deals work to, as it would to `Here`; see `connected`.
 
     Attributes:
         slots: pieces of work that its nodes do at a time.
     """
 
+    local, at_once = False, math.inf
+
     def __init__(self, ray: Any, place: Place, recipe: Recipe, reporter: Reporter) -> None:
         self._ray, self._place = ray, place
-        self._tasks: dict[Any, tuple[object, Sequence[tuple[Recipe, Path]]]] = {}
+        self._tasks: dict[Any, tuple[object, Runs]] = {}
         self._said = ""
         self._nodes = {
             f"{node['NodeManagerAddress']} ({node['NodeID'][:6]})": node for node in ray.nodes() if node["Alive"]
@@ -188,30 +191,37 @@ class Cluster:
         raise_all(errors)
         return lines
 
-    @property
-    def busy(self) -> bool:
-        """Whether work is dealt that is not done."""
-        return bool(self._tasks)
+    def drive(self, work: Callable[[], T], device: str) -> T:
+        """Do the work that deals the runs."""
+        return work()
 
-    def submit(
-        self,
-        key: object,
-        work: Callable[..., Any],
-        *arguments: Any,
-        options: RunOptions,
-        recipe: Recipe,
-        planned: Sequence[tuple[Recipe, Path]] = (),
-    ) -> None:
-        """Deal some work, which is called in a task with the arguments and the options, with the task's own reporter.
+    def call(self, work: Callable[..., T], *arguments: Any, options: RunOptions, recipe: Recipe) -> T:
+        """Do some work in a task of this recipe's size, while no other is dealt, and return its value.
 
-        Args:
-            key: what `next` returns with its outcome.
-            work: function of a module; it may be called again, where a node was lost.
-            arguments: arguments of it, which are pickled.
-            options: options, passed to it last.
-            recipe: recipe that says what the task needs.
-            planned: runs whose progress is shown.
+        The work is a function of a module, its arguments are pickled, and it has a reporter of its own.
+
+        Raises:
+            Exception: what the work raised.
         """
+        self._deal((None, []), work, arguments, options, recipe)
+        _, _, outcome = self._next(options.reporter)
+        if outcome.error is not None:
+            raise outcome.error
+        return outcome.value
+
+    def submit(self, key: object, planned: Runs, taps: Iterable[str], options: RunOptions) -> None:
+        """Deal a group of runs, whose progress is shown, to one task."""
+        self._deal((key, planned), train_left, (planned, taps), options, planned[0][0])
+
+    def next(self, reporter: Reporter) -> tuple[Any, Sequence[object]]:
+        """Wait for a group; return its key, and of each run the error, if there is one."""
+        key, planned, outcome = self._next(reporter)
+        return key, outcome.value or [outcome.error] * len(planned)
+
+    def _deal(
+        self, dealt: tuple[object, Runs], work: Callable[..., Any], arguments: Any, options: RunOptions, recipe: Recipe
+    ) -> None:
+        """Deal some work, which may be called again where a node was lost."""
         cpus, gpus = self.resources(recipe)
         task = self._ray.remote(
             num_cpus=cpus,
@@ -220,10 +230,10 @@ class Cluster:
             retry_exceptions=False,
             scheduling_strategy="SPREAD",
         )(_perform)
-        self._tasks[task.remote(self._place, recipe.threads or 1, work, arguments, options)] = (key, planned)
+        self._tasks[task.remote(self._place, recipe.threads or 1, work, arguments, options)] = dealt
 
-    def next(self, reporter: Reporter) -> tuple[Any, Outcome]:
-        """Wait for some work to be done, and show meanwhile what is running; return its key and outcome."""
+    def _next(self, reporter: Reporter) -> tuple[Any, Runs, Outcome]:
+        """Wait for some work to be done, and show meanwhile what is running."""
         told = time.monotonic()
         while not (done := self._ray.wait(list(self._tasks), num_returns=1, timeout=0)[0]):
             time.sleep(PAUSE)  # Not in Ray, which makes a KeyboardInterrupt of every signal.
@@ -232,7 +242,7 @@ class Cluster:
                 if (line := self._progress()) != self._said:
                     self._said = line
                     reporter.say(line)
-        key, _ = self._tasks.pop(done[0])
+        key, planned = self._tasks.pop(done[0])
         try:
             outcome: Outcome = self._ray.get(done[0])
         except Exception as error:  # noqa: BLE001  Ray's own: the task is given up, or could not be begun
@@ -241,19 +251,7 @@ class Cluster:
             outcome = Outcome(None, RunError("Ray", expected, reason_of(error), instead))
         for line in outcome.lines:
             reporter.say(line)
-        return key, outcome
-
-    def call(self, work: Callable[..., Any], *arguments: Any, options: RunOptions, recipe: Recipe) -> Any:
-        """Do some work in a task, while no other is dealt, and return its value.
-
-        Raises:
-            Exception: what the work raised.
-        """
-        self.submit(None, work, *arguments, options=options, recipe=recipe)
-        _, outcome = self.next(options.reporter)
-        if outcome.error is not None:
-            raise outcome.error
-        return outcome.value
+        return key, planned, outcome
 
     def _progress(self) -> str:
         """Return a line about the runs that have an epoch and are not done."""
@@ -365,13 +363,3 @@ def _perform(
         return Outcome(work(*arguments, replace(options, reporter=reporter)), None, reporter.lines)
     except Exception as error:  # noqa: BLE001  whatever it is, the driver says what follows of it
         return Outcome(None, sendable(error), reporter.lines)
-
-
-def sendable(error: Exception) -> Exception:
-    """Return what is `explained` of an error, in words alone where it cannot be pickled."""
-    known = explained(error)
-    try:
-        pickle.loads(pickle.dumps(known))  # noqa: S301  of this process
-    except Exception:  # noqa: BLE001  an error of anybody's code
-        return RunError("run", "no error", reason_of(error), "see its manifest")
-    return known

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,18 +16,13 @@ from tutelage.objectives import from_spec
 from tutelage.report import results
 from tutelage.report.table import Table
 from tutelage.runs import autotune, disk
-from tutelage.runs.execute import execute
-from tutelage.runs.group import execute_group, group_of
+from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
-from tutelage.runs.record_teacher import record
 from tutelage.runs.resume import begun, recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.setup import build_inputs, check_run, check_teacher, needs_teacher, steps_of, torch_settings
-from tutelage.studies.cluster import Cluster, sendable
-from tutelage.training.distributed import accelerator_on, by_main, naming_process, together
-
-LOST = 60.0
-"""Seconds that a process may outlive its lost node."""
+from tutelage.studies.cluster import Cluster
+from tutelage.studies.places import Here
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class ComparedRuns:
 
 
 def compare(
-    comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS, cluster: Cluster | None = None
+    comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS, on: Here | Cluster | None = None
 ) -> Path:
     """Run a comparison in a folder, or resume it: finished runs are not repeated. Return the path of the report.
 
@@ -70,159 +63,71 @@ def compare(
     Seeds are the outer loop, so that an interrupted comparison has whole rows. From one seed to the next, both
     initialisation and order and views differ; with ``share_data_seed`` only the initialisation.
 
-    With a cluster, the groups are trained on its nodes, each by one task; an error in a run does not stop the others.
+    ``on`` a cluster, the groups are trained on its nodes, each by one task; an error in a run does not stop the others.
 
     Raises:
         RecipeError: if the folder holds another comparison, or something in the recipe does not fit.
         Exception: if a run failed; those trained beside it are finished first.
     """
-    if cluster is not None:
-        return _compare(comparison, folder, options, cluster)
-    accelerator_on(comparison.device)
-    with naming_process():
-        return by_main(lambda: _compare(comparison, folder, options, None))
+    on = on or Here()
+    return on.drive(partial(_compare, comparison, folder, options, on), comparison.device)
 
 
-def _compare(comparison: Comparison, folder: Path, options: RunOptions, cluster: Cluster | None) -> Path:
+def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here | Cluster) -> Path:
     from tutelage.report.html import write_report
 
     reporter = options.reporter
     objectives = [from_spec(spec) for spec in comparison.objectives.values()]
     check_teacher(comparison.teacher, objectives)
     splits = data.open_data(comparison.data)
-    if cluster is None:
-        comparison = _prepare(comparison, folder, splits, options)
-    else:  # where the runs are to be, as the driver may lack their device
-        comparison = cluster.call(_prepare, comparison, folder, None, options=options, recipe=comparison)
+    # Where the runs are to be, as this process may lack their device.
+    comparison = on.call(_prepare, comparison, folder, splits if on.local else None, options=options, recipe=comparison)
     training = comparison.training(f"{comparison.name}/teacher")
-    planned = list(plan(comparison, folder))
-    left = [(recipe, folder / entry["folder"]) for entry, recipe in planned if not finished(folder / entry["folder"])]
-    if finished(folder / "teacher"):
-        training = None
-    recipes = [recipe for recipe, _ in left] + ([training] if training else [])
-    if cluster is None:  # whose steps are not seen here
-        reporter.expect(sum(steps_of(recipe, len(splits.train)) for recipe in recipes))
+    planned = [(recipe, folder / entry["folder"]) for entry, recipe in plan(comparison, folder)]
+    left = [(recipe, path) for recipe, path in planned if not finished(path)]
+    teacher = [(training, folder / "teacher")] if training and not finished(folder / "teacher") else []
+    if on.local:
+        reporter.expect(sum(steps_of(recipe, len(splits.train)) for recipe, _ in [*left, *teacher]))
     if left:
-        size = disk.size_of_all(
-            [*left, *([(training, folder / "teacher")] if training else [])], splits, options.trust_code
-        )
+        size = disk.size_of_all([*left, *teacher], splits, options.trust_code)
         disk.require_room(f"comparison {comparison.name}", folder, size)
-    if training is not None:
+    if teacher:
         reporter.say(f"{comparison.name}: the teacher, then {len(left)} students")
-        if cluster is None:
-            together(execute, training, folder / "teacher", options=with_reports(options))
-        else:
-            teacher = [(training, folder / "teacher")]
-            (error,) = cluster.call(train_left, teacher, [], options=options, recipe=training)
-            if error is not None:
-                raise error
+        on.submit(None, teacher, [], options)
+        _, (error,) = on.next(reporter)
+        if isinstance(error, Exception):
+            raise error
     taps = [tap for objective in objectives for tap in objective.needs.teacher_taps]
-    if cluster is not None:
-        _train_on(cluster, left, comparison, folder, taps, options)
-        with folder_lock(folder, wait=True):
-            return write_report(folder)
-    count = len(left)
-    while left := [(recipe, path) for recipe, path in left if not finished(path)]:
-        chosen = group_of([recipe for recipe, _ in left], comparison.together)
-        group = [left[k] for k in chosen]
-        first, last = count - len(left) + 1, count - len(left) + len(group)
-        which = f"student {first} of {count}" if first == last else f"students {first} to {last} of {count}, together"
-        reporter.say(f"{which}: {', '.join(recipe.name for recipe, _ in group)}")
-        left = [run for k, run in enumerate(left) if k not in chosen]
-        results = together(train, group, taps, options)
+    count, most, dealt = len(left), min(comparison.together, -(-len(left) // on.slots)), 0
+    errors: dict[str, Exception] = {}
+    while (left := [(recipe, path) for recipe, path in left if not finished(path)]) or dealt:
+        while left and dealt < on.at_once:
+            chosen = group_of([recipe for recipe, _ in left], most)
+            group = [left[k] for k in chosen]
+            first, last = count - len(left) + 1, count - len(left) + len(group)
+            which = f"student {first}" if first == last else f"students {first} to {last}"
+            together = ", together" if len(group) > 1 else ""
+            reporter.say(f"{which} of {count}{together}: {', '.join(recipe.name for recipe, _ in group)}")
+            left = [run for k, run in enumerate(left) if k not in chosen]
+            on.submit(group, group, taps, options)
+            dealt += 1
+        group, results = on.next(reporter)
+        dealt -= 1
         with folder_lock(folder, wait=True):
             write_report(folder)
         for (recipe, path), result in zip(group, results, strict=True):
+            said = f"finished: {recipe.name}"
             if isinstance(result, BusyError):
                 reporter.say(f"{recipe.name} is running in another process: left to it")
-            elif isinstance(result, Exception) and not finished(path):  # another process may have finished it
-                raise result
+                continue
+            if isinstance(result, Exception) and not finished(path):  # another process may have finished it
+                errors[recipe.name], said = result, f"failed: {recipe.name}: {result}"
+            if not on.local:
+                reporter.say(said)
+        if errors and not dealt:
+            raise next(errors[recipe.name] for recipe, _ in planned if recipe.name in errors)
     with folder_lock(folder, wait=True):
         return write_report(folder)
-
-
-def _train_on(
-    cluster: Cluster,
-    left: Sequence[tuple[Recipe, Path]],
-    comparison: Comparison,
-    folder: Path,
-    taps: Sequence[str],
-    options: RunOptions,
-) -> None:
-    """Train a comparison's runs on a cluster.
-
-    Raises:
-        Exception: the first error of a run, when all others are done.
-    """
-    from tutelage.report.html import write_report
-
-    reporter, errors = options.reporter, dict[str, Exception]()
-    most, rest = min(comparison.together, -(-len(left) // cluster.slots)), list(left)
-    while rest:
-        chosen = group_of([recipe for recipe, _ in rest], most)
-        group = [rest[k] for k in chosen]
-        rest = [run for k, run in enumerate(rest) if k not in chosen]
-        cluster.submit(group, train_left, group, taps, options=options, recipe=group[0][0], planned=group)
-    while cluster.busy:
-        group, outcome = cluster.next(reporter)
-        with folder_lock(folder, wait=True):
-            write_report(folder)
-        for (recipe, path), error in zip(group, outcome.value or [outcome.error] * len(group), strict=True):
-            if isinstance(error, BusyError):
-                reporter.say(f"{recipe.name} is running in another process: left to it")
-            elif error is None or finished(path):
-                reporter.say(f"finished: {recipe.name}")
-            else:
-                reporter.say(f"failed: {recipe.name}: {error}")
-                errors[recipe.name] = error
-    for recipe, _ in left:
-        if recipe.name in errors:
-            raise errors[recipe.name]
-
-
-def train_left(
-    group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: RunOptions
-) -> list[Exception | None]:
-    """Train, in a task of a cluster, what of a group is not finished; return each run's error.
-
-    The task may be done again after its node was lost: then some runs may be finished, and a process of that node may
-    take a while to end.
-    """
-    left = [k for k, (_, path) in enumerate(group) if not finished(path)]
-    until = time.monotonic() + LOST
-    for k in left:
-        with contextlib.suppress(BusyError), folder_lock(group[k][1], wait=max(0.0, until - time.monotonic())):
-            pass
-    results = dict(zip(left, train([group[k] for k in left], taps, options), strict=True)) if left else {}
-    return [sendable(error) if isinstance(error := results.get(k), Exception) else None for k in range(len(group))]
-
-
-def train(group: Sequence[tuple[Recipe, Path]], taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
-    """Train runs in lockstep; return each run, or the error why there is none.
-
-    The teacher's outputs are recorded first if they are read; ``taps`` are features that other runs read from them.
-    """
-    recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
-    if recorded is not None:
-        record(recorded, taps=list(taps), options=options)
-    return execute_group(group, options=with_reports(options))
-
-
-def with_reports(options: RunOptions) -> RunOptions:
-    """Return options by which each finished run gets its report at once; a failing report costs no run."""
-
-    def write(folder: Path) -> None:
-        from tutelage.report.html import write_report  # plotly takes a while to import
-
-        try:
-            write_report(folder)
-        except Exception as error:  # noqa: BLE001  the run is finished, and nothing else depends on its report
-            options.reporter.say(f"{folder.name}: no report: {str(error) or type(error).__name__}")
-        except KeyboardInterrupt as error:
-            error.add_note(f"{folder}: finished, without its report, which tutelage report {folder} writes")
-            raise
-
-    return replace(options, when_finished=write)
 
 
 def _prepare(comparison: Comparison, folder: Path, splits: data.Splits | None, options: RunOptions) -> Comparison:

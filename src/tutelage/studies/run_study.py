@@ -23,14 +23,12 @@ from tutelage.runs.setup import steps_of
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Plan
 from tutelage.studies.cluster import Cluster
-from tutelage.studies.compare import train, train_left
 from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
+from tutelage.studies.places import Here
 from tutelage.studies.plan import Job, StudyRequest, cells, deviations, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
 from tutelage.studies.time_limit import Budget
-from tutelage.training import distributed
 from tutelage.training.deadline import DeadlineExceeded
-from tutelage.training.distributed import accelerator_on, by_main, naming_process
 
 PATIENCE = 2.0
 """Seconds between checks of a teacher that another process trains."""
@@ -41,10 +39,9 @@ def run_study(
     *,
     options: RunOptions = DEFAULTS,
     together: int | None = None,
-    workers: int = 1,
     budget: Budget | None = None,
     show_plan: bool = True,
-    cluster: Cluster | None = None,
+    on: Here | Cluster | None = None,
 ) -> dict[str, str]:
     """Run a study, or resume it: finished runs are not repeated. Return the runs that failed, and why.
 
@@ -53,45 +50,36 @@ def run_study(
     per step and memory, which are measured alone, and otherwise `TOGETHER`.
 
     Several processes may run one study: each takes the next runs that no other process has, at most its share of the
-    remaining ones by the number of ``workers``, and waits for a teacher that another trains. A run that fails does not
-    stop the others. The study's records, table and report are rewritten after every run or group.
+    remaining ones by `Here.slots`, and waits for a teacher that another trains. A run that fails does not stop the
+    others. The study's records, table and report are rewritten after every run or group.
 
     With a budget, the pairs are run in order of their cost on this machine, which ``show_plan`` shows, and the study
     stops within it: the current runs with a checkpoint within their epoch. The same call resumes, here or wherever the
     folder was copied to.
 
-    With a cluster, and no budget, the groups are trained on its nodes, each by one task.
+    ``on`` a cluster, without a budget, the groups are trained on its nodes, each by one task.
 
     Raises:
         RecipeError: if the data cannot be read, or two different runs would share a folder.
     """
     most = together or (1 if request.study.costs else TOGETHER)
-    if cluster is not None:
-        workers = cluster.slots
-        return _StudyRun(request=request, options=options, most=most, workers=workers, plan=None, cluster=cluster).go()
-    accelerator_on(request.study.recipe.device)
-    with naming_process():
-        return by_main(partial(_run_study, request, options, most, workers, budget, show_plan=show_plan))
+    on = on or Here()
+    study = partial(_run_study, request, options, most, budget, on, show_plan=show_plan)
+    return on.drive(study, request.study.recipe.device)
 
 
 def _run_study(
-    request: StudyRequest,
-    options: RunOptions,
-    most: int,
-    workers: int,
-    budget: Budget | None,
-    *,
-    show_plan: bool,
+    request: StudyRequest, options: RunOptions, most: int, budget: Budget | None, on: Here | Cluster, *, show_plan: bool
 ) -> dict[str, str]:
     plan = None
     if budget is not None:
         # A step of several processes cannot be timed by one of them.
         measure = world_size() == 1
-        plan = budgets.prepare(request, budget, workers=workers, trust_code=options.trust_code, measure=measure)
+        plan = budgets.prepare(request, budget, workers=on.slots, trust_code=options.trust_code, measure=measure)
         request = plan.request
         for line in plan.lines() if show_plan else ():
             options.reporter.say(line)
-    return _StudyRun(request=request, options=options, most=most, workers=workers, plan=plan).go()
+    return _StudyRun(request=request, options=options, most=most, on=on, plan=plan).go()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -101,15 +89,14 @@ class _StudyRun:
     request: StudyRequest
     options: RunOptions
     most: int
-    workers: int
+    on: Here | Cluster
     plan: Plan | None
-    cluster: Cluster | None = None
 
     def __post_init__(self) -> None:
         self.reporter = self.options.reporter
         self.stopped, self.writing, self.began = False, 0.0, time.time()
         self.failed: dict[str, str] = {}
-        self.dealt = set[str]()  # to the cluster, and not done
+        self.dealt = set[str]()  # and not done
         self.requested = self.left = jobs(self.request)
         protocol = self.request.study.recipe.data
         self.splits = data.open_data(protocol)
@@ -125,7 +112,7 @@ class _StudyRun:
             f"{self.request.study.name}: {len(self.left)} of {len(self.requested)} runs to do, "
             f"in {self.request.runs / self.request.pool}"
         )
-        if self.cluster is None:  # whose steps are not seen here
+        if self.on.local:
             self.reporter.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
         if self.left:
             planned = [(job.recipe, self._folder(job.name)) for job in self.left]
@@ -138,7 +125,7 @@ class _StudyRun:
             ready = [job for job in self.left if job.name not in busy | self.dealt and not self._waits(job)]
             if ready or self.dealt:
                 try:
-                    busy |= self._execute(self._group(ready)) if self.cluster is None else self._deal(ready)
+                    busy |= self._execute(ready)
                 except DeadlineExceeded as error:
                     self.reporter.say(f"the budget is used up: {error}")
                     self.stopped = True
@@ -197,7 +184,7 @@ class _StudyRun:
             return [first]
         # Within a budget, a pair is finished before the next one begins.
         students = [job for job in ready if job.method != TEACHER and (self.plan is None or job.pair == first.pair)]
-        most = min(self.most, -(-len(self.left) // self.workers))
+        most = min(self.most, -(-len(self.left) // self.on.slots))
         return [students[k] for k in group_of([job.recipe for job in students], most)]
 
     def _settled(self, job: Job) -> bool:
@@ -221,38 +208,21 @@ class _StudyRun:
                 return str((manifest.get("notes") or ["failed"])[-1])
         return None
 
-    def _execute(self, group: list[Job]) -> set[str]:
-        """Train a group in lockstep; return the names of those that another process is training.
+    def _execute(self, ready: list[Job]) -> set[str]:
+        """Deal of the jobs that are ready what may be dealt, and wait for one group; return those of it that are busy.
 
         Raises:
             DeadlineExceeded: if the budget is used up.
         """
-        deadline = budgets.deadline(self.plan, group, self.writing) if self.plan else None
-        options = replace(self.options, deadline=deadline)
-        planned, taps = self._planned(group)
-        results: Sequence[object]
-        try:
-            results = distributed.together(train, planned, taps, options)
-        except distributed.ProcessError:
-            raise
-        except Exception as error:  # noqa: BLE001  whatever it is, the other runs do not depend on it
-            results = [error] * len(group)
-        return self._take(group, results)
-
-    def _deal(self, ready: list[Job]) -> set[str]:
-        """Deal all jobs that are ready to the cluster, and wait for one group; return those of it that are busy."""
-        assert self.cluster is not None
-        while ready:
+        while ready and len(self.dealt) < self.on.at_once:
             group = self._group(ready)
-            planned, taps = self._planned(group)
-            self.cluster.submit(
-                group, train_left, planned, taps, options=self.options, recipe=group[0].recipe, planned=planned
-            )
+            deadline = budgets.deadline(self.plan, group, self.writing) if self.plan else None
+            self.on.submit(group, *self._planned(group), replace(self.options, deadline=deadline))
             self.dealt |= {job.name for job in group}
             ready = [job for job in ready if job.name not in self.dealt]
-        group, outcome = self.cluster.next(self.reporter)
+        group, results = self.on.next(self.reporter)
         self.dealt -= {job.name for job in group}
-        return self._take(group, outcome.value or [outcome.error] * len(group))
+        return self._take(group, results)
 
     def _planned(self, group: Sequence[Job]) -> tuple[list[tuple[Recipe, Path]], list[str]]:
         """Return a group's recipes and folders, and the features to record for all that read the same outputs."""

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from tutelage.training.generators import random_state, restore_random
 from tutelage.training.graphs import CAPTURES, Captured, NotCapturableError, warm_up
-from tutelage.training.rng import random_state, restore_random
 from tutelage.training.state import TrainState
 from tutelage.training.step import train_step
 from tutelage.types import Batch, Teacher

@@ -24,9 +24,9 @@ from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.distributed import cast_module, place
+from tutelage.training.generators import random_state, restore_random
 from tutelage.training.graphs import NotCapturableError
 from tutelage.training.precision import mixed_precision
-from tutelage.training.rng import random_state, restore_random
 from tutelage.training.sharding import is_sharded_by, with_sharded_network
 from tutelage.types import Batch, Loss, Opens, Outputs, Teacher
 from tutelage.views import with_own_inputs

@@ -17,8 +17,8 @@ from tutelage.settings.fit import FitSettings, smallest_share
 from tutelage.submodules import evaluation_mode, restored_modes
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.distributed import place
+from tutelage.training.generators import random_state, restore_random
 from tutelage.training.precision import mixed_precision
-from tutelage.training.rng import random_state, restore_random
 
 PROBED = 2
 """Number of samples in a dry forward pass; a batch norm that sees one value per channel and sample needs as many."""

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from tutelage.errors import RunError
 from tutelage.settings.fit import Switch
+from tutelage.training.generators import host_generators
 from tutelage.training.host_waits import HostWaits, KeptTensors
-from tutelage.training.rng import host_generators
 from tutelage.types import Batch
 from tutelage.views import views_of, with_own_inputs
 

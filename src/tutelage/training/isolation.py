@@ -10,7 +10,7 @@ from typing import ParamSpec, TypeVar
 
 from tutelage.errors import explained
 from tutelage.training.distributed import all_say, exchange_failed, world
-from tutelage.training.rng import RngState
+from tutelage.training.generators import RngState
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -39,9 +39,9 @@ from tutelage.training.distributed import (
 )
 from tutelage.training.dry_forward import PROBED, check_batches, smallest_batch
 from tutelage.training.evaluate import EvalSet, evaluate
+from tutelage.training.generators import seed_rank
 from tutelage.training.graphs import CAPTURES, NotCapturableError
 from tutelage.training.nonfinite import combined, raise_nonfinite
-from tutelage.training.rng import seed_rank
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher

@@ -27,11 +27,11 @@ from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
 from tutelage.training.compile import PlannedStudent
 from tutelage.training.distributed import cast_module, gathered_objects, local_gradients, place, sent, summed, wrap
+from tutelage.training.generators import check_random, packed_states, random_state, restore_rank, state_of_rank
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.metrics import EpochMetrics
 from tutelage.training.nonfinite import empty_log, empty_values
 from tutelage.training.precision import LossScale, mixed_precision
-from tutelage.training.rng import check_random, packed_states, random_state, restore_rank, state_of_rank
 from tutelage.training.sharding import (
     as_share,
     copy_whole,

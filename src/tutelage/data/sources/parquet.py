@@ -7,7 +7,6 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import groupby
 from typing import Any, BinaryIO
 
@@ -15,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.data import shards
-from tutelage.data.build import Description, Raw, from_shards
+from tutelage.data.build import Arranged, from_shards
 from tutelage.data.datasets import Splits
-from tutelage.data.shards import Shard
+from tutelage.data.shards import Content, Shard
 from tutelage.errors import InvalidValueError, missing_extra, one_line
 from tutelage.images import Encoded, UnreadableError
 from tutelage.settings.data import DataSettings
@@ -114,18 +113,10 @@ def open_parquet(pattern: str, settings: DataSettings) -> Splits:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise missing_extra("data.source", "pyarrow for parquet:", "hf", error) from error
-    form = ["parquet", settings.image, settings.label]
-    halves = shards.halves_of(pattern, settings)
-    contents = [shards.contents(half, partial(_read, settings=settings), form=form) for half in halves]
-    source = shards.shown("parquet", pattern)
-    texts = [np.concatenate([np.char.decode(content["labels"]) for content in half]) for half in contents]
-    described = json.loads(contents[0][0]["names"].tobytes() or b"null")
-    names, labels = shards.numbered(texts, described, source=source)
-    raws = [_raw(half, found, label) for half, found, label in zip(halves, contents, labels, strict=True)]
-    return from_shards(halves, raws, Description(class_names=names, settings=settings, source=source), form=form)
+    return from_shards(pattern, settings, kind="parquet", form="parquet", read=_read, arrange=_arrange)
 
 
-def _raw(half: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]], labels: NDArray[np.int64]) -> Raw:
+def _arrange(half: Sequence[Shard], found: Sequence[Content], settings: DataSettings) -> Arranged:
     columns = {content["column"].tobytes().decode() for content in found}
     if len(columns) > 1:
         raise InvalidValueError("data.image", "one column of all shards", ", ".join(sorted(columns)), "convert them")
@@ -133,7 +124,7 @@ def _raw(half: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]], labels
     of_shard = np.array([len(content["groups"]) for content in found])
     groups = np.repeat(np.arange(len(counts)), counts)
     shard = np.repeat(np.arange(len(half), dtype=np.int32), of_shard)[groups]
-    within = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    within = np.arange(len(groups)) - np.repeat(np.cumsum(counts) - counts, counts)
     firsts = [np.cumsum(content["groups"]) - content["groups"] for content in found]
     reader = RowReader(
         tuple(half),
@@ -143,11 +134,10 @@ def _raw(half: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]], labels
         within.astype(np.int32),
         np.concatenate(firsts)[groups],
     )
-    units, identity = np.stack([shard, groups], axis=1), partial(shards.identity, half, found)
-    return Raw(reader, labels, identity, units=units, ahead=shards.copying_ahead(half))
+    return reader, np.stack([shard, groups], axis=1), ()
 
 
-def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> dict[str, NDArray[Any]]:
+def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> Content:
     """Return the rows of a shard's row groups, their labels, the classes' names, and the column of pictures."""
     import pyarrow.compute
     from pyarrow import parquet

@@ -5,7 +5,6 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from typing import Any, BinaryIO
 
@@ -14,9 +13,9 @@ from numpy.typing import NDArray
 
 from tutelage import plain_files
 from tutelage.data import shards
-from tutelage.data.build import Description, Raw, from_shards
+from tutelage.data.build import Arranged, from_shards
 from tutelage.data.datasets import Splits
-from tutelage.data.shards import Shard
+from tutelage.data.shards import Content, Shard
 from tutelage.data.sources.imagefolder import EXTENSIONS
 from tutelage.errors import InvalidValueError, one_line
 from tutelage.images import MAX_BYTES, Encoded, UnreadableError
@@ -76,38 +75,26 @@ def open_webdataset(pattern: str, settings: DataSettings) -> Splits:
         FileNotFoundError: there is no such file.
         ValueError: a shard is no tar file or is damaged, or samples have several pictures or labels that do not fit.
     """
-    form = ["tar", settings.image, settings.label]
-    halves = shards.halves_of(pattern, settings)
-    contents = [shards.contents(half, partial(_read, settings=settings), form=form) for half in halves]
-    notes = []
-    for half, found in zip(halves, contents, strict=True):
-        for shard, content in zip(half, found, strict=True):
-            if reason := content["damage"].tobytes().decode():
-                if settings.on_corrupt == "stop":
-                    instead = "copy it again, or type data.on_corrupt=skip to use what comes before"
-                    raise InvalidValueError("data.source", "a whole tar file", f"{shard.name} ({reason})", instead)
-                notes.append(f"{shard.name} is damaged ({reason}): of it {len(content['keys'])} samples are used.")
-    source = shards.shown("webdataset", pattern)
-    texts = [np.concatenate([content["labels"] for content in half]) for half in contents]
-    names, labels = shards.numbered([np.char.decode(text) for text in texts], None, source=source)
-    raws = [_raw(half, found, label) for half, found, label in zip(halves, contents, labels, strict=True)]
-    for half, raw in zip(halves, raws, strict=True):
-        if not len(raw.labels):
-            instead = "check the pattern: a sample has a picture, such as 0001.jpg, and a label, such as 0001.cls"
-            raise InvalidValueError("data.source", "samples", f"none in {half[0].name} and others", instead)
-    description = Description(class_names=names, settings=settings, source=source, notes=notes)
-    return from_shards(halves, raws, description, form=form)
+    return from_shards(pattern, settings, kind="webdataset", form="tar", read=_read, arrange=_arrange)
 
 
-def _raw(half: Sequence[Shard], found: Sequence[dict[str, NDArray[Any]]], labels: NDArray[np.int64]) -> Raw:
-    counts = [len(content["keys"]) for content in found]
-    shard = np.repeat(np.arange(len(half), dtype=np.int32), counts)
+def _arrange(half: Sequence[Shard], found: Sequence[Content], settings: DataSettings) -> Arranged:
+    counts, notes = [len(content["keys"]) for content in found], []
+    for shard, content, count in zip(half, found, counts, strict=True):
+        if reason := content["damage"].tobytes().decode():
+            if settings.on_corrupt == "stop":
+                instead = "copy it again, or type data.on_corrupt=skip to use what comes before"
+                raise InvalidValueError("data.source", "a whole tar file", f"{shard.name} ({reason})", instead)
+            notes.append(f"{shard.name} is damaged ({reason}): of it {count} samples are used.")
+    if not sum(counts):
+        instead = "check the pattern: a sample has a picture, such as 0001.jpg, and a label, such as 0001.cls"
+        raise InvalidValueError("data.source", "samples", f"none in {half[0].name} and others", instead)
+    number = np.repeat(np.arange(len(half), dtype=np.int32), counts)
     columns = (np.concatenate([content[name] for content in found]) for name in ("offsets", "sizes", "keys"))
-    reader, identity = TarReader(tuple(half), shard, *columns), partial(shards.identity, half, found)
-    return Raw(reader, labels, identity, units=shard[:, None], ahead=shards.copying_ahead(half))
+    return TarReader(tuple(half), number, *columns), number[:, None], notes
 
 
-def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> dict[str, NDArray[Any]]:
+def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> Content:
     """Return the places of a shard's pictures, their labels, and why not all of it could be read."""
     extension, key = _label_of(settings)
     samples: dict[str, dict[str, tuple[int, int]]] = {}

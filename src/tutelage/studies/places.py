@@ -1,0 +1,120 @@
+"""Where the runs of a study or a comparison are trained: here, or by `cluster.Cluster`, which has the same methods."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tutelage.config.schema import Recipe
+from tutelage.errors import RunError, explained, reason_of
+from tutelage.runs.group import execute_group
+from tutelage.runs.lock import BusyError, folder_lock
+from tutelage.runs.record_teacher import record
+from tutelage.runs.reporter import Reporter
+from tutelage.runs.run import Run, RunOptions, finished
+from tutelage.training.distributed import ProcessError, accelerator_on, by_main, naming_process, together
+
+Runs = Sequence[tuple[Recipe, Path]]
+"""Recipes with their runs' folders."""
+T = TypeVar("T")
+LOST = 60.0
+"""Seconds that a process may outlive its lost node."""
+
+
+class Here:
+    """This process, or all of its launch, which train a group at a time: when it is waited for.
+
+    Args:
+        slots: processes that share the runs, each with one like this.
+
+    Attributes:
+        local: whether runs are trained where they are dealt, so that their steps are seen and objects need not be sent.
+        at_once: groups that may be dealt at a time.
+    """
+
+    local, at_once = True, 1.0
+
+    def __init__(self, slots: int = 1) -> None:
+        self.slots = slots
+
+    def drive(self, work: Callable[[], T], device: str) -> T:
+        """Do the work that deals the runs: the main process does, and the others train with it."""
+        accelerator_on(device)
+        with naming_process():
+            return by_main(work)
+
+    def call(self, work: Callable[..., T], *arguments: Any, options: RunOptions, recipe: Recipe) -> T:
+        """Return what some work makes of the arguments and the options where runs of this recipe are trained."""
+        return work(*arguments, options)
+
+    def submit(self, key: object, planned: Runs, taps: Iterable[str], options: RunOptions) -> None:
+        """Deal a group of runs to `train`."""
+        self._dealt = key, planned, taps, options
+
+    def next(self, reporter: Reporter) -> tuple[Any, Sequence[object]]:
+        """Wait for a group; return its key, and of each run the error, if there is one."""
+        key, planned, taps, options = self._dealt
+        try:
+            return key, together(train, planned, taps, options)
+        except ProcessError:
+            raise
+        except Exception as error:  # noqa: BLE001  whatever it is, other runs may not depend on it
+            return key, [error] * len(planned)
+
+
+def train_left(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Exception | None]:
+    """Train, in a task of a cluster, what of a group is not finished; return each run's error.
+
+    The task may be done again after its node was lost: then some runs may be finished, and a process of that node may
+    take a while to end.
+    """
+    left = [k for k, (_, path) in enumerate(group) if not finished(path)]
+    until = time.monotonic() + LOST
+    for k in left:
+        with contextlib.suppress(BusyError), folder_lock(group[k][1], wait=max(0.0, until - time.monotonic())):
+            pass
+    results = dict(zip(left, train([group[k] for k in left], taps, options), strict=True)) if left else {}
+    return [sendable(error) if isinstance(error := results.get(k), Exception) else None for k in range(len(group))]
+
+
+def train(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
+    """Train runs in lockstep; return each run, or the error why there is none.
+
+    The teacher's outputs are recorded first if they are read; ``taps`` are features that other runs read from them.
+    """
+    recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
+    if recorded is not None:
+        record(recorded, taps=list(taps), options=options)
+    return execute_group(group, options=with_reports(options))
+
+
+def with_reports(options: RunOptions) -> RunOptions:
+    """Return options by which each finished run gets its report at once; a failing report costs no run."""
+
+    def write(folder: Path) -> None:
+        from tutelage.report.html import write_report  # plotly takes a while to import
+
+        try:
+            write_report(folder)
+        except Exception as error:  # noqa: BLE001  the run is finished, and nothing else depends on its report
+            options.reporter.say(f"{folder.name}: no report: {str(error) or type(error).__name__}")
+        except KeyboardInterrupt as error:
+            error.add_note(f"{folder}: finished, without its report, which tutelage report {folder} writes")
+            raise
+
+    return replace(options, when_finished=write)
+
+
+def sendable(error: Exception) -> Exception:
+    """Return what is `explained` of an error, in words alone where it cannot be pickled."""
+    known = explained(error)
+    try:
+        pickle.loads(pickle.dumps(known))  # noqa: S301  of this process
+    except Exception:  # noqa: BLE001  an error of anybody's code
+        return RunError("run", "no error", reason_of(error), "see its manifest")
+    return known
