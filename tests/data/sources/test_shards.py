@@ -299,10 +299,16 @@ def test_a_damaged_shard(tmp_path, folder):
     kept = len(splits.train) - EACH
     assert 0 < kept < EACH
     assert f"of it {kept} samples are used" in splits.notes[0]
-    for content in (b"", b"junk" * 300, b"\x1f\x8b" + bytes(600)):
+    for content in (b"junk" * 300, b"\x1f\x8b" + bytes(600)):
         path.write_bytes(content)
-        with refused(InvalidValueError, "data.source", got="torn.tar"):
-            opened(f"webdataset:{path}")
+        with refused(InvalidValueError, "data.source", got="torn.tar", suggests="unpack it"):
+            opened(source, on_corrupt="skip")
+    for content in (b"", whole[:100]):
+        path.write_bytes(content)
+        with refused(InvalidValueError, "data.source", got="torn.tar", suggests="data.on_corrupt=skip"):
+            opened(source)
+        splits = opened(source, on_corrupt="skip")
+        assert (len(splits.train), "of it 0 samples are used" in splits.notes[0]) == (EACH, True)
 
 
 def test_places_of_shards(tmp_path, folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -112,11 +113,9 @@ def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> Content:
                     samples.setdefault(name, {})[suffix] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         damage = one_line(error)
-        if not samples:
-            got, instead = (
-                f"{shard.name} ({damage})",
-                "unpack it from .gz or the like, as samples are read in place",
-            )
+        if not samples and file.seek(0, os.SEEK_END) >= tarfile.BLOCKSIZE:  # What begins it is no member's header.
+            got = f"{shard.name} ({damage})"
+            instead = "unpack it from .gz or the like, as samples are read in place"
             raise InvalidValueError("data.source", "a tar file that is not compressed", got, instead) from error
     for name, pictures in samples.items():
         if len(pictures) > 1:
