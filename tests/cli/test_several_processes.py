@@ -153,8 +153,12 @@ def test_a_killed_worker_resumes_by_itself():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("place", "typed"), [("train/b/7.png", ()), ("test/b/99.png", ("shard=both",))], ids=str)
-def test_an_error_of_one_process_names_it(place, typed):
+@pytest.mark.parametrize(
+    ("place", "verb", "typed"),
+    [("train/b/7.png", "distill", ()), ("test/b/99.png", "distill", ("shard=both",)), ("train/b/7.png", "compare", ())],
+    ids=str,
+)
+def test_an_error_of_one_process_names_it(place, verb, typed):
     """Only one process's share has the picture that cannot be read."""
     from PIL import Image
 
@@ -166,7 +170,9 @@ def test_an_error_of_one_process_names_it(place, typed):
                 Image.new("RGB", (8, 8), (k * 9, 0, 255 * (label == "a"))).save(folder / f"{k}.png")
     broken = Path("pictures", place)
     size = broken.stat().st_size
-    run = ["distill", "student=mlp:8", "teacher=mlp:8", "data.source=imagefolder:pictures", "objective=kd"]
+    objectives = "objective: kd" if verb == "distill" else "objectives: {kd: kd, cross_entropy: cross_entropy}"
+    Path("r.yaml").write_text(f"{objectives}\ndata: {{source: imagefolder:pictures}}\nstudent: mlp:8\nteacher: mlp:8\n")
+    run = [verb, "r.yaml", *(["seeds=1"] if verb == "compare" else [])]
     run += ["weak_teacher=true", "precision=fp32", "device=cpu", "epochs=2", "name=p", "batch_size=8"]
     run += ["data.random_resized_crop=true", "data.size=8", *typed]
     broken.write_bytes(broken.read_bytes()[: size // 2])

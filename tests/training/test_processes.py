@@ -107,7 +107,7 @@ del exchanged  # Now its thread has the last reference to the tensor.
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("end", "code"), [("", 0), ("raise ValueError", 1)])
+@pytest.mark.parametrize(("end", "code"), [("", 0), ("raise ValueError", 1), ("sys.exit(3)", 3)])
 def test_a_script_that_ends_while_tensors_are_given_up_is_not_aborted(end, code):
     """Without the group's end five of six are; a script that failed need not be spared it, but must not wait."""
     port = str(free_port())

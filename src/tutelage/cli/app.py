@@ -36,7 +36,7 @@ def stoppable(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*arguments: Any, **options: Any) -> None:
         if launcher.rank() > 0:
-            sys.stderr = sys.__stderr__  # What is wrong with the words typed, the first process has said.
+            sys.stderr = sys.__stderr__
         try:
             command(*arguments, **options)
             if launcher.world_size() > 1 and "torch" in sys.modules:
@@ -89,20 +89,24 @@ def main() -> None:
         sys.argv.insert(1, "--debug")
     if isinstance(sys.stdout, io.TextIOWrapper):  # A letter that its encoding lacks, as on Windows, is printed as "?".
         sys.stdout.reconfigure(errors="replace")
-    if launcher.rank() > 0:  # The first of several processes shows what all of them do.
-        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  until the process ends
+    held = io.StringIO()
+    if launcher.rank() > 0:  # The first of several processes shows what all of them do, and what is typed wrongly.
+        sys.stdout, sys.stderr = open(os.devnull, "w", encoding="utf-8"), held  # noqa: SIM115  until the process ends
     try:
         with interruption.stop_on_signals(leave):
             app()
     except SystemExit as error:
         if error.code == TutelageError.exit_code and launcher.rank() > 0:
-            wait_for_launcher()
+            wait_for_launcher()  # which ends this process, if the first one found the same
+            print(held.getvalue(), end="", file=sys.__stderr__)
         raise
     except KeyboardInterrupt as error:
         stop(error)
     except Exception as error:  # noqa: BLE001  the place that says what any error is
         if interrupt := _interruption(error):
             stop(interrupt)
+        if launcher.rank() > 0:
+            sys.stderr = sys.__stderr__
         end(*_message_and_code(error), traceback.format_exc() if os.environ.get("TUTELAGE_DEBUG") else "")
 
 

@@ -58,6 +58,8 @@ def leave_others(code: int | str) -> NoReturn:
 
     The interpreter's own end could take the threads that exchange by surprise, and abort with another exit code.
     """
+    if not isinstance(code, int):  # a text, which the interpreter would print
+        print(code, file=sys.stderr)  # noqa: T201
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):  # Its reader is gone, or it is closed.
             stream.flush()

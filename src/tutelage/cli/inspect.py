@@ -46,7 +46,8 @@ def report(
         )
     from tutelage.studies.report import write_report
 
-    write_report(folder)
+    if launcher.rank() == 0:
+        write_report(folder)
     common.print_report(folder)
 
 
@@ -87,7 +88,7 @@ def doctor(
 ) -> None:
     """Show versions, devices and extras, and take one real training step."""
     if launcher.world_size() > 1:
-        got, instead = f"{launcher.world_size()} processes", "type tutelage doctor without the launcher"
+        got, instead = f"{launcher.world_size()} processes", "type it without the launcher, or unset WORLD_SIZE"
         raise InvalidValueError("doctor", "a single process", got, instead)
     from tutelage.doctor import examine, measure
 

@@ -26,7 +26,7 @@ from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
 Arranged = tuple[images.Reader, NDArray[np.integer], Sequence[str]]
-"""Reader of a half's samples, their units as of `Split`, and notes."""
+"""Reader of a half's samples, their units, as in `Split`, and notes."""
 HELD_OUT = 0.2  # fraction that becomes the test set of a source without one
 
 

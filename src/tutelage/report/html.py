@@ -17,7 +17,7 @@ import plotly.graph_objects as go
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from tutelage import launcher, records
+from tutelage import records
 from tutelage.errors import printable
 from tutelage.report.against_teacher import against_teacher
 from tutelage.report.curves import by_epoch, curves_note
@@ -83,16 +83,15 @@ class Page:
 def write_report(folder: Path | str, *, subject: Subject | None = None, page: Page | None = None) -> Path:
     """Write ``report.html`` into a run's or a comparison's folder, atomically.
 
-    ``subject`` is the runs, by default those that the folder's records name, and ``page`` what to show of them. Of
-    several processes the first one writes. Returns the report's path.
+    ``subject`` is the runs, by default those that the folder's records name, and ``page`` what to show of them.
+    Returns the report's path.
 
     Raises:
         FileNotFoundError: if the folder holds no records.
         ValueError: if a record is not JSON.
     """
     path = Path(folder) / records.REPORT
-    if launcher.rank() == 0:
-        records.write_bytes(path, render(subject or read(folder), page).encode())
+    records.write_bytes(path, render(subject or read(folder), page).encode())
     return path
 
 

@@ -19,7 +19,7 @@ from tutelage.runs.lock import folder_lock
 from tutelage.runs.run import DEFAULTS, Run, RunOptions
 from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import build_inputs, build_objectives, check_run, needs_teacher, torch_settings
-from tutelage.training.distributed import by_all, by_main, entered_by_main, naming_process
+from tutelage.training.distributed import by_all, by_main, entered_by_main, naming_process, require_of_all
 from tutelage.training.evaluate import TeacherOutputs
 from tutelage.training.generators import RngState
 from tutelage.training.isolation import Isolation
@@ -139,6 +139,7 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
                 state.stop(error)
             if not isinstance(error, Exception):
                 raise
+            require_of_all(error, f"group/{isolation.number}")
         finally:
             if shared.splits is not None:
                 shared.splits.close()

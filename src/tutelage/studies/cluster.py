@@ -108,7 +108,7 @@ class Cluster:
         slots: pieces of work that its nodes do at a time.
     """
 
-    local, at_once = False, math.inf
+    local, most_dealt = False, math.inf
 
     def __init__(self, ray: Any, place: Place, recipe: Recipe, reporter: Reporter) -> None:
         self._ray, self._place = ray, place

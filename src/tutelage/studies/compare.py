@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from tutelage import config, data, records
 from tutelage.config.schema import Comparison, Network, Recipe
-from tutelage.errors import RecipeError
+from tutelage.errors import RecipeError, StorageError
 from tutelage.objectives import from_spec
 from tutelage.report import results
 from tutelage.report.table import Table
@@ -101,7 +102,7 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
     count, most, dealt = len(left), min(comparison.together, -(-len(left) // on.slots)), 0
     errors: dict[str, Exception] = {}
     while (left := [(recipe, path) for recipe, path in left if not finished(path)]) or dealt:
-        while left and dealt < on.at_once:
+        while left and dealt < on.most_dealt:
             chosen = group_of([recipe for recipe, _ in left], most)
             group = [left[k] for k in chosen]
             first, last = count - len(left) + 1, count - len(left) + len(group)
@@ -113,8 +114,6 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
             dealt += 1
         group, results = on.next(reporter)
         dealt -= 1
-        with folder_lock(folder, wait=True):
-            write_report(folder)
         for (recipe, path), result in zip(group, results, strict=True):
             said = f"finished: {recipe.name}"
             if isinstance(result, BusyError):
@@ -124,6 +123,9 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
                 errors[recipe.name], said = result, f"failed: {recipe.name}: {result}"
             if not on.local:
                 reporter.say(said)
+        # On a full disk there is no report either: the run's error says more.
+        with contextlib.suppress(StorageError) if errors else contextlib.nullcontext(), folder_lock(folder, wait=True):
+            write_report(folder)
         if errors and not dealt:
             raise next(errors[recipe.name] for recipe, _ in planned if recipe.name in errors)
     with folder_lock(folder, wait=True):

@@ -27,17 +27,17 @@ LOST = 60.0
 
 
 class Here:
-    """This process, or all of its launch, which train a group at a time: when it is waited for.
+    """This process, or all of its launch, which train one group at a time: `submit` notes it, and `next` trains it.
 
     Args:
-        slots: processes that share the runs, each with one like this.
+        slots: number of processes (``--jobs``) that share the runs.
 
     Attributes:
         local: whether runs are trained where they are dealt, so that their steps are seen and objects need not be sent.
-        at_once: groups that may be dealt at a time.
+        most_dealt: groups that may be dealt at a time.
     """
 
-    local, at_once = True, 1.0
+    local, most_dealt = True, 1.0
 
     def __init__(self, slots: int = 1) -> None:
         self.slots = slots

@@ -214,7 +214,7 @@ class _StudyRun:
         Raises:
             DeadlineExceeded: if the budget is used up.
         """
-        while ready and len(self.dealt) < self.on.at_once:
+        while ready and len(self.dealt) < self.on.most_dealt:
             group = self._group(ready)
             deadline = budgets.deadline(self.plan, group, self.writing) if self.plan else None
             self.on.submit(group, *self._planned(group), replace(self.options, deadline=deadline))

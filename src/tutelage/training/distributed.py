@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import atexit
 import gc
+import itertools
 import os
 import pickle
-import sys
 import threading
 import time
 import warnings
@@ -24,7 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, PartialState
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -42,6 +42,8 @@ R = TypeVar("R")
 
 ALIKE = 20.0
 """Seconds within which all processes have an error that is one of all."""
+CLOSED = 10.0
+"""Seconds that a script's end waits for its last exchanges."""
 LATE = 60.0
 """Seconds after which it is told that other processes are waited for."""
 TIMEOUT = timedelta(minutes=30)
@@ -51,6 +53,10 @@ to be done by then."""
 
 class ProcessError(RunError):
     """Another process failed, or did not answer."""
+
+
+class AloneError(ProcessError):
+    """This process failed alone; the others may be in an exchange, so there can be no other with them."""
 
 
 def accelerator_on(device: str) -> Accelerator:
@@ -64,20 +70,19 @@ def accelerator_on(device: str) -> Accelerator:
         ProcessError: if the processes met, and the group was destroyed since.
     """
     require_device(device)
-    if AcceleratorState._shared_state and AcceleratorState().num_processes > 1 and not _met():
+    if PartialState._shared_state and PartialState().num_processes > 1 and not _met():
         expected, got = "the group in which the processes met", "none: it was destroyed"
-        raise ProcessError("processes", expected, got, "leave destroy_process_group out: the script's end closes it")
+        instead = "leave destroy_process_group and end_training to the script's end, or go on in another script"
+        raise ProcessError("processes", expected, got, instead)
     if index := device.partition(":")[2]:
         torch.cuda.set_device(int(index))
     if AcceleratorState._shared_state and (AcceleratorState().device.type == "cpu") != _on_cpu(device):
         AcceleratorState._reset_state(reset_partial_state=True)
     waits = InitProcessGroupKwargs(timeout=TIMEOUT)
-    met = _met()
+    atexit.unregister(_close_at_exit)
+    atexit.register(_close_at_exit)
     with _telling_of_others():
-        accelerator = Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[waits])
-    if _met() and not met:
-        atexit.register(_close_unless_failed)
-    return accelerator
+        return Accelerator(cpu=_on_cpu(device), mixed_precision="no", kwargs_handlers=[waits])
 
 
 @contextmanager
@@ -172,10 +177,13 @@ def _close() -> None:
     gc.collect()  # Networks that were sharded refer to the group, and to themselves.
 
 
-def _close_unless_failed() -> None:
-    """Close at the end of a script the group that was opened for it: an error may have left exchanges to wait for."""
-    if _met() and not hasattr(sys, "last_type"):
-        _close()
+def _close_at_exit() -> None:
+    """Close a script's group at its end, for which it does not wait long: an error may have left an exchange open."""
+    if _met():
+        closing = threading.Thread(target=_close, daemon=True)
+        with suppress(RuntimeError):  # Some versions of Python 3.12 start no thread at the end.
+            closing.start()
+            closing.join(CLOSED)
 
 
 def by_main(work: Callable[[], T]) -> T:
@@ -192,6 +200,8 @@ def by_main(work: Callable[[], T]) -> T:
     if is_main():
         with _working_alone(True):
             result, error = _outcome(work)
+        if isinstance(error, AloneError):
+            raise error
         _broadcast((None, result, error))
     else:
         result, error = _follow()
@@ -209,7 +219,20 @@ def together(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T
         return work(*arguments, **options)
     with _working_alone(False):
         _broadcast((work, arguments, options))
+        return _with_the_others(work, *arguments, **options)
+
+
+_handed = itertools.count()  # the same in all processes
+
+
+def _with_the_others(work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
+    """Do work that was handed to all; an error of it is one of all."""
+    number = next(_handed)
+    try:
         return work(*arguments, **options)
+    except Exception as error:
+        require_of_all(error, f"together/{number}")
+        raise
 
 
 def _follow() -> tuple[Any, Exception | None]:
@@ -219,11 +242,10 @@ def _follow() -> tuple[Any, Exception | None]:
         if work is None:
             return arguments, options
         try:
-            work(*arguments, **options)
-        except ProcessError:
-            raise
-        except Exception:  # noqa: BLE001, S110  the main process has the same error, and says what follows of it
-            pass
+            _with_the_others(work, *arguments, **options)
+        except Exception as error:  # The main process has it too, and says what follows of it.
+            if isinstance(error, AloneError) or exchange_failed(error):
+                raise
 
 
 def _broadcast(value: Any) -> Any:
@@ -390,6 +412,22 @@ _EXCHANGE = (
 def _is_of_exchange(error: Exception) -> bool:
     """Whether an error comes of torch's exchange between processes; gloo raises plain RuntimeErrors."""
     return any(word in str(error).lower() for word in _EXCHANGE)
+
+
+def require_of_all(error: Exception, key: str) -> None:
+    """Return if all processes have an error at this place, so that they can go on together; with one process, always.
+
+    Raises:
+        AloneError: if this one has it alone.
+        Exception: the error, if it comes of an exchange that failed, or is such a one already.
+    """
+    if world() == 1:
+        return
+    if isinstance(error, AloneError) or exchange_failed(error):
+        raise error
+    if not all_say(key):
+        expected, instead = "no error in one process alone", "mend that, and run the same command again to resume"
+        raise AloneError("training", expected, reason_of(error), instead) from error
 
 
 def all_say(key: str) -> bool:

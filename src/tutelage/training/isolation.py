@@ -9,7 +9,7 @@ from contextlib import nullcontext
 from typing import ParamSpec, TypeVar
 
 from tutelage.errors import explained
-from tutelage.training.distributed import all_say, exchange_failed, world
+from tutelage.training.distributed import require_of_all
 from tutelage.training.generators import RngState
 
 P = ParamSpec("P")
@@ -31,13 +31,14 @@ class Isolation:
     Attributes:
         generators: random generators that each one's work draws from, by number; by default the process's.
         errors: errors that ended them, by number.
+        number: its own among all of this process, the same in every process.
     """
 
     def __init__(self, on_error: Callable[[int, Exception], None] | None = None) -> None:
         self.generators: dict[int, RngState] = {}
         self.errors: dict[int, Exception] = {}
         self._on_error = on_error
-        self._number = next(_numbers)  # the same in all processes
+        self.number = next(_numbers)
 
     def attempt(self, k: int, work: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | None:
         """Do some work of the ``k``-th and return its result, or ``None`` if it fails."""
@@ -48,9 +49,8 @@ class Isolation:
         """Do as `attempt` for work that draws nothing on the host: swapping the generators takes as long as a step."""
         try:
             return work(*args, **kwargs)
-        except Exception as raised:  # whatever it is, the others do not depend on it
-            if world() > 1 and (exchange_failed(raised) or not all_say(f"isolation/{self._number}/{k}")):
-                raise
+        except Exception as raised:  # noqa: BLE001  whatever it is, the others do not depend on it
+            require_of_all(raised, f"isolation/{self.number}/{k}")
             error = explained(raised)  # while the frames tell whose code it was
             if error is not raised:
                 error.__cause__ = raised

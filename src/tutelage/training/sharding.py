@@ -77,7 +77,7 @@ def _shard(network: nn.Module, device: torch.device) -> None:
     """Shard a network's parameters in place, each unit's on the device only until it is sharded."""
     root, mesh = unwrapped(network), init_device_mesh(device.type, (world(),))
     # DTensor caches meshes for good. One that held the group would keep its threads from ending in `part`; without, it
-    # asks torch for the group by name.
+    # asks torch for the group by name. (Under `torch.compile`, which is off with several processes, it could not.)
     getattr(mesh, "_pg_registry", {}).clear()
     for parameter in root.parameters():
         parameter.data = parameter.data.contiguous()  # such as one in channels-last layout, which cannot be sharded
@@ -151,8 +151,8 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> list[Path]:
         OSError: if the disk of any process refused.
     """
     # The format takes only tensors with memory of their own, so tied ones are copied.
-    places = Counter(local_part(tensor).data_ptr() for tensor in tensors.values())
-    apart = {name: t.clone() if places[local_part(t).data_ptr()] > 1 else t for name, t in tensors.items()}
+    uses = Counter(local_part(tensor).data_ptr() for tensor in tensors.values())
+    apart = {name: t.clone() if uses[local_part(t).data_ptr()] > 1 else t for name, t in tensors.items()}
     with _errors_of_any_process():
         save(apart, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     return sorted(folder.glob(f"shard-{rank() + 1:05d}-*"))
@@ -181,6 +181,9 @@ def read(folder: Path, target: Callable[[str], Tensor]) -> dict[str, Tensor]:
     """Read tensors that any number of processes have written, each sharded as its target is, or whole if that is.
 
     All processes call it.
+
+    Raises:
+        OSError: if a file could not be read, in any process.
     """
     tensors = {name: torch.zeros_like(target(name).detach()) for name in shapes(folder)}
     with warnings.catch_warnings(), _errors_of_any_process():

@@ -303,7 +303,7 @@ def test_a_damaged_shard(tmp_path, folder):
         path.write_bytes(content)
         with refused(InvalidValueError, "data.source", got="torn.tar", suggests="unpack it"):
             opened(source, on_corrupt="skip")
-    for content in (b"", whole[:100]):
+    for content in (b"", *(whole[:size] for size in (100, 512, 700))):
         path.write_bytes(content)
         with refused(InvalidValueError, "data.source", got="torn.tar", suggests="data.on_corrupt=skip"):
             opened(source)

@@ -100,9 +100,10 @@ def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> Content:
     extension, key = _label_of(settings)
     samples: dict[str, dict[str, tuple[int, int]]] = {}
     texts: dict[str, str] = {}
-    damage = ""
+    damage, opened = "", False
     try:
-        with tarfile.open(fileobj=file, mode="r:") as members:
+        with tarfile.open(fileobj=file, mode="r:") as members:  # This reads the first header.
+            opened = True
             for name, suffix, member in _members(members):
                 if suffix == extension:
                     content = members.extractfile(member)
@@ -113,7 +114,7 @@ def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> Content:
                     samples.setdefault(name, {})[suffix] = (member.offset_data, member.size)
     except tarfile.TarError as error:
         damage = one_line(error)
-        if not samples and file.seek(0, os.SEEK_END) >= tarfile.BLOCKSIZE:  # What begins it is no member's header.
+        if not opened and file.seek(0, os.SEEK_END) >= tarfile.BLOCKSIZE:
             got = f"{shard.name} ({damage})"
             instead = "unpack it from .gz or the like, as samples are read in place"
             raise InvalidValueError("data.source", "a tar file that is not compressed", got, instead) from error
