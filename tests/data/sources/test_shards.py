@@ -308,7 +308,8 @@ def test_a_damaged_shard(tmp_path, folder):
         with refused(InvalidValueError, "data.source", got="torn.tar", suggests="data.on_corrupt=skip"):
             opened(source)
         splits = opened(source, on_corrupt="skip")
-        assert (len(splits.train), "of it 0 samples are used" in splits.notes[0]) == (EACH, True)
+        assert f"of it {len(splits.train) - EACH} samples are used" in splits.notes[0]
+        assert len(splits.train) - EACH <= (len(content) >= 512)  # one whose header is whole
 
 
 def test_places_of_shards(tmp_path, folder):
