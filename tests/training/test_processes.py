@@ -82,7 +82,7 @@ def test_two_processes_train_and_record_what_one_does(name, tmp_path):
 def destroyed(rank):
     accelerator_on("cpu")
     torch.distributed.destroy_process_group()
-    with pytest.raises(ProcessError, match="it was destroyed; leave destroy_process_group out"):
+    with pytest.raises(ProcessError, match="it was destroyed; leave destroy_process_group"):
         accelerator_on("cpu")
 
 
