@@ -24,7 +24,7 @@ from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import InvalidValueError, MissingExtraError, RunError, StorageError
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.run import Run, RunOptions
-from tutelage.studies import cluster, compare, places, plan, run_study, schema
+from tutelage.studies import cluster, compare, plan, run_study, schema
 
 
 class Lost(Exception):
@@ -270,17 +270,17 @@ def test_a_comparison_is_dealt_at_once_after_its_teacher(ray, tmp_path, monkeypa
 
 def test_a_task_that_is_done_again_leaves_alone_what_is_finished(tmp_path, without_reports):
     planned = [(recipe(name=f"r{seed}", seed=seed), tmp_path / f"r{seed}") for seed in range(2)]
-    assert places.train_left(planned[:1], [], RunOptions()) == [None]
+    assert cluster.train_left(planned[:1], [], RunOptions()) == [None]
     before = (tmp_path / "r0" / records.MANIFEST).stat().st_mtime_ns
-    assert places.train_left(planned, [], RunOptions()) == [None, None]
+    assert cluster.train_left(planned, [], RunOptions()) == [None, None]
     assert (tmp_path / "r0" / records.MANIFEST).stat().st_mtime_ns == before
     assert Run(tmp_path / "r1").manifest["status"] == "finished"
 
 
 def test_a_run_that_another_process_has_is_left_to_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(places, "LOST", 0.1)
+    monkeypatch.setattr(cluster, "LOST", 0.1)
     with folder_lock(tmp_path / "r0"):
-        (error,) = places.train_left([(recipe(), tmp_path / "r0")], [], RunOptions())
+        (error,) = cluster.train_left([(recipe(), tmp_path / "r0")], [], RunOptions())
     assert isinstance(error, BusyError)
 
 
@@ -289,7 +289,7 @@ def test_what_cannot_be_sent_is_told_in_words():
         def __init__(self, a, b):
             super().__init__(f"{a} and {b}")
 
-    known = places.sendable(Odd(1, 2))
+    known = cluster.sendable(Odd(1, 2))
     assert isinstance(known, RunError)
     assert "1 and 2" in known.got
 

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import pickle
 import platform
 import signal
 import socket
@@ -31,15 +32,17 @@ from tutelage.errors import (
     RunError,
     StorageError,
     TutelageError,
+    explained,
     missing_extra,
     raise_all,
     reason_of,
 )
 from tutelage.interruption import SIGNALS
 from tutelage.report.table import plural
+from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.reporter import Reporter
-from tutelage.runs.run import RunOptions
-from tutelage.studies.places import Runs, sendable, train_left
+from tutelage.runs.run import RunOptions, finished
+from tutelage.studies.places import Runs, train
 from tutelage.version import __version__
 
 RETRIES = 5
@@ -54,6 +57,8 @@ QUIET = 10.0
 """Seconds between lines about what is running."""
 SHOWN = 6
 """Runs that such a line names."""
+LOST = 60.0
+"""Seconds that a process may outlive its lost node."""
 T = TypeVar("T")
 
 
@@ -363,3 +368,28 @@ def _perform(
         return Outcome(work(*arguments, replace(options, reporter=reporter)), None, reporter.lines)
     except Exception as error:  # noqa: BLE001  whatever it is, the driver says what follows of it
         return Outcome(None, sendable(error), reporter.lines)
+
+
+def train_left(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Exception | None]:
+    """Train, in a task of a cluster, what of a group is not finished; return each run's error.
+
+    The task may be done again after its node was lost: then some runs may be finished, and a process of that node may
+    take a while to end.
+    """
+    left = [k for k, (_, path) in enumerate(group) if not finished(path)]
+    until = time.monotonic() + LOST
+    for k in left:
+        with contextlib.suppress(BusyError), folder_lock(group[k][1], wait=max(0.0, until - time.monotonic())):
+            pass
+    results = dict(zip(left, train([group[k] for k in left], taps, options), strict=True)) if left else {}
+    return [sendable(error) if isinstance(error := results.get(k), Exception) else None for k in range(len(group))]
+
+
+def sendable(error: Exception) -> Exception:
+    """Return what is `explained` of an error, in words alone where it cannot be pickled."""
+    known = explained(error)
+    try:
+        pickle.loads(pickle.dumps(known))  # noqa: S301  of this process
+    except Exception:  # noqa: BLE001  an error of anybody's code
+        return RunError("run", "no error", reason_of(error), "see its manifest")
+    return known

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
-import pickle
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from tutelage.config.schema import Recipe
-from tutelage.errors import RunError, explained, reason_of
 from tutelage.runs.group import execute_group
-from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import record
 from tutelage.runs.reporter import Reporter
-from tutelage.runs.run import Run, RunOptions, finished
+from tutelage.runs.run import Run, RunOptions
 from tutelage.training.distributed import ProcessError, accelerator_on, by_main, naming_process, together
 
 Runs = Sequence[tuple[Recipe, Path]]
 """Recipes with their runs' folders."""
 T = TypeVar("T")
-LOST = 60.0
-"""Seconds that a process may outlive its lost node."""
 
 
 class Here:
@@ -67,21 +60,6 @@ class Here:
             return key, [error] * len(planned)
 
 
-def train_left(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Exception | None]:
-    """Train, in a task of a cluster, what of a group is not finished; return each run's error.
-
-    The task may be done again after its node was lost: then some runs may be finished, and a process of that node may
-    take a while to end.
-    """
-    left = [k for k, (_, path) in enumerate(group) if not finished(path)]
-    until = time.monotonic() + LOST
-    for k in left:
-        with contextlib.suppress(BusyError), folder_lock(group[k][1], wait=max(0.0, until - time.monotonic())):
-            pass
-    results = dict(zip(left, train([group[k] for k in left], taps, options), strict=True)) if left else {}
-    return [sendable(error) if isinstance(error := results.get(k), Exception) else None for k in range(len(group))]
-
-
 def train(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
     """Train runs in lockstep; return each run, or the error why there is none.
 
@@ -108,13 +86,3 @@ def with_reports(options: RunOptions) -> RunOptions:
             raise
 
     return replace(options, when_finished=write)
-
-
-def sendable(error: Exception) -> Exception:
-    """Return what is `explained` of an error, in words alone where it cannot be pickled."""
-    known = explained(error)
-    try:
-        pickle.loads(pickle.dumps(known))  # noqa: S301  of this process
-    except Exception:  # noqa: BLE001  an error of anybody's code
-        return RunError("run", "no error", reason_of(error), "see its manifest")
-    return known
