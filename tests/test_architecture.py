@@ -25,8 +25,8 @@ LAYERS = (
     (("models", "data", "training", "teacher_cache", "config"),),
     (("modules",), ("objectives",), ("kernels",), ("losses",), ("taps", "targets")),
     (
-        ("images", "checks", "rng", "submodules", "tensor_files", "views"),
-        ("settings",),
+        ("images", "checks", "rng", "submodules", "tensor_files", "text", "views"),
+        ("settings", "hub_files"),
         ("types", "records"),
         ("plain_files",),
         ("interruption",),

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 UNLABELLED = -100
 """Class index of a sample without a label; such a sample takes part in no supervised term."""
+PADDING = -1
+"""Token id that fills a text's row up to the longest of its batch: no tokenizer has it, so no text can hold it."""
 
 
 class View(NamedTuple):
@@ -36,25 +38,34 @@ Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 class Batch(NamedTuple):
     """One batch of samples, on one device.
 
+    A sample has positions, each of which is classified: an image or a text has one, the tokens of a language model are
+    many. Logits are ``(batch, *positions, classes)``.
+
     Attributes:
         index: indices of the samples in their data set, ``(batch,)`` int64.
         inputs: inputs of the networks, ``(batch, ...)``, or a mapping of views by the name of the network that reads
-            each; images are ``(batch, channels, height, width)``, in [0, 1].
-        labels: class indices, ``(batch,)`` int64, -100 if unlabelled; or soft labels, float ``(batch, classes)``.
+            each; images are ``(batch, channels, height, width)``, in [0, 1]; token ids ``(batch, tokens)`` int64,
+            `PADDING` behind a text.
+        labels: class indices, ``(batch, *positions)`` int64, -100 if unlabelled; or soft labels, float
+            ``(batch, *positions, classes)``.
         view: view of the samples, by which a teacher's recorded outputs are found; ``None`` without augmentation.
+        counted: whether a position takes part in the loss and in the metrics, ``(batch, *positions)`` bool; ``None``
+            for all. What is padding, or a prompt, does not; what a network returns there must be finite, and matters
+            to nothing else.
     """
 
     index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on a batch
     inputs: Inputs
     labels: Tensor
     view: View | None = None
+    counted: Tensor | None = None
 
 
 class Outputs(NamedTuple):
     """A network's outputs for a batch.
 
     Attributes:
-        logits: logits, ``(batch, classes)``.
+        logits: logits, ``(batch, *positions, classes)``.
         taps: features by tap, for objectives that match them.
     """
 
@@ -103,10 +114,16 @@ class Totals(NamedTuple):
     """Divisors of means: counts over all micro-batches and processes of one optimizer step.
 
     The counts are divided by the number of processes, over which gradients are averaged afterwards.
+
+    Attributes:
+        samples: number of samples, for terms with one value per sample.
+        labelled: number of counted positions with a label.
+        positions: number of counted positions.
     """
 
     samples: Tensor
     labelled: Tensor
+    positions: Tensor
 
 
 class Loss(NamedTuple):
@@ -167,7 +184,8 @@ class Requirements:
 class Term(Protocol):
     """A bound term of an objective: a module that holds whatever it needs for one run.
 
-    It returns values ``(batch,)``, zero for a sample that takes no part, or ``()`` if it couples the batch.
+    It returns values ``(batch, *positions)``, or ``(batch,)`` for one per sample, zero where a label is missing that it
+    reads; or ``()`` if it couples the batch.
     """
 
     needs: Requirements

@@ -19,6 +19,7 @@ from tutelage.errors import InvalidValueError
 from tutelage.rng import buffered_permutation, permutation
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
+from tutelage.text import TextInput
 from tutelage.types import UNLABELLED, Inputs, View
 
 
@@ -80,6 +81,15 @@ class Split(ABC):
     on_device: Switch = "auto"
     units: NDArray[np.integer] | None = None
     shuffle_buffer: int | None = None
+
+    @property
+    def per_token(self) -> bool:
+        """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""
+        return False
+
+    def targets(self, index: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """Return the labels of samples, and which of their positions count, as in `types.Batch`."""
+        return self.labels[index], None
 
     def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
         """Return the order of the training samples in an epoch, ``(len,)``: a function of the arguments alone."""
@@ -167,6 +177,7 @@ class Splits:
         divisor: value of white in the source's own images.
         interpolation: interpolation of resizes, ``bilinear`` or ``bicubic``.
         views: shapes of the views of a sample by name, ``(channels, height, width)``; empty where it has one for all.
+        text: what a network of each name reads of a text, ``student`` and ``teacher``; empty for images.
     """
 
     train: Split
@@ -183,6 +194,7 @@ class Splits:
     divisor: float = 255.0
     interpolation: str = "bilinear"
     views: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    text: Mapping[str, TextInput] = field(default_factory=dict)
 
     def input_shape(self, view: str) -> tuple[int, int, int]:
         """Return channels, height and width of the view that a network of this name reads."""

