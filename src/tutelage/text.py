@@ -31,7 +31,7 @@ class Tokenizer:
         raise NotImplementedError
 
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None, special: bool = True) -> list[list[int]]:
-        """Return each text's ids, cut to ``max_tokens``; with ``special``, with the tokens that models expect around."""
+        """Return each text's ids, cut to ``max_tokens``; with ``special``, with those that models expect around it."""
         raise NotImplementedError
 
 

@@ -87,6 +87,11 @@ class Split(ABC):
         """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""
         return False
 
+    @property
+    def text_bytes(self) -> int | None:
+        """Length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted."""
+        return None
+
     def targets(self, index: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Return the labels of samples, and which of their positions count, as in `types.Batch`."""
         return self.labels[index], None

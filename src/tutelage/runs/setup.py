@@ -31,7 +31,7 @@ from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.activations import checkpointed_blocks
 from tutelage.training.distributed import accelerator_on, by_all, cast_module, dealt, once_a_node, one_a_node_first
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
-from tutelage.training.evaluate import Evaluation, KeptLogits, evaluate
+from tutelage.training.evaluate import AskedLogits, Evaluation, KeptLogits, TeacherLogits, TeacherOutputs, evaluate
 from tutelage.training.precision import float32_products
 from tutelage.training.sharding import is_sharded, is_sharded_by, sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
@@ -437,9 +437,11 @@ def evaluate_network(
     batches: Batches,
     who: str = "network",
     *,
-    teacher: KeptLogits | None = None,
+    teacher: TeacherLogits | None = None,
     gamma: float | None = None,
     keep: KeptLogits | None = None,
+    sample: bool = False,
+    text_bytes: int | None = None,
 ) -> Evaluation:
     """Put a network `on_device`, and evaluate it there as `evaluate` does."""
     settings = recipe.fits()[0].settings
@@ -453,7 +455,33 @@ def evaluate_network(
         teacher=teacher,
         gamma=gamma,
         keep=keep,
+        sample=sample,
+        text_bytes=text_bytes,
     )
+
+
+def ask_teacher(recipe: Recipe, teacher: nn.Module, batches: Batches, split: data.Split) -> TeacherOutputs:
+    """Evaluate the teacher on a held-out set, and keep its logits; those of tokens are computed again when needed."""
+    kept, text_bytes = KeptLogits(), split.text_bytes
+    evaluation = evaluate_network(
+        recipe,
+        teacher,
+        batches,
+        "teacher",
+        keep=None if split.per_token else kept,
+        sample=True,
+        text_bytes=text_bytes,
+    )
+    if not split.per_token:
+        return TeacherOutputs(evaluation, kept)
+    settings = recipe.fits()[0].settings
+    asked = AskedLogits(
+        teacher,
+        device=accelerator_on(recipe.device).device,
+        precision=settings.precision,
+        channels_last=settings.channels_last,
+    )
+    return TeacherOutputs(evaluation, asked)
 
 
 def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
@@ -461,8 +489,9 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
     device = accelerator_on(recipe.device).device
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
-            # Evaluation keeps no gradients, so batches larger than in training fit.
-            yield name, data.loader_on(device, split, batch_size=max(recipe.batch_size, 256), train=False)
+            # Evaluation keeps no gradients, so batches larger than in training fit; not so the logits of many tokens.
+            size = recipe.batch_size if split.per_token else max(recipe.batch_size, 256)
+            yield name, data.loader_on(device, split, batch_size=size, train=False)
 
 
 def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:
