@@ -11,6 +11,7 @@ from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import SGD
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import AskedLogits, KeptLogits, NonFiniteError, evaluate
+from tutelage.training.metrics import EpochMetrics
 from tutelage.training.state import TrainState
 from tutelage.training.step import train_step
 from tutelage.types import Batch
@@ -180,3 +181,12 @@ def test_the_best_epoch_of_a_language_model_has_the_lowest_perplexity():
 
     best = records.best_epoch([epoch(1, 0.3, 20.0), epoch(2, 0.2, 10.0), epoch(3, 0.4, 15.0)], "test")
     assert best == {"set": "test", "accuracy": 0.2, "perplexity": 10.0, "epoch": 2, "stage": 0}
+
+
+def test_sums_of_an_older_checkpoint_get_the_positions_that_were_its_samples():
+    metrics = EpochMetrics(Distiller(model(), OBJECTIVE).objective, torch.device("cpu"))
+    sums = dict(zip(metrics.names, torch.arange(len(metrics.names), dtype=torch.float64), strict=True))
+    older = torch.stack([value for name, value in sums.items() if name != "positions"])
+    restored = dict(zip(metrics.names, metrics.restored(older), strict=True))
+    assert restored == sums | {"positions": sums["samples"]}
+    assert metrics.restored(metrics.zeros) is metrics.zeros

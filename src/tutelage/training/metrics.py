@@ -13,8 +13,8 @@ from tutelage.modules import StepOutput
 from tutelage.objectives import BoundObjective
 from tutelage.types import UNLABELLED, Batch, Outputs, Totals
 
-COUNTED = ("correct", "labelled", "entropy", "kl", "agree", "samples", "skipped", "positions")
-"""Names of the counts and of the sums over counted positions; ``samples`` of an image are its positions."""
+COUNTED = ("correct", "labelled", "entropy", "kl", "agree", "samples", "positions", "skipped")
+"""Names of the sums: over positions that count, but for the number of samples and that of skipped steps."""
 
 
 class EpochMetrics:
@@ -38,7 +38,8 @@ class EpochMetrics:
         """Return sums of a checkpoint; those of older versions lack the positions, which were the samples."""
         if sums.shape != (len(self.names) - 1,):
             return sums
-        return torch.cat([sums, sums[[self.names.index("samples")]]])
+        *_, samples, skipped = sums.split(1)
+        return torch.cat([sums[:-1], samples, skipped])
 
     @torch.no_grad()
     def measure(self, batch: Batch, teacher: Outputs | None, output: StepOutput, totals: Totals) -> Tensor:
@@ -65,8 +66,8 @@ class EpochMetrics:
         for name, part in output.loss.parts.items():
             sums.append(part * (labelled if name in self.objective.supervised else positions))
         sums += [summed(predicted == labels), summed(labels != UNLABELLED), summed(targets.shannon_entropy(log_q))]
-        sums += [kl, agree, zero + len(batch.index), zero]
-        sums.append(zero + labels.numel() if counted is None else counted.sum())
+        positions = zero + labels.numel() if counted is None else counted.sum()
+        sums += [kl, agree, zero + len(batch.index), positions, zero]
         return torch.stack([value.double() for value in sums])
 
     def means(self, sums: Mapping[str, float], *, has_teacher: bool) -> records.TrainMeans:
