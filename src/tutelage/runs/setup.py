@@ -31,7 +31,15 @@ from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.activations import checkpointed_blocks
 from tutelage.training.distributed import accelerator_on, by_all, cast_module, dealt, once_a_node, one_a_node_first
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
-from tutelage.training.evaluate import AskedLogits, Evaluation, KeptLogits, TeacherLogits, TeacherOutputs, evaluate
+from tutelage.training.evaluate import (
+    AskedLogits,
+    Evaluation,
+    KeptLogits,
+    TeacherLogits,
+    TeacherOutputs,
+    counted_rows,
+    evaluate,
+)
 from tutelage.training.precision import float32_products
 from tutelage.training.sharding import is_sharded, is_sharded_by, sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
@@ -289,7 +297,12 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
     train, teacher_logits = splits.train, None
     inputs: Inputs = torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
-        indices = np.unique(np.linspace(0, len(train) - 1, min(STATISTICS, len(train))).astype(np.int64))
+        most = STATISTICS
+        if train.per_token:  # A row per token, of as many classes as the vocabulary has.
+            most = max(
+                1, min(STATISTICS, STATISTICS_BYTES // (4 * splits.classes)) // splits.text["student"].max_tokens
+            )
+        indices = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).astype(np.int64))
         read = _teacher_outputs(asked or teacher, train, indices, lambda outputs: outputs.logits.float().cpu())
         teacher_logits = torch.cat([logits for _, logits in read])
     if needs.student_taps or needs.teacher_taps:
@@ -309,7 +322,10 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
 
 
 STATISTICS = 10_000
-"""Number of training samples, evenly spaced, whose teacher logits are bound as teacher statistics."""
+"""Number of training samples, evenly spaced, whose teacher logits are bound as teacher statistics; of tokens, if each
+has a label."""
+STATISTICS_BYTES = 2**28
+"""Memory of the logits of these tokens."""
 
 
 def _teacher_outputs(
@@ -321,7 +337,7 @@ def _teacher_outputs(
 ) -> Iterator[tuple[NDArray[np.int64], T]]:
     """Yield what is read of the teacher's outputs for samples without augmentation, batch by batch.
 
-    Each comes with the indices of the samples that could be read. Outputs are computed in float32, whatever the run's
+    Logits are those of the counted positions, as rows. Each comes with the indices of the samples that could be read. Outputs are computed in float32, whatever the run's
     precision is; several processes share the batches, and all get what is read of each.
     """
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
@@ -330,8 +346,10 @@ def _teacher_outputs(
         for index, inputs in split.stream(requests):
             with float32_products(device, "fp32"):
                 moved = map_views(lambda each: each.to(device), inputs)
-                outputs = frozen(Batch(torch.from_numpy(index), moved, split.labels[index]))
-            yield index, read(outputs)
+                labels, counted = split.targets(torch.from_numpy(index), inputs)
+                batch = Batch(torch.from_numpy(index), moved, labels, counted=counted)
+                outputs = frozen(batch)
+            yield index, read(outputs._replace(logits=counted_rows(outputs.logits, batch)))
 
     requests = data.split_evenly(indices, 256)
     # All processes call a sharded network, and equally often.
