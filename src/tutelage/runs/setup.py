@@ -337,8 +337,9 @@ def _teacher_outputs(
 ) -> Iterator[tuple[NDArray[np.int64], T]]:
     """Yield what is read of the teacher's outputs for samples without augmentation, batch by batch.
 
-    Logits are those of the counted positions, as rows. Each comes with the indices of the samples that could be read. Outputs are computed in float32, whatever the run's
-    precision is; several processes share the batches, and all get what is read of each.
+    Logits are those of the counted positions, as rows. Each comes with the indices of the samples that could be read.
+    Outputs are computed in float32, whatever the run's precision is; several processes share the batches, and all get
+    what is read of each.
     """
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
 
