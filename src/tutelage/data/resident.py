@@ -203,7 +203,7 @@ class _FixedBatch:
     def _assemble(self) -> None:
         """Make the batch of a step from tensors on the device alone, and count the step."""
         samples, mixes, noise = self._draws
-        form, inputs, (index, _, labels, _) = self._form, self._inputs, self._batch
+        form, inputs, (index, _, labels, *_) = self._form, self._inputs, self._batch
         rows = samples.index_select(0, self._step)[0]
         field = dict(zip(form.fields, rows, strict=True))
         if "y" in field:

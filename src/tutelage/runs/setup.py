@@ -119,7 +119,8 @@ def check_compatible(run_inputs: RunInputs) -> None:
             raise RecipeError(f"{role} {network.card.name}", "finite weights", weight, instead)
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
-        if needs.labels != "none" and not soft and not (labels != UNLABELLED).any():
+        unlabelled = not soft and not splits.train.per_token and not (labels != UNLABELLED).any()
+        if needs.labels != "none" and unlabelled:
             expected = f"labels for the supervised objective {name}"
             instead = "give labels, or zero its supervised weight where it has one beside a teacher's"
             raise RecipeError("data", expected, f"none among {len(labels)} training samples", instead)
@@ -330,7 +331,9 @@ def _teacher_outputs(
         for index, inputs in split.stream(requests):
             with float32_products(device, "fp32"):
                 moved = map_views(lambda each: each.to(device), inputs)
-                outputs = frozen(Batch(torch.from_numpy(index), moved, split.labels[index]))
+                own = torch.from_numpy(index)
+                labels, counted = split.targets(own, inputs)
+                outputs = frozen(Batch(own, moved, labels, counted=counted))
             yield index, read(outputs)
 
     requests = data.split_evenly(indices, 256)
@@ -372,7 +375,8 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
-    *("test_shards", "shuffle_buffer"),
+    *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
+    *("max_tokens", "pack", "bucket_batches"),
 }
 """Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 
