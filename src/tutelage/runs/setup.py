@@ -127,7 +127,8 @@ def check_compatible(run_inputs: RunInputs) -> None:
             raise RecipeError(f"{role} {network.card.name}", "finite weights", weight, instead)
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
-        if needs.labels != "none" and not soft and not (labels != UNLABELLED).any():
+        unlabelled = not soft and not splits.train.per_token and not (labels != UNLABELLED).any()
+        if needs.labels != "none" and unlabelled:
             expected = f"labels for the supervised objective {name}"
             instead = "give labels, or zero its supervised weight where it has one beside a teacher's"
             raise RecipeError("data", expected, f"none among {len(labels)} training samples", instead)
@@ -391,7 +392,8 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
-    *("test_shards", "shuffle_buffer"),
+    *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
+    *("max_tokens", "pack", "bucket_batches"),
 }
 """Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 
