@@ -125,6 +125,8 @@ class _Section(BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
+ADDED = ("size", "config", "classes")
+"""Keys of a network that recipes of older versions lack."""
 MAX_SIDE = 16_384
 """Longest side of the images that a network is fed, pixels."""
 
@@ -149,6 +151,8 @@ class Network(_Section):
         weights: a local checkpoint; none for the weights that the name fixes.
         size: shorter side of the images that it is fed, pixels; none for that of the data, or for a teacher that which
             its published weights, or the run, were trained with.
+        config: of an ``hf:type`` name, such as ``hf:bert``: the configuration of a network with random weights, as the
+            transformers library names its entries; the tokenizer gives the size of its vocabulary.
         classes: of a teacher alone: its output for each class of the data, by number or by its class's name; none for
             all of them in order, or by the names of both where they say it.
     """
@@ -156,12 +160,13 @@ class Network(_Section):
     name: str = Field(description="a model's name", examples=["cifar:resnet20"])
     weights: str | None = None
     size: Annotated[int, Ge(1), Le(MAX_SIDE)] | None = None
+    config: dict[str, Any] | None = None
     classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
 
     @pydantic.model_serializer(mode="wrap")
     def _written(self, write: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Recipes that type neither read as they did before there were these keys.
-        return {key: value for key, value in write(self).items() if value is not None or key not in ("size", "classes")}
+        return {key: value for key, value in write(self).items() if value is not None or key not in ADDED}
 
 
 def _trained(network: Network) -> Network:

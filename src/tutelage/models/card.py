@@ -116,7 +116,7 @@ class Card:
         return InvalidValueError(field, expected, repr(getattr(self, field)), advice)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as a JSON value; tuples become lists, two fields keep older names, and images have no text."""
+        """Return the card as a JSON value; tuples become lists, two fields keep older names, some are of text alone."""
         fields = dataclasses.asdict(self).items()
         written = {JSON_NAMES.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in fields}
         return {k: v for k, v in written.items() if self.max_tokens is not None or k not in OF_TEXT}

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from tutelage import records
+from tutelage.models.sentence import SentenceClassifier
 from tutelage.text import TextInput
 from tutelage.types import PADDING
 
@@ -48,7 +49,7 @@ class HubCall:
             inputs: ids ``(batch, tokens)`` int64, `PADDING` behind a text; or images.
         """
         if self.text is None:
-            return network(inputs).logits  # type: ignore[no-any-return]
+            return network(inputs).logits
         padding = inputs == PADDING
         mask = ~padding
         mask[:, 0] = True
@@ -58,7 +59,7 @@ class HubCall:
 
     def files(self, network: Any, card: Card) -> dict[str, str]:
         """Return the content of ``config.json`` and ``tokenizer.json``, which stand beside the weights."""
-        described = getattr(network, "encoder", network)
+        described = network.encoder if isinstance(network, SentenceClassifier) else network
         config = json.loads(described.config.to_json_string())
         config.pop("use_cache", None)  # It is off while the network is trained.
         config["architectures"] = [type(described).__name__]

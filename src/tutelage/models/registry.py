@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -19,7 +20,7 @@ from tutelage.models.hf_calls import HubCall
 from tutelage.models.names import saved_student
 from tutelage.models.sources import cifar, file, hf, mlp, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec
-from tutelage.text import TextInput
+from tutelage.text import TextInput, tokenizer_of
 
 _MODULES = (cifar, mlp, timm, torchvision, hf, file)
 _SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {module.PREFIX: module.plan for module in _MODULES}
@@ -35,6 +36,7 @@ def create(
     seed: int = 0,
     as_trained: Collection[str] = (),
     text: TextInput | None = None,
+    config: Mapping[str, Any] | None = None,
     trust_code: bool | frozenset[str] = False,
 ) -> Classifier:
     """Make the classifier that a name stands for.
@@ -55,6 +57,7 @@ def create(
         as_trained: those of ``classes``, ``channels`` and ``image_size`` in whose place the value is taken that the
             name's weights were trained with, if it fixes any. A checkpoint of ``weights`` says its classes alone.
         text: tokenizer and length of the texts that it reads; ``None`` for images. A saved student keeps its own.
+        config: of an ``hf:type`` name, such as ``hf:bert``: configuration of the network, whose weights are random.
         trust_code: whether ``file:`` names, which run code, are allowed: all of them, or only these.
 
     Returns:
@@ -81,11 +84,14 @@ def create(
         channels=channels,
         image_size=image_size,
         text=text,
+        config=config,
         trust_code=trust_code,
         tagged=weights is None,
         as_trained=frozenset(as_trained),
     )
     prefix, colon, path = name.partition(":")
+    if config is not None and prefix != hf.PREFIX:
+        raise InvalidValueError("config", "none for a name that is not of hf:", name, "type hf:bert, or leave it out")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also advance the accelerators' generators, which are not forked
         torch.default_generator.manual_seed(seed)
@@ -157,6 +163,7 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
             f"tutelage.models.load(module, tutelage.models.read({str(saved / records.STUDENT)!r}))",
         )
     size = request.as_weights(image_size=card.image_size).image_size or card.image_size
+    request = dataclasses.replace(request, text=_text_of(saved, card, request.text))
     built = _SOURCES[prefix](
         path,
         dataclasses.replace(
@@ -170,6 +177,20 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
         known |= {"max_tokens": built.card.max_tokens}
     card = dataclasses.replace(card, image_size=size, weights=weights, **known)
     return ModelSpec(card=card, build=built.build, call=built.call)
+
+
+def _text_of(saved: Path, card: Card, asked: TextInput | None) -> TextInput | None:
+    """Return what a saved student reads: the data's texts if they have its tokenizer, or else as it was saved."""
+    if card.max_tokens is None:
+        return asked
+    if asked is None:
+        tokenizer = tokenizer_of(str(saved / records.TOKENIZER), what="model")
+        return TextInput(tokenizer=tokenizer, max_tokens=card.max_tokens, per_token=card.per_token)
+    if asked.tokenizer.fingerprint != card.tokenizer:
+        expected, got = f"the tokenizer of {saved.name}, {card.tokenizer}", asked.tokenizer.fingerprint
+        instead = f"type data.teacher_tokenizer={saved / records.TOKENIZER} for a teacher of texts, or data.tokenizer"
+        raise InvalidValueError("model", expected, got, instead)
+    return asked
 
 
 def adopt(

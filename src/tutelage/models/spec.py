@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class ModelRequest:
     channels: int = 3  # number of input channels
     image_size: tuple[int, int] | None = None  # ``(height, width)`` in pixels; None for the model's own
     text: TextInput | None = None  # what it reads if it reads text; None for images
+    config: Mapping[str, Any] | None = None  # configuration of a network without weights, where its source takes one
     saved: Path | None = None  # folder of a saved student, whose files describe the network instead of the name
     # whether a user's file may be run: any, or only those of these names
     trust_code: bool | frozenset[str] = False

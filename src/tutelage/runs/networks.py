@@ -26,6 +26,7 @@ def create_student(
     student = models.create(
         network.name,
         weights=network.weights,
+        config=network.config,
         classes=splits.classes,
         seed=seed,
         trust_code=trust_code,
@@ -73,6 +74,7 @@ def create_as_trained(
     trained = models.create(
         network.name,
         weights=network.weights,
+        config=network.config,
         classes=splits.classes,
         seed=seed,
         as_trained=("classes", "channels") if typed else ("classes", "channels", "image_size"),
