@@ -31,6 +31,7 @@ class Classifier(nn.Module):
     Attributes:
         network: bare module.
         card: card of the network; its statistics are read once, when the classifier is made.
+        head_alone: whether the head alone is trained, as `train_head_alone` has it.
         resizes: whether images of another size or number of channels are brought to the card's, as `entrance` does.
         asked_size: the size of its images that was asked for, by a card or `create`; ``None`` if the card's is only
             what its weights or its architecture have.
@@ -50,6 +51,7 @@ class Classifier(nn.Module):
         self.network = network
         self.card = card
         self.call = call
+        self.head_alone = False
         self.resizes = False
         self.asked_size = card.image_size
         self._least_outputs = max(outputs or [0]) + 1
@@ -125,6 +127,28 @@ class Classifier(nn.Module):
             instead = "create the model with channels= as many as the data has"
             raise InvalidValueError("inputs", expected, tuple(inputs.shape), instead)
         return ((inputs - self.mean) / self.std).to(inputs.dtype)
+
+    def train_head_alone(self) -> None:
+        """Freeze everything but the head, which the card names; the rest is in evaluation mode, whoever sets another.
+
+        Raises:
+            ValueError: if no head is known.
+        """
+        if self.card.head is None:
+            instead = "type trained=all, or fit a layer of your own on its features"
+            raise InvalidValueError("trained", f"all for {self.card.name}, which has no known head", "head", instead)
+        self.network.requires_grad_(False)
+        self.network.get_submodule(self.card.head).requires_grad_(True)
+        self.head_alone = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Set the mode; where the head alone is trained, of the head."""
+        super().train(mode)
+        if self.head_alone and self.card.head is not None:
+            self.network.eval()
+            self.network.get_submodule(self.card.head).train(mode)
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classifier:
         super()._apply(fn, recurse)

@@ -16,14 +16,14 @@ from torch import nn
 
 from tutelage import config, data, models, taps
 from tutelage.checks import nonfinite_weight
-from tutelage.config.schema import Network, R, Recipe
+from tutelage.config.schema import Network, R, Recipe, UntrainedTeacher
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs import sanity_checks
 from tutelage.runs.manifest import without_paths
-from tutelage.runs.networks import check_classes, create_student, create_teacher
+from tutelage.runs.networks import check_classes, create_student, create_teacher, create_untrained
 from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
@@ -108,7 +108,8 @@ def build_inputs(
         student, named = create_student(recipe.student, opened, seed=recipe.seed, trust_code=trust_code), recipe.teacher
         if not isinstance(named, Network):
             return student, None
-        return student, teacher or create_teacher(named, opened, trust_code=trust_code)
+        create = create_untrained if isinstance(named, UntrainedTeacher) else create_teacher
+        return student, teacher or create(named, opened, trust_code=trust_code)
 
     student, teacher = one_a_node_first(networks)
     return RunInputs(splits=opened, student=student, teacher=teacher, objectives=objectives)
