@@ -97,7 +97,6 @@ def record(
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     by_all(lambda: _check(recipe, inputs))
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
-    epochs = sum(fit.settings.epochs for fit in recipe.fits())
     with contextlib.ExitStack() as stack:
         stack.enter_context(naming_process())
         # The cache is opened under the lock: another process may just have created it.
@@ -109,6 +108,7 @@ def record(
             options.reporter.say(reason)
         outputs = by_all(lambda: setup.outputs_of(recipe, inputs))
         stack.callback(inputs.splits.close)
+        epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
         if todo := _missing(outputs, epochs, names):
             _Recording(recipe, inputs.splits, network, names, outputs, todo).record(options)
         else:
@@ -129,7 +129,7 @@ class _Recording:
         todo: list[tuple[int, range]],
     ) -> None:
         self._recipe, self._outputs, self._classes = recipe, outputs, splits.classes
-        self._epochs = epochs = sum(fit.settings.epochs for fit in recipe.fits())
+        self._epochs = epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
         self._accelerator = accelerator_on(recipe.device)
         self._device, split = self._accelerator.device, splits.train
         self._batches = data.loader_on(self._device, split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
@@ -155,7 +155,7 @@ class _Recording:
         if line := fallback(self._device, self._settings.precision):
             reporter.say(f"{name}: {line}")
         top = "all" if outputs.form is None else f"the top {outputs.form.kept} of"
-        kept = f"{self._epochs} epochs of {top} {self._classes} classes"
+        kept = f"{self._epochs} epoch{'s' if outputs.varies else ', as none differs,'} of {top} {self._classes} classes"
         reporter.say(f"{name}: {self._size:.1f} MB for {kept}, {len(todo)} chunks to record")
         reporter.begin(name, len(todo), 0)
         agreement, seconds = Agreement(self._accelerator), 0.0

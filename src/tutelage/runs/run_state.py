@@ -152,7 +152,8 @@ class RunState:
         for stage, objective in enumerate(self.objectives):
             if objective.needs.teacher:
                 gamma = setup.single_exponent(objective) if self.outputs.form else None
-                for epoch in range(self.first_epoch(stage), self.first_epoch(stage + 1)):
+                first, end = (self.first_epoch(each) for each in (stage, stage + 1))
+                for epoch in range(first, end) if self.outputs.varies else [0]:
                     taps = objective.needs.teacher_taps
                     self.outputs.require(epoch, taps, gammas=[] if gamma is None else [gamma])
 

@@ -181,7 +181,8 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
             settings |= {"name": f"{comparison.name}/{path}", "objective": objective}
             recipe = Recipe.model_construct(**settings)
             if recipe.outputs is not None:
-                outputs = f"{recipe.outputs}/data{data_seed}" if needs_teacher(recipe) else None
+                of_seed = recipe.outputs if recipe.data.is_text else f"{recipe.outputs}/data{data_seed}"
+                outputs = of_seed if needs_teacher(recipe) else None
                 recipe = recipe.model_copy(update={"outputs": outputs})
             yield {"folder": path, "objective": name, "seed": seed}, recipe
 

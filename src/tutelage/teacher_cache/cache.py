@@ -70,6 +70,8 @@ class TeacherCache:
         samples: number of training samples.
         rows: number of samples per chunk; an existing cache keeps its own.
         form: form of the logits; ``None`` stores all of them; an existing cache keeps its own.
+        varies: whether outputs differ from epoch to epoch, as those of augmented images do; if not, one epoch's are
+            stored and read in all, and the key names no data seed.
 
     Attributes:
         begun: whether the cache exists.
@@ -82,8 +84,16 @@ class TeacherCache:
     """
 
     def __init__(
-        self, folder: Path, key: Mapping[str, Any], *, samples: int, rows: int = ROWS, form: TopK | None = None
+        self,
+        folder: Path,
+        key: Mapping[str, Any],
+        *,
+        samples: int,
+        rows: int = ROWS,
+        form: TopK | None = None,
+        varies: bool = True,
     ) -> None:
+        self.varies = varies
         self.folder, self.key, self.samples, self.rows, self.form = folder, dict(key), samples, rows, form
         path = folder / records.OUTPUTS
         self.speed: Mapping[str, Any] | None = None
@@ -107,6 +117,10 @@ class TeacherCache:
             expected = f"{path}, which says whose outputs lie beside it"
             instead = f"restore it, or remove the folder {folder} and record again with `tutelage record`"
             raise TeacherCacheError("outputs", expected, "none", instead)
+
+    def epochs(self, epochs: int) -> int:
+        """Return how many epochs are stored for so many of a fit."""
+        return epochs if self.varies else min(epochs, 1)
 
     @property
     def _of(self) -> str:
@@ -239,6 +253,7 @@ class TeacherCache:
 
     def _place(self, epoch: int, start: int, what: str) -> dict[str, str]:
         """Return what a file's metadata says of its place."""
+        epoch = epoch if self.varies else 0
         return dict(zip(PLACE, (what, str(epoch), str(start), self._of), strict=True))
 
     def _existing(self, epoch: int, start: int, what: str) -> Path:
@@ -260,7 +275,7 @@ class TeacherCache:
         return path
 
     def _path(self, epoch: int, start: int, what: str) -> Path:
-        name = LOGITS
+        name, epoch = LOGITS, epoch if self.varies else 0
         if what != LOGITS:
             # Readable, and unique to the tap.
             digest = hashlib.blake2b(what.encode(), digest_size=4).hexdigest()
@@ -300,7 +315,7 @@ class CachedTeacher:
         Raises:
             TeacherCacheError: as when called.
         """
-        if view is not None and view == self._view:
+        if view is not None and (view == self._view or (self._view is not None and not self._cache.varies)):
             return
         seed = self._cache.key.get("data_seed")
         if view is None or seed not in (None, view.seed):
