@@ -240,9 +240,7 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     if not s.is_text:
         typed = [name for name in _OF_TEXT if getattr(s, name) != _DEFAULTS[name]]
         if of_text_alone or typed:
-            got = (
-                f"none with {'a source of texts' if of_text_alone else ' and '.join(f'data.{name}' for name in typed)}"
-            )
+            beside = "a source of texts" if of_text_alone else " and ".join(f"data.{name}" for name in typed)
             instead = "type data.text=<column>, or data.prompt and data.completion, or data.messages"
             return [InvalidValueError("data.text", "a column of texts", f"none with {beside}", instead)]
         return []
