@@ -97,7 +97,7 @@ def test_progress_and_totals_reach_the_objective(digits):
     (batch,) = batches(digits, 1, size=10)
     first, later = distiller(batch), distiller(batch, progress=Progress(fraction=0.75))
     torch.testing.assert_close(later.loss.total, 0.25 * first.loss.total)
-    twice = distiller(batch, totals=Totals(torch.tensor(20.0), torch.tensor(20.0)))
+    twice = distiller(batch, totals=Totals(*torch.full((3,), 20.0)))
     torch.testing.assert_close(twice.loss.total, 0.5 * first.loss.total)
 
 

@@ -41,10 +41,10 @@ TAPS = ("student_taps", "teacher_taps")
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        (Batch, ("index", "inputs", "labels", "view")),
+        (Batch, ("index", "inputs", "labels", "view", "counted")),
         (Outputs, ("logits", "taps")),
         (Progress, ("epoch", "step", "fraction", "scheduled")),
-        (Totals, ("samples", "labelled")),
+        (Totals, ("samples", "labelled", "positions")),
         (Loss, ("total", "parts")),
         (
             Requirements,
@@ -74,7 +74,7 @@ def test_outputs_need_no_taps():
 
 @pytest.mark.parametrize(
     "value",
-    [example(), Outputs(torch.zeros(3, 2), {"layer": torch.ones(3, 4)}), Totals(torch.ones(()), torch.ones(()))],
+    [example(), Outputs(torch.zeros(3, 2), {"layer": torch.ones(3, 4)}), Totals(*torch.ones(3))],
 )
 def test_accelerate_walks_the_tuples_and_keeps_their_kind(value):
     moved = send_to_device(value, "cpu")

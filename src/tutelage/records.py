@@ -35,6 +35,8 @@ OUTPUTS = "outputs.json"
 CHECKPOINTS = "checkpoints"
 STUDENT = "student.safetensors"
 CARD = "student.json"
+NETWORK = "config.json"
+TOKENIZER = "tokenizer.json"
 BEST = "best.safetensors"
 REPORT = "report.html"
 
@@ -63,8 +65,18 @@ class TrainMeans(TypedDict):
     samples: int
 
 
-class EvaluationMeans(TypedDict):
-    """Means over a whole held-out set, in evaluation mode, without augmentation."""
+class TextMeasures(TypedDict, total=False):
+    """What a language model is judged by besides, over the counted tokens that have a label."""
+
+    perplexity: float  # exp of the mean cross-entropy per token; lower is better
+    bits_per_byte: float  # cross-entropy in bits per byte of the text in UTF-8: comparable between tokenizers
+
+
+class EvaluationMeans(TextMeasures):
+    """Means over a whole held-out set, in evaluation mode, without augmentation.
+
+    Where samples have several positions, such as tokens, means and ``samples`` are of the positions that count.
+    """
 
     set: str
     accuracy: float | None
@@ -110,14 +122,14 @@ class Histogram(TypedDict):
     counts: list[int]
 
 
-class Judgement(TypedDict):
+class Judgement(TextMeasures):
     """A network on a held-out set, in detail. Accuracies are fractions, entropies and losses nats."""
 
     accuracy: float
     loss: float
     entropy: float
     ece: float  # expected calibration error over the reliability bins, a fraction
-    per_class: list[float | None]  # accuracy by class; none for a class without samples
+    per_class: list[float | None]  # accuracy by class; none for a class without samples; empty where tokens are classes
     entropy_histogram: Histogram
     reliability: list[Bin]
     agreement: NotRequired[float | None]  # with the teacher
@@ -132,6 +144,7 @@ class Best(TypedDict):
     accuracy: float
     epoch: int
     stage: int
+    perplexity: NotRequired[float]  # of a language model, by which it was chosen
 
 
 class Evaluation(TypedDict):
@@ -637,10 +650,17 @@ def rewrite_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:
     write_bytes(folder / METRICS, b"".join((json.dumps(e, allow_nan=False) + "\n").encode() for e in epochs))
 
 
+def merit(means: Mapping[str, Any]) -> float | None:
+    """Return what the best epoch is chosen by, higher is better: the accuracy, or of a language model -perplexity."""
+    perplexity, accuracy = means.get("perplexity"), means.get("accuracy")
+    return accuracy if perplexity is None else -perplexity
+
+
 def best_epoch(epochs: Sequence[Epoch], name: Literal["validation", "test"]) -> Best | None:
-    """Return the first epoch with the highest accuracy on a held-out set; none where that set has no labels."""
-    scored = [(e, held["accuracy"]) for e in epochs if (held := e[name]) is not None and held["accuracy"] is not None]
+    """Return the first epoch with the highest `merit` on a held-out set; none where that set has no labels."""
+    scored = [(e, held) for e in epochs if (held := e[name]) is not None and held["accuracy"] is not None]
     if not scored:
         return None
-    epoch, accuracy = max(scored, key=lambda pair: pair[1])
-    return {"set": name, "accuracy": accuracy, "epoch": epoch["epoch"], "stage": epoch["stage"]}
+    epoch, held = max(scored, key=lambda pair: merit(pair[1]) or 0.0)
+    best: Best = {"set": name, "accuracy": held["accuracy"] or 0.0, "epoch": epoch["epoch"], "stage": epoch["stage"]}
+    return best | {"perplexity": held["perplexity"]} if "perplexity" in held else best

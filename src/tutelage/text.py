@@ -44,9 +44,8 @@ class Tokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the tokenizer."""
-        parts = json.dumps([self.content, self.template, self.end, self.begin])
-        return hashlib.sha256(parts.encode()).hexdigest()[:16]
+        """16 hexadecimal digits that change with what ids texts get; the template does not matter to it."""
+        return hashlib.sha256(self.content.encode()).hexdigest()[:16]
 
     @cached_property
     def end_id(self) -> int | None:
@@ -193,7 +192,7 @@ def learn_bpe(texts: Iterable[str], size: int = 2000) -> Tokenizer:
         show_progress=False,
     )
     learned.train_from_iterator(texts, trainer)
-    return Tokenizer(learned.to_str(), end=END)
+    return Tokenizer(_plain(json.loads(learned.to_str())), end=END)
 
 
 def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
@@ -226,8 +225,12 @@ def _checked(tokenizer: Tokenizer, path: Path, what: str) -> Tokenizer:
 
 
 def _content(path: Path, what: str) -> str:
-    content = {**_json(path, what), "truncation": None, "padding": None}
-    return json.dumps(content, ensure_ascii=False)
+    return _plain(_json(path, what))
+
+
+def _plain(content: Mapping[str, Any]) -> str:
+    """Return the content of a tokenizer's file, which pads and cuts nothing by itself."""
+    return json.dumps({**content, "truncation": None, "padding": None}, ensure_ascii=False)
 
 
 def _json(path: Path, what: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def gathered_step(row, rank=None):
         case = replace(case, objective=case.objective.gathered())
         student, teacher = (battery._map(o, lambda x: x.split(PARTS)[rank]) for o in (student, teacher))
         batch = Batch(*(x.split(PARTS)[rank] for x in batch[:3]))
-        totals = Totals(*torch.full((2,), battery.BATCH / len(PARTS)))
+        totals = Totals(*torch.full((3,), battery.BATCH / len(PARTS)))
     bound = case.bind().double()
     student, leaves = battery._leaves(student)
     loss = bound(student, teacher, batch, Progress(), totals)

@@ -85,7 +85,8 @@ def step(name, gather, rank=None, parts=(), counted=False):
     if rank is not None:
         module, samples = DistributedDataParallel(distiller), share(whole, rank, parts)
         labelled = (whole.labels >= 0).sum()
-        totals = None if counted else Totals(torch.tensor(SAMPLES / WORLD), labelled / WORLD)
+        share_of = torch.tensor(SAMPLES / WORLD)
+        totals = None if counted else Totals(share_of, labelled / WORLD, share_of)
     loss = module(samples, teacher(samples), Progress(), totals).loss
     loss.total.backward()
     return loss.parts, {name: p.grad for name, p in distiller.named_parameters()}

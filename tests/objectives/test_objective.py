@@ -296,7 +296,7 @@ def test_micro_batches_over_the_whole_steps_totals_are_the_whole_step(unlabelled
 def test_totals_may_be_shares_of_several_processes():
     student, teacher, batch = draw(unlabelled=(1,))
     alone = objectives.kd().bind()(student, teacher, batch)
-    totals = Totals(torch.tensor(4.0), torch.tensor(3.5))
+    totals = Totals(torch.tensor(4.0), torch.tensor(3.5), torch.tensor(4.0))
     halved = objectives.kd().bind()(student, teacher, batch, Progress(), totals)
     same(halved.parts["ce"], alone.parts["ce"] * 2)
     same(halved.parts["kd"], alone.parts["kd"] * 2)
@@ -331,7 +331,7 @@ def test_a_coupled_term_counts_by_its_share_of_the_samples():
     assert objective.needs.coupled
     student, teacher, batch = draw()
     same(objective.bind()(student, teacher, batch).total, 2 * coupled(student.logits, teacher.logits))
-    totals = Totals(torch.tensor(16.0), torch.tensor(16.0))
+    totals = Totals(*torch.full((3,), 16.0))
     same(objective.bind()(student, teacher, batch, Progress(), totals).total, coupled(student.logits, teacher.logits))
 
 

@@ -18,8 +18,10 @@ from torch import nn
 from tutelage import records
 from tutelage.errors import StorageError
 from tutelage.training.evaluate import KeptLogits, NonFiniteError, evaluate
+from tutelage.types import Batch
 
 CLASSES = 5
+EMPTY = Batch(*torch.zeros(3, 0))
 HOW = {"device": torch.device("cpu"), "precision": "fp32", "channels_last": True}
 
 
@@ -148,7 +150,8 @@ def test_beside_a_teacher_by_hand(gamma):
 def test_an_epochs_means_are_the_judgements():
     outputs = answers(unlabelled=37)
     metrics, detail = evaluated(outputs).means("validation"), judged(outputs)
-    assert metrics.keys() == records.EvaluationMeans.__annotations__.keys()
+    of_text = records.TextMeasures.__annotations__.keys()
+    assert metrics.keys() == records.EvaluationMeans.__annotations__.keys() - of_text
     assert (metrics["set"], metrics["samples"]) == ("validation", 400)
     for key in ("accuracy", "loss", "entropy"):
         assert metrics[key] == pytest.approx(detail[key], rel=1e-6)
@@ -184,7 +187,7 @@ def asked(network, batches, **changes):
     """The logits that an evaluation reads."""
     kept = KeptLogits()
     evaluate(network, batches, keep=kept, **HOW | changes)
-    return torch.cat([kept[number] for number in range(len(batches))])
+    return torch.cat([kept(number, EMPTY) for number in range(len(batches))])
 
 
 def test_a_network_is_asked_in_evaluation_mode_and_put_back():
@@ -281,7 +284,7 @@ def test_logits_beyond_the_limit_are_read_from_a_file(tmp_path, monkeypatch):
     assert sorted(kept.held) == [0, 4]
     assert sum(logits.nbytes for logits in kept.held.values()) <= 250
     for number in (4, 1, 3, 0, 2):
-        assert torch.equal(kept[2 * number], batches[number])
+        assert torch.equal(kept(2 * number, EMPTY), batches[number])
     assert list(tmp_path.iterdir()) == []  # It has no name.
     student, teacher = answers(seed=1), answers(seed=2)
     whole = evaluated(student, teacher, gamma=0.5)

@@ -71,7 +71,9 @@ class BoundObjective(nn.Module):
             maps, routes = _projectors(call_needs.projections, context)
             self.projectors.append(maps)
             call_names = tuple(itertools.islice(names, len(call.parts)))
-            self._calls.append(_BoundCall(call_names, routes, call_needs if call.gather else None))
+            of_logits = not (call_needs.student_taps or call_needs.teacher_taps or call_needs.indices)
+            coupled = call_needs.coupled and of_logits
+            self._calls.append(_BoundCall(call_names, routes, call_needs if call.gather else None, coupled))
 
         local = [name for call in self._calls if call.gathers is None for name in call.names]
         self.pair, self.fused = _fusible({name: self.terms[name] for name in local}), False
@@ -116,19 +118,20 @@ class BoundObjective(nn.Module):
                 wide = torch.float64 if student.logits.dtype == torch.float64 else torch.float32
                 teacher = teacher and _mapped(teacher, partial(_constant, wide=wide))
             local = _Inputs(student, teacher, batch, totals or count(batch, student.logits))
+            rows = _as_rows(local) if student.logits.ndim > 2 and any(call.coupled for call in self._calls) else local
             parts, weighted = {}, []
             for call, maps in zip(self._calls, self.projectors, strict=True):
-                inputs = local
+                inputs = rows if call.coupled else local
                 if call.gathers is not None and gathering.processes() > 1:
-                    inputs = _of_all_processes(local, call.gathers, counted=totals is None)
+                    inputs = _of_all_processes(inputs, call.gathers, counted=totals is None)
                 outputs = _projected(inputs.student, call.routes, cast(nn.ModuleList, maps))
                 for name in call.names:
                     term = cast(Term, self.terms[name])
                     values = fused.get(name)
-                    if values is None:
+                    if values is None or call.coupled:
                         values = term(outputs, inputs.teacher, inputs.batch, progress)
                     _check_shape(name, values, term.needs, outputs.logits.shape[:-1])
-                    mean = _mean(values, term.needs, inputs.batch, inputs.totals)
+                    mean = _mean(values, term.needs, outputs.logits.shape[:-1], inputs)
                     parts[name] = mean.detach()
                     weighted.append(mean * weight_at(self._weights[name], progress))
             return Loss(torch.stack(weighted).sum(), parts)
@@ -143,11 +146,13 @@ class BoundObjective(nn.Module):
 
 
 def count(batch: Batch, logits: Tensor) -> Totals:
-    """Count a batch's samples, and those with a label, without leaving the device."""
-    samples = logits.new_full((), logits.shape[:-1].numel(), dtype=torch.float32)
+    """Count a batch's samples and positions, and those with a label, without leaving the device."""
+    samples, counted = logits.new_full((), len(logits), dtype=torch.float32), batch.counted
+    positions = torch.full_like(samples, logits.shape[:-1].numel()) if counted is None else counted.sum().to(samples)
     if batch.labels.is_floating_point():
-        return Totals(samples, samples)
-    return Totals(samples, (batch.labels != UNLABELLED).sum().to(samples))
+        return Totals(samples, positions, positions)
+    labelled = batch.labels != UNLABELLED
+    return Totals(samples, (labelled if counted is None else labelled & counted).sum().to(samples), positions)
 
 
 class _BoundCall(NamedTuple):
@@ -156,6 +161,7 @@ class _BoundCall(NamedTuple):
     names: tuple[str, ...]
     routes: dict[str, tuple[str, int | None]]  # by projected feature: its tap, and the index of its map, if any
     gathers: Requirements | None
+    coupled: bool  # whether it couples logits alone, which need be those of counted positions
 
 
 def _fusible(terms: Mapping[str, nn.Module]) -> tuple[str, str] | None:
@@ -174,22 +180,29 @@ def _check_shape(name: str, values: object, needs: Requirements, expected: torch
         raise InvalidTypeError(
             f"term {name}", "a tensor, one value per sample", type(values).__name__, "return that from the loss"
         )
-    if values.shape != expected and not (needs.coupled and values.ndim == 0):
+    if values.shape not in (expected, expected[:1]) and not (needs.coupled and values.ndim == 0):
+        each = "sample" if len(expected) == 1 else "position"
         raise InvalidValueError(
             f"term {name}",
-            f"one value per sample, shape {tuple(expected)}",
+            f"one value per {each}, shape {tuple(expected)}",
             tuple(values.shape),
             "leave the mean over the batch to the objective, or type coupled=True where a () value couples the batch",
         )
 
 
-def _mean(values: Tensor, needs: Requirements, batch: Batch, totals: Totals) -> Tensor:
+def _mean(values: Tensor, needs: Requirements, positions: torch.Size, inputs: _Inputs) -> Tensor:
+    totals, counted = inputs.totals, inputs.batch.counted
     if values.ndim == 0:
-        return values * (len(batch.index) / totals.samples)
-    if needs.labels == "none":
+        return values * (len(inputs.batch.index) / totals.samples)
+    if values.shape != positions:  # one per sample, though a sample has several positions
         return values.sum() / totals.samples
-    # Counts are divided by the number of processes: one label among two processes counts a half.
-    return values.sum() / torch.where(totals.labelled > 0, totals.labelled, 1.0)
+    if counted is not None:
+        values = torch.where(counted, values, 0.0)
+    divisor = totals.positions if needs.labels == "none" else totals.labelled
+    if needs.labels != "none" or counted is not None:
+        # Counts are divided by the number of processes: one label among two processes counts a half.
+        divisor = torch.where(divisor > 0, divisor, 1.0)
+    return values.sum() / divisor
 
 
 class _Inputs(NamedTuple):
@@ -199,6 +212,20 @@ class _Inputs(NamedTuple):
     teacher: Outputs | None
     batch: Batch
     totals: Totals
+
+
+def _as_rows(inputs: _Inputs) -> _Inputs:
+    """Return the counted positions as samples of one position each, for terms that couple them; features are left out.
+
+    On an accelerator the host waits for their number.
+    """
+    student, teacher, batch, totals = inputs
+    logits, labels = student.logits, batch.labels
+    counted = batch.counted if batch.counted is not None else logits.new_ones(logits.shape[:-1], dtype=torch.bool)
+    each = batch.index.reshape(-1, *[1] * (counted.ndim - 1)).expand(counted.shape)
+    rows = Batch(each[counted], logits.new_empty((int(counted.sum()), 0)), labels[counted])
+    outputs = teacher and Outputs(teacher.logits[counted])
+    return _Inputs(Outputs(logits[counted]), outputs, rows, totals._replace(samples=totals.positions))
 
 
 def _of_all_processes(local: _Inputs, needs: Requirements, *, counted: bool) -> _Inputs:

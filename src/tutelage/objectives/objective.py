@@ -130,6 +130,7 @@ class Objective:
                     arguments=arguments_to_recipe(piece.arguments or {}),
                     scale=piece.scale,
                     gather=piece.gather,
+                    defaulted=piece.defaulted,
                 )
                 for piece in self.pieces
             )

@@ -20,6 +20,7 @@ from tutelage.settings.objective import (
     REQUIRED,
     SIGNATURES,
     Argument,
+    Exponent,
     Names,
     ObjectiveSpec,
     arguments_to_recipe,
@@ -39,6 +40,7 @@ KINDS: dict[Any, str] = {
     AutomaticNumber: "automatic_number",
     str: "text",
     Names: "names",
+    Exponent: "exponent",
 }
 """Kinds of arguments, by annotation; any other is a number."""
 
@@ -94,7 +96,7 @@ def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objecti
                 raise InvalidTypeError(name, "a function that returns an objective", got, "let it return one")
             parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in made.parts)
             _probe(parts)
-            return Objective((PresetCall(parts, name, read),))
+            return Objective((PresetCall(parts, name, read, defaulted=frozenset(read) - frozenset(arguments)),))
 
         variadic = [str(p) for p in inspect.signature(function).parameters.values() if p.kind in VARIADIC]
         if variadic:

@@ -111,6 +111,7 @@ class PresetCall:
     arguments: Mapping[str, Any] | None = None
     scale: float = 1.0  # factor on every weight
     gather: bool = False  # whether its terms read all processes' samples at once, not each process's share
+    defaulted: frozenset[str] = field(default=frozenset(), compare=False)  # arguments that were not typed
 
 
 def named_parts(calls: Iterable[PresetCall]) -> Iterator[tuple[WeightedTerm, float]]:

@@ -24,7 +24,6 @@ from tutelage.runs.setup import (
 )
 from tutelage.training import memory
 from tutelage.training.distributed import accelerator_on, world
-from tutelage.training.evaluate import KeptLogits
 from tutelage.training.precision import fallback
 from tutelage.types import Batch
 
@@ -63,7 +62,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         accuracy = "it is trained first"
         if training is None:
             teacher, few = FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test)
-            evaluation = evaluate_network(recipe, teacher, few, "teacher", keep=KeptLogits())
+            evaluation = evaluate_network(recipe, teacher, few, "teacher", sample=True)
             samples = f"a sample of {evaluation.samples} test samples"
             accuracy = (
                 "unknown: none has a label"

@@ -18,19 +18,27 @@ SHOWN = 3
 
 
 def create_student(
-    network: Network, splits: data.Splits, *, seed: int, trust_code: bool | frozenset[str] = False
+    network: Network,
+    splits: data.Splits,
+    *,
+    seed: int,
+    trust_code: bool | frozenset[str] = False,
+    view: str = "student",
 ) -> Classifier:
     """Make the network to train: fed at the data's size unless another is typed, with a head for the data's classes."""
-    typed = _typed_size(network, splits, "student")
-    reads = _reads(splits, "student", typed)
+    typed = _typed_size(network, splits, view)
+    reads = _reads(splits, view, typed)
     student = models.create(
         network.name,
         weights=network.weights,
+        config=network.config,
         classes=splits.classes,
         seed=seed,
         trust_code=trust_code,
         **reads,
     )
+    if network.trained == "head":
+        student.train_head_alone()
     if splits.text:
         student.card = replace(student.card, class_names=splits.class_names or None)
         return student
@@ -42,7 +50,14 @@ def create_student(
         divisor=splits.divisor,
         class_names=splits.class_names,
     )
-    return _with_entrance(student, splits, "student")
+    return _with_entrance(student, splits, view)
+
+
+def create_untrained(network: Network, splits: data.Splits, *, trust_code: bool | frozenset[str] = False) -> Classifier:
+    """Make a network that stands in for a teacher until it is trained, with a head for the data's classes."""
+    teacher = create_student(network, splits, seed=0, trust_code=trust_code, view="teacher")
+    teacher.card = replace(teacher.card, fresh_head=False)
+    return teacher
 
 
 def create_teacher(
@@ -73,6 +88,7 @@ def create_as_trained(
     trained = models.create(
         network.name,
         weights=network.weights,
+        config=network.config,
         classes=splits.classes,
         seed=seed,
         as_trained=("classes", "channels") if typed else ("classes", "channels", "image_size"),

@@ -31,7 +31,7 @@ from tutelage.training.batch_norm import statistics_of
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on, by_main, gathered_objects, is_main, world
-from tutelage.training.evaluate import EvalSet, KeptLogits, TeacherOutputs
+from tutelage.training.evaluate import EvalSet, TeacherOutputs
 from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
 from tutelage.training.precision import computed_precision, fallback
@@ -86,10 +86,9 @@ class RunState:
         self.held_out: list[EvalSet] = []
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
-                logits = KeptLogits()
-                evaluation = setup.evaluate_network(recipe, teacher, batches, "teacher", keep=logits)
-                teacher_outputs[name] = TeacherOutputs(evaluation, logits)
-            self.held_out.append(EvalSet(name, batches, None if teacher is None else teacher_outputs[name]))
+                teacher_outputs[name] = setup.ask_teacher(recipe, teacher, batches, splits.by_name()[name])
+            given = None if teacher is None else teacher_outputs[name]
+            self.held_out.append(EvalSet(name, batches, given, splits.by_name()[name].text_bytes))
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
         by_main(
@@ -281,7 +280,7 @@ class RunState:
             uses_teacher=objective.needs.teacher,
             held_out=self.held_out,
             keep=self.sink._replace(announce=partial(self.manifest["speed"].__setitem__, stage), run=self.kept),
-            to_beat=best["accuracy"] if best else None,
+            to_beat=records.merit(best) if best else None,
             resume=self.checkpoint if stage == self.stage else None,
         )
 
@@ -390,7 +389,13 @@ class RunState:
         by_main(lambda: models.save(student, self.folder))
         logits, teacher = (test.teacher.logits, test.teacher.evaluation) if test.teacher else (None, None)
         result = setup.evaluate_network(
-            self.recipe, student, test.batches, "student", teacher=logits, gamma=self.target_gamma
+            self.recipe,
+            student,
+            test.batches,
+            "student",
+            teacher=logits,
+            gamma=self.target_gamma,
+            text_bytes=test.text_bytes,
         )
         evaluation: records.Evaluation | None = None
         if result.labelled:

@@ -16,14 +16,14 @@ from torch import nn
 
 from tutelage import config, data, models, taps
 from tutelage.checks import nonfinite_weight
-from tutelage.config.schema import Network, R, Recipe
+from tutelage.config.schema import Network, R, Recipe, UntrainedTeacher
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs import sanity_checks
 from tutelage.runs.manifest import without_paths
-from tutelage.runs.networks import check_classes, create_student, create_teacher
+from tutelage.runs.networks import check_classes, create_student, create_teacher, create_untrained
 from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
@@ -31,7 +31,15 @@ from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.activations import checkpointed_blocks
 from tutelage.training.distributed import accelerator_on, by_all, cast_module, dealt, once_a_node, one_a_node_first
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
-from tutelage.training.evaluate import Evaluation, KeptLogits, evaluate
+from tutelage.training.evaluate import (
+    AskedLogits,
+    Evaluation,
+    KeptLogits,
+    TeacherLogits,
+    TeacherOutputs,
+    counted_rows,
+    evaluate,
+)
 from tutelage.training.precision import float32_products
 from tutelage.training.sharding import is_sharded, is_sharded_by, sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
@@ -100,7 +108,8 @@ def build_inputs(
         student, named = create_student(recipe.student, opened, seed=recipe.seed, trust_code=trust_code), recipe.teacher
         if not isinstance(named, Network):
             return student, None
-        return student, teacher or create_teacher(named, opened, trust_code=trust_code)
+        create = create_untrained if isinstance(named, UntrainedTeacher) else create_teacher
+        return student, teacher or create(named, opened, trust_code=trust_code)
 
     student, teacher = one_a_node_first(networks)
     return RunInputs(splits=opened, student=student, teacher=teacher, objectives=objectives)
@@ -290,7 +299,12 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
     train, teacher_logits = splits.train, None
     inputs: Inputs = torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
-        indices = np.unique(np.linspace(0, len(train) - 1, min(STATISTICS, len(train))).astype(np.int64))
+        most = STATISTICS
+        if train.per_token:  # A row per token, of as many classes as the vocabulary has.
+            most = max(
+                1, min(STATISTICS, STATISTICS_BYTES // (4 * splits.classes)) // splits.text["student"].max_tokens
+            )
+        indices = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).astype(np.int64))
         read = _teacher_outputs(asked or teacher, train, indices, lambda outputs: outputs.logits.float().cpu())
         teacher_logits = torch.cat([logits for _, logits in read])
     if needs.student_taps or needs.teacher_taps:
@@ -310,7 +324,10 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
 
 
 STATISTICS = 10_000
-"""Number of training samples, evenly spaced, whose teacher logits are bound as teacher statistics."""
+"""Number of training samples, evenly spaced, whose teacher logits are bound as teacher statistics; of tokens, if each
+has a label."""
+STATISTICS_BYTES = 2**28
+"""Memory of the logits of these tokens."""
 
 
 def _teacher_outputs(
@@ -322,8 +339,9 @@ def _teacher_outputs(
 ) -> Iterator[tuple[NDArray[np.int64], T]]:
     """Yield what is read of the teacher's outputs for samples without augmentation, batch by batch.
 
-    Each comes with the indices of the samples that could be read. Outputs are computed in float32, whatever the run's
-    precision is; several processes share the batches, and all get what is read of each.
+    Logits are those of the counted positions, as rows. Each comes with the indices of the samples that could be read.
+    Outputs are computed in float32, whatever the run's precision is; several processes share the batches, and all get
+    what is read of each.
     """
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
 
@@ -331,10 +349,10 @@ def _teacher_outputs(
         for index, inputs in split.stream(requests):
             with float32_products(device, "fp32"):
                 moved = map_views(lambda each: each.to(device), inputs)
-                own = torch.from_numpy(index)
-                labels, counted = split.targets(own, inputs)
-                outputs = frozen(Batch(own, moved, labels, counted=counted))
-            yield index, read(outputs)
+                labels, counted = split.targets(torch.from_numpy(index), inputs)
+                batch = Batch(torch.from_numpy(index), moved, labels, counted=counted)
+                outputs = frozen(batch)
+            yield index, read(outputs._replace(logits=counted_rows(outputs.logits, batch)))
 
     requests = data.split_evenly(indices, 256)
     # All processes call a sharded network, and equally often.
@@ -441,9 +459,11 @@ def evaluate_network(
     batches: Batches,
     who: str = "network",
     *,
-    teacher: KeptLogits | None = None,
+    teacher: TeacherLogits | None = None,
     gamma: float | None = None,
     keep: KeptLogits | None = None,
+    sample: bool = False,
+    text_bytes: int | None = None,
 ) -> Evaluation:
     """Put a network `on_device`, and evaluate it there as `evaluate` does."""
     settings = recipe.fits()[0].settings
@@ -457,7 +477,33 @@ def evaluate_network(
         teacher=teacher,
         gamma=gamma,
         keep=keep,
+        sample=sample,
+        text_bytes=text_bytes,
     )
+
+
+def ask_teacher(recipe: Recipe, teacher: nn.Module, batches: Batches, split: data.Split) -> TeacherOutputs:
+    """Evaluate the teacher on a held-out set, and keep its logits; those of tokens are computed again when needed."""
+    kept, text_bytes = KeptLogits(), split.text_bytes
+    evaluation = evaluate_network(
+        recipe,
+        teacher,
+        batches,
+        "teacher",
+        keep=None if split.per_token else kept,
+        sample=True,
+        text_bytes=text_bytes,
+    )
+    if not split.per_token:
+        return TeacherOutputs(evaluation, kept)
+    settings = recipe.fits()[0].settings
+    asked = AskedLogits(
+        teacher,
+        device=accelerator_on(recipe.device).device,
+        precision=settings.precision,
+        channels_last=settings.channels_last,
+    )
+    return TeacherOutputs(evaluation, asked)
 
 
 def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Batches]]:
@@ -465,8 +511,9 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
     device = accelerator_on(recipe.device).device
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
-            # Evaluation keeps no gradients, so batches larger than in training fit.
-            yield name, data.loader_on(device, split, batch_size=max(recipe.batch_size, 256), train=False)
+            # Evaluation keeps no gradients, so batches larger than in training fit; not so the logits of many tokens.
+            size = recipe.batch_size if split.per_token else max(recipe.batch_size, 256)
+            yield name, data.loader_on(device, split, batch_size=size, train=False)
 
 
 def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple
 
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, nearest, raise_all
 from tutelage.records import BESIDE
@@ -14,6 +14,9 @@ from tutelage.settings.numbers import FLOAT32
 
 Names = str | Sequence[str]
 """Annotation of an argument that is one name or several: a string, or a list of strings."""
+
+Exponent = Annotated[float, "exponent"]
+"""Annotation of the exponent of a transformed teacher."""
 
 REQUIRED: Any = object()
 """Default of an argument that has none."""
@@ -44,6 +47,8 @@ class PresetSpec:
     """Factor on every weight, > 0."""
     gather: bool = False
     """Whether its terms read all processes' samples at once, not each process's share."""
+    defaulted: frozenset[str] = field(default=frozenset(), compare=False)
+    """Arguments that were not typed; none are left where a recipe was written out and read again."""
 
     def to_recipe(self) -> dict[str, Any]:
         """Return the preset as written in a recipe: ``{preset: {argument: value}, scale: number, gather: true}``."""
@@ -145,7 +150,13 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
     except TutelageError as error:
         errors.append(with_recipe_keys(error, name, [*known, *map(str, arguments)]))
     raise_all(errors, InvalidValueError)
-    return PresetSpec(preset=name, arguments=arguments_to_recipe(values), scale=float(scale), gather=gather)
+    return PresetSpec(
+        preset=name,
+        arguments=arguments_to_recipe(values),
+        scale=float(scale),
+        gather=gather,
+        defaulted=frozenset(values) - frozenset(map(str, arguments)),
+    )
 
 
 def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]) -> TutelageError:
@@ -222,6 +233,7 @@ def _names(value: Any, *, argument: str) -> tuple[str, ...]:
 
 ARGUMENT_READERS: dict[str, Callable[..., Any]] = {
     "number": _number,
+    "exponent": _number,
     "automatic_number": _number_or_auto,
     "weight": weights.weight_from_recipe,
     "signed_weight": functools.partial(weights.weight_from_recipe, signed=True),

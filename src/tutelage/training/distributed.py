@@ -473,11 +473,13 @@ def to_device(batch: Batch, device: torch.device, *, channels_last: bool, dtype:
         kind = dtype if view.is_floating_point() else None
         return view.to(device, kind, non_blocking=True, memory_format=layout)
 
+    counted = getattr(batch, "counted", None)  # A user's loader may have its own kind of batches.
     return Batch(
         batch.index.to(device, non_blocking=True),
         map_views(moved, batch.inputs),
         batch.labels.to(device, non_blocking=True),
-        getattr(batch, "view", None),  # A user's loader may have its own kind of batches.
+        getattr(batch, "view", None),
+        counted if counted is None else counted.to(device, non_blocking=True),
     )
 
 
@@ -528,14 +530,21 @@ def local_gradients(module: nn.Module) -> AbstractContextManager[object]:
 
 
 def step_totals(batch: Batch, accelerator: Accelerator, precision: Precision) -> Totals:
-    """Count a step's samples and labels over all processes, as divisors of means."""
-    dtype = network_dtype(precision) or torch.float32
-    samples = torch.full((), float(len(batch.index)), device=accelerator.device, dtype=dtype)
-    labelled = samples if batch.labels.is_floating_point() else (batch.labels != UNLABELLED).sum().to(dtype)
+    """Count a step's samples, positions and labels over all processes, as divisors of means."""
+    dtype, counted, soft = network_dtype(precision) or torch.float32, batch.counted, batch.labels.is_floating_point()
+
+    samples = positions = torch.full((), float(len(batch.index)), device=accelerator.device, dtype=dtype)
+    if counted is not None:
+        positions = counted.sum().to(dtype)
+    elif (shape := batch.labels.shape[:-1] if soft else batch.labels.shape) != batch.index.shape:
+        positions = torch.full_like(samples, float(shape.numel()))
+    labelled = positions
+    if not soft:
+        known = batch.labels != UNLABELLED
+        labelled = (known if counted is None else known & counted).sum().to(dtype)
     if accelerator.num_processes == 1:
-        return Totals(samples, labelled)
-    both = summed(torch.stack([samples, labelled]), accelerator) / accelerator.num_processes
-    return Totals(both[0], both[1])
+        return Totals(samples, labelled, positions)
+    return Totals(*(summed(torch.stack([samples, labelled, positions]), accelerator) / accelerator.num_processes))
 
 
 def summed(values: Tensor, accelerator: Accelerator) -> Tensor:

@@ -9,10 +9,10 @@ import math
 import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, NamedTuple, Protocol
 
 import torch
 from scipy.stats import binomtest
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tutelage import losses, records, targets
 from tutelage.checks import nonfinite_weight, widened
 from tutelage.errors import RunError
-from tutelage.records import Bin, EvaluationMeans, Judgement
+from tutelage.records import Bin, EvaluationMeans, Judgement, TextMeasures
 from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
 from tutelage.training.distributed import gathered_objects, of_all, rank, to_device, world
@@ -50,6 +50,13 @@ IN_MEMORY = 2**28
 
 class NonFiniteError(RunError):
     """A loss, a gradient or logits were not finite. Such a step is not applied."""
+
+
+class TeacherLogits(Protocol):
+    """A teacher's logits for the batches of a held-out set."""
+
+    def __call__(self, number: int, batch: Batch) -> Tensor:
+        """Return the logits of a batch and its number, ``(positions, classes)``: those of counted positions alone."""
 
 
 class KeptLogits:
@@ -83,8 +90,8 @@ class KeptLogits:
             self._file.write(_bytes_of(logits.contiguous()))
             self._file.flush()
 
-    def __getitem__(self, number: int) -> Tensor:
-        """Return a batch's logits, ``(samples, classes)``."""
+    def __call__(self, number: int, batch: Batch) -> Tensor:
+        """Return a batch's logits, ``(positions, classes)``."""
         if number in self.held:
             return self.held[number]
         assert self._file is not None
@@ -99,11 +106,37 @@ def _bytes_of(logits: Tensor) -> memoryview:
     return memoryview(logits.numpy()).cast("B")
 
 
+class AskedLogits:
+    """A network's logits that are computed whenever they are asked for: those of tokens are too many to keep.
+
+    The network is on the device and in evaluation mode; `evaluate` calls this without gradients.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        device: torch.device,
+        precision: Precision,
+        channels_last: bool,
+        view: str = "teacher",
+    ) -> None:
+        self.network, self.device, self.precision, self.view = network, device, precision, view
+        self.channels_last = channels_last
+
+    def __call__(self, number: int, batch: Batch) -> Tensor:
+        """Return a batch's logits, ``(positions, classes)``; the network is in evaluation mode."""
+        moved = to_device(batch, self.device, channels_last=self.channels_last, dtype=network_dtype(self.precision))
+        with mixed_precision(self.device, self.precision):
+            logits = self.network(view_of(moved.inputs, self.view))
+        return counted_rows(widened(logits), moved).cpu()
+
+
 class TeacherOutputs(NamedTuple):
     """A teacher on a held-out set."""
 
     evaluation: Evaluation
-    logits: KeptLogits
+    logits: TeacherLogits
 
 
 class EvalSet(NamedTuple):
@@ -112,12 +145,13 @@ class EvalSet(NamedTuple):
     name: str  # name: ``validation`` or ``test``
     batches: Batches  # whole set, in order, without augmentation
     teacher: TeacherOutputs | None = None  # teacher on it, evaluated once; None without a teacher
+    text_bytes: int | None = None  # length in UTF-8 of the text whose tokens are counted; None if it is no such text
 
 
 class _Counts(NamedTuple):
-    """Counts of samples, int64, and each class's smallest and largest logit, ``(classes,)``."""
+    """Counts of positions, int64, and each class's smallest and largest logit, ``(classes,)``."""
 
-    numbers: Tensor  # samples, labelled ones, correct ones, and those whose class the teacher gives too
+    numbers: Tensor  # positions, labelled ones, correct ones, and those whose class the teacher gives too
     in_bin: Tensor  # labelled samples by confidence, ``(BINS,)``
     right_in_bin: Tensor
     entropies: Tensor  # samples by entropy, ``(EDGES - 1,)``
@@ -148,6 +182,8 @@ class _Part:
 class Evaluation:
     """A network on a held-out set: sums over its samples, and the metrics that follow from them.
 
+    Where samples have several positions, such as tokens, a sample is here a position that counts.
+
     Attributes:
         samples: number of samples.
         labelled: number of those with a label.
@@ -168,15 +204,28 @@ class Evaluation:
     confidences: list[float]  # sum over the labelled samples of each bin
     counts: _Counts
     sample: Tensor
+    text_bytes: int | None = None  # as of `EvalSet`
 
     @property
     def accuracy(self) -> float | None:
         """Fraction of labelled samples that are correct; ``None`` without any."""
         return self.correct / self.labelled if self.labelled else None
 
+    @property
+    def perplexity(self) -> float | None:
+        """``exp`` of the mean cross-entropy per labelled token; ``None`` if it is no text's, or none has a label."""
+        return math.exp(min(self.loss / self.labelled, 700)) if self.labelled and self.text_bytes is not None else None
+
+    def _of_text(self) -> TextMeasures:
+        """Return the measures of a language model; none if it is not of tokens."""
+        if self.perplexity is None or self.text_bytes is None:
+            return {}
+        return {"perplexity": self.perplexity, "bits_per_byte": self.loss / math.log(2) / max(self.text_bytes, 1)}
+
     def means(self, name: str) -> EvaluationMeans:
         """Return the means over the set of this name."""
         return {
+            **self._of_text(),
             "set": name,
             "accuracy": self.accuracy,
             "loss": self.loss / self.labelled if self.labelled else None,
@@ -190,18 +239,20 @@ class Evaluation:
         """Return the metrics in detail; some sample must have a label."""
         bins = [self._bin(k) for k in range(BINS)]
         of_class = zip(self.counts.right_of_class.tolist(), self.counts.of_class.tolist(), strict=True)
+        per_class = [right / known if known else None for right, known in of_class]
         judgement: Judgement = {
             "accuracy": self.correct / self.labelled,
             "loss": self.loss / self.labelled,
             "entropy": self.entropy / self.samples,
             "ece": sum(each["count"] * abs(each["accuracy"] - each["confidence"]) for each in bins) / self.labelled,
-            "per_class": [right / known if known else None for right, known in of_class],
+            "per_class": per_class if self.text_bytes is None else [],
             "entropy_histogram": {
                 "edges": _edges(self.classes).tolist(),
                 "counts": self.counts.entropies.tolist(),
             },
             "reliability": bins,
         }
+        judgement.update(self._of_text())  # type: ignore[typeddict-item]  # of some keys alone
         if self.agreeing is not None and self.kl_to_teacher is not None:
             judgement["agreement"] = self.agreeing / self.samples
             judgement["kl_to_teacher"] = self.kl_to_teacher / self.samples
@@ -243,9 +294,11 @@ def evaluate(
     precision: Precision,
     channels_last: bool,
     who: str = "network",
-    teacher: KeptLogits | None = None,
+    teacher: TeacherLogits | None = None,
     gamma: float | None = None,
     keep: KeptLogits | None = None,
+    sample: bool = False,
+    text_bytes: int | None = None,
 ) -> Evaluation:
     """Evaluate a network on every sample, in evaluation mode; its mode is restored.
 
@@ -260,7 +313,9 @@ def evaluate(
         who: ``teacher`` for the view of that name where a batch has several; any other network reads the student's.
         teacher: logits of the network's teacher for the same batches.
         gamma: exponent of the transformed teacher that the network matched.
-        keep: where to keep the network's logits, with a sample of them in the evaluation.
+        keep: where to keep the network's logits; the evaluation then holds a sample of them too.
+        sample: whether the evaluation is to hold a sample of them.
+        text_bytes: length of the text whose tokens are counted, as of `EvalSet`.
 
     Raises:
         NonFiniteError: if logits are not finite, as no metric would mean anything; it names ``who`` and the samples.
@@ -269,27 +324,32 @@ def evaluate(
     def part() -> _Part:
         part, steps = _Part(), len(batches)
 
-        def logits_of(batch: Batch) -> Tensor:
-            moved = to_device(batch, device, channels_last=channels_last, dtype=network_dtype(precision))
-            inputs = view_of(moved.inputs, "teacher" if who == "teacher" else "student")
-            with mixed_precision(device, precision):
-                return widened(network(inputs)).cpu()
+        view = "teacher" if who == "teacher" else "student"
+        asked = AskedLogits(network, device=device, precision=precision, channels_last=channels_last, view=view)
 
         with evaluation_mode(network), float32_products(device, precision):
             for number, batch in _dealt(batches):
-                logits = logits_of(batch)
-                _add(part, batch, logits, None if teacher is None else teacher[number], gamma)
+                logits = asked(number, batch)
+                _add(part, batch, logits, None if teacher is None else teacher(number, batch), gamma)
                 if keep is not None:
                     keep[number] = logits
-                    if number % -(-steps // SAMPLED) == 0:
-                        part.sample[number] = _some(logits, max(1, SAMPLED // steps))
+                if (sample or keep is not None) and number % -(-steps // SAMPLED) == 0:
+                    part.sample[number] = _some(logits, max(1, SAMPLED // steps))
             if is_sharded(network) and steps % world() and rank() >= steps % world():
-                logits_of(next(iter(batches.epoch(0))))  # The others, which have a batch more, gather parameters.
+                asked(0, next(iter(batches.epoch(0))))  # The others, which have a batch more, gather parameters.
         return part
 
     # An error in one process alone ends it at once: the others of a sharded network wait for its parameters.
     parts = gathered_objects(part()) if is_sharded(network) else of_all(part)
-    return _joined(parts, network, who, has_teacher=teacher is not None, gamma=gamma)
+    evaluation = _joined(parts, network, who, has_teacher=teacher is not None, gamma=gamma)
+    return replace(evaluation, text_bytes=text_bytes)
+
+
+def counted_rows(values: Tensor, batch: Batch) -> Tensor:
+    """Return the values ``(batch, *positions, ...)`` of a batch's counted positions, as rows in order."""
+    if batch.counted is not None:
+        return values[batch.counted]
+    return values.flatten(0, batch.labels.ndim - 1) if batch.labels.ndim > 1 else values
 
 
 def _dealt(batches: Batches) -> Iterator[tuple[int, Batch]]:
@@ -306,15 +366,16 @@ def _some(logits: Tensor, most: int) -> Tensor:
 
 def _add(part: _Part, batch: Batch, logits: Tensor, teacher: Tensor | None, gamma: float | None) -> None:
     """Add a batch to what a process found before."""
-    part.samples += len(logits)
+    part.samples += len(batch.index)
     bad = torch.isfinite(logits).all(-1).logical_not()
     if bool(bad.any()):
-        index = batch.index.cpu()
-        part.bad += index[bad].tolist()
+        index, sample = batch.index.cpu(), torch.arange(len(batch.index)).reshape(-1, *[1] * (batch.labels.ndim - 1))
+        faulty = counted_rows(sample.expand(batch.labels.shape), batch)[bad].unique()
+        part.bad += index[faulty].tolist()
         sound = [torch.isfinite(view).flatten(1).all(1).cpu() for view in views_of(batch.inputs)]
-        part.bad_inputs += index[bad & torch.stack(sound).all(0).logical_not()].tolist()
+        part.bad_inputs += index[faulty][torch.stack(sound).all(0).logical_not()[faulty]].tolist()
         return
-    labels, log_q = batch.labels.cpu(), logits.log_softmax(-1)
+    labels, log_q = counted_rows(batch.labels, batch).cpu(), logits.log_softmax(-1)
     known, classes, entropy = labels != UNLABELLED, logits.shape[-1], targets.shannon_entropy(log_q)
     confidence, predicted = log_q.exp().max(-1)
     right, labelled, confidence = (predicted == labels)[known], labels[known], confidence[known]

@@ -193,7 +193,10 @@ class Captured(Generic[T]):
     """
 
     def __init__(self, function: Callable[[Batch], T], batch: Batch, *, apart: bool = False) -> None:
-        self.batch = with_own_inputs(batch)._replace(index=batch.index.clone(), labels=batch.labels.clone())
+        counted = None if batch.counted is None else batch.counted.clone()
+        self.batch = with_own_inputs(batch)._replace(
+            index=batch.index.clone(), labels=batch.labels.clone(), counted=counted
+        )
         device = batch.index.device
 
         def work() -> None:
@@ -219,7 +222,8 @@ class Captured(Generic[T]):
 
 
 def _tensors(batch: Batch) -> tuple[Tensor, ...]:
-    return batch.index, *views_of(batch.inputs), batch.labels
+    counted = () if batch.counted is None else (batch.counted,)
+    return batch.index, *views_of(batch.inputs), batch.labels, *counted
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:

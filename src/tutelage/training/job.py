@@ -57,7 +57,7 @@ class FitJob:
     uses_teacher: bool = True  # whether it gets the teacher's outputs; an objective that needs none may do without
     held_out: Sequence[EvalSet] = ()  # held-out sets, as for `fit`, like the next three
     keep: CheckpointSink | None = None  # destination of its state
-    to_beat: float | None = None  # best accuracy of earlier stages
+    to_beat: float | None = None  # best `records.merit` of earlier stages
     resume: Checkpoint | None = None  # checkpoint to resume from
 
     @property
@@ -299,6 +299,7 @@ class FitState:
             who="student",
             teacher=held.teacher and held.teacher.logits,
             gamma=self.train.distiller.objective.target_gamma,
+            text_bytes=held.text_bytes,
         )
         if self.now.epoch == 0 and evaluation.answers_alike:
             expected = "answers that differ from sample to sample"
@@ -339,9 +340,9 @@ class FitState:
         self.history.append(record)
         self.train.copy_back()
         # The first held-out set decides which weights are best.
-        accuracy = next(iter(evaluations.values()))["accuracy"] if evaluations else None
-        if accuracy is not None and (self.to_beat is None or accuracy > self.to_beat):
-            self.to_beat = accuracy
+        merit = records.merit(next(iter(evaluations.values()))) if evaluations else None
+        if merit is not None and (self.to_beat is None or merit > self.to_beat):
+            self.to_beat = merit
             if job.keep is not None:
                 self._save_best(job.keep)
         self.in_epoch, self.samples_seen = False, 0

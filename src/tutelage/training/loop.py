@@ -45,7 +45,7 @@ def fit(
         held_out: sets on which the student is evaluated after every epoch; the first decides ``best``.
         keep: destination of checkpoints and the best weights; ``None`` to keep nothing.
         stage: number that orders the fits of one run.
-        to_beat: best accuracy of earlier stages, a fraction.
+        to_beat: best `records.merit` of earlier stages, such as an accuracy, a fraction.
         resume: checkpoint of this stage to resume from.
 
     Raises:

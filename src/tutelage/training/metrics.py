@@ -13,7 +13,8 @@ from tutelage.modules import StepOutput
 from tutelage.objectives import BoundObjective
 from tutelage.types import UNLABELLED, Batch, Outputs, Totals
 
-COUNTED = ("correct", "labelled", "entropy", "kl", "agree", "samples", "skipped")
+COUNTED = ("correct", "labelled", "entropy", "kl", "agree", "samples", "positions", "skipped")
+"""Names of the sums: over positions that count, but for the number of samples and that of skipped steps."""
 
 
 class EpochMetrics:
@@ -33,6 +34,13 @@ class EpochMetrics:
             device
         )
 
+    def restored(self, sums: Tensor) -> Tensor:
+        """Return sums of a checkpoint; those of older versions lack the positions, which were the samples."""
+        if sums.shape != (len(self.names) - 1,):
+            return sums
+        *_, samples, skipped = sums.split(1)
+        return torch.cat([sums[:-1], samples, skipped])
+
     @torch.no_grad()
     def measure(self, batch: Batch, teacher: Outputs | None, output: StepOutput, totals: Totals) -> Tensor:
         """Return a micro-batch's share of the sums."""
@@ -41,24 +49,30 @@ class EpochMetrics:
         labels = batch.labels.argmax(-1) if batch.labels.is_floating_point() else batch.labels
         predicted = logits.argmax(-1)
         zero = logits.new_zeros((), dtype=torch.float64)
+        counted = batch.counted
+
+        def summed(values: Tensor) -> Tensor:
+            return (values if counted is None else torch.where(counted, values, 0)).sum()
+
         kl = agree = zero
         if teacher is not None:
             v = widened(teacher.logits)
-            agree = (predicted == v.argmax(-1)).sum()
+            agree = summed(predicted == v.argmax(-1))
             if self.objective.target_gamma is not None:
-                kl = losses.kl_divergence(log_q, (self.objective.target_gamma * v).log_softmax(-1)).sum()
+                kl = summed(losses.kl_divergence(log_q, (self.objective.target_gamma * v).log_softmax(-1)))
         # Terms are already means over the whole step; the epoch's mean weights each step by what they are means over.
-        samples, labelled = totals.samples.double(), totals.labelled.double()
-        sums = [output.loss.total * samples]
+        positions, labelled = totals.positions.double(), totals.labelled.double()
+        sums = [output.loss.total * positions]
         for name, part in output.loss.parts.items():
-            sums.append(part * (labelled if name in self.objective.supervised else samples))
-        sums += [(predicted == labels).sum(), (labels != UNLABELLED).sum(), targets.shannon_entropy(log_q).sum()]
-        sums += [kl, agree, zero + len(batch.index), zero]
+            sums.append(part * (labelled if name in self.objective.supervised else positions))
+        sums += [summed(predicted == labels), summed(labels != UNLABELLED), summed(targets.shannon_entropy(log_q))]
+        positions = zero + labels.numel() if counted is None else counted.sum()
+        sums += [kl, agree, zero + len(batch.index), positions, zero]
         return torch.stack([value.double() for value in sums])
 
     def means(self, sums: Mapping[str, float], *, has_teacher: bool) -> records.TrainMeans:
         """Turn an epoch's sums, over all processes, into means."""
-        n, labelled = max(sums["samples"], 1.0), max(sums["labelled"], 1.0)
+        n, labelled = max(sums["positions"], 1.0), max(sums["labelled"], 1.0)
         return {
             "loss": sums["loss"] / n,
             "terms": {

@@ -20,7 +20,7 @@ from tutelage.views import views_of
 
 SOURCES = ("inputs", "teacher logits", "student logits")
 """What is not finite in a sample, each a cause of the next."""
-FACTS = (*SOURCES, "samples", "labelled", "norm", "gradients", "last gradient")
+FACTS = (*SOURCES, "positions", "labelled", "norm", "gradients", "last gradient")
 """The first values of the log: numbers of samples by source, divisors of the means, the gradient's norm, the number of
 parameters whose gradient is not finite and the number of the last one, counted from 1."""
 
@@ -78,7 +78,7 @@ def log_nonfinite(
     entry[2 : 2 + len(samples)] = samples
     bad = ~torch.isfinite(norms)
     last = (torch.arange(1, len(bad) + 1, device=bad.device) * bad).amax() if len(bad) else norm.new_zeros(())
-    facts = [*counts, totals.samples, totals.labelled, norm, bad.sum(), last]
+    facts = [*counts, totals.positions, totals.labelled, norm, bad.sum(), last]
     first = ~finite & (log[0] < 0)
     values.copy_(torch.where(first, torch.cat([torch.stack([fact.double() for fact in facts]), sums]), values))
     log.copy_(torch.where(first, entry, log))
@@ -134,7 +134,7 @@ def raise_nonfinite(
     """
     step, count, *samples = log
     fact = dict(zip(FACTS, values, strict=False))
-    means = _means(distiller, values[len(FACTS) :], fact["samples"], fact["labelled"])
+    means = _means(distiller, values[len(FACTS) :], fact["positions"], fact["labelled"])
     (_, loss), *terms = means.items()
     rate = optim.learning_rate(
         settings.schedule,
@@ -179,9 +179,9 @@ def raise_nonfinite(
     )
 
 
-def _means(distiller: Distiller, sums: Sequence[float], samples: float, labelled: float) -> dict[str, float]:
+def _means(distiller: Distiller, sums: Sequence[float], positions: float, labelled: float) -> dict[str, float]:
     """Return the means of the loss and of each term."""
     objective = distiller.objective
-    divisors = [labelled if name in objective.supervised else samples for name in objective.names]
+    divisors = [labelled if name in objective.supervised else positions for name in objective.names]
     names = ("loss", *objective.names)
-    return {name: value / max(n, 1.0) for name, value, n in zip(names, sums, [samples, *divisors], strict=True)}
+    return {name: value / max(n, 1.0) for name, value, n in zip(names, sums, [positions, *divisors], strict=True)}

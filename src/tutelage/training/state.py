@@ -327,7 +327,7 @@ class TrainState:
         self.copy_back()
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         if self.accelerator.is_main_process:  # They are the sums over all processes.
-            now.sums.copy_(tensors["sums"])
+            now.sums.copy_(self.metrics.restored(tensors["sums"]))
         now.nonfinite_log.copy_(tensors["blame"])
         if "blame_values" in tensors:  # Checkpoints of older versions have none.
             now.nonfinite_values.copy_(tensors["blame_values"])
@@ -374,7 +374,10 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
     if wrong := misfit(state, _CheckpointState):
         raise ValueError(wrong)
     expected = {f"lesson.{name}": tensor.shape for name, tensor in distiller.state_dict().items()}
-    expected |= {"sums": EpochMetrics(distiller.objective, torch.device("cpu")).zeros.shape}
+    metrics = EpochMetrics(distiller.objective, torch.device("cpu"))
+    if "sums" in tensors:
+        found["sums"] = metrics.restored(tensors["sums"]).shape
+    expected |= {"sums": metrics.zeros.shape}
     expected |= {"blame": empty_log(torch.device("cpu")).shape, "rng.cpu": torch.get_rng_state().shape}
     generators = [name for name in tensors if name.startswith("rng.") and name.endswith(".cpu")]
     expected |= dict.fromkeys(generators, torch.get_rng_state().shape)

@@ -72,6 +72,10 @@ def split_batch(batch: Batch, pieces: int) -> list[Batch]:
     """Cut a batch into micro-batches whose sizes differ by at most one sample, as many as there are samples for."""
     if pieces == 1:
         return [batch]
-    tensors, count = (batch.index, batch.labels, *views_of(batch.inputs)), min(pieces, len(batch.index))
-    parts = zip(*(tensor.tensor_split(count) for tensor in tensors), strict=True)
-    return [Batch(index, as_views(views, batch.inputs), labels, batch.view) for index, labels, *views in parts]
+    count = min(pieces, len(batch.index))
+    masks = [None] * count if batch.counted is None else batch.counted.tensor_split(count)
+    tensors = (batch.index, batch.labels, *views_of(batch.inputs))
+    parts = zip(masks, *(tensor.tensor_split(count) for tensor in tensors), strict=True)
+    return [
+        Batch(index, as_views(views, batch.inputs), labels, batch.view, mask) for mask, index, labels, *views in parts
+    ]

@@ -14,6 +14,7 @@ from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
 from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, present
+from tutelage.settings.objective import Exponent
 from tutelage.settings.weights import (
     AUTO,
     Automatic,
@@ -257,7 +258,7 @@ def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
 def ttm(
-    *, gamma: float = 0.25, beta: AutomaticWeight = AUTO, supervised: Weight = 1.0, logits: str = "raw"
+    *, gamma: Exponent = 0.25, beta: AutomaticWeight = AUTO, supervised: Weight = 1.0, logits: str = "raw"
 ) -> Objective:
     """``supervised * CE(y, q) + beta * KL(p_gamma || q)``: transformed teacher matching.
 
@@ -275,7 +276,7 @@ def ttm(
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
 def wttm(
     *,
-    gamma: float = 0.25,
+    gamma: Exponent = 0.25,
     beta: AutomaticWeight = AUTO,
     supervised: Weight = 1.0,
     normalise: str = "none",
