@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from tutelage import config, objectives
 from tutelage.settings import weights as schedules
-from tutelage.settings.data import DataSettings, RandAugment
+from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, MultiStep, Step
 from tutelage.settings.numbers import SMALLEST
 from tutelage.settings.objective import ObjectiveSpec
@@ -36,11 +36,13 @@ NAMES = {
     ),
     DataSettings: "data",
     RandAugment: "randaugment",
+    LearnedTokenizer: "`{bpe: ...}`",
     ObjectiveSpec: "objective",
     config.schema.Network: "model",
     config.schema.TrainedTeacher: "`{train: ...}`",
     config.schema.Stage: "stage",
     config.schema.Training: "training",
+    typing.Any: "value",
     int: "whole number",
     float: "number",
     str: "text",

@@ -331,10 +331,12 @@ class Recipe(_Section):
         if not isinstance(self.teacher, TrainedTeacher):
             return None
         keys = {key: value for key, value in self.teacher.train if value is not None}
-        read = {"tokenizer": self.data.teacher_tokenizer or self.data.tokenizer, "teacher_tokenizer": None}
+        tokenizer = self.data.teacher_tokenizer or self.data.tokenizer
         changes = {
             "name": name,
-            "data": replace(self.data, labelled=keys.pop("labelled", None), **read),
+            "data": replace(
+                self.data, labelled=keys.pop("labelled", None), tokenizer=tokenizer, teacher_tokenizer=None
+            ),
             "student": keys.pop("model"),
             "teacher": None,
             "outputs": None,

@@ -224,7 +224,7 @@ def from_texts(
     if left_out:
         notes = [*notes, f"Left out: {left_out} samples without a token to predict in the first {settings.max_tokens}."]
     content = [half.digest() for half in halves] + [cache.digest(places) for places in (kept, held_out, tested)]
-    content += [each.fingerprint for each in by_name.values()]
+    content += [f"{each.fingerprint} {each.end_id}" for each in by_name.values()]
     content += [cache.digest(of_part["train"]), f"{settings.max_tokens} {settings.pack} {list(names)}"]
     read: dict[str, Any] = {"max_tokens": settings.pack or settings.max_tokens, "per_token": settings.per_token}
     return Splits(
