@@ -304,6 +304,8 @@ def _make(settings: Any, kind: str, sentence: Mapping[str, Any] | None, *, class
     """Make a network with random weights, or with those of ``folder``."""
     settings = copy.deepcopy(settings)
     settings.use_cache = False
+    if kind == "causal" and hasattr(settings, "is_decoder"):
+        settings.is_decoder = True  # An encoder's tokens would see the ones that they predict.
     if kind in ("image", "sequence", "token"):
         settings.num_labels = classes
     auto = getattr(_library(), f"AutoModel{KINDS[kind]}")
@@ -326,6 +328,8 @@ def _make(settings: Any, kind: str, sentence: Mapping[str, Any] | None, *, class
             expected = f"a network that transformers has as AutoModel{KINDS[kind]}"
             got = f"{settings.model_type} ({one_line(error)})"
             raise InvalidValueError("model", expected, got, "name another") from error
+    if kind == "sequence" and hasattr(network, "score") and network.config.pad_token_id is None:
+        network.config.pad_token_id = 0  # A decoder classifies a text at its last token that is another.
     if kind != "sentence" or sentence is None:
         return network
     if getattr(network, "pooler", None) is not None:
