@@ -35,6 +35,8 @@ OUTPUTS = "outputs.json"
 CHECKPOINTS = "checkpoints"
 STUDENT = "student.safetensors"
 CARD = "student.json"
+NETWORK = "config.json"
+TOKENIZER = "tokenizer.json"
 BEST = "best.safetensors"
 REPORT = "report.html"
 

@@ -21,7 +21,7 @@ from tutelage.types import View
 ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = range(10)
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
-TRANSFORM, NEGATIVES, DELAY = range(20, 23)
+TRANSFORM, NEGATIVES, DELAY, BATCH_ORDER = range(20, 24)
 UNIT_ORDER = 32  # first of one stream per level of units
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
@@ -145,6 +145,32 @@ def view_uniform(view: View, index: NDArray[np.int64], stream: int) -> NDArray[n
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     """Return the order of ``count`` samples in an epoch: the stable argsort of their hashes."""
     return np.argsort(draw(seed, epoch, np.arange(count), ORDER), kind="stable")
+
+
+def bucketed_permutation(
+    seed: int, epoch: int, lengths: NDArray[np.integer], *, batch_size: int, window: int
+) -> NDArray[np.int64]:
+    """Return the order of samples in an epoch in which those of similar length share a batch.
+
+    `permutation` is cut in windows of so many whole batches; in each, samples are sorted by length, equal ones as they
+    stood, and the batches come in an order drawn by hash. The samples of an incomplete last batch stay where they are.
+
+    Args:
+        seed: as of `permutation`.
+        epoch: likewise.
+        lengths: length of each sample, ``(samples,)``.
+        batch_size: samples per batch.
+        window: batches per window, at least 1; 1 leaves the batches of `permutation`.
+    """
+    order = permutation(seed, epoch, len(lengths))
+    whole = len(order) // batch_size
+    if window > 1 and whole:
+        rank = np.arange(whole * batch_size) // (window * batch_size)  # window of each place
+        head = order[: len(rank)]
+        batches = head[np.lexsort((lengths[head], rank))].reshape(whole, batch_size)
+        numbers = np.arange(whole)
+        order[: len(rank)] = batches[np.lexsort((draw(seed, epoch, numbers, BATCH_ORDER), numbers // window))].ravel()
+    return order
 
 
 def buffered_permutation(seed: int, epoch: int, units: NDArray[np.integer], buffer: int) -> NDArray[np.int64]:

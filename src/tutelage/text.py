@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tutelage import plain_files
+from tutelage.errors import InvalidValueError, NotFoundError, missing_extra, one_line, printable
+from tutelage.hub_files import folder_of
+
+END = "<|end|>"
+"""Token that ends a text in a tokenizer that `learn_bpe` learned."""
+_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_LARGEST = 256 * 2**20  # bytes of a file; the largest that are published have 40 MB
+_CHUNK = 1024  # texts encoded at once: what the library returns of each takes more room than its ids
 
 
 @dataclass(frozen=True)
@@ -11,33 +26,241 @@ class Tokenizer:
     """A tokenizer, which the content of its file determines.
 
     Attributes:
-        content: text of its ``tokenizer.json``, as the ``tokenizers`` library reads it.
+        content: text of its ``tokenizer.json``, as the ``tokenizers`` library reads it, without truncation and padding.
         template: chat template in Jinja, or ``None``.
         end: token that ends a text, or ``None``.
+        begin: token that begins a text, which a template may write, or ``None``.
     """
 
     content: str
     template: str | None = None
     end: str | None = None
+    begin: str | None = None
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Number of tokens: ids are below it."""
-        raise NotImplementedError
+        return max(self._parsed.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """16 hexadecimal digits that change with the tokenizer."""
-        raise NotImplementedError
+        """16 hexadecimal digits that change with what ids texts get; the template does not matter to it."""
+        return hashlib.sha256(self.content.encode()).hexdigest()[:16]
+
+    @cached_property
+    def end_id(self) -> int | None:
+        """Id of the token that ends a text, or ``None``."""
+        return None if self.end is None else self._parsed.token_to_id(self.end)
 
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None, special: bool = True) -> list[list[int]]:
-        """Return each text's ids, cut to ``max_tokens``; with ``special``, with those that models expect around it."""
-        raise NotImplementedError
+        """Return each text's ids, cut to ``max_tokens``; with ``special``, with the tokens that models expect around.
+
+        Raises:
+            ValueError: if ``max_tokens`` leaves a text no token of its own.
+        """
+        self._truncate(max_tokens, special=special)
+        encode = self._parsed.encode_batch_fast
+        return [each.ids for part in _parts(texts) for each in encode(part, add_special_tokens=special)]
+
+    def locate(
+        self, texts: Sequence[str], *, special: bool = True
+    ) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
+        """Yield each text's ids, and where in it each one's characters start and end; ``(0, 0)`` for added tokens."""
+        self._truncate(None, special=special)
+        for part in _parts(texts):
+            for each in self._parsed.encode_batch(part, add_special_tokens=special):
+                yield each.ids, each.offsets
+
+    def render(self, messages: Sequence[Mapping[str, Any]], *, answer_next: bool = False) -> str:
+        """Write a conversation as text by the chat template, which runs in Jinja's sandbox.
+
+        Args:
+            messages: messages with ``role`` and ``content``.
+            answer_next: whether to end in what comes before an answer.
+
+        Raises:
+            ValueError: if there is no template, or it refuses the messages.
+        """
+        try:
+            return str(
+                self._template.render(
+                    messages=messages, add_generation_prompt=answer_next, eos_token=self.end, bos_token=self.begin
+                )
+            )
+        except Exception as error:  # of whatever the template computes
+            got = f"one that does not take it ({type(error).__name__}: {one_line(error)})"
+            instead = "mend the messages, or name another tokenizer"
+            raise InvalidValueError("chat template", "one that writes a conversation", got, instead) from error
+
+    @cached_property
+    def _template(self) -> Any:
+        from jinja2 import TemplateError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        if self.template is None:
+            instead = "name a folder whose tokenizer_config.json or chat_template.jinja has one"
+            raise InvalidValueError("data.tokenizer", "a tokenizer with a chat template", "one without", instead)
+
+        def refuse(reason: str) -> None:
+            raise TemplateError(reason)
+
+        # Blanks around blocks and these functions are what published templates are written for.
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = refuse
+        environment.filters["tojson"] = lambda value, indent=None: json.dumps(value, ensure_ascii=False, indent=indent)
+        return environment.from_string(self.template)
+
+    @cached_property
+    def _parsed(self) -> Any:
+        return _library().Tokenizer.from_str(self.content)
+
+    def _truncate(self, max_tokens: int | None, *, special: bool) -> None:
+        if max_tokens is None:
+            self._parsed.no_truncation()
+            return
+        added = self._parsed.num_special_tokens_to_add(is_pair=False) if special else 0
+        if max_tokens <= added:
+            expected = f"more than the {added} tokens that the tokenizer adds to each text"
+            raise InvalidValueError("data.max_tokens", expected, max_tokens, "type data.max_tokens=128")
+        self._parsed.enable_truncation(max_tokens)
 
 
-def tokenizer_of(name: str) -> Tokenizer:
-    """Return the tokenizer of a file, a folder, ``package:...`` or a name on the Hub."""
-    raise NotImplementedError
+def tokenizer_of(name: str, *, what: str = "data.tokenizer") -> Tokenizer:
+    """Return the tokenizer of a file, a folder, ``package:...`` or a name on the Hub; nothing in it is executed.
+
+    A folder's ``tokenizer_config.json`` tells the tokens that begin and end a text, and the chat template, unless
+    ``chat_template.jinja`` has it. What the file says of truncation and padding is left out.
+
+    Args:
+        name: a path of a ``tokenizer.json``, or a folder as for `folder_of`.
+        what: what an error is about.
+
+    Raises:
+        FileNotFoundError: there is no such file or folder, or no tokenizer in it.
+        ValueError: a file is damaged.
+        ConnectionError: the Hub cannot be reached.
+        ImportError: ``tokenizers`` is missing.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _checked(Tokenizer(_content(path, what)), path, what)
+    folder = folder_of(name, _FILES, what=what)
+    path = folder / _FILES[0]
+    if not path.is_file():
+        instead = "name a folder with one, or learn one: {bpe: 2000}"
+        raise NotFoundError(what, "a folder with a tokenizer.json", f"none in {folder.name}", instead)
+    settings = _json(folder / _FILES[1], what) if (folder / _FILES[1]).is_file() else {}
+    if (folder / _FILES[2]).is_file():
+        settings["chat_template"] = _text(folder / _FILES[2], what)
+    templates = settings.get("chat_template")
+    if isinstance(templates, list):  # several by name
+        named = {each.get("name"): each.get("template") for each in templates if isinstance(each, dict)}
+        templates = named.get("default")
+    return _checked(
+        Tokenizer(
+            _content(path, what),
+            template=templates if isinstance(templates, str) else None,
+            end=_token(settings.get("eos_token")),
+            begin=_token(settings.get("bos_token")),
+        ),
+        path,
+        what,
+    )
+
+
+def learn_bpe(texts: Iterable[str], size: int = 2000) -> Tokenizer:
+    """Learn a tokenizer: byte-pair encoding of UTF-8's bytes, of at most ``size`` tokens.
+
+    The same texts in any order give the same tokenizer, for any number of threads. Id 0 is `END`; then come the 256
+    bytes, and a token per merge of the most frequent pair, so that any text can be encoded.
+
+    Args:
+        texts: texts to learn from.
+        size: number of tokens, at least 257.
+
+    Source: R. Sennrich, B. Haddow, A. Birch, "Neural machine translation of rare words with subword units", ACL 2016;
+        on bytes: A. Radford et al., "Language models are unsupervised multitask learners", 2019.
+    """
+    library = _library()
+    learned = library.Tokenizer(library.models.BPE())
+    learned.pre_tokenizer = library.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned.decoder = library.decoders.ByteLevel()
+    trainer = library.trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END],
+        initial_alphabet=sorted(library.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    learned.train_from_iterator(texts, trainer)
+    return Tokenizer(_plain(json.loads(learned.to_str())), end=END)
+
+
+def _parts(texts: Sequence[str]) -> Iterator[list[str]]:
+    return (list(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK))
+
+
+def _library() -> Any:
+    try:
+        import tokenizers
+        import tokenizers.decoders
+        import tokenizers.models
+        import tokenizers.pre_tokenizers
+        import tokenizers.trainers
+    except ImportError as error:
+        raise missing_extra("data.tokenizer", "tokenizers for text", "text", error) from error
+    return tokenizers
+
+
+def _checked(tokenizer: Tokenizer, path: Path, what: str) -> Tokenizer:
+    try:
+        if not tokenizer.size:
+            raise ValueError("it has no tokens")
+        if tokenizer.end is not None and tokenizer.end_id is None:
+            raise ValueError(f"its end token {tokenizer.end!r} is not among its tokens")
+    except InvalidValueError:
+        raise
+    except Exception as error:  # the library raises no other class
+        raise _damaged(path, what, error) from error
+    return tokenizer
+
+
+def _content(path: Path, what: str) -> str:
+    return _plain(_json(path, what))
+
+
+def _plain(content: Mapping[str, Any]) -> str:
+    """Return the content of a tokenizer's file, which pads and cuts nothing by itself."""
+    return json.dumps({**content, "truncation": None, "padding": None}, ensure_ascii=False)
+
+
+def _json(path: Path, what: str) -> dict[str, Any]:
+    try:
+        value = plain_files.parse_json(plain_files.read(path, _LARGEST))
+        if not isinstance(value, dict):
+            raise ValueError("it is no object")
+    except (OSError, ValueError) as error:
+        raise _damaged(path, what, error) from error
+    return value
+
+
+def _text(path: Path, what: str) -> str:
+    try:
+        return plain_files.read(path, _LARGEST).decode()
+    except (OSError, ValueError) as error:
+        raise _damaged(path, what, error) from error
+
+
+def _damaged(path: Path, what: str, error: Exception) -> InvalidValueError:
+    got = f"{path.name} of {path.parent.name}: {printable(one_line(error))}"
+    return InvalidValueError(
+        what, "a tokenizer that the tokenizers library reads", got, "fetch it again, or name another"
+    )
+
+
+def _token(value: object) -> str | None:
+    """Return a token of ``tokenizer_config.json``, which has it as text or as an object with its ``content``."""
+    value = value.get("content") if isinstance(value, dict) else value
+    return value if isinstance(value, str) else None
 
 
 @dataclass(frozen=True, kw_only=True)

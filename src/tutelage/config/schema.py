@@ -125,6 +125,8 @@ class _Section(BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
+ADDED = ("size", "config", "trained", "classes")
+"""Keys of a network that recipes of older versions lack."""
 MAX_SIDE = 16_384
 """Longest side of the images that a network is fed, pixels."""
 
@@ -149,6 +151,10 @@ class Network(_Section):
         weights: a local checkpoint; none for the weights that the name fixes.
         size: shorter side of the images that it is fed, pixels; none for that of the data, or for a teacher that which
             its published weights, or the run, were trained with.
+        config: of an ``hf:type`` name, such as ``hf:bert``: the configuration of a network with random weights, as the
+            transformers library names its entries; the tokenizer gives the size of its vocabulary.
+        trained: ``head`` trains the last linear layer alone; the rest keeps its weights and is in evaluation mode, so
+            that neither dropout nor batch norm changes what the layer reads.
         classes: of a teacher alone: its output for each class of the data, by number or by its class's name; none for
             all of them in order, or by the names of both where they say it.
     """
@@ -156,12 +162,18 @@ class Network(_Section):
     name: str = Field(description="a model's name", examples=["cifar:resnet20"])
     weights: str | None = None
     size: Annotated[int, Ge(1), Le(MAX_SIDE)] | None = None
+    config: dict[str, Any] | None = None
+    trained: Literal["all", "head"] = "all"
     classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
 
     @pydantic.model_serializer(mode="wrap")
     def _written(self, write: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         # Recipes that type neither read as they did before there were these keys.
-        return {key: value for key, value in write(self).items() if value is not None or key not in ("size", "classes")}
+        return {key: value for key, value in write(self).items() if value not in (None, "all") or key not in ADDED}
+
+
+class UntrainedTeacher(Network):
+    """A network that is to be trained before it teaches, and stands in for that teacher until then."""
 
 
 def _trained(network: Network) -> Network:
@@ -319,9 +331,10 @@ class Recipe(_Section):
         if not isinstance(self.teacher, TrainedTeacher):
             return None
         keys = {key: value for key, value in self.teacher.train if value is not None}
+        read = {"tokenizer": self.data.teacher_tokenizer or self.data.tokenizer, "teacher_tokenizer": None}
         changes = {
             "name": name,
-            "data": replace(self.data, labelled=keys.pop("labelled", None)),
+            "data": replace(self.data, labelled=keys.pop("labelled", None), **read),
             "student": keys.pop("model"),
             "teacher": None,
             "outputs": None,

@@ -206,22 +206,57 @@ def from_pixels(
 
 def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
     """Divide a source without a test set; return both halves and a note of how."""
-    count, seed = len(raw.labels), description.settings.split_seed
-    if description.settings.test == "train":
-        return raw, raw, f"There are no held-out images: the test set is the {count} training images, not augmented."
-    held_out = stratified(raw.labels, count=round(count * HELD_OUT), seed=seed, stream=rng.TEST)
+    kept, held_out, note = hold_out_test(raw.labels, description.settings, description.class_names)
+    return (raw.subset(kept), raw.subset(held_out), note) if held_out is not kept else (raw, raw, note)
+
+
+def hold_out_test(
+    labels: NDArray[np.int64], settings: DataSettings, names: Sequence[str], *, what: str = "images"
+) -> tuple[NDArray[np.int64], NDArray[np.int64], str]:
+    """Divide a source without a test set; ``names`` are the classes', ``what`` the samples'.
+
+    Returns:
+        Positions of the samples for training and for test, the same array if they are the same; a note of how.
+    """
+    count, seed = len(labels), settings.split_seed
+    if settings.test == "train":
+        unvaried = ", not augmented" if what == "images" else ""
+        note = f"There are no held-out {what}: the test set is the {count} training {what}{unvaried}."
+        return (everything := np.arange(count)), everything, note
+    held_out = stratified(labels, count=round(count * HELD_OUT), seed=seed, stream=rng.TEST)
     kept = np.setdiff1d(np.arange(count), held_out)
-    lost = np.setdiff1d(raw.labels, np.append(raw.labels[kept], UNLABELLED))
+    lost = np.setdiff1d(labels, np.append(labels[kept], UNLABELLED))
     if lost.size:
         raise InvalidValueError(
             "data.source",
-            "images enough of every class to hold a fifth out for test",
-            f"none to learn from of {description.class_names[lost[0]]} ({lost.size} such)",
-            "give it a test set, or type data.test=train to judge on the training images",
+            f"{what} enough of every class to hold a fifth out for test",
+            f"none to learn from of {names[lost[0]]} ({lost.size} such)",
+            f"give it a test set, or type data.test=train to judge on the training {what}",
         )
-    train, test = raw.subset(kept), raw.subset(held_out)
-    note = f"The source has no test set: {len(held_out)} of its {count} images were held out (split_seed {seed})."
-    return train, test, note
+    note = f"The source has no test set: {len(held_out)} of its {count} {what} were held out (split_seed {seed})."
+    return kept, held_out, note
+
+
+def hold_out_validation(
+    labels: NDArray[np.int64], settings: DataSettings
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the positions of the samples that stay for training, and of those for validation."""
+    count = len(labels)
+    held_count = round(count * settings.validation)
+    if settings.validation and not 0 < held_count < count:
+        expected = f"a fraction that leaves samples on both sides of {count}"
+        raise InvalidValueError("data.validation", expected, settings.validation, "type data.validation=0")
+    held_out = stratified(labels, count=held_count, seed=settings.split_seed, stream=rng.VALIDATION)
+    return np.setdiff1d(np.arange(count), held_out), held_out
+
+
+def labels_kept(labels: NDArray[np.int64], settings: DataSettings, *, classes: int) -> NDArray[np.int64]:
+    """Return training labels, of which only so many a class are left as the settings say."""
+    if settings.labelled is None:
+        return labels
+    return keep_labels(
+        labels, per_class=settings.labelled, classes=classes, seed=settings.split_seed, stream=rng.LABELLED
+    )
 
 
 def _streamed(train: Raw, test: Raw, description: Description, layout: images.Layout) -> Splits:
@@ -325,16 +360,9 @@ def _divide(
     if settings.crop_padding >= min(layout.height, layout.width):
         below = f"a border below the images, {layout.width} by {layout.height} pixels"
         raise InvalidValueError("data.crop_padding", below, settings.crop_padding, "type data.crop_padding=0")
-    count, seed = len(train_labels), settings.split_seed
-    held_count = round(count * settings.validation)
-    if settings.validation and not 0 < held_count < count:
-        expected = f"a fraction that leaves samples on both sides of {count}"
-        raise InvalidValueError("data.validation", expected, settings.validation, "type data.validation=0")
-    held_out = stratified(train_labels, count=held_count, seed=seed, stream=rng.VALIDATION)
-    kept = np.setdiff1d(np.arange(count), held_out)
-    labels, classes = train_labels[kept], len(description.class_names)
-    if settings.labelled is not None:
-        labels = keep_labels(labels, per_class=settings.labelled, classes=classes, seed=seed, stream=rng.LABELLED)
+    kept, held_out = hold_out_validation(train_labels, settings)
+    classes = len(description.class_names)
+    labels = labels_kept(train_labels[kept], settings, classes=classes)
     kept_labels, held_labels = torch.from_numpy(labels), torch.from_numpy(train_labels[held_out])
     identity = "\n".join([*content, cache.digest(kept) + cache.digest(held_out)])
     return Splits(

@@ -96,8 +96,11 @@ class Split(ABC):
         """Return the labels of samples, and which of their positions count, as in `types.Batch`."""
         return self.labels[index], None
 
-    def order(self, seed: int, epoch: int) -> NDArray[np.int64]:
-        """Return the order of the training samples in an epoch, ``(len,)``: a function of the arguments alone."""
+    def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
+        """Return the order of the training samples in an epoch, ``(len,)``: a function of the arguments alone.
+
+        ``batch_size`` is that of all processes together; only an order of batches of similar samples depends on it.
+        """
         if self.units is None or self.shuffle_buffer is None:
             return permutation(seed, epoch, len(self))
         return buffered_permutation(seed, epoch, self.units, self.shuffle_buffer)
@@ -155,11 +158,11 @@ class MemorySplit(Split):
         return index, images
 
 
-def refuse_one_class(class_names: Sequence[str], source: str) -> None:
+def refuse_one_class(class_names: Sequence[str], source: str, *, what: str = "images") -> None:
     """Refuse data of fewer than 2 classes, of which any network is right without having learned anything."""
     if len(class_names) < 2:
         got = f"{len(class_names)} in {source}" + "".join(f" ({name})" for name in class_names)
-        raise InvalidValueError("data", "at least 2 classes", got, "add images of another class")
+        raise InvalidValueError("data", "at least 2 classes", got, f"add {what} of another class")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,9 +174,9 @@ class Splits:
         validation: samples held out of training, or ``None``.
         test: samples held out by the source.
         classes: number of classes.
-        class_names: one name per class.
-        channels: number of channels of an image.
-        image_size: height and width, pixels.
+        class_names: one name per class; empty where the classes are tokens.
+        channels: number of channels of an image; ``None`` for text.
+        image_size: height and width, pixels; ``None`` for text.
         source: source as typed, a local path reduced to its last component.
         fingerprint: 16 hexadecimal digits that change with the samples, their order or their division; ``None`` if the
             content is not known.
@@ -190,10 +193,10 @@ class Splits:
     test: Split
     classes: int
     class_names: tuple[str, ...]
-    channels: int
-    image_size: tuple[int, int]
     source: str
     fingerprint: str | None
+    channels: int | None = None
+    image_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
     margin: float = 1.0
     divisor: float = 255.0
@@ -201,8 +204,10 @@ class Splits:
     views: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
     text: Mapping[str, TextInput] = field(default_factory=dict)
 
-    def input_shape(self, view: str) -> tuple[int, int, int]:
-        """Return channels, height and width of the view that a network of this name reads."""
+    def input_shape(self, view: str) -> tuple[int, ...]:
+        """Return channels, height and width of the images that a network of this name reads; ``()`` for text."""
+        if self.channels is None or self.image_size is None:
+            return ()
         return self.views.get(view, (self.channels, *self.image_size))
 
     def by_name(self) -> dict[str, Split]:
@@ -219,5 +224,5 @@ class Splits:
         """Return counts: samples per split, training samples with a label, and unreadable images so far."""
         present = self.by_name()
         sizes = {name: len(split) for name, split in present.items()}
-        sizes["labelled"] = int((self.train.labels != UNLABELLED).sum())
+        sizes["labelled"] = len(self.train) if self.train.per_token else int((self.train.labels != UNLABELLED).sum())
         return sizes | {"corrupt": len({name for split in present.values() for name in split.corrupt})}

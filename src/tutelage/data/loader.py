@@ -106,7 +106,9 @@ class BatchLoader:
             raise InvalidValueError("rank", f"a number in [0, {world})", rank, "pass the process's own")
 
     def _requests(self, epoch: int, *, start: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
-        order = self.split.order(self.data_seed, epoch) if self.train else np.arange(self.samples)
+        order = np.arange(self.samples)
+        if self.train:
+            order = self.split.order(self.data_seed, epoch, batch_size=self.batch_size)
         steps = self.steps(world=world)
         for step in range(start, steps):
             end = self.samples if step == steps - 1 and not self.train else (step + 1) * self.batch_size

@@ -9,9 +9,11 @@ from pathlib import Path
 from tutelage.errors import InvalidValueError, NotFoundError, nearest_name
 
 _SOURCES = {
+    "csv:<path>": "a file of texts, comma-separated values with a row of column names",
     "digits": "1797 handwritten digits of 8x8 pixels, inside scikit-learn: no download",
-    "hf:<hub id or folder>": "a data set of the Hugging Face Hub, or a local folder of Parquet files or images",
+    "hf:<hub id or folder>": "a data set of the Hugging Face Hub, or a local folder of Parquet files: images or texts",
     "imagefolder:<path>": "a folder of images for each class, below train and test or alone",
+    "jsonl:<path>": "a file of texts, a JSON object per line",
     "parquet:<shards>": "Parquet files with a column of images, local or behind URLs, such as train-*.parquet",
     "torchvision:<name>": "a classification data set of torchvision's, downloaded into data.root",
     "webdataset:<shards>": "tar files of samples, local or behind URLs, such as train-{000..146}.tar",
@@ -35,6 +37,8 @@ def check(source: str) -> None:
             image_folder(path)
         case "hf", name:
             local_folder(name)
+        case ("jsonl" | "csv") as kind, path:
+            text_file(kind, path, what="data.source")
         case "webdataset" | "parquet", pattern:
             shard_locations(pattern, what="data.source")
 
@@ -62,6 +66,14 @@ def image_folder(path: str) -> Path:
     if not root.is_dir():
         raise NotFoundError("data.source", "a folder", f"imagefolder:{path}, which does not exist", "check the path")
     return root
+
+
+def text_file(kind: str, path: str, *, what: str) -> Path:
+    """Return the file of ``jsonl:path`` or ``csv:path``."""
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise NotFoundError(what, "a file", f"{kind}:{path}, which does not exist", "check the path")
+    return file
 
 
 def local_folder(name: str) -> Path | None:

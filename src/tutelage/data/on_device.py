@@ -16,6 +16,7 @@ from tutelage.data.datasets import MemorySplit, Split, Splits, is_bytes
 from tutelage.data.loader import BatchLoader
 from tutelage.data.mixup import mixed_images
 from tutelage.data.resident import Capture, ResidentLoader, lies_on
+from tutelage.data.token_split import TokenSplit
 from tutelage.errors import InvalidValueError
 from tutelage.types import Batch, Inputs
 from tutelage.views import map_views, views_of
@@ -73,7 +74,9 @@ def reason_elsewhere(split: Split, device: torch.device) -> str | None:
     """
     if split.on_device is False:
         return "data.on_device is false"
-    if not isinstance(split, MemorySplit):
+    if isinstance(split, TokenSplit):
+        reason = "each batch of texts is padded by itself"
+    elif not isinstance(split, MemorySplit):
         reason = "they are decoded as they are needed"
     elif split.settings is not None and split.settings.randaugment is not None:
         reason = "RandAugment has no form there"
@@ -94,7 +97,11 @@ def reason_elsewhere(split: Split, device: torch.device) -> str | None:
 
 
 def describe_place(splits: Splits, device: torch.device) -> str:
-    """Say where the pixels of a data set lie, and why, for a user."""
+    """Say where the pixels, or the token ids, of a data set lie, and why, for a user."""
+    if splits.text:
+        tokens = [split for split in splits.by_name().values() if isinstance(split, TokenSplit)]
+        ids = sum(rows.ids.nbytes for split in tokens for rows in split.rows.values())
+        return f"in memory, {ids / 2**20:,.1f} MiB of token ids"
     held = {id(s.pixels): s.pixels for s in splits.by_name().values() if isinstance(s, MemorySplit)}
     size = f", {sum(pixels.nbytes for pixels in held.values()) / 2**20:,.1f} MiB of 8-bit values" if held else ""
     if device.type == "cpu":
@@ -129,7 +136,7 @@ class UploadLoader(BatchLoader):
                     shares, box, partner = sent.mixes[:2].view(torch.float64), sent.mixes[2:6], sent.mixes[6]
                     values = device_ops.mixed(values[:count], values.index_select(0, partner), shares, box)
                 inputs = device_ops.channels_first(values)
-            yield Batch(sent.index, inputs, sent.labels, view)
+            yield Batch(sent.index, inputs, sent.labels, view, sent.counted)
 
     def _packed(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[_Sent]:
         """Yield the parts of each batch to be sent, on the host."""
@@ -142,7 +149,8 @@ class UploadLoader(BatchLoader):
             return
         for positions, views in split.stream_images(requests, view=view, pin_memory=pin_memory):
             index = torch.from_numpy(positions)
-            yield _Sent(index, views, split.labels[index], None)
+            labels, counted = split.targets(index, views)
+            yield _Sent(index, views, labels, None, counted)
 
 
 class _Sent(NamedTuple):
@@ -152,6 +160,7 @@ class _Sent(NamedTuple):
     images: Inputs  # images as in `Split.stream_images`, of samples, and of partners if mixed
     labels: Tensor
     mixes: Tensor | None  # bits of two float64 shares, a box, and a partner's row, ``(7, batch)``
+    counted: Tensor | None = None
 
 
 def _sent_ahead(batches: Iterable[_Sent], device: torch.device) -> Iterator[_Sent]:
@@ -181,7 +190,7 @@ def _received(sent: _Sent, arrived: torch.cuda.Event) -> _Sent:
     """Make the current stream wait for data sent on another, whose memory is then not reused too early."""
     current = torch.cuda.current_stream(sent.index.device)
     current.wait_event(arrived)
-    for tensor in (sent.index, *views_of(sent.images), sent.labels, sent.mixes):
+    for tensor in (sent.index, *views_of(sent.images), sent.labels, sent.mixes, sent.counted):
         if tensor is not None:
             tensor.record_stream(current)
     return sent
@@ -192,5 +201,5 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 
 def _each(sent: _Sent, function: Callable[[Tensor], Tensor]) -> _Sent:
-    mixes = None if sent.mixes is None else function(sent.mixes)
-    return _Sent(function(sent.index), map_views(function, sent.images), function(sent.labels), mixes)
+    mixes, counted = (None if tensor is None else function(tensor) for tensor in (sent.mixes, sent.counted))
+    return _Sent(function(sent.index), map_views(function, sent.images), function(sent.labels), mixes, counted)

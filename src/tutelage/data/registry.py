@@ -21,13 +21,16 @@ from tutelage.data.sources.digits import open_digits
 from tutelage.data.sources.hub import open_hub
 from tutelage.data.sources.imagefolder import open_folder
 from tutelage.data.sources.parquet import open_parquet
+from tutelage.data.sources.text_files import open_csv, open_jsonl
 from tutelage.data.sources.torchvision import open_vision
 from tutelage.data.sources.webdataset import open_webdataset
 from tutelage.settings.data import DataSettings, check
 
 _OPENERS = {
+    "csv": open_csv,
     "hf": open_hub,
     "imagefolder": open_folder,
+    "jsonl": open_jsonl,
     "parquet": open_parquet,
     "torchvision": open_vision,
     "webdataset": open_webdataset,

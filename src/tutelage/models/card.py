@@ -11,6 +11,8 @@ from tutelage.submodules import is_tap
 
 JSON_NAMES = {"stages": "taps", "stage_inputs": "preactivations"}
 """Names in files of the fields that have another name there."""
+OF_TEXT = ("max_tokens", "per_token", "tokenizer")
+"""Fields of networks that read text, which the cards of others lack in files."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,9 @@ class Card:
         head: name of the linear layer whose output is the logits; ``None`` if there is no such layer.
         fresh_head: whether a random head for another number of classes replaced the weights' own: the model must be
             fine-tuned before it can teach.
+        max_tokens: largest number of tokens of a text, at least 1; ``None`` for a network of images.
+        per_token: whether each token of a text is classified, instead of the text.
+        tokenizer: fingerprint of the tokenizer of its ids.
 
     Raises:
         ValueError: if a number of classes, of channels, of statistics, of names or of taps contradicts another.
@@ -65,6 +70,9 @@ class Card:
     embedding: str | None = None
     head: str | None = None
     fresh_head: bool = False
+    max_tokens: int | None = None
+    per_token: bool = False
+    tokenizer: str | None = None
 
     def __post_init__(self) -> None:
         for argument in ("classes", "channels"):
@@ -108,9 +116,10 @@ class Card:
         return InvalidValueError(field, expected, repr(getattr(self, field)), advice)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the card as a JSON value; tuples become lists, and two fields keep older names there."""
+        """Return the card as a JSON value; tuples become lists, two fields keep older names, some are of text alone."""
         fields = dataclasses.asdict(self).items()
-        return {JSON_NAMES.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in fields}
+        written = {JSON_NAMES.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in fields}
+        return {k: v for k, v in written.items() if self.max_tokens is not None or k not in OF_TEXT}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Card:

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.models.card import Card
 from tutelage.models.entrance import entrance
-from tutelage.models.predict import Prediction, predict
+from tutelage.models.hf_calls import HubCall
+from tutelage.models.predict import Prediction, predict, predict_text
 
 
 class Classifier(nn.Module):
@@ -25,10 +26,12 @@ class Classifier(nn.Module):
         card: card of the network.
         outputs: the network's output for each of the card's classes, if these are not all of its outputs in order: the
             logits of the classifier are those alone.
+        call: how the network is called; ``None`` for ``network(x)``.
 
     Attributes:
         network: bare module.
         card: card of the network; its statistics are read once, when the classifier is made.
+        head_alone: whether the head alone is trained, as `train_head_alone` has it.
         resizes: whether images of another size or number of channels are brought to the card's, as `entrance` does.
         asked_size: the size of its images that was asked for, by a card or `create`; ``None`` if the card's is only
             what its weights or its architecture have.
@@ -38,13 +41,17 @@ class Classifier(nn.Module):
     std: Tensor | None
     outputs: Tensor | None
 
-    def __init__(self, network: nn.Module, card: Card, *, outputs: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, card: Card, *, outputs: Sequence[int] | None = None, call: HubCall | None = None
+    ) -> None:
         super().__init__()
         if outputs is not None and (len(outputs) != card.classes or min(outputs) < 0):
             expected = f"{card.classes} whole numbers >= 0, one for each class of {card.name}"
             raise InvalidValueError("outputs", expected, list(outputs), "give the network's output for each class")
         self.network = network
         self.card = card
+        self.call = call
+        self.head_alone = False
         self.resizes = False
         self.asked_size = card.image_size
         self._least_outputs = max(outputs or [0]) + 1
@@ -67,8 +74,9 @@ class Classifier(nn.Module):
         """Return the logits.
 
         Args:
-            inputs: ``(batch, channels, height, width)``, floating point, values in [0, 1]; any shape and dtype that the
-                network takes if the card has no statistics and ``resizes`` is false.
+            inputs: ``(batch, channels, height, width)``, floating point, values in [0, 1]; for a network of text token
+                ids ``(batch, tokens)`` int64, with `PADDING` behind a text; any shape and dtype that the network takes
+                if the card has no statistics and ``resizes`` is false.
 
         Returns:
             ``(batch, classes)``; more axes in between for networks that classify more than one item per sample.
@@ -81,7 +89,8 @@ class Classifier(nn.Module):
             inputs = inputs.double()
         if self.resizes:
             inputs = entrance(inputs, self.card)
-        logits = self.network(self.normalise(inputs))
+        inputs = self.normalise(inputs)
+        logits = self.network(inputs) if self.call is None else self.call(self.network, inputs)
         if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(inputs):
             got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             expected = "the network to return logits, one tensor of shape (batch, classes)"
@@ -97,9 +106,11 @@ class Classifier(nn.Module):
             raise InvalidValueError("outputs", expected, f"one of {logits.shape[-1]}", instead)
         return logits.index_select(-1, self.outputs)
 
-    def predict(self, images: Any) -> list[Prediction]:
-        """Classify raw images: paths, PIL images or uint8 arrays, one or a sequence of them; see `predict.predict`."""
-        return predict(self, self.card, images)
+    def predict(self, samples: Any) -> list[Prediction]:
+        """Classify raw images or texts, one or a sequence of them; see `predict.predict` and `predict.predict_text`."""
+        if self.call is not None and self.call.text is not None:
+            return predict_text(self, self.card, self.call.text, samples)
+        return predict(self, self.card, samples)
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Subtract the card's mean and divide by its standard deviation, per channel.
@@ -116,6 +127,28 @@ class Classifier(nn.Module):
             instead = "create the model with channels= as many as the data has"
             raise InvalidValueError("inputs", expected, tuple(inputs.shape), instead)
         return ((inputs - self.mean) / self.std).to(inputs.dtype)
+
+    def train_head_alone(self) -> None:
+        """Freeze everything but the head, which the card names; the rest is in evaluation mode, whoever sets another.
+
+        Raises:
+            ValueError: if no head is known.
+        """
+        if self.card.head is None:
+            instead = "type trained=all, or fit a layer of your own on its features"
+            raise InvalidValueError("trained", f"all for {self.card.name}, which has no known head", "head", instead)
+        self.network.requires_grad_(False)
+        self.network.get_submodule(self.card.head).requires_grad_(True)
+        self.head_alone = True
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Classifier:
+        """Set the mode; where the head alone is trained, of the head."""
+        super().train(mode)
+        if self.head_alone and self.card.head is not None:
+            self.network.eval()
+            self.network.get_submodule(self.card.head).train(mode)
+        return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classifier:
         super()._apply(fn, recurse)

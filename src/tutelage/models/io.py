@@ -254,8 +254,9 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     """Write a classifier so that `create` can rebuild it from the folder's path.
 
     ``student.safetensors`` holds the bare network's state under its published key names; ``student.json`` holds
-    ``{"card": {...}, "name": ...}``, where the name is the one that the network is built by. Both files are replaced
-    atomically.
+    ``{"card": {...}, "name": ...}``, where the name is the one that the network is built by. A network of the
+    transformers library has its ``config.json`` there too, and one that reads text its ``tokenizer.json``: the folder
+    alone rebuilds it. Each file is replaced atomically.
 
     Args:
         classifier: classifier to save; neither copied to another device nor changed.
@@ -267,6 +268,9 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     folder = Path(folder)
     path = folder / records.STUDENT
     records.write_bytes(path, to_bytes(classifier.network.state_dict()))
+    if classifier.call is not None:
+        for name, content in classifier.call.files(classifier.network, classifier.card).items():
+            records.write_bytes(folder / name, content.encode())
     records.write_json(folder / records.CARD, {"card": classifier.card.to_json(), "name": classifier.card.name})
     return path
 

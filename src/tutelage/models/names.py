@@ -38,7 +38,7 @@ def check(name: str, *, trust_code: bool | frozenset[str] = False) -> None:
             hidden_widths(path)
         case "file":
             user_function(path, trust_code=trust_code)
-        case "timm" | "torchvision":
+        case "timm" | "torchvision" | "hf":
             pass
         case _:
             saved_student(name)

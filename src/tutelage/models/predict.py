@@ -1,4 +1,4 @@
-"""From raw images to classes: files, PIL images or 8-bit arrays, preprocessed as in the evaluation."""
+"""From raw images or texts to classes, preprocessed as in the evaluation."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from tutelage import plain_files
 from tutelage.checks import nonfinite_weight
 from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError, RunError
 from tutelage.images import (
@@ -28,16 +29,22 @@ from tutelage.images import (
     rescale,
 )
 from tutelage.submodules import evaluation_mode
+from tutelage.types import PADDING
 
 if TYPE_CHECKING:
     from tutelage.models.card import Card
+    from tutelage.text import TextInput
 
 NAMED = 3
 """Number of images in an error that are named."""
 
 
+AT_ONCE = 64
+"""Number of texts in a batch."""
+
+
 class Prediction(NamedTuple):
-    """A classifier's prediction for one image.
+    """A classifier's prediction for one image or text.
 
     Attributes:
         label: likeliest class.
@@ -74,17 +81,76 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     device = next(classifier.parameters()).device
     with evaluation_mode(classifier):
         logits = classifier(torch.stack(_views(sequence, card)).to(device))
+    return _predictions(logits, classifier, card, [_name(image, k) for k, image in enumerate(sequence)], "images")
+
+
+def _predictions(
+    logits: Tensor, classifier: nn.Module, card: Card, samples: Sequence[str], kind: str
+) -> list[Prediction]:
     if bad := (~torch.isfinite(logits).flatten(1).all(1)).nonzero()[:, 0].tolist():
-        named = ", ".join(_name(sequence[k], k) for k in bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
+        named = ", ".join(samples[k] for k in bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
         weight = nonfinite_weight(classifier)
-        got = f"NaN or infinity for {len(bad)} of {len(sequence)} images, {named}"
-        instead = "train or fetch it again" if weight else "look at these images, or train it again"
+        got = f"NaN or infinity for {len(bad)} of {len(samples)} {kind}, {named}"
+        instead = "train or fetch it again" if weight else f"look at these {kind}, or train it again"
         raise RunError(f"model {card.name}", "finite logits", f"{got}; parameter {weight}" if weight else got, instead)
     probability, index = logits.float().softmax(-1).max(-1)
     names = card.class_names
     return [
         Prediction(i, names[i] if names else None, p) for i, p in zip(index.tolist(), probability.tolist(), strict=True)
     ]
+
+
+@torch.no_grad()
+def predict_text(classifier: nn.Module, card: Card, text: TextInput, texts: Any) -> list[Prediction]:
+    """Classify texts.
+
+    Args:
+        classifier: classifier of token ids; its mode is restored.
+        card: card that says what its classes are called.
+        text: what it reads; a longer text is cut.
+        texts: one text or a sequence: strings, or paths of ``.txt`` files in UTF-8, each of which is one text.
+
+    Returns:
+        One prediction per text.
+
+    Raises:
+        TypeError: if something is none of these.
+        FileNotFoundError: if a file does not exist.
+        ValueError: if the classifier gives each token a class, or a file is not UTF-8.
+        RunError: if logits are not finite.
+    """
+    if text.per_token:
+        instead = "call the classifier with token ids for the logits of each, or generate with transformers"
+        raise InvalidValueError("predict", "a model with one class per text", f"{card.name}, one per token", instead)
+    sequence = texts if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
+    contents = [_content(each, k) for k, each in enumerate(sequence)]
+    device = next(classifier.parameters()).device
+    logits = [torch.empty(0, card.classes)]
+    with evaluation_mode(classifier):
+        for first in range(0, len(contents), AT_ONCE):
+            rows = text.tokenizer.encode(contents[first : first + AT_ONCE], max_tokens=text.max_tokens)
+            ids = torch.full((len(rows), max(1, *map(len, rows)) if rows else 1), PADDING)
+            for k, row in enumerate(rows):
+                ids[k, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            logits.append(classifier(ids.to(device)).float().cpu())
+    names = [str(each) if isinstance(each, Path) else f"text {k}" for k, each in enumerate(sequence)]
+    return _predictions(torch.cat(logits), classifier, card, names, "texts")
+
+
+def _content(text: Any, position: int) -> str:
+    """Return a text, or that of a file."""
+    if isinstance(text, str) and not text.endswith(".txt"):
+        return text
+    if not isinstance(text, str | Path):
+        expected, instead = "strings, or paths of .txt files", "for token ids call the classifier itself"
+        raise InvalidTypeError("texts", expected, f"{type(text).__name__} as text {position}", instead)
+    path = Path(text)
+    if not path.is_file():
+        raise NotFoundError("texts", "a text file", f"{str(path)!r}, which is none", "check the path")
+    try:
+        return plain_files.read(path).decode()
+    except UnicodeDecodeError as error:
+        raise InvalidValueError("texts", "UTF-8", f"{path} ({error})", "save it as UTF-8") from error
 
 
 def _views(images: Sequence[Any], card: Card) -> list[Tensor]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,11 +16,13 @@ from tutelage.errors import InvalidTypeError, InvalidValueError, NetworkError
 from tutelage.models import io, structure
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
+from tutelage.models.hf_calls import HubCall
 from tutelage.models.names import saved_student
-from tutelage.models.sources import cifar, file, mlp, timm, torchvision
+from tutelage.models.sources import cifar, file, hf, mlp, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec
+from tutelage.text import TextInput, tokenizer_of
 
-_MODULES = (cifar, mlp, timm, torchvision, file)
+_MODULES = (cifar, mlp, timm, torchvision, hf, file)
 _SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {module.PREFIX: module.plan for module in _MODULES}
 
 
@@ -32,6 +35,8 @@ def create(
     weights: str | Path | None = None,
     seed: int = 0,
     as_trained: Collection[str] = (),
+    text: TextInput | None = None,
+    config: Mapping[str, Any] | None = None,
     trust_code: bool | frozenset[str] = False,
 ) -> Classifier:
     """Make the classifier that a name stands for.
@@ -42,7 +47,7 @@ def create(
 
     Args:
         name: name such as ``cifar:resnet20``, ``mlp:64``, ``timm:arch[.tag]``, ``torchvision:arch[.WEIGHTS]``,
-            ``file:path.py:function``, or the path of a folder with a saved student.
+            ``hf:org/name``, ``file:path.py:function``, or the path of a folder with a saved student.
         classes: number of classes; ``None`` for the model's own.
         channels: number of input channels; a saved student keeps its own.
         image_size: size ``(height, width)`` in pixels; ``None`` for the model's own.
@@ -51,6 +56,8 @@ def create(
         seed: seed that alone determines random weights; no global generator is read or advanced.
         as_trained: those of ``classes``, ``channels`` and ``image_size`` in whose place the value is taken that the
             name's weights were trained with, if it fixes any. A checkpoint of ``weights`` says its classes alone.
+        text: tokenizer and length of the texts that it reads; ``None`` for images. A saved student keeps its own.
+        config: of an ``hf:type`` name, such as ``hf:bert``: configuration of the network, whose weights are random.
         trust_code: whether ``file:`` names, which run code, are allowed: all of them, or only these.
 
     Returns:
@@ -76,11 +83,15 @@ def create(
         classes=classes,
         channels=channels,
         image_size=image_size,
+        text=text,
+        config=config,
         trust_code=trust_code,
         tagged=weights is None,
         as_trained=frozenset(as_trained),
     )
     prefix, colon, path = name.partition(":")
+    if config is not None and prefix != hf.PREFIX:
+        raise InvalidValueError("config", "none for a name that is not of hf:", name, "type hf:bert, or leave it out")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also advance the accelerators' generators, which are not forked
         torch.default_generator.manual_seed(seed)
@@ -95,7 +106,7 @@ def create(
         if classes not in (None, card.classes) and "classes" not in as_trained:
             structure.replace_head(network, old=card.classes, new=classes)
             card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
-        classifier = _described(network, card)
+        classifier = _described(network, card, spec.call)
     classifier.asked_size = image_size
     return classifier
 
@@ -131,11 +142,13 @@ def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> tuple[nn.Mod
     return network, dataclasses.replace(card, weights=card.weights or path.name)
 
 
-def _described(network: nn.Module, card: Card) -> Classifier:
+def _described(network: nn.Module, card: Card, call: HubCall | None = None) -> Classifier:
     """Fill in where features can be read, unless the source says it."""
     if card.head is None:
         card = dataclasses.replace(card, **structure.read(network, classes=card.classes)._asdict())
-    return Classifier(network, card)
+    if call is not None:
+        call = dataclasses.replace(call, classes=card.classes)
+    return Classifier(network, card, call=call)
 
 
 def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
@@ -150,14 +163,34 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
             f"tutelage.models.load(module, tutelage.models.read({str(saved / records.STUDENT)!r}))",
         )
     size = request.as_weights(image_size=card.image_size).image_size or card.image_size
+    request = dataclasses.replace(request, text=_text_of(saved, card, request.text))
     built = _SOURCES[prefix](
         path,
-        dataclasses.replace(request, classes=card.classes, channels=card.channels, image_size=size, tagged=False),
+        dataclasses.replace(
+            request, classes=card.classes, channels=card.channels, image_size=size, tagged=False, saved=saved
+        ),
     )
     weights = card.weights if request.tagged else None
     # Where features are read is a fact of the network that an older card may lack.
     known = {field: getattr(built.card, field) for field in structure.Structure._fields}
-    return ModelSpec(card=dataclasses.replace(card, image_size=size, weights=weights, **known), build=built.build)
+    if built.call is not None and built.call.text is not None:
+        known |= {"max_tokens": built.card.max_tokens}
+    card = dataclasses.replace(card, image_size=size, weights=weights, **known)
+    return ModelSpec(card=card, build=built.build, call=built.call)
+
+
+def _text_of(saved: Path, card: Card, asked: TextInput | None) -> TextInput | None:
+    """Return what a saved student reads: the data's texts if they have its tokenizer, or else as it was saved."""
+    if card.max_tokens is None:
+        return asked
+    if asked is None:
+        tokenizer = tokenizer_of(str(saved / records.TOKENIZER), what="model")
+        return TextInput(tokenizer=tokenizer, max_tokens=card.max_tokens, per_token=card.per_token)
+    if asked.tokenizer.fingerprint != card.tokenizer:
+        expected, got = f"the tokenizer of {saved.name}, {card.tokenizer}", asked.tokenizer.fingerprint
+        instead = f"type data.teacher_tokenizer={saved / records.TOKENIZER} for a teacher of texts, or data.tokenizer"
+        raise InvalidValueError("model", expected, got, instead)
+    return asked
 
 
 def adopt(

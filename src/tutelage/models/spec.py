@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from tutelage.models.card import Card
+from tutelage.models.hf_calls import HubCall
 from tutelage.text import TextInput
 
 
@@ -21,6 +23,8 @@ class ModelRequest:
     channels: int = 3  # number of input channels
     image_size: tuple[int, int] | None = None  # ``(height, width)`` in pixels; None for the model's own
     text: TextInput | None = None  # what it reads if it reads text; None for images
+    config: Mapping[str, Any] | None = None  # configuration of a network without weights, where its source takes one
+    saved: Path | None = None  # folder of a saved student, whose files describe the network instead of the name
     # whether a user's file may be run: any, or only those of these names
     trust_code: bool | frozenset[str] = False
     tagged: bool = True  # whether the name's tag may fetch weights; if not, it determines the card alone
@@ -40,6 +44,7 @@ class ModelSpec:
     build: Callable[..., nn.Module]  # function that makes the network with random weights; called with ``classes=``
     # function that makes it with the weights of the name's tag, raises OSError without connection; None without tag
     fetch: Callable[[], nn.Module] | None = None
+    call: HubCall | None = None  # how the network is called if not with its inputs alone
 
 
 def resized(statistics: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar, get_args
 import torch
 
 from tutelage import config, data, records
-from tutelage.config.schema import Recipe, TrainedTeacher
+from tutelage.config.schema import Recipe, TrainedTeacher, UntrainedTeacher
 from tutelage.errors import RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
@@ -130,7 +130,7 @@ def with_untrained_teacher(recipe: Recipe) -> Recipe:
     """Return a run's recipe with an untrained network in place of a teacher that is still to be trained."""
     if not isinstance(recipe.teacher, TrainedTeacher):
         return recipe
-    return recipe.model_copy(update={"teacher": recipe.teacher.train.model})
+    return recipe.model_copy(update={"teacher": UntrainedTeacher(**dict(recipe.teacher.train.model))})
 
 
 class StepTime(NamedTuple):

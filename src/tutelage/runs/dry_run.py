@@ -52,9 +52,9 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     training = recipe.training(f"{recipe.name}/teacher")
     summary = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
-        ("pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
+        ("tokens" if splits.text else "pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
         ("classes", str(splits.classes)),
-        ("input", f"(batch, {splits.channels}, {splits.image_size[0]}, {splits.image_size[1]}), values in [0, 1]"),
+        ("input", _input(splits)),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
     ]
     evaluation = None
@@ -90,7 +90,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         stage = f"stage {i + 1} " if len(fits) > 1 else ""
         summary += [
             (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in terms.items())),
-            (f"{stage}logits", str((fit.batch_size, splits.classes))),
+            (f"{stage}logits", _logits(fit.batch_size, splits)),
             (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each"),
         ]
     if training is not None:
@@ -132,7 +132,22 @@ class _Sample:
         return self.batches.at(epoch, self.requests[start:])
 
 
-def _network(network: models.Classifier, shape: tuple[int, int, int]) -> str:
+def _logits(batch_size: int, splits: data.Splits) -> str:
+    tokens = f"up to {splits.text['student'].max_tokens} tokens, " if splits.train.per_token else ""
+    return f"({batch_size}, {tokens}{splits.classes})"
+
+
+def _input(splits: data.Splits) -> str:
+    """Describe a batch of the data."""
+    if not splits.text:
+        return f"(batch, {', '.join(map(str, splits.input_shape('')))}), values in [0, 1]"
+    student, teacher = splits.text["student"], splits.text["teacher"]
+    ids = f"token ids below {student.tokenizer.size:,}"
+    own = f"; the teacher's below {teacher.tokenizer.size:,}" if teacher != student else ""
+    return f"(batch, up to {student.max_tokens} tokens), {ids}{own}"
+
+
+def _network(network: models.Classifier, shape: tuple[int, ...]) -> str:
     card = network.card
     count, weights = models.parameters(network), card.weights or "random"
     facts = f"{card.name}: {count:,} parameters, {card.classes} classes, weights {weights}"

@@ -74,8 +74,17 @@ def version() -> dict[str, str | None]:
 
 def describe_data(splits: data.Splits, device: torch.device) -> dict[str, Any]:
     """Describe the data for a manifest, and where a run on a device keeps them."""
-    keys = ("source", "fingerprint", "classes", "channels", "image_size")
+    keys = ("source", "fingerprint", "classes", *(() if splits.text else ("channels", "image_size")))
     described = {key: getattr(splits, key) for key in keys}
+    if splits.text:
+        described["tokenizers"] = {
+            name: {
+                "fingerprint": text.tokenizer.fingerprint,
+                "size": text.tokenizer.size,
+                "max_tokens": text.max_tokens,
+            }
+            for name, text in splits.text.items()
+        }
     return {**described, "sizes": splits.sizes(), "place": data.describe_place(splits, device)}
 
 

@@ -18,29 +18,46 @@ SHOWN = 3
 
 
 def create_student(
-    network: Network, splits: data.Splits, *, seed: int, trust_code: bool | frozenset[str] = False
+    network: Network,
+    splits: data.Splits,
+    *,
+    seed: int,
+    trust_code: bool | frozenset[str] = False,
+    view: str = "student",
 ) -> Classifier:
     """Make the network to train: fed at the data's size unless another is typed, with a head for the data's classes."""
-    channels, height, width = splits.input_shape("student")
-    size = _typed_size(network, splits, "student") or (height, width)
+    typed = _typed_size(network, splits, view)
+    reads = _reads(splits, view, typed)
     student = models.create(
         network.name,
         weights=network.weights,
+        config=network.config,
         classes=splits.classes,
-        channels=channels,
-        image_size=size,
         seed=seed,
         trust_code=trust_code,
+        **reads,
     )
+    if network.trained == "head":
+        student.train_head_alone()
+    if splits.text:
+        student.card = replace(student.card, class_names=splits.class_names or None)
+        return student
     student.card = replace(
         student.card,
-        image_size=size,
+        image_size=reads["image_size"],
         margin=splits.margin,
         interpolation=splits.interpolation,
         divisor=splits.divisor,
         class_names=splits.class_names,
     )
-    return _with_entrance(student, splits, "student")
+    return _with_entrance(student, splits, view)
+
+
+def create_untrained(network: Network, splits: data.Splits, *, trust_code: bool | frozenset[str] = False) -> Classifier:
+    """Make a network that stands in for a teacher until it is trained, with a head for the data's classes."""
+    teacher = create_student(network, splits, seed=0, trust_code=trust_code, view="teacher")
+    teacher.card = replace(teacher.card, fresh_head=False)
+    return teacher
 
 
 def create_teacher(
@@ -67,17 +84,16 @@ def create_as_trained(
     trust_code: bool | frozenset[str] = False,
 ) -> Classifier:
     """Make a network with what its weights were trained with, or else with the data's; a typed size comes first."""
-    channels, height, width = splits.input_shape(view)
     typed = _typed_size(network, splits, view)
     trained = models.create(
         network.name,
         weights=network.weights,
+        config=network.config,
         classes=splits.classes,
-        channels=channels,
-        image_size=typed or (height, width),
         seed=seed,
         as_trained=("classes", "channels") if typed else ("classes", "channels", "image_size"),
         trust_code=trust_code,
+        **_reads(splits, view, typed),
     )
     return _with_entrance(trained, splits, view, stretched=typed is not None)
 
@@ -87,11 +103,11 @@ def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = 
 
     A teacher is ``trained``: without such a size its weights' own counts, if its card names weights.
     """
-    channels, height, width = splits.input_shape(view)
-    shape: dict[str, Any] = {"classes": splits.classes, "channels": channels, "image_size": (height, width)}
-    network = models.adopt(module, f"object:{type(module).__name__}", **shape)
-    if network is not module:
+    shape = {} if splits.text else _reads(splits, view)
+    network = models.adopt(module, f"object:{type(module).__name__}", classes=splits.classes, **shape)
+    if network is not module or splits.text:
         return network
+    channels, height, width = splits.input_shape(view)
     by_weights = network.card.image_size if trained and network.card.weights is not None else None
     size = network.asked_size or by_weights or (height, width)
     outputs = None if network.outputs is None else network.outputs.tolist()
@@ -101,10 +117,20 @@ def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = 
     return _with_entrance(network, splits, view)
 
 
+def _reads(splits: data.Splits, view: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
+    """Return the arguments of `models.create` for what a network reads: text, or images of a size or the data's."""
+    if splits.text:
+        return {"text": splits.text[view]}
+    channels, height, width = splits.input_shape(view)
+    return {"channels": channels, "image_size": size or (height, width)}
+
+
 def _typed_size(network: Network, splits: data.Splits, view: str) -> tuple[int, int] | None:
     """Return the height and width whose shorter side was typed, in the aspect ratio of the data's images."""
     if network.size is None:
         return None
+    if splits.text:
+        raise RecipeError(f"{view}.size", "null for texts", network.size, f"type {view}.size=null")
     _, height, width = splits.input_shape(view)
     scale = network.size / min(height, width)
     return round(height * scale), round(width * scale)
@@ -112,6 +138,8 @@ def _typed_size(network: Network, splits: data.Splits, view: str) -> tuple[int, 
 
 def _with_entrance(network: Classifier, splits: data.Splits, view: str, *, stretched: bool = True) -> Classifier:
     """Let a network bring the data's images to its card's size and channels; without ``stretched`` no other aspect."""
+    if splits.text:
+        return network
     channels, height, width = splits.input_shape(view)
     card = network.card
     size = card.image_size or (height, width)

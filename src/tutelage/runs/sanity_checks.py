@@ -76,7 +76,7 @@ def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
     Fewer labels than classes lack some by necessity, which is not told.
     """
     labels = splits.train.labels
-    if all(objective.needs.labels == "none" for objective in objectives):
+    if splits.train.per_token or all(objective.needs.labels == "none" for objective in objectives):
         return
     if labels.is_floating_point():
         counts = (labels > 0).sum(0)

@@ -16,14 +16,14 @@ from torch import nn
 
 from tutelage import config, data, models, taps
 from tutelage.checks import nonfinite_weight
-from tutelage.config.schema import Network, R, Recipe
+from tutelage.config.schema import Network, R, Recipe, UntrainedTeacher
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs import sanity_checks
 from tutelage.runs.manifest import without_paths
-from tutelage.runs.networks import check_classes, create_student, create_teacher
+from tutelage.runs.networks import check_classes, create_student, create_teacher, create_untrained
 from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
@@ -108,7 +108,8 @@ def build_inputs(
         student, named = create_student(recipe.student, opened, seed=recipe.seed, trust_code=trust_code), recipe.teacher
         if not isinstance(named, Network):
             return student, None
-        return student, teacher or create_teacher(named, opened, trust_code=trust_code)
+        create = create_untrained if isinstance(named, UntrainedTeacher) else create_teacher
+        return student, teacher or create(named, opened, trust_code=trust_code)
 
     student, teacher = one_a_node_first(networks)
     return RunInputs(splits=opened, student=student, teacher=teacher, objectives=objectives)
@@ -127,7 +128,8 @@ def check_compatible(run_inputs: RunInputs) -> None:
             raise RecipeError(f"{role} {network.card.name}", "finite weights", weight, instead)
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
-        if needs.labels != "none" and not soft and not (labels != UNLABELLED).any():
+        unlabelled = not soft and not splits.train.per_token and not (labels != UNLABELLED).any()
+        if needs.labels != "none" and unlabelled:
             expected = f"labels for the supervised objective {name}"
             instead = "give labels, or zero its supervised weight where it has one beside a teacher's"
             raise RecipeError("data", expected, f"none among {len(labels)} training samples", instead)
@@ -337,8 +339,9 @@ def _teacher_outputs(
 ) -> Iterator[tuple[NDArray[np.int64], T]]:
     """Yield what is read of the teacher's outputs for samples without augmentation, batch by batch.
 
-    Logits are those of the counted positions, as rows. Each comes with the indices of the samples that could be read. Outputs are computed in float32, whatever the run's
-    precision is; several processes share the batches, and all get what is read of each.
+    Logits are those of the counted positions, as rows. Each comes with the indices of the samples that could be read.
+    Outputs are computed in float32, whatever the run's precision is; several processes share the batches, and all get
+    what is read of each.
     """
     frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
 
@@ -390,7 +393,8 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
-    *("test_shards", "shuffle_buffer"),
+    *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
+    *("max_tokens", "pack", "bucket_batches"),
 }
 """Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 

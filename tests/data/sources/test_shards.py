@@ -215,14 +215,14 @@ def test_what_is_read_next():
 def test_without_a_buffer_the_whole_is_shuffled(folder):
     splits = opened(f"webdataset:{folder}/train-*.tar", shuffle_buffer=None)
     images = opened(f"imagefolder:{folder}/images")
-    assert np.array_equal(splits.train.order(1, 2), images.train.order(1, 2))
+    assert np.array_equal(splits.train.order(1, 2, batch_size=4), images.train.order(1, 2, batch_size=4))
 
 
 def test_validation_and_a_test_set_of_its_own(folder):
     source = f"webdataset:{folder}/train-{{000..002}}.tar"
     splits = opened(source, test="held_out", test_shards=f"{folder}/train-003.tar", validation=0.2)
     assert splits.sizes() == {"train": 14, "validation": 4, "test": 6, "labelled": 14, "corrupt": 0}
-    assert len(splits.train.order(0, 0)) == 14
+    assert len(splits.train.order(0, 0, batch_size=4)) == 14
     held = opened(source, test="held_out")
     assert held.sizes()["test"] == 4
     assert np.bincount(held.train.units[:, 0]).sum() == 14
@@ -431,7 +431,7 @@ def test_the_next_shard_is_copied_meanwhile(folder, server, monkeypatch):
     monkeypatch.setenv("TUTELAGE_SHARDS_GB", str(largest * 3.5 / 1e9))
     splits = opened(f"webdataset:{address}/train-{{000..003}}.tar", shuffle_buffer=1)
     assert splits.train.ahead is splits.test.ahead
-    order = splits.train.order(3, 1)
+    order = splits.train.order(3, 1, batch_size=4)
     first, second = dict.fromkeys(splits.train.units[order, 0].tolist()[: EACH + 1])
     for number, path in enumerate(shards.copied(shard, what="") for shard in splits.train.ahead.shards):
         if number in (first, second):

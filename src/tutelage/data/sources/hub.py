@@ -17,6 +17,7 @@ from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.names import local_folder
+from tutelage.data.texts import Texts, from_texts, open_tokenizer, read_texts
 from tutelage.errors import InvalidValueError, NotFoundError, missing_extra, one_line
 from tutelage.images import READER_VERSION, Encoded
 from tutelage.settings.data import DataSettings
@@ -72,11 +73,15 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
         raise InvalidValueError(
             "data.source", f"a split named train in {shown}", ", ".join(splits), "choose another data set"
         )
+    test_name = next((n for n in _TESTS if n in splits), None)
+    named_otherwise = test_name in _TESTS[1:]
+    notes = [f"The source has no test split: its {test_name} split is used for test."] if named_otherwise else []
+    halves = {n: splits[n] for n in ("train", test_name) if n is not None}
+    if settings.is_text:
+        return _texts(halves, settings, source=shown, notes=notes)
     dtypes = {name: str(getattr(feature, "dtype", None)) for name, feature in splits["train"].features.items()}
     image = _column(splits["train"], "image", Image, settings.image)
     label = _column(splits["train"], "label", ClassLabel, settings.label, dtypes=dtypes)
-    test_name = next((n for n in _TESTS if n in splits), None)
-    halves = {n: splits[n] for n in ("train", test_name) if n is not None}
     names, labels = _labels(halves, label)
 
     @functools.cache
@@ -87,10 +92,35 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
     for split, rows in halves.items():
         undecoded = rows.select_columns([image]).cast_column(image, Image(decode=False))
         raws.append(Raw(HubReader(undecoded, image, split), labels[split], partial(_identity, rows, split, files)))
-    named_otherwise = test_name in _TESTS[1:]
-    notes = [f"The source has no test split: its {test_name} split is used for test."] if named_otherwise else []
     description = Description(class_names=names, settings=settings, source=shown, notes=notes)
     return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
+
+
+def _texts(halves: Mapping[str, Any], settings: DataSettings, *, source: str, notes: Sequence[str]) -> Splits:
+    """Open columns of texts, with labels of the only class-label column unless another is named."""
+    from datasets import ClassLabel
+
+    features, tokenizer = halves["train"].features, open_tokenizer(settings)
+    keys = [key for key in ("text", "prompt", "completion", "messages") if getattr(settings, key) is not None]
+    label = None if settings.per_token else settings.label
+    if label is None and not settings.per_token:
+        label = _column(halves["train"], "label", ClassLabel, None, dtypes={n: str(f) for n, f in features.items()})
+    for key, column in [*((key, getattr(settings, key)) for key in keys), *([("label", label)] if label else [])]:
+        lacking = [name for name, rows in halves.items() if column not in rows.features]
+        if lacking:
+            raise _column_error(halves[lacking[0]], key, f"a column of the split {lacking[0]}", repr(column), [])
+    columns = [*(getattr(settings, key) for key in keys), *([label] if label else [])]
+
+    def read(split: str) -> Texts:
+        rows = halves[split].select_columns(list(dict.fromkeys(columns)))
+        records = ((f"{split} row {number}", record) for number, record in enumerate(rows))
+        return read_texts(records, settings, label=label, source=source, tokenizer=tokenizer)
+
+    train, *test = map(read, halves)
+    names = getattr(features[label], "names", None) if label else None
+    return from_texts(
+        train, test[0] if test else None, settings, source=source, tokenizer=tokenizer, names=names, notes=notes
+    )
 
 
 def _load(name: str) -> tuple[Mapping[str, Any], bool]:

@@ -1,0 +1,108 @@
+"""``jsonl:`` and ``csv:``: files of texts, a sample per line or row."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tutelage import plain_files
+from tutelage.data.datasets import Splits
+from tutelage.data.names import text_file
+from tutelage.data.texts import Texts, from_texts, open_tokenizer, read_texts
+from tutelage.errors import InvalidValueError, one_line
+from tutelage.settings.data import DataSettings
+
+Record = tuple[str, Mapping[str, Any] | ValueError]
+
+
+def open_jsonl(path: str, settings: DataSettings) -> Splits:
+    """Open a file of JSON objects, one per line; empty lines are skipped."""
+    return _open("jsonl", path, settings)
+
+
+def open_csv(path: str, settings: DataSettings) -> Splits:
+    """Open a file of comma-separated values, whose first row names the columns."""
+    return _open("csv", path, settings)
+
+
+def _open(kind: str, path: str, settings: DataSettings) -> Splits:
+    """Open a file, and the test file that the settings name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a file is too large, no UTF-8 or damaged, or its columns or labels do not fit.
+    """
+    tokenizer = open_tokenizer(settings)
+    label = None if settings.per_token else settings.label or "label"
+
+    def read(what: str, typed: str) -> Texts:
+        file = text_file(kind, typed, what=what)
+        records = _LINES[kind](file, _content(file, what, settings))
+        return read_texts(records, settings, label=label, source=f"{kind}:{file.name}", tokenizer=tokenizer)
+
+    train = read("data.source", path)
+    test = None if settings.test_shards is None else read("data.test_shards", settings.test_shards)
+    source = f"{kind}:{Path(path).name}"
+    return from_texts(train, test, settings, source=source, tokenizer=tokenizer)
+
+
+def _content(file: Path, what: str, settings: DataSettings) -> bytes:
+    limit, size = settings.memory_limit_mb * 2**20, file.stat().st_size
+    if size > limit:
+        expected = f"at least the {-(-size // 2**20)} MiB of {file.name}, which is held in memory"
+        instead = f"type data.memory_limit_mb={-(-size // 2**20)}"
+        raise InvalidValueError("data.memory_limit_mb", expected, settings.memory_limit_mb, instead)
+    try:
+        return plain_files.read(file, limit).removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise InvalidValueError(
+            what, "a file that can be read", f"{file.name}: {error.strerror}", "check it"
+        ) from error
+
+
+def _json_lines(file: Path, content: bytes) -> Iterator[Record]:
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        if not line.strip():
+            continue
+        where = f"{file.name} line {number}"
+        try:
+            record = plain_files.parse_json(line.decode())
+        except ValueError as error:
+            yield where, ValueError(one_line(error))
+            continue
+        yield where, record if isinstance(record, dict) else ValueError("no JSON object")
+
+
+def _csv_rows(file: Path, content: bytes) -> Iterator[Record]:
+    """Yield rows; a quote that is not closed damages all that follow, so nothing is read then."""
+    try:
+        text = content.decode()
+        limit = csv.field_size_limit(len(text) + 1)  # One for the whole process, so it is put back.
+        try:
+            reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+            rows = [(reader.line_num, row) for row in reader if row]
+        finally:
+            csv.field_size_limit(limit)
+    except csv.Error as error:
+        got = f"{file.name} line {reader.line_num}: {one_line(error)}"
+        raise InvalidValueError("data.source", "comma-separated values", got, "mend the line") from error
+    except UnicodeDecodeError as error:
+        number = content[: error.start].count(b"\n") + 1
+        got = f"{file.name} line {number}: {one_line(error)}"
+        raise InvalidValueError("data.source", "text in UTF-8", got, "write the file in UTF-8") from error
+    header = rows[0][1] if rows else []
+    if len(set(header)) < len(header) or not all(header):
+        got = f"{', '.join(header)} in {file.name}"
+        raise InvalidValueError("data.source", "a first row of different column names", got, "write one into it")
+    for number, row in rows[1:]:
+        where = f"{file.name} line {number}"
+        if len(row) == len(header):
+            yield where, dict(zip(header, row, strict=True))
+        else:
+            yield where, ValueError(f"{len(row)} values for {len(header)} columns")
+
+
+_LINES = {"jsonl": _json_lines, "csv": _csv_rows}

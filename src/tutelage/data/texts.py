@@ -1,0 +1,335 @@
+"""From a source's texts and labels to splits: rows, division, tokenizers, token ids, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tutelage.data import cache
+from tutelage.data.build import hold_out_test, hold_out_validation, labels_kept, refuse_train_as_test
+from tutelage.data.datasets import Splits, refuse_one_class
+from tutelage.data.shards import numbered
+from tutelage.data.token_split import TokenRows, TokenSplit, flat
+from tutelage.errors import InvalidValueError, one_line
+from tutelage.settings.data import DataSettings, LearnedTokenizer
+from tutelage.text import TextInput, Tokenizer, learn_bpe, tokenizer_of
+from tutelage.types import UNLABELLED
+
+Spans = tuple[tuple[int, int], ...]
+"""Where the characters start and end that a language model is to learn, in a text."""
+_CHUNK = 4096  # texts whose ids are lists at once
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Texts of one half of a source, or of one split.
+
+    Attributes:
+        values: text of each sample.
+        spans: of each sample, if a part of its text is to be learned; else empty.
+        labels: label of each sample as text, empty without one; empty for language models.
+        corrupt: names of the rows that were left out.
+    """
+
+    values: Sequence[str]
+    spans: Sequence[Spans]
+    labels: Sequence[str]
+    corrupt: tuple[str, ...] = ()
+
+    def subset(self, positions: NDArray[np.int64]) -> Texts:
+        """Return some of the samples, without their labels as text."""
+        spans = [self.spans[i] for i in positions] if self.spans else []
+        return Texts([self.values[i] for i in positions], spans, [], self.corrupt)
+
+    def digest(self) -> str:
+        """Return the SHA-256 of texts, spans and labels."""
+        content = hashlib.sha256(json.dumps([self.spans, self.labels]).encode())
+        for value in self.values:
+            encoded = value.encode()
+            content.update(len(encoded).to_bytes(8, "little") + encoded)
+        return content.hexdigest()
+
+
+def read_texts(
+    records: Iterable[tuple[str, Mapping[str, Any] | ValueError]],
+    settings: DataSettings,
+    *,
+    label: str | None,
+    source: str,
+    tokenizer: Tokenizer | None,
+) -> Texts:
+    """Return the texts of rows.
+
+    Args:
+        records: where each row is, and its values by column, or what is wrong with it.
+        settings: of the data, whose columns are read.
+        label: column of the labels; ``None`` for a language model's.
+        source: source to show.
+        tokenizer: tokenizer whose template writes conversations.
+
+    Raises:
+        InvalidValueError: a row is damaged, unless such rows are to be left out, or all are.
+    """
+    values: list[str] = []
+    spans: list[Spans] = []
+    labels: list[str] = []
+    corrupt: list[str] = []
+    reason = ""
+    for where, record in records:
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            text, learned = _text_of(record, settings, tokenizer)
+            text.encode()  # Halves of surrogate pairs, which JSON may hold, are no text.
+            if label is not None:
+                labels.append(_label_of(record.get(label)))
+        except ValueError as error:
+            corrupt.append(where)
+            reason = reason or f"{where}: {one_line(error)}"
+            if settings.on_corrupt == "stop":
+                break
+            continue
+        values.append(text)
+        spans += [learned] if learned else []
+    if corrupt and (settings.on_corrupt == "stop" or not values):
+        instead = "mend it, name other columns, or type data.on_corrupt=skip to leave such rows out"
+        raise InvalidValueError("data.source", f"a sample in every row of {source}", reason, instead)
+    if not values:
+        raise InvalidValueError("data.source", f"samples in {source}", "none", "name another file")
+    return Texts(values, spans, labels, tuple(corrupt))
+
+
+def _text_of(record: Mapping[str, Any], settings: DataSettings, tokenizer: Tokenizer | None) -> tuple[str, Spans]:
+    if settings.text:
+        return _string(record, settings.text), ()
+    if settings.prompt and settings.completion:
+        prompt, completion = (_string(record, column) for column in (settings.prompt, settings.completion))
+        return prompt + completion, ((len(prompt), len(prompt) + len(completion)),)
+    assert settings.messages is not None
+    assert tokenizer is not None
+    return _conversation(record.get(settings.messages), settings.messages, tokenizer)
+
+
+def _string(record: Mapping[str, Any], column: str) -> str:
+    value = record.get(column)
+    if not isinstance(value, str):
+        columns = f", of the columns {', '.join(map(str, record))}" if column not in record else ""
+        raise ValueError(f"no text in {column!r}{columns}")
+    return value
+
+
+def _label_of(value: object) -> str:
+    if value is None or value == -1:
+        return ""
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        raise ValueError(f"a label that is neither a class's name nor its number: {value!r:.60}")
+    return str(value)
+
+
+def _conversation(messages: object, column: str, tokenizer: Tokenizer) -> tuple[str, Spans]:
+    """Return a conversation as text, and where the assistant's turns are in it."""
+    if not isinstance(messages, list) or not all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages
+    ):
+        raise ValueError(f"no list of messages with a role and a content, both text, in {column!r}")
+    text, spans = tokenizer.render(messages), []
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        before = tokenizer.render(messages[:number], answer_next=True)
+        through = tokenizer.render(messages[: number + 1])
+        if not (text.startswith(through) and through.startswith(before)):
+            raise ValueError("a chat template that writes a turn otherwise once others follow")
+        spans.append((len(before), len(through)))
+    if not spans:
+        raise ValueError(f"no turn of the assistant in {column!r}")
+    return text, tuple(spans)
+
+
+def open_tokenizer(settings: DataSettings) -> Tokenizer | None:
+    """Return the tokenizer that the settings name; ``None`` if it is to be learned."""
+    return tokenizer_of(settings.tokenizer) if isinstance(settings.tokenizer, str) else None
+
+
+def from_texts(
+    train: Texts,
+    test: Texts | None,
+    settings: DataSettings,
+    *,
+    source: str,
+    tokenizer: Tokenizer | None,
+    names: Sequence[str] | None = None,
+    notes: Sequence[str] = (),
+) -> Splits:
+    """Build splits of texts in memory.
+
+    Args:
+        train: texts for training, from which validation is held out.
+        test: texts for test; ``None`` takes them from ``train`` as the settings say.
+        settings: of the data.
+        source: source to show.
+        tokenizer: what `open_tokenizer` returned.
+        names: names of the classes, if they are known.
+        notes: decisions made on the user's behalf.
+
+    Raises:
+        ValueError: labels are outside the classes or missing, there are too few samples, or a tokenizer does not fit.
+    """
+    halves = [train] if test is None else [train, test]
+    if settings.per_token:
+        names, labels = (), [np.zeros(len(half.values), np.int64) for half in halves]
+    else:
+        names, labels = numbered([np.array(half.labels, np.str_) for half in halves], names, source=source)
+        refuse_one_class(names, source, what="texts")
+    if test is None:
+        usable, tested, note = hold_out_test(labels[0], settings, names, what="texts")
+        notes, test = [*notes, note], train
+    else:
+        refuse_train_as_test(settings, source)
+        usable, tested = (np.arange(len(half.values)) for half in halves)
+    kept, held_out = (usable[places] for places in hold_out_validation(labels[0][usable], settings))
+    parts = {"train": train.subset(kept), "validation": train.subset(held_out), "test": test.subset(tested)}
+    of_part = {
+        "train": labels_kept(labels[0][kept], settings, classes=len(names)),
+        "validation": labels[0][held_out],
+        "test": labels[-1][tested],
+    }
+    if tokenizer is None:
+        assert isinstance(settings.tokenizer, LearnedTokenizer)
+        tokenizer = learn_bpe(parts["train"].values, settings.tokenizer.bpe)
+    teacher = tokenizer
+    if settings.teacher_tokenizer is not None:
+        teacher = tokenizer_of(settings.teacher_tokenizer, what="data.teacher_tokenizer")
+    by_name = {"": tokenizer} if teacher is tokenizer else {"student": tokenizer, "teacher": teacher}
+    splits, left_out = {}, 0
+    for name, part in parts.items():
+        if not part.values:
+            continue
+        if settings.per_token:
+            splits[name] = _predicted(part, tokenizer, settings)
+            left_out += 0 if settings.pack else len(part.values) - len(splits[name])
+        else:
+            rows = {view: _rows(part.values, each, settings) for view, each in by_name.items()}
+            splits[name] = TokenSplit(labels=torch.from_numpy(of_part[name]), rows=rows)
+        if name == "train":
+            splits[name] = replace(splits[name], bucket_batches=settings.bucket_batches)
+        splits[name].corrupt.extend(part.corrupt if name == "train" or test is not train else ())
+    if left_out:
+        notes = [*notes, f"Left out: {left_out} samples without a token to predict in the first {settings.max_tokens}."]
+    content = [half.digest() for half in halves] + [cache.digest(places) for places in (kept, held_out, tested)]
+    content += [each.fingerprint for each in by_name.values()]
+    content += [cache.digest(of_part["train"]), f"{settings.max_tokens} {settings.pack} {list(names)}"]
+    read: dict[str, Any] = {"max_tokens": settings.pack or settings.max_tokens, "per_token": settings.per_token}
+    return Splits(
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits["test"],
+        classes=tokenizer.size if settings.per_token else len(names),
+        class_names=tuple(names),
+        source=source,
+        fingerprint=hashlib.sha256("\n".join(content).encode()).hexdigest()[:16],
+        notes=tuple(notes),
+        text={"student": TextInput(tokenizer=tokenizer, **read), "teacher": TextInput(tokenizer=teacher, **read)},
+    )
+
+
+def _ids(
+    tokenizer: Tokenizer, values: Sequence[str], *, max_tokens: int | None = None, special: bool
+) -> Iterator[NDArray[np.int32]]:
+    for start in range(0, len(values), _CHUNK):
+        for ids in tokenizer.encode(values[start : start + _CHUNK], max_tokens=max_tokens, special=special):
+            yield np.array(ids, np.int32)
+
+
+def _rows(values: Sequence[str], tokenizer: Tokenizer, settings: DataSettings) -> TokenRows:
+    """Return each text as a row."""
+    samples = list(_ids(tokenizer, values, max_tokens=settings.max_tokens, special=True))
+    for number, ids in enumerate(samples):
+        if not len(ids):
+            samples[number] = np.array([_end_of(tokenizer, "for texts without a token, such as empty ones")], np.int32)
+    return _in_turn(samples, [len(ids) for ids in samples], tokenizer)
+
+
+def _in_turn(samples: Sequence[NDArray[np.int32]], lengths: Sequence[int], tokenizer: Tokenizer) -> TokenRows:
+    starts = np.cumsum([0, *map(len, samples)])[:-1]
+    return TokenRows(flat(samples, size=tokenizer.size), starts, np.array(lengths, np.int64))
+
+
+def _end_of(tokenizer: Tokenizer, why: str) -> int:
+    if tokenizer.end_id is None:
+        instead = "name a folder whose tokenizer_config.json has an eos_token, or learn one: {bpe: 2000}"
+        raise InvalidValueError("data.tokenizer", f"one with an end token, {why}", "one without", instead)
+    return tokenizer.end_id
+
+
+def _predicted(part: Texts, tokenizer: Tokenizer, settings: DataSettings) -> TokenSplit:
+    """Return a split of a language model, which predicts each next token."""
+    rows, counted, size = (
+        _packed(part.values, tokenizer, settings.pack)
+        if settings.pack is not None
+        else _continued(part, tokenizer, settings)
+    )
+    if not len(rows.starts):
+        instead = "add texts, or type a larger data.max_tokens"
+        raise InvalidValueError("data.source", "at least 2 tokens, of which one is predicted", "fewer", instead)
+    labels = torch.full((len(rows.starts), 0), UNLABELLED)
+    return TokenSplit(labels=labels, rows={"": rows}, targets_counted=counted, target_bytes=size)
+
+
+def _packed(values: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[TokenRows, NDArray[np.bool_], int]:
+    """Join texts, each with the end token, and cut them: a row's last target is the next one's first token.
+
+    Returns:
+        Rows; which tokens are counted as targets, all; the length in UTF-8 of the targets, all but the first token.
+    """
+    end = np.array([_end_of(tokenizer, "by which texts are joined")], np.int32)
+    ids = flat((part for each in _ids(tokenizer, values, special=False) for part in (each, end)), size=tokenizer.size)
+    starts = np.arange(0, len(ids) - 1, length)
+    ((_, places),) = tokenizer.locate(values[:1], special=False)
+    size = sum(len(value.encode()) for value in values) - len(values[0][: places[0][1] if places else 0].encode())
+    return TokenRows(ids, starts, np.minimum(length, len(ids) - 1 - starts)), np.ones(len(ids), np.bool_), size
+
+
+def _continued(part: Texts, tokenizer: Tokenizer, settings: DataSettings) -> tuple[TokenRows, NDArray[np.bool_], int]:
+    """Encode samples of which a part is to be learned; those of which nothing is left are left out.
+
+    Returns:
+        Rows; which tokens are counted as targets; the length in UTF-8 of those.
+    """
+    with_end = settings.prompt is not None  # A chat template writes the ends of turns itself.
+    end = _end_of(tokenizer, "which ends a completion") if with_end else None
+    samples, counts, size = [], [], 0
+    located = tokenizer.locate(part.values, special=with_end)
+    for text, spans, (ids, places) in zip(part.values, part.spans, located, strict=True):
+        starts, ends = np.array(places, np.int64).reshape(-1, 2).T
+        counted = np.zeros(len(ids), np.bool_)
+        for first, last in spans:
+            counted |= (starts < last) & (ends > first)
+        sizes = _sizes(text, ends)
+        if end is not None:
+            if not ids or ids[-1] != end:
+                ids, counted, sizes = [*ids, end], np.append(counted, False), np.append(sizes, 0)
+            counted[-1] = True
+        counted[:1] = False  # Nothing predicts the first token.
+        counted = counted[: settings.max_tokens + 1]
+        if counted.any():
+            samples.append(np.array(ids[: len(counted)], np.int32))
+            counts.append(counted)
+            size += int(sizes[: len(counted)][counted].sum())
+    rows = _in_turn(samples, [len(ids) - 1 for ids in samples], tokenizer)
+    return rows, np.concatenate([np.empty(0, np.bool_), *counts]), size
+
+
+def _sizes(text: str, ends: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return how many bytes of UTF-8 each token adds to those before it, given where its characters end."""
+    codes = np.frombuffer(text.encode("utf-32-le"), "<u4")
+    lengths = 1 + (codes > 0x7F).astype(np.int64) + (codes > 0x7FF) + (codes > 0xFFFF)
+    covered = np.concatenate([[0], np.cumsum(lengths)])[np.maximum.accumulate(ends)]
+    return np.diff(covered, prepend=0)

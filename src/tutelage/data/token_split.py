@@ -1,0 +1,105 @@
+"""The split whose samples are token ids, held in memory and padded batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tutelage.data.datasets import Split
+from tutelage.rng import bucketed_permutation
+from tutelage.types import PADDING, UNLABELLED, Inputs, View
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of token ids, parts of one array that may overlap.
+
+    Attributes:
+        ids: all ids, ``(tokens,)``, int32, or uint16 where they are small.
+        starts: place of each row's first token, ``(rows,)``.
+        lengths: number of tokens of each row, ``(rows,)``, at least 1.
+    """
+
+    ids: NDArray[np.integer]
+    starts: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+
+    def places(self, index: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Return the place of each token of rows, and whether there is one: ``(batch, longest)`` both."""
+        lengths = self.lengths[index][:, None]
+        columns = np.arange(lengths.max(initial=1))
+        return self.starts[index][:, None] + np.minimum(columns, lengths - 1), columns < lengths
+
+    def taken(self, places: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the ids at places, as int64."""
+        return self.ids[places].astype(np.int64)
+
+
+def flat(samples: Iterable[NDArray[np.integer]], *, size: int) -> NDArray[np.integer]:
+    """Return the ids of samples, each below ``size``, one after another."""
+    dtype = np.uint16 if size <= 2**16 else np.int32
+    return np.concatenate([np.empty(0, dtype), *(ids.astype(dtype) for ids in samples)])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenSplit(Split):
+    """Texts as token ids: inputs ``(batch, tokens)`` int64, `PADDING` behind each text up to the batch's longest.
+
+    Attributes:
+        rows: tokens by the name of the network that reads them, or under ``""`` the same for all.
+        bucket_batches: batches in a window of `order`, inside which samples of similar length share a batch.
+        targets_counted: whether the loss counts each id of the one array as a target, ``(tokens,)``, if every token has
+            a label, the one behind it, which is then in the array behind each row; ``None`` if each text has one.
+        target_bytes: length in UTF-8 of what the counted targets stand for; ``None`` if each text has one label.
+    """
+
+    rows: Mapping[str, TokenRows]
+    bucket_batches: int = 1
+    targets_counted: NDArray[np.bool_] | None = None
+    target_bytes: int | None = None
+
+    @property
+    def per_token(self) -> bool:
+        """Whether each token has a label, the next one."""
+        return self.targets_counted is not None
+
+    @property
+    def text_bytes(self) -> int | None:
+        """Length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted."""
+        return self.target_bytes
+
+    @property
+    def longest(self) -> int:
+        """Largest number of tokens of a sample."""
+        return max(int(rows.lengths.max(initial=0)) for rows in self.rows.values())
+
+    def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
+        """Return the order of the training samples in an epoch, in buckets of the longest tokens' number."""
+        lengths = np.max([rows.lengths for rows in self.rows.values()], axis=0)
+        return bucketed_permutation(seed, epoch, lengths, batch_size=batch_size, window=self.bucket_batches)
+
+    def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Inputs:
+        """Return token ids ``(batch, tokens)`` int64, by network's name where each has its own; no view varies them."""
+        ids = {}
+        for name, rows in self.rows.items():
+            places, present = rows.places(index)
+            ids[name] = torch.from_numpy(np.where(present, rows.taken(places), PADDING))
+        return ids.get("", ids)
+
+    def targets(self, index: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+        """Return the labels of samples, and which of their positions count, as in `types.Batch`.
+
+        Of tokens both are ``(batch, tokens)``: the next token, -100 where it is not counted.
+        """
+        if self.targets_counted is None:
+            return self.labels[index], None
+        (rows,) = self.rows.values()
+        places, present = rows.places(index.numpy())
+        counted = present & self.targets_counted[places + 1]
+        labels = np.where(counted, rows.taken(places + 1), UNLABELLED)
+        return torch.from_numpy(labels), torch.from_numpy(counted)

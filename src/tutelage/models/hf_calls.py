@@ -1,0 +1,72 @@
+"""How a network of the transformers library is called, and the files that rebuild it beside its weights."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from tutelage import records
+from tutelage.models.sentence import SentenceClassifier
+from tutelage.text import TextInput
+from tutelage.types import PADDING
+
+if TYPE_CHECKING:
+    from tutelage.models.card import Card
+
+OWN = "tutelage"
+"""Key of a saved ``config.json`` with what this package adds to the library's."""
+
+
+@dataclass(frozen=True)
+class HubCall:
+    """Call such a network, and take its logits.
+
+    Attributes:
+        kind: what the network classifies; see `sources.hf.KINDS`.
+        classes: number of logits to keep, from the first: a language model may have more than its tokenizer has tokens.
+        text: what it reads if it reads text; ``None`` for images.
+        pad: token id that stands where a text has ended.
+        sentence: poolings of a sentence encoder, and what follows them.
+    """
+
+    kind: str
+    classes: int
+    text: TextInput | None = None
+    pad: int = 0
+    sentence: dict[str, Any] | None = None
+
+    def __call__(self, network: nn.Module, inputs: Tensor) -> Tensor:
+        """Return the logits ``(batch, classes)``, or of each token ``(batch, tokens, classes)``.
+
+        What stands behind a text takes no part, whatever it is. Of a row that is padding alone the first token does, as
+        an average over none would not be finite.
+
+        Args:
+            network: network of the library.
+            inputs: ids ``(batch, tokens)`` int64, `PADDING` behind a text; or images.
+        """
+        if self.text is None:
+            return network(inputs).logits
+        padding = inputs == PADDING
+        mask = ~padding
+        mask[:, 0] = True
+        arguments: dict[str, Any] = {"input_ids": inputs.masked_fill(padding, self.pad), "attention_mask": mask.long()}
+        logits: Tensor = network(**arguments).logits
+        return logits if logits.shape[-1] == self.classes else logits[..., : self.classes]
+
+    def files(self, network: Any, card: Card) -> dict[str, str]:
+        """Return the content of ``config.json`` and ``tokenizer.json``, which stand beside the weights."""
+        described = network.encoder if isinstance(network, SentenceClassifier) else network
+        config = json.loads(described.config.to_json_string())
+        config.pop("use_cache", None)  # It is off while the network is trained.
+        config["architectures"] = [type(described).__name__]
+        if self.kind != "causal":
+            names = card.class_names or [f"LABEL_{k}" for k in range(card.classes)]
+            config["id2label"] = {str(k): name for k, name in enumerate(names)}
+            config["label2id"] = {name: k for k, name in enumerate(names)}
+        config[OWN] = {"kind": self.kind, **(self.sentence or {})}
+        files = {records.NETWORK: json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n"}
+        return files if self.text is None else files | {records.TOKENIZER: self.text.tokenizer.content}
