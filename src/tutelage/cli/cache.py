@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -88,7 +88,7 @@ def _remove(kept: list[Kept], yes: bool) -> None:
     if not yes:
         common.echo()
         typer.confirm("Remove these?", abort=True)
-    freed, errors = 0, []
+    freed, errors = 0, list[TutelageError]()
     for each in kept:
         try:
             left = caches.remove(each)
@@ -99,8 +99,8 @@ def _remove(kept: list[Kept], yes: bool) -> None:
         if left:
             common.echo(f"{each.path} stays, as others wrote {left[0].name} and so on: {len(left)} files")
     common.echo(f"removed {freed / 1e6:.1f} MB")
-    for error in errors[1:]:
-        common.echo(f"tutelage: {error}", err=True)
+    for each_error in errors[1:]:
+        common.echo(f"tutelage: {each_error}", err=True)
     if errors:
         raise errors[0]
 
@@ -117,16 +117,15 @@ def _print(kept: list[Kept], now: float) -> None:
         size = sum(each.size for each in those)
         rows.append((kind, f"{size / 1e6:.1f} MB", _age(age), name, f"{owner}{used}{files}"))
     widths = [max((len(row[i]) for row in rows), default=0) for i in range(4)]
-    for kind, size, age, name, owner in rows:
-        row = f"{kind:<{widths[0]}}  {size:>{widths[1]}}  {age:>{widths[2]}}  {name:<{widths[3]}}  {owner}"
-        common.echo(row)
+    for row in rows:
+        common.echo("{:<{}}  {:>{}}  {:>{}}  {:<{}}  ".format(*chain(*zip(row[:4], widths, strict=True))) + row[4])
     common.echo(f"{sum(each.size for each in kept) / 1e6:.1f} MB in all")
 
 
 def _age(seconds: float) -> str:
-    for unit, size in _UNITS.items():
-        if seconds >= size:
-            return f"{seconds / size:.0f}{unit}"
+    for unit, length in _UNITS.items():
+        if seconds >= length:
+            return f"{seconds / length:.0f}{unit}"
     return "now"
 
 

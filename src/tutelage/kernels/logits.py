@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ TRITON_DEVICES = frozenset({"cuda"}) if find_spec("triton") is not None else fro
 """Types of devices whose form is in Triton."""
 FEW = 1 << 17
 """Number of logits below which the CPU's form is no faster than the plain functions: benchmarks/LOG.md."""
-READ_SPARSE = frozenset({losses.kd, losses.ttm, losses.wttm})
+READ_SPARSE: frozenset[Callable[..., Tensor]] = frozenset([losses.kd, losses.ttm, losses.wttm])
 """Losses that take `types.Sparse` themselves."""
 TRITON_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -90,7 +91,7 @@ def cross_entropy_and(
             return values[0].view(labels.shape), values[1].view(labels.shape)
     if isinstance(teacher_logits, Sparse) and getattr(loss, "func", None) not in READ_SPARSE:
         teacher_logits = targets.dense(teacher_logits)
-    return losses.cross_entropy(student_logits, labels), loss(student_logits, teacher_logits)
+    return losses.cross_entropy(student_logits, labels), loss(student_logits, cast(Tensor, teacher_logits))
 
 
 def cross_entropy_and_wttm(

@@ -142,7 +142,7 @@ class TopK:
         return Sparse(kept["values"].float() + kept["top"], kept["index"].long(), level, self.classes)
 
     def unpack(self, kept: Mapping[str, Tensor], gamma: float) -> Tensor:
-        """Return logits ``(..., classes)`` float32 that represent the packed ones at an exponent: `as_sparse`, dense."""
+        """Return logits ``(..., classes)`` float32 that represent packed ones at an exponent: `as_sparse`, dense."""
         sparse = self.as_sparse(kept, gamma)
         logits = sparse.level[..., None].expand(*sparse.level.shape, self.classes).clone()
         return logits.scatter_(-1, sparse.index, sparse.values)
