@@ -354,7 +354,7 @@ def test_64_of_32767_classes_take_at_most_300_bytes_a_token():
 
 
 def test_positions_on_a_device_are_one_piece(tmp_path):
-    cache, logits, counted = recorded_tokens(tmp_path)
+    cache, _, counted = recorded_tokens(tmp_path)
     teacher = CachedTeacher(cache)
     teacher.open(View(1, 0))
     joined = {}

@@ -431,7 +431,9 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         key["teacher"]["input"] = shape
     if (library := transform_library(recipe.data)) is not None:
         key["transform"] = " ".join(library)
-    return TeacherCache(Path(recipe.outputs), key, samples=len(splits.train))
+    if per_token := splits.train.per_token:
+        del key["data_seed"]  # which draws views, and no view varies tokens
+    return TeacherCache(Path(recipe.outputs), key, samples=len(splits.train), ragged=per_token)
 
 
 def single_exponent(objective: Objective) -> float | None:
