@@ -11,6 +11,7 @@ from tutelage.data import cache
 from tutelage.images import Layout
 from tutelage.runs.lock import folder_lock
 from tutelage.teacher_cache.cache import TeacherCache
+from tutelage.teacher_cache.top_k import TopK
 
 KEY = "0" * 32
 
@@ -88,3 +89,29 @@ def test_mistakes(outputs, invoke, typed):
     code, _, err = invoke("cache", *typed)
     assert code == 2
     assert err.count("tutelage: ") == 1
+
+
+def test_a_record_is_exported_as_the_hub_lays_it_out(outputs, invoke):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the optional package pyarrow is not installed")
+    code, out, err = invoke("cache", "export", str(outputs), "out")
+    assert code == 0, err
+    assert out.startswith("out: 1 Parquet files")
+    table = parquet.read_table("out/data/train-00000-of-00001.parquet").to_pydict()
+    cache = TeacherCache(outputs, {"teacher": {"name": "big"}, "data": "digits"}, samples=4)
+    (chunk,) = cache.read(0, "logits")
+    assert table["sample"] == [0, 1, 2, 3]
+    assert table["logits"] == (chunk["values"].float() + chunk["mean"]).tolist()
+    assert invoke("cache", "export", str(outputs), "out")[0] == 2
+
+
+def test_exported_positions_are_lists_of_their_sample(outputs, invoke):
+    parquet = pytest.importorskip("pyarrow.parquet", reason="the optional package pyarrow is not installed")
+    logits, form = torch.randn(3, 9), TopK(kept=2, classes=9, bound=1.0)
+    recorded = TeacherCache(outputs.parent / "tokens", {"data": "text"}, samples=2, form=form, ragged=True)
+    recorded.write(0, range(2), logits, {}, counts=torch.tensor([1, 2]))
+    code, _, err = invoke("cache", "export", "tokens", "out")
+    assert code == 0, err
+    table = parquet.read_table("out/data/train-00000-of-00001.parquet").to_pydict()
+    top = logits.log_softmax(-1).topk(2)
+    assert table["classes"] == [top.indices[:1].tolist(), top.indices[1:].tolist()]
+    assert [len(each) for each in table["logprobs"]] == [1, 2]

@@ -11,7 +11,28 @@ from tutelage.runs import record_teacher
 from tutelage.runs.execute import execute
 
 pytest.importorskip("transformers", reason="the optional package transformers is not installed")
-WORDS = "the cat sat on a mat while rain fell over old grey roofs and nobody came to open any door".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "while",
+    "rain",
+    "fell",
+    "over",
+    "old",
+    "grey",
+    "roofs",
+    "and",
+    "nobody",
+    "came",
+    "to",
+    "open",
+    "any",
+    "door",
+]
 
 
 def network(width):

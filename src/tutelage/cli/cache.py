@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tutelage import launcher
+from tutelage import launcher, records
 from tutelage.cli import common
 from tutelage.errors import InvalidValueError, TutelageError, nearest
 
 if TYPE_CHECKING:
     from tutelage.runs.caches import Kept
 
-ACTIONS = "list", "remove"
+ACTIONS = "list", "remove", "export"
 _UNITS = {"d": 86_400, "h": 3_600, "m": 60}
 
 
@@ -29,7 +29,7 @@ def cache(
         list[str] | None,
         typer.Argument(
             metavar="[NAME]...",
-            help="Names that list prints, or folders of recorded outputs. list looks for outputs in these folders too.",
+            help="Names that list prints, or folders of recorded outputs, in which list looks too. export: FOLDER OUT.",
         ),
     ] = None,
     kind: Annotated[str | None, typer.Option(help="One kind alone: outputs, pixels, shards or digests.")] = None,
@@ -40,16 +40,19 @@ def cache(
     yes: Annotated[bool, typer.Option("--yes", help="remove: do not ask.")] = False,
     runs: common.Runs = Path("runs"),
 ) -> None:
-    """List what takes room on this machine because of tutelage, or remove it.
+    """List what takes room on this machine because of tutelage, remove it, or export recorded outputs as Parquet.
 
     That is teachers' recorded outputs (below the runs' folder, or where recipes of its runs have them), and in
     TUTELAGE_CACHE decoded pixels, copies of shards and digests of files.
     """
     if action not in ACTIONS:
-        raise InvalidValueError("cache", "list or remove", repr(action), nearest(action, ACTIONS))
+        raise InvalidValueError("cache", "list, remove or export", repr(action), nearest(action, ACTIONS))
     if launcher.world_size() > 1:
         got, instead = f"{launcher.world_size()} processes", "type it without the launcher, or unset WORLD_SIZE"
         raise InvalidValueError("cache", "a single process", got, instead)
+    if action == "export":
+        _export(names or [])
+        return
     from tutelage.runs import caches
 
     if kind is not None and kind not in caches.KINDS:
@@ -75,6 +78,17 @@ def cache(
     _print(kept, now)
     if action == "remove" and kept:
         _remove(kept, yes)
+
+
+def _export(names: list[str]) -> None:
+    if len(names) != 2 or not (Path(names[0]) / records.OUTPUTS).is_file():
+        expected = "a folder of recorded outputs, and a new one"
+        instead = "for example tutelage cache export runs/outputs/digits exported"
+        raise InvalidValueError("cache export", expected, " ".join(names) or "neither", instead)
+    from tutelage.teacher_cache import parquet
+
+    files = list(parquet.export(*map(Path, names)))
+    common.echo(f"{names[1]}: {len(files)} Parquet files, {sum(path.stat().st_size for path in files) / 1e6:.1f} MB")
 
 
 def _is_named(kept: Kept, name: str) -> bool:

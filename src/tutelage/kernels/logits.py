@@ -19,7 +19,7 @@ TRITON_DEVICES = frozenset({"cuda"}) if find_spec("triton") is not None else fro
 """Types of devices whose form is in Triton."""
 FEW = 1 << 17
 """Number of logits below which the CPU's form is no faster than the plain functions: benchmarks/LOG.md."""
-READ_SPARSE: frozenset[Callable[..., Tensor]] = frozenset([losses.kd, losses.ttm, losses.wttm])
+READ_SPARSE: tuple[Callable[..., Tensor], ...] = (losses.kd, losses.ttm, losses.wttm)
 """Losses that take `types.Sparse` themselves."""
 TRITON_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
