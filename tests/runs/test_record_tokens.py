@@ -11,28 +11,7 @@ from tutelage.runs import record_teacher
 from tutelage.runs.execute import execute
 
 pytest.importorskip("transformers", reason="the optional package transformers is not installed")
-WORDS = [
-    "the",
-    "cat",
-    "sat",
-    "on",
-    "a",
-    "mat",
-    "while",
-    "rain",
-    "fell",
-    "over",
-    "old",
-    "grey",
-    "roofs",
-    "and",
-    "nobody",
-    "came",
-    "to",
-    "open",
-    "any",
-    "door",
-]
+WORDS = [f"{first}{second}" for first in ("cat", "rain", "roof", "door", "mat") for second in ("", "s", "ed", "ing")]
 
 
 def network(width):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import time
 from itertools import chain, groupby
 from pathlib import Path
@@ -100,6 +101,8 @@ def _remove(kept: list[Kept], yes: bool) -> None:
     from tutelage.runs import caches
 
     if not yes:
+        if not sys.stdin.isatty():
+            raise InvalidValueError("cache remove", "an answer at a terminal, or --yes", "neither", "type --yes")
         common.echo()
         typer.confirm("Remove these?", abort=True)
     freed, errors = 0, list[TutelageError]()
