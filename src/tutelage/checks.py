@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 
 from tutelage.errors import InvalidTypeError, InvalidValueError, nearest
 from tutelage.settings.numbers import FLOAT32, fits_float32
-from tutelage.types import UNLABELLED
+from tutelage.types import UNLABELLED, Sparse
 
 EMBEDDINGS = ("batch", "width")
 TOKENS = ("batch", "tokens", "width")
@@ -119,6 +119,30 @@ def logit_pair(student: Tensor, teacher: Tensor, kind: str = "logits") -> tuple[
     student, teacher = classwise(student, f"student_{kind}"), classwise(teacher, f"teacher_{kind}").detach()
     same_shape(student, teacher, f"student_{kind}", f"teacher_{kind}")
     return student, teacher
+
+
+def sparse_for(student_logits: Tensor, teacher: Sparse) -> None:
+    """Check a teacher's largest logits against the student's.
+
+    Raises:
+        TypeError: if the values are not floating.
+        ValueError: if they are of other classes or rows, or their index or level does not belong to them.
+    """
+    values, index, level, classes = teacher
+    classwise(values[..., :1] if isinstance(values, Tensor) and values.ndim else values, "teacher_logits.values")
+    shape = student_logits.shape
+    if classes != shape[-1] or values.shape[:-1] != shape[:-1] or values.shape[-1] > classes:
+        got = f"values {tuple(values.shape)} of {classes} classes"
+        instead = "feed both networks the same batch and the same classes"
+        raise InvalidValueError("teacher_logits", f"top classes of student_logits' shape, {tuple(shape)}", got, instead)
+    if index.dtype != torch.int64 or index.shape != values.shape:
+        expected = f"int64 of shape {tuple(values.shape)}"
+        instead = "type the classes that the values belong to, index.long()"
+        raise InvalidValueError("teacher_logits.index", expected, f"{index.dtype} of {tuple(index.shape)}", instead)
+    if level.shape != shape[:-1] or not level.is_floating_point():
+        expected = f"a floating logit of shape {tuple(shape[:-1])}"
+        instead = "type the logit that each of the other classes has"
+        raise InvalidValueError("teacher_logits.level", expected, f"{level.dtype} of {tuple(level.shape)}", instead)
 
 
 def feature_pair(

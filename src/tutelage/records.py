@@ -47,7 +47,7 @@ CHECKSUMS = "checksums"
 
 SCHEMA = 1
 """Version of a run's folder and of recipes, in each of their files. What lacks it is of the first."""
-OUTPUTS_SCHEMA = 2
+OUTPUTS_SCHEMA = 3
 """Version of recorded outputs. Files of the first do not say their place."""
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 from tests._helpers.refusals import refused
 
-from tutelage import records
+from tutelage import records, targets
 from tutelage.errors import StorageError
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TeacherCacheError, TopK
@@ -104,8 +104,8 @@ def test_another_key_is_refused_and_the_difference_named(tmp_path, key, samples,
 def test_another_schema_is_refused(tmp_path):
     written(tmp_path)
     path = tmp_path / "outputs.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 3}))
-    with refused(records.NewerError, str(path), got=["schema", 3]):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 4}))
+    with refused(records.NewerError, str(path), got=["schema", 4]):
         TeacherCache(tmp_path, KEY, samples=10)
 
 
@@ -293,3 +293,71 @@ def test_a_full_disk_loses_no_chunk_and_recording_goes_on_when_there_is_room(sma
     assert list(again.missing(0)) == [range(4, 8)]
     again.write(0, range(4, 8), torch.ones(4, 3), {})
     assert len(again.read(0, "logits")) == 2
+
+
+POSITIONS = 6
+CLASSES_OF_TOKENS = 40
+
+
+def recorded_tokens(folder, top=None, rows=4):
+    """Ten samples with up to six counted positions, in three chunks; their logits ``(samples, positions, classes)``."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(10, POSITIONS, CLASSES_OF_TOKENS, generator=generator)
+    counted = torch.rand(10, POSITIONS, generator=generator) < 0.6
+    form = None if top is None else TopK(kept=top, classes=CLASSES_OF_TOKENS, bound=1.0)
+    cache = TeacherCache(folder, {"data_seed": 1}, samples=10, rows=rows, form=form, ragged=True)
+    for chunk in cache.ranges():
+        own = slice(chunk.start, chunk.stop)
+        cache.write(0, chunk, logits[own][counted[own]], {}, gammas=[1.0], counts=counted[own].sum(1))
+    return TeacherCache(folder, {"data_seed": 1}, samples=10, ragged=True), logits, counted
+
+
+def token_batch(index, counted, epoch):
+    index = torch.tensor(index)
+    counted = counted[index]
+    return Batch(index, torch.zeros(len(index), POSITIONS), counted.long(), View(1, epoch), counted)
+
+
+@pytest.mark.parametrize("rows", [4, 16])
+def test_each_position_has_its_row_in_every_epoch(tmp_path, rows):
+    cache, logits, counted = recorded_tokens(tmp_path, rows=rows)
+    teacher, index = CachedTeacher(cache), [7, 0, 9, 3]
+    for epoch in (0, 5):
+        cache.require(epoch)
+        outputs = teacher(token_batch(index, counted, epoch)).logits
+        assert outputs.shape == (4, POSITIONS, CLASSES_OF_TOKENS)
+        assert outputs.isfinite().all()
+        there = counted[index]
+        torch.testing.assert_close(outputs[there], logits[index][there], rtol=0, atol=4e-3)
+
+
+def test_top_classes_of_positions_are_read_as_they_are_stored(tmp_path):
+    cache, logits, counted = recorded_tokens(tmp_path, top=8)
+    batch = token_batch([7, 0, 9, 3], counted, 2)
+    dense = CachedTeacher(cache)(batch).logits
+    sparse = CachedTeacher(cache, sparse=True)(batch).logits
+    assert sparse.values.shape == (4, POSITIONS, 8)
+    torch.testing.assert_close(targets.dense(sparse), dense, rtol=0, atol=0)
+    expected = logits[batch.index][batch.counted].log_softmax(-1).topk(8)
+    torch.testing.assert_close(sparse.values[batch.counted], expected.values, rtol=0, atol=4e-3)
+    assert torch.equal(sparse.index[batch.counted], expected.indices)
+
+
+def test_other_positions_than_were_recorded_are_refused(tmp_path):
+    cache, _, counted = recorded_tokens(tmp_path)
+    with pytest.raises(TeacherCacheError, match="counted positions, as were recorded"):
+        CachedTeacher(cache)(token_batch([7, 0], torch.ones_like(counted), 0))
+
+
+def test_64_of_32767_classes_take_at_most_300_bytes_a_token():
+    assert TopK.of(64, 32_767, needed=[0.9]).bytes <= 300
+
+
+def test_positions_on_a_device_are_one_piece(tmp_path):
+    cache, _, counted = recorded_tokens(tmp_path)
+    teacher = CachedTeacher(cache)
+    teacher.open(View(1, 0))
+    joined = {}
+    teacher._move([dict(chunk) for chunk in teacher._chunks["logits"]], joined)
+    assert joined["offsets"].tolist() == [0, *counted.sum(1).cumsum(0).tolist()]
+    assert len(joined["values"]) == int(counted.sum())

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from tutelage import errors, interruption, launcher
-from tutelage.cli import inspect, study, train
+from tutelage.cli import cache, inspect, study, train
 from tutelage.cli.common import FAILED, echo
 from tutelage.cli.exits import end, leave, stop, wait_for_launcher
 from tutelage.errors import TutelageError
@@ -58,6 +58,7 @@ for name, command, example in (
     ("evaluate", inspect.evaluate, "runs/digits/wttm-seed0"),
     ("report", inspect.report, "runs/digits"),
     ("list", inspect.list_, "objectives"),
+    ("cache", cache.cache, "list"),
     ("doctor", inspect.doctor, "--bench"),
 ):
     app.command(name, epilog=f"Example: tutelage {name} {example}")(stoppable(command))

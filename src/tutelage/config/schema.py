@@ -39,7 +39,6 @@ from tutelage.settings.fit import (
 )
 from tutelage.settings.numbers import LARGEST_COUNT, Whole
 from tutelage.settings.objective import REQUIRED, SIGNATURES, Argument, ObjectiveSpec, Signature, read_objective
-from tutelage.settings.outputs import BOUND
 
 
 @functools.cache
@@ -250,7 +249,7 @@ class Recipe(_Section):
         outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
         outputs_top: where all logits are above that, recording keeps so many per sample; none keeps all.
         outputs_max_error: it refuses the top where a chunk's mean total variation from ``p_gamma`` or mean relative
-            error of ``U_gamma``, at an exponent of the recipe's, is larger.
+            error of ``U_gamma``, at an exponent of the recipe's, is larger; none is 0.01, and 0.25 for tokens.
         objective: a preset, or a list of them with scales.
         batch_size: samples per optimizer step, over all micro-batches and processes.
         seed: of the initialisation and of dropout.
@@ -280,7 +279,7 @@ class Recipe(_Section):
     outputs: str | None = None
     outputs_limit_mb: Positive = 20_000.0
     outputs_top: Count | None = None
-    outputs_max_error: Positive = BOUND
+    outputs_max_error: Positive | None = None
     objective: ObjectiveField = _CROSS_ENTROPY
     epochs: Count = FitSettings.epochs
     batch_size: Count = Fit.batch_size

@@ -157,7 +157,7 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         layout = images.find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
     if not _fits(halves.values(), layout, settings):
         if key is not None and not known:
-            cache.save(key, layout, {})
+            cache.save(key, layout, {}, source=description.source)
         return _streamed(train, test, description, layout)
     pixels = pixels or [_decode(raw, layout, settings) for raw in halves.values()]
     with_frames = next((half.with_frames for half in pixels if half.with_frames is not None), None)
@@ -165,7 +165,8 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         description = replace(description, notes=[*description.notes, images.frames_note(with_frames)])
     # What is to be said of the files would not be said again of cached pixels.
     if key is not None and saved is None and with_frames is None and not any(half.corrupt for half in pixels):
-        cache.save(key, layout, {name: half.values for name, half in zip(halves, pixels, strict=True)})
+        arrays = {name: half.values for name, half in zip(halves, pixels, strict=True)}
+        cache.save(key, layout, arrays, source=description.source)
     return from_pixels(pixels[0], pixels[-1], description, margin=layout.margin)
 
 

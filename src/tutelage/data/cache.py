@@ -71,8 +71,17 @@ def _meta(key: str) -> Any:
     return plain_files.parse_json(plain_files.read(_path(key) / "meta.json"))
 
 
-def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]]) -> bool:
-    """Save a layout, and arrays if there are any, atomically; return whether that succeeded."""
+def source_of(key: str) -> str | None:
+    """Return the name of the source that saved pixels are of; ``None`` if an earlier version saved them."""
+    try:
+        source = _meta(key)["source"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return source if isinstance(source, str) else None
+
+
+def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]], *, source: str = "") -> bool:
+    """Save a layout, and arrays if there are any, of a source, atomically; return whether that succeeded."""
     parent = _path(key).parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +91,8 @@ def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]]) -> bool
             for name, array in arrays.items():
                 np.save(new / f"{name}.npy", array, allow_pickle=False)
             digests = {name: digest(array) for name, array in arrays.items()}
-            meta = {"layout": list(layout), "digests": digests, "check": key_of([list(layout), digests])}
+            check = key_of([list(layout), digests])
+            meta = {"layout": list(layout), "digests": digests, "check": check, "source": source}
             (new / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
             if (parent / key).exists():
                 shutil.rmtree(parent / key)

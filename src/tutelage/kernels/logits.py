@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.util import find_spec
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from tutelage import checks, losses, targets
-from tutelage.errors import InvalidValueError
 from tutelage.kernels import cpu_sweeps
 from tutelage.kernels.divergence import LogitLoss, divergence_of, is_wttm
 from tutelage.types import Sparse
@@ -19,6 +19,8 @@ TRITON_DEVICES = frozenset({"cuda"}) if find_spec("triton") is not None else fro
 """Types of devices whose form is in Triton."""
 FEW = 1 << 17
 """Number of logits below which the CPU's form is no faster than the plain functions: benchmarks/LOG.md."""
+READ_SPARSE: tuple[Callable[..., Tensor], ...] = (losses.kd, losses.ttm, losses.wttm)
+"""Losses that take `types.Sparse` themselves."""
 TRITON_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
@@ -67,7 +69,7 @@ def cross_entropy_and(
     check_classwise(student_logits, "student_logits")
     teacher: Sequence[Tensor]
     if isinstance(teacher_logits, Sparse):
-        _check_sparse(teacher_logits, student_logits)
+        checks.sparse_for(student_logits, teacher_logits)
         teacher = [x.detach() for x in (teacher_logits.values, teacher_logits.index, teacher_logits.level)]
     else:
         check_classwise(teacher_logits, "teacher_logits")
@@ -87,8 +89,9 @@ def cross_entropy_and(
             values = cpu_sweeps.cross_entropy_and_wttm(z, rows[0], labels.flatten(), divergence.teacher_gamma)
         if values is not None:
             return values[0].view(labels.shape), values[1].view(labels.shape)
-    v = targets.dense(teacher_logits) if isinstance(teacher_logits, Sparse) else teacher_logits
-    return losses.cross_entropy(student_logits, labels), loss(student_logits, v.detach())
+    if isinstance(teacher_logits, Sparse) and getattr(loss, "func", None) not in READ_SPARSE:
+        teacher_logits = targets.dense(teacher_logits)
+    return losses.cross_entropy(student_logits, labels), loss(student_logits, cast(Tensor, teacher_logits))
 
 
 def cross_entropy_and_wttm(
@@ -120,21 +123,3 @@ def in_triton(*tensors: Tensor) -> bool:
 def check_classwise(tensor: Tensor, name: str) -> None:
     """Check as `checks.classwise` does, without its float32 copy of narrower logits."""
     checks.classwise(tensor[..., :1] if isinstance(tensor, Tensor) and tensor.ndim else tensor, name)
-
-
-def _check_sparse(teacher: Sparse, student_logits: Tensor) -> None:
-    values, index, level, classes = teacher
-    check_classwise(values, "teacher_logits.values")
-    shape = student_logits.shape
-    if classes != shape[-1] or values.shape[:-1] != shape[:-1] or values.shape[-1] > classes:
-        got = f"values {tuple(values.shape)} of {classes} classes"
-        instead = "feed both networks the same batch and the same classes"
-        raise InvalidValueError("teacher_logits", f"top classes of student_logits' shape, {tuple(shape)}", got, instead)
-    if index.dtype != torch.int64 or index.shape != values.shape:
-        expected = f"int64 of shape {tuple(values.shape)}"
-        instead = "type the classes that the values belong to, index.long()"
-        raise InvalidValueError("teacher_logits.index", expected, f"{index.dtype} of {tuple(index.shape)}", instead)
-    if level.shape != shape[:-1] or not level.is_floating_point():
-        expected = f"a floating logit of shape {tuple(shape[:-1])}"
-        instead = "type the logit that each of the other classes has"
-        raise InvalidValueError("teacher_logits.level", expected, f"{level.dtype} of {tuple(level.shape)}", instead)

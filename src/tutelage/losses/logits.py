@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from tutelage import checks, targets
 from tutelage.errors import InvalidTypeError, InvalidValueError
-from tutelage.types import UNLABELLED
+from tutelage.losses.sparse import sparse_matching
+from tutelage.types import UNLABELLED, Sparse
 
 
 def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
@@ -111,7 +112,7 @@ def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tenso
     return _divergence(*checks.logit_pair(student_log_probs, teacher_log_probs, "log_probs"))
 
 
-def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) -> Tensor:
+def kd(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, temperature: float) -> Tensor:
     """Compute the matching term of classic knowledge distillation.
 
     ``T**2 * KL(softmax(v / T) || softmax(z / T))``. The gradient with respect to the logits is ``T * (q_T - p_T)``. The
@@ -119,7 +120,8 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) ->
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
-        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0; or its largest, `types.Sparse`, of which
+            no whole row is made.
         temperature: ``T``, finite and above 0; it divides both networks' logits.
 
     Returns:
@@ -134,14 +136,20 @@ def kd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: float) ->
         >>> kd(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), temperature=2.0)
         tensor([1.8485])
     """
-    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(temperature, "temperature", example=4.0)
+    if isinstance(teacher_logits, Sparse):
+        return (
+            temperature
+            * temperature
+            * sparse_matching(student_logits, teacher_logits, gamma=1 / temperature, student_gamma=1 / temperature)[0]
+        )
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_q = torch.log_softmax(student_logits / temperature, dim=-1)
     log_p = torch.log_softmax(teacher_logits / temperature, dim=-1)
     return temperature * temperature * _divergence(log_q, log_p)
 
 
-def ttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tensor:
+def ttm(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, gamma: float) -> Tensor:
     """Compute transformed teacher matching: the unchanged student against the power-transformed teacher.
 
     ``KL(p_gamma || q)`` with ``p_gamma = softmax(gamma * v)``, ``q = softmax(z)``: no temperature on the student, no
@@ -151,7 +159,8 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tens
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
-        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0; or its largest, `types.Sparse`, of which
+            no whole row is made.
         gamma: exponent, finite and above 0; below 1 it flattens the teacher, at 1 this is `kd` at temperature 1.
 
     Returns:
@@ -166,13 +175,15 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tens
         >>> ttm(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), gamma=0.5)
         tensor([1.0068])
     """
-    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(gamma, "gamma", example=0.1)
+    if isinstance(teacher_logits, Sparse):
+        return sparse_matching(student_logits, teacher_logits, gamma=gamma)[0]
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_p_gamma = torch.log_softmax(gamma * teacher_logits, dim=-1)
     return _divergence(torch.log_softmax(student_logits, dim=-1), log_p_gamma)
 
 
-def wttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Tensor:
+def wttm(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, gamma: float) -> Tensor:
     """Compute weighted transformed teacher matching: `ttm`, each sample weighted by its teacher's power sum.
 
     ``U_gamma(p) * KL(p_gamma || q)`` with ``U_gamma(p) = sum_j p[j]**gamma``, so a sample on which the teacher is
@@ -181,7 +192,8 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Ten
 
     Args:
         student_logits: ``(..., classes)``, ``z``.
-        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0; or its largest, `types.Sparse`, of which
+            no whole row is made.
         gamma: exponent, finite and above 0; at 1 this is `ttm` and `kd` at temperature 1.
 
     Returns:
@@ -195,8 +207,11 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor, *, gamma: float) -> Ten
         >>> wttm(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), gamma=0.5)
         tensor([1.2925])
     """
-    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(gamma, "gamma", example=0.1)
+    if isinstance(teacher_logits, Sparse):
+        divergence, weight = sparse_matching(student_logits, teacher_logits, gamma=gamma)
+        return weight * divergence
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_p_gamma = torch.log_softmax(gamma * teacher_logits, dim=-1)
     # log U = gamma * log p[i] - log p_gamma[i] for every class i. At the likeliest one both logarithms are small, so
     # nothing cancels, and two maxima cost less than a logsumexp.

@@ -26,6 +26,7 @@ from tutelage.runs.lock import folder_lock
 from tutelage.runs.preflight import require_outputs, require_teacher
 from tutelage.runs.run import DEFAULTS, RunOptions
 from tutelage.runs.setup import RunInputs
+from tutelage.settings.outputs import BOUND, TOKEN_BOUND
 from tutelage.taps import feature_shapes
 from tutelage.teacher_cache.cache import ROWS, TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
@@ -47,6 +48,7 @@ from tutelage.training.dry_forward import PROBED
 from tutelage.training.evaluate import NAMED, NonFiniteError, listed
 from tutelage.training.precision import fallback, float32_products
 from tutelage.training.sharding import is_sharded_by
+from tutelage.types import Batch, Outputs
 from tutelage.views import view_of
 
 INNER = 256
@@ -97,6 +99,9 @@ def record(
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     by_all(lambda: _check(recipe, inputs))
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
+    if names and inputs.splits.train.per_token:
+        expected = "logits alone of tokens"
+        raise RecipeError("outputs", expected, f"taps {', '.join(names)}", "type outputs=null to ask the live teacher")
     with contextlib.ExitStack() as stack:
         stack.enter_context(naming_process())
         # The cache is opened under the lock: another process may just have created it.
@@ -132,11 +137,15 @@ class _Recording:
         self._epochs = epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
         self._accelerator = accelerator_on(recipe.device)
         self._device, split = self._accelerator.device, splits.train
-        self._batches = data.loader_on(self._device, split, batch_size=INNER, data_seed=recipe.data_seed, train=True)
+        # A token's logits take what an image's do, and a sample has many.
+        self._inner = min(recipe.batch_size, INNER) if split.per_token else INNER
+        self._batches = data.loader_on(
+            self._device, split, batch_size=self._inner, data_seed=recipe.data_seed, train=True
+        )
         probe = next(self._batches.at(0, [np.arange(min(PROBED, len(split)))])).inputs
         self._shapes = shapes = feature_shapes(network, names, view_of(probe, "teacher"))
         # The main process decides, and has written it before another writes a chunk.
-        self._size, outputs.form, outputs.rows = by_main(lambda: _choose_form(outputs, recipe, shapes, epochs))
+        self._size, outputs.form, outputs.rows = by_main(lambda: _choose_form(outputs, recipe, shapes, epochs, split))
         whole = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.ranges()]
         self._todo = todo if outputs.begun else whole
         share = len(self._todo) / len(whole)
@@ -182,22 +191,22 @@ class _Recording:
     def _record_round(self, chunks: Sequence[tuple[int, range]]) -> None:
         """Let each process record one of these chunks; where it fails in one, none goes on."""
         own = chunks[rank() : rank() + 1]
-        computed = by_all(lambda: [(*each, *self._compute(*each)) for each in own])
+        compute = self._compute_positions if self._outputs.ragged else self._compute
+        computed = by_all(lambda: [(*each, *compute(*each)) for each in own])
 
         def write() -> None:
             while computed:
-                self._outputs.write(*computed.pop(), gammas=self._gammas)
+                *outputs, counts = computed.pop()
+                self._outputs.write(*outputs, gammas=self._gammas, counts=counts)
 
         if not self._outputs.begun:
             by_main(write)
             self._outputs.begun = True
         by_all(write)
 
-    def _compute(self, epoch: int, chunk: range) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the teacher's logits and features for a chunk."""
-        logits = torch.full((len(chunk), self._classes), torch.nan)
-        features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in self._shapes.items()}
-        requests = _requests(self._outputs, chunk)
+    def _answers(self, epoch: int, chunk: range) -> Iterator[tuple[Batch, Outputs]]:
+        """Yield batches that have samples of a chunk, on the CPU, and what the teacher answers."""
+        requests = _requests(self._outputs, chunk, self._inner)
         for batch in self._batches.at(epoch, requests):
             moved = to_device(batch, self._device, channels_last=self._recipe.channels_last)
             with float32_products(self._device, self._settings.precision):
@@ -206,6 +215,31 @@ class _Recording:
                     plan = self._teacher.choose_plan(moved, steps=steps, processes=processes)
                     self._outputs.speed = plan.to_json()
                 answers = self._teacher(moved)
+            yield batch, answers
+
+    def _compute_positions(self, epoch: int, chunk: range) -> tuple[Tensor, dict[str, Tensor], Tensor]:
+        """Return the teacher's logits of a chunk's counted positions, in order, and their number in each sample."""
+        logits, counts = [torch.empty(0, self._classes)], [torch.empty(0, dtype=torch.int64)]
+        for batch, answers in self._answers(epoch, chunk):
+            index = batch.index.cpu()
+            inside = (index >= chunk.start) & (index < chunk.stop)
+            counted = torch.ones_like(batch.labels, dtype=torch.bool) if batch.counted is None else batch.counted
+            counted = counted.cpu()[inside]
+            rows = answers.logits[inside.to(self._device)][counted.to(self._device)].float().cpu()
+            each = index[inside].reshape(-1, *[1] * (counted.ndim - 1)).expand(counted.shape)
+            _require_finite(each[counted], rows)
+            logits.append(rows)
+            counts.append(counted.flatten(1).sum(1))
+        whole = torch.cat(logits)
+        if (epoch, chunk) == self._todo[0]:
+            sanity_checks.warn(sanity_checks.of_answers("teacher", whole))
+        return whole, {}, torch.cat(counts)
+
+    def _compute(self, epoch: int, chunk: range) -> tuple[Tensor, dict[str, Tensor], None]:
+        """Return the teacher's logits and features for a chunk."""
+        logits = torch.full((len(chunk), self._classes), torch.nan)
+        features = {name: torch.full((len(chunk), *shape), torch.nan) for name, shape in self._shapes.items()}
+        for batch, answers in self._answers(epoch, chunk):
             index = batch.index.cpu()
             inside = (index >= chunk.start) & (index < chunk.stop)
             rows = index[inside] - chunk.start
@@ -215,7 +249,17 @@ class _Recording:
             _require_finite(index[inside], logits[rows], *(values[rows] for values in features.values()))
         if (epoch, chunk) == self._todo[0]:
             sanity_checks.warn(sanity_checks.of_answers("teacher", logits))
-        return logits, features
+        return logits, features, None
+
+
+def _positions(split: data.Split) -> tuple[int, int]:
+    """Return how many positions of a split count in all, and the most that a sample has."""
+    total = longest = 0
+    for index, inputs in split.stream(data.split_evenly(np.arange(len(split)), INNER)):
+        _, counted = split.targets(torch.from_numpy(index), inputs)
+        assert counted is not None
+        total, longest = total + int(counted.sum()), max(longest, counted[0].numel())
+    return total, longest
 
 
 def _check(recipe: Recipe, inputs: RunInputs) -> None:
@@ -246,7 +290,7 @@ def _missing(outputs: TeacherCache, epochs: int, names: Sequence[str]) -> list[t
     return todo
 
 
-def _requests(outputs: TeacherCache, chunk: range) -> list[NDArray[np.int64]]:
+def _requests(outputs: TeacherCache, chunk: range, inner: int) -> list[NDArray[np.int64]]:
     """Return the teacher's batches that have samples of a chunk.
 
     They are those of chunks of `ROWS` samples whatever the chunks' size is, as a network's outputs for a sample may
@@ -254,7 +298,7 @@ def _requests(outputs: TeacherCache, chunk: range) -> list[NDArray[np.int64]]:
     """
     size = ROWS if ROWS % outputs.rows == 0 else outputs.rows
     start = chunk.start // size * size
-    batches = data.split_evenly(np.arange(start, min(start + size, outputs.samples)), INNER)
+    batches = data.split_evenly(np.arange(start, min(start + size, outputs.samples)), inner)
     return [batch for batch in batches if batch[-1] >= chunk.start and batch[0] < chunk.stop]
 
 
@@ -273,36 +317,38 @@ def _require_finite(index: Tensor, logits: Tensor, *features: Tensor) -> None:
         raise NonFiniteError("teacher", "finite logits and features to record", got, instead)
 
 
-def _rows(classes: int, shapes: Mapping[str, tuple[int, ...]]) -> int:
+def _rows(classes: int, shapes: Mapping[str, tuple[int, ...]], least: int = INNER) -> int:
     """Return the number of samples in a chunk: `ROWS`, or a half, a quarter... of it that is within `CHUNK`."""
     row = 4 * (classes + sum(math.prod(shape) for shape in shapes.values()))
     rows = ROWS
-    while rows > INNER and rows * row > CHUNK:
+    while rows > least and rows * row > CHUNK:
         rows //= 2
     return rows
 
 
 def _choose_form(
-    outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int
+    outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int, split: data.Split
 ) -> tuple[float, TopK | None, int]:
     """Choose form and chunks of a new recording; one above the limit is refused.
 
     Returns:
         Its size in MB, its form, and the number of samples in a chunk.
     """
-    classes, samples = outputs.key["classes"], outputs.samples
+    classes, samples, bound, longest, unit = outputs.key["classes"], outputs.samples, BOUND, 1, "samples"
+    if outputs.ragged:
+        (samples, longest), bound, unit = _positions(split), TOKEN_BOUND, "tokens"
     limit_mb, top = recipe.outputs_limit_mb, recipe.outputs_top
 
     def size(form: TopK | None) -> float:
         return size_of(samples=samples, classes=classes, shapes=shapes, epochs=epochs, form=form) / 1e6
 
     if not outputs.begun:
-        outputs.rows = _rows(classes, shapes)
+        outputs.rows = _rows(classes * longest, shapes, least=1 if outputs.ragged else INNER)
     if outputs.begun and outputs.form is not None and top not in (None, outputs.form.kept):
         instead = "type outputs=... for another folder, or remove this one"
         raise RecipeError("outputs_top", f"{outputs.form.kept}, as {outputs.folder.name} was begun with", top, instead)
     if not outputs.begun and top is not None and size(None) > limit_mb:
-        outputs.form = TopK.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error)
+        outputs.form = TopK.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error or bound)
         if size(outputs.form) >= size(None):
             expected = f"fewer than take as much as all {classes} classes, {size(None):.3g} MB"
             instead = "type a smaller outputs_top=..., or a larger outputs_limit_mb=..."
@@ -315,6 +361,6 @@ def _choose_form(
     raise RecipeError(
         "outputs",
         f"at most {limit_mb:.0f} MB",
-        f"{size_mb:.0f} MB for {epochs} epochs of {samples} samples",
+        f"{size_mb:.0f} MB for {epochs} epochs of {samples} {unit}",
         f"type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or outputs=null to ask the live teacher",
     )

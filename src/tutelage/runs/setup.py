@@ -431,14 +431,12 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         key["teacher"]["input"] = shape
     if (library := transform_library(recipe.data)) is not None:
         key["transform"] = " ".join(library)
-    if not splits.text:
-        return TeacherCache(Path(recipe.outputs), key, samples=len(splits.train))
-    if splits.train.per_token:
-        expected, instead = "data with one label per sample to record", "type outputs=null to ask the live teacher"
-        raise RecipeError("outputs", expected, "a label per token", instead)
-    key["teacher"]["tokenizer"] = splits.text["teacher"].tokenizer.fingerprint
-    del key["data_seed"]  # No view varies a text.
-    return TeacherCache(Path(recipe.outputs), key, samples=len(splits.train), varies=False)
+    if splits.text:
+        key["teacher"]["tokenizer"] = splits.text["teacher"].tokenizer.fingerprint
+        del key["data_seed"]  # which draws views, and no view varies a text
+    return TeacherCache(
+        Path(recipe.outputs), key, samples=len(splits.train), ragged=splits.train.per_token, varies=not splits.text
+    )
 
 
 def single_exponent(objective: Objective) -> float | None:

@@ -47,8 +47,8 @@ class RunSettings(TypedDict, total=False):
     """Recording refuses to write more, MB of 10**6 bytes."""
     outputs_top: Count | None
     """Where all logits are above that, recording keeps so many per sample; none keeps all."""
-    outputs_max_error: Positive
-    """Recording refuses the top classes where they are further off than this."""
+    outputs_max_error: Positive | None
+    """Recording refuses the top classes where they are further off than this; none is 0.01, and 0.25 for tokens."""
     checkpoint_steps: Count | None
     """Steps between checkpoints within an epoch; none for none. One is written after every epoch."""
     checkpoint_seconds: Positive

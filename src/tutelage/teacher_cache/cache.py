@@ -6,6 +6,9 @@ float16 less their row's float32 mean: probabilities would lose their tails (6e-
 gamma). If there are too many, the file holds the form of `top_k.TopK`. A file carries its place (what it is of, epoch,
 first sample, and a digest of the key in ``outputs.json``) and a digest of its tensors and place, is written atomically,
 and is checked once when it is opened; its tensors are mapped, not copied.
+
+Samples with positions have a row for each that is counted, one sample's after another's, and ``offsets`` to them. No
+view varies them, so the one epoch that is recorded is read in all.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict, cast
 
 import safetensors
 import safetensors.torch
@@ -32,6 +35,8 @@ from tutelage.types import Batch, Outputs, View
 ROWS = 16384  # samples per chunk, at which interrupted recording resumes
 DIGEST = "blake2b"
 LOGITS = "logits"
+OF_IMAGES = 2
+"""Schema of outputs with one row per sample."""
 PLACE = ("what", "epoch", "start", "of")
 """Keys of a file's metadata that say its place; ``of`` is the digest of the key."""
 
@@ -70,6 +75,7 @@ class TeacherCache:
         samples: number of training samples.
         rows: number of samples per chunk; an existing cache keeps its own.
         form: form of the logits; ``None`` stores all of them; an existing cache keeps its own.
+        ragged: whether a sample has as many rows as positions that count.
         varies: whether outputs differ from epoch to epoch, as those of augmented images do; if not, one epoch's are
             stored and read in all, and the key names no data seed.
 
@@ -91,13 +97,14 @@ class TeacherCache:
         samples: int,
         rows: int = ROWS,
         form: TopK | None = None,
+        ragged: bool = False,
         varies: bool = True,
     ) -> None:
-        self.varies = varies
+        self.ragged, self.varies = ragged, varies and not ragged
         self.folder, self.key, self.samples, self.rows, self.form = folder, dict(key), samples, rows, form
         path = folder / records.OUTPUTS
         self.speed: Mapping[str, Any] | None = None
-        self.schema = records.OUTPUTS_SCHEMA
+        self.schema = records.OUTPUTS_SCHEMA if ragged else OF_IMAGES
         self.begun = path.exists()
         if self.begun:
             instead = f"restore it, or remove the folder {folder} and record again with `tutelage record`"
@@ -106,6 +113,7 @@ class TeacherCache:
                 raise records.DamagedError(path, "rows: 1 or more", stored["rows"], instead)
             self._check_same(stored)
             self.schema, self.speed, self.rows = stored.get("schema", 1), stored.get("speed"), stored["rows"]
+            self.ragged = self.schema > OF_IMAGES
             self.form = TopK.from_json(stored["form"]) if stored.get("form") else None
             if self.schema == 1:
                 warnings.warn(
@@ -199,16 +207,24 @@ class TeacherCache:
                     self.form.check(_error_of(path), gammas)
 
     def write(
-        self, epoch: int, chunk: range, logits: Tensor, taps: Mapping[str, Tensor], *, gammas: Collection[float] = ()
+        self,
+        epoch: int,
+        chunk: range,
+        logits: Tensor,
+        taps: Mapping[str, Tensor],
+        *,
+        gammas: Collection[float] = (),
+        counts: Tensor | None = None,
     ) -> None:
         """Write one chunk, and ``outputs.json`` before the first.
 
         Args:
             epoch: epoch of the views, from 0.
             chunk: samples of the chunk.
-            logits: logits, ``(samples, classes)``.
-            taps: features by tap, ``(samples, ...)``.
+            logits: logits, ``(samples, classes)``, or of each counted position in turn, ``(rows, classes)``.
+            taps: features by tap, ``(samples, ...)``; none of samples with positions.
             gammas: exponents at which the logits will be read.
+            counts: number of each sample's counted positions, ``(samples,)`` int64, where it has positions.
 
         Raises:
             TeacherCacheError: if a value is too large for float16, or the top-k form is too inaccurate; NaN is kept:
@@ -225,6 +241,8 @@ class TeacherCache:
         else:
             packed = self.form.pack(logits)
             self.form.check(packed["error"], gammas)
+        if counts is not None:
+            packed["offsets"] = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).cpu()
         if not self.begun:
             self.begin()
         features = ((name, {"values": _half(f"tap {name}", value.float())}) for name, value in taps.items())
@@ -294,14 +312,22 @@ class CachedTeacher:
         taps: features to return.
         gamma: exponent at which logits in top-k form are read; at 1 the left-over mass is exact.
         device: device of the returned tensors.
+        sparse: whether logits in top-k form are returned as they are stored, `types.Sparse`.
 
     Raises:
         TeacherCacheError: if the tail was not summed at the exponent.
     """
 
     def __init__(
-        self, cache: TeacherCache, taps: tuple[str, ...] = (), *, gamma: float = 1.0, device: torch.device | str = "cpu"
+        self,
+        cache: TeacherCache,
+        taps: tuple[str, ...] = (),
+        *,
+        gamma: float = 1.0,
+        device: torch.device | str = "cpu",
+        sparse: bool = False,
     ) -> None:
+        self._sparse = sparse
         self._cache, self._taps, self._gamma, self._device = cache, taps, gamma, torch.device(device)
         self._chunks: dict[str, list[dict[str, Tensor]]] = {}
         self._on_device: dict[str, dict[str, Tensor]] = {}
@@ -315,7 +341,9 @@ class CachedTeacher:
         Raises:
             TeacherCacheError: as when called.
         """
-        if view is not None and (view == self._view or (self._view is not None and not self._cache.varies)):
+        if view is not None and not self._cache.varies:
+            view = view._replace(epoch=0)
+        if view is not None and view == self._view:
             return
         seed = self._cache.key.get("data_seed")
         if view is None or seed not in (None, view.seed):
@@ -338,8 +366,12 @@ class CachedTeacher:
     def _move(self, chunks: Sequence[Mapping[str, Tensor]], joined: dict[str, Tensor]) -> None:
         """Copy an epoch's chunks into one tensor per name on the device."""
         for name, first in chunks[0].items():
+            if name == "offsets":
+                joined[name] = _joined([chunk[name] for chunk in chunks]).to(self._device)
+                continue
             if name not in joined:
-                joined[name] = first.new_empty((self._cache.samples, *first.shape[1:]), device=self._device)
+                rows = sum(len(chunk[name]) for chunk in chunks)
+                joined[name] = first.new_empty((rows, *first.shape[1:]), device=self._device)
             start = 0
             for chunk in chunks:
                 joined[name][start : start + len(chunk[name])] = chunk[name]
@@ -347,6 +379,9 @@ class CachedTeacher:
 
     def __call__(self, batch: Batch) -> Outputs:
         """Return the recorded outputs of the batch's views.
+
+        Logits are ``(batch, classes)``, or ``(batch, *positions, classes)``: those of a position that is not counted
+        are some other's.
 
         Raises:
             TeacherCacheError: if the batch does not say which view it is, or has another data seed, or that epoch's
@@ -357,12 +392,42 @@ class CachedTeacher:
         order, parts = None, [(0, index)]
         if len(self._chunks[LOGITS]) > 1:
             order, parts = _parts(index, self._cache.rows)
+        if self._cache.ragged:
+            parts = self._of_positions(batch, order, parts)
         outputs = {what: _rows(tensors, order, parts) for what, tensors in self._chunks.items()}
         logits = outputs.pop(LOGITS)
         taps = {name: tensors["values"].float() for name, tensors in outputs.items()}
         if self._cache.form is not None:
+            if self._sparse:
+                return Outputs(cast(Tensor, self._cache.form.as_sparse(logits, self._gamma)), taps)
             return Outputs(self._cache.form.unpack(logits, self._gamma), taps)
         return Outputs(logits["values"].float() + logits["mean"], taps)
+
+    def _of_positions(
+        self, batch: Batch, order: Tensor | None, parts: Sequence[tuple[int, Tensor]]
+    ) -> list[tuple[int, Tensor]]:
+        """Return the rows of a batch's positions, ``(samples, *positions)`` of each chunk.
+
+        Raises:
+            TeacherCacheError: on the CPU, if a sample has another number of counted positions than were recorded.
+        """
+        counted = batch.counted if batch.counted is not None else torch.ones_like(batch.labels, dtype=torch.bool)
+        counted = counted.to(self._device)
+        ranks = counted.flatten(1).cumsum(1)  # as no host waits for a device, positions are not picked out
+        if order is not None:
+            ranks = ranks[order.argsort()]
+        rows = []
+        for (k, samples), rank in zip(parts, ranks.split([len(each) for _, each in parts]), strict=True):
+            offsets = self._chunks[LOGITS][k]["offsets"]
+            starts, ends = offsets[samples], offsets[samples + 1]
+            if self._device.type == "cpu" and not torch.equal(ends - starts, rank[:, -1]):
+                expected = f"samples of {(ends - starts).tolist()} counted positions, as were recorded"
+                instead = "record them again with `tutelage record`, in another folder"
+                raise TeacherCacheError("outputs", expected, rank[:, -1].tolist(), instead)
+            row = starts[:, None] + (rank - 1).clamp(min=0)
+            last = self._chunks[LOGITS][k]["values"].shape[0] - 1
+            rows.append((k, row.clamp(max=last).unflatten(1, counted.shape[1:])))
+        return rows
 
 
 def _parts(index: Tensor, rows: int) -> tuple[Tensor, list[tuple[int, Tensor]]]:
@@ -376,13 +441,21 @@ def _parts(index: Tensor, rows: int) -> tuple[Tensor, list[tuple[int, Tensor]]]:
     return order, list(zip(touched.tolist(), within, strict=True))
 
 
+def _joined(offsets: Sequence[Tensor]) -> Tensor:
+    """Return the offsets of chunks as one."""
+    ends = torch.stack([each[-1] for each in offsets]).cumsum(0)
+    starts = [0, *ends[:-1].tolist()]
+    return torch.cat([*(each[:-1] + start for each, start in zip(offsets, starts, strict=True)), ends[-1:]])
+
+
 def _rows(
     chunks: Sequence[Mapping[str, Tensor]], order: Tensor | None, parts: Sequence[tuple[int, Tensor]]
 ) -> dict[str, Tensor]:
     """Copy a batch's rows out of the chunks."""
     if order is None:
-        return {name: tensor[parts[0][1]] for name, tensor in chunks[0].items()}
-    return {name: torch.cat([chunks[k][name][rows] for k, rows in parts])[order] for name in chunks[0]}
+        return {name: tensor[parts[0][1]] for name, tensor in chunks[0].items() if name != "offsets"}
+    names = [name for name in chunks[0] if name != "offsets"]
+    return {name: torch.cat([chunks[k][name][rows] for k, rows in parts])[order] for name in names}
 
 
 _PLACES = {"what": "those of", "epoch": "those of epoch", "start": "those from sample", "of": "those of the key"}

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tutelage.errors import InvalidValueError
 from tutelage.settings.outputs import BOUND
+from tutelage.types import Sparse
 
 GAMMAS = (0.1, 0.125, 0.2, 0.25, 1 / 3, 0.5, 1.0)
 """Exponents of the tail's power sums in every cache: temperatures of 10, 8, 5, 4, 3, 2 and 1."""
@@ -123,20 +124,28 @@ class TopK:
             errors.append(torch.stack([apart.abs().sum(-1) / 2, (log_v - log_u).expm1().abs()], -1).double())
         return torch.stack(errors)
 
-    def unpack(self, kept: Mapping[str, Tensor], gamma: float) -> Tensor:
-        """Return logits ``(samples, classes)`` float32 that represent the packed ones at an exponent.
+    def as_sparse(self, kept: Mapping[str, Tensor], gamma: float) -> Sparse:
+        """Return packed logits as they are read at an exponent: the largest, and the level of all others.
 
         Args:
-            kept: ``top``, ``values``, ``index`` and ``tail`` of some samples.
+            kept: ``top``, ``values``, ``index`` and ``tail`` of some samples, each ``(..., n)``.
             gamma: exponent from the grid.
 
+        Returns:
+            Float32 values ``(..., kept)``, their classes, and the level ``(...)``.
+
         Raises:
-            TeacherCacheError: if it is not in the grid.
+            TeacherCacheError: if the exponent is not in the grid.
         """
         at, others = self.at(gamma), self.classes - self.kept
-        level = (kept["tail"][:, at : at + 1] - math.log(others)) / self.gammas[at]
-        logits = level.expand(-1, self.classes).clone()
-        return logits.scatter_(-1, kept["index"].long(), kept["values"].float() + kept["top"])
+        level = (kept["tail"][..., at] - math.log(others)) / self.gammas[at]
+        return Sparse(kept["values"].float() + kept["top"], kept["index"].long(), level, self.classes)
+
+    def unpack(self, kept: Mapping[str, Tensor], gamma: float) -> Tensor:
+        """Return logits ``(..., classes)`` float32 that represent packed ones at an exponent: `as_sparse`, dense."""
+        sparse = self.as_sparse(kept, gamma)
+        logits = sparse.level[..., None].expand(*sparse.level.shape, self.classes).clone()
+        return logits.scatter_(-1, sparse.index, sparse.values)
 
     def at(self, gamma: float) -> int:
         """Return an exponent's position in the grid.

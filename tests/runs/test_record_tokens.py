@@ -1,0 +1,64 @@
+"""A language model's answers are recorded once for all epochs, and read by runs."""
+
+import json
+
+import pytest
+import torch
+
+from tutelage import config
+from tutelage.config.schema import Recipe
+from tutelage.runs import record_teacher
+from tutelage.runs.execute import execute
+
+pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+WORDS = [f"{first}{second}" for first in ("cat", "rain", "roof", "door", "mat") for second in ("", "s", "ed", "ing")]
+
+
+def network(width):
+    sizes = {"hidden_size": width, "intermediate_size": 2 * width, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    return {"name": "hf:llama", "config": {**sizes, **heads}}
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    """A recipe's keys by the folder of its outputs, with a teacher that was trained."""
+    folder = tmp_path_factory.mktemp("tokens")
+    draw = torch.Generator().manual_seed(0)
+    lines = [[WORDS[i] for i in torch.randint(len(WORDS), (12,), generator=draw).tolist()] for _ in range(40)]
+    (folder / "texts.jsonl").write_text("".join(json.dumps({"text": " ".join(line)}) + "\n" for line in lines))
+    data = {"source": f"jsonl:{folder / 'texts.jsonl'}", "text": "text", "tokenizer": {"bpe": 270}, "pack": 16}
+    common = {"data": data, "epochs": 2, "batch_size": 4, "optimizer": {"name": "adamw", "lr": 0.01}, "threads": 1}
+    common |= {"device": "cpu", "weak_teacher": True}
+
+    def of(**keys):
+        return config.parse(Recipe, {"name": "run", **common, **keys})
+
+    execute(of(name="teacher", student=network(16)), folder / "teacher")
+    return lambda **keys: of(
+        student=network(8), teacher=str(folder / "teacher"), objective={"ttm": {"gamma": 1.0, "beta": 1.0}}, **keys
+    )
+
+
+def losses_of(folder):
+    return [json.loads(line)["train"]["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_reads_one_epoch_in_all(recipe, tmp_path):
+    recorded = recipe(outputs=str(tmp_path / "outputs"))
+    record_teacher.record(recorded)
+    assert [path.name for path in sorted((tmp_path / "outputs").glob("epoch-*"))] == ["epoch-0000"]
+    execute(recorded, tmp_path / "recorded")
+    execute(recipe(), tmp_path / "live")
+    assert losses_of(tmp_path / "recorded") == pytest.approx(losses_of(tmp_path / "live"), rel=1e-3)
+
+
+def test_top_classes_have_a_bound_of_their_own(recipe, tmp_path):
+    top = recipe(outputs=str(tmp_path / "outputs"), outputs_limit_mb=0.2, outputs_top=16)
+    record_teacher.record(top)
+    said = json.loads((tmp_path / "outputs" / "outputs.json").read_text())
+    assert said["schema"] == 3
+    assert said["form"]["max_error"] == 0.25
+    assert said["errors"][-1]["gamma"] == 1.0
+    execute(top, tmp_path / "run")
+    assert len(losses_of(tmp_path / "run")) == 2
