@@ -25,6 +25,7 @@ LAYERS = (
     (("models", "data", "training", "teacher_cache", "config"),),
     (("modules",), ("objectives",), ("kernels",), ("losses",), ("taps", "targets")),
     (
+        ("adapters",),
         ("images", "checks", "rng", "submodules", "tensor_files", "text", "views"),
         ("settings", "hub_files"),
         ("types", "records"),
