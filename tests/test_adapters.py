@@ -96,13 +96,21 @@ def test_a_named_field_is_taken_and_never_guessed(form, output):
 
 
 def test_an_index_that_is_read_must_be_given():
-    batch = tutelage.as_batch((torch.rand(2, 4), LABELS))
-    student, teacher = nn.Linear(4, 3), tutelage.FrozenTeacher(nn.Linear(4, 3))
-    tutelage.Distiller(student, objectives.kd())(batch, teacher(batch)).loss.total.backward()
-    distiller = tutelage.Distiller(student, objectives.kd())
-    distiller._reads_index = True  # as of an objective with a memory bank
+    images, objective = torch.rand(2, 3, 32, 32), objectives.crd(negatives=1)
+    student, large = (tutelage.models.create("cifar:resnet8", classes=3) for _ in range(2))
+    context = tutelage.network_context(
+        objective, student, large, images, samples=3, classes=3, labels=torch.tensor([0, 1, 2])
+    )
+    teacher = tutelage.FrozenTeacher(large, objective.needs.teacher_taps)
+    distiller = tutelage.Distiller(student, objective, context)
     with pytest.raises(InvalidValueError, match=r"type tutelage\.as_batch\(values, index=2\)"):
+        batch = tutelage.as_batch((images, LABELS))
         distiller(batch, teacher(batch))
+    batch = tutelage.as_batch((images, LABELS, torch.tensor([0, 2])), index=2)
+    distiller(batch, teacher(batch)).loss.total.backward()
+    batch = tutelage.as_batch((images, LABELS))  # others make no use of it
+    plain = tutelage.Distiller(student, objectives.kd())
+    plain(batch, teacher(batch)).loss.total.backward()
 
 
 @pytest.mark.parametrize(

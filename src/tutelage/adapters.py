@@ -104,8 +104,8 @@ def as_batch(
         >>> tutelage.as_batch((torch.rand(2, 4), torch.tensor([0, 2]))).labels
         tensor([0, 2])
     """
-    several = not isinstance(inputs, (str, int))
-    views = {key: _tensor(values, key, "inputs") for key in (inputs if several else (inputs,))}  # type: ignore[union-attr]
+    keys: Sequence[Key] = (inputs,) if isinstance(inputs, (str, int)) else inputs
+    views = {key: _tensor(values, key, "inputs") for key in keys}
     if not views:
         raise InvalidValueError("inputs", "at least one key", "none", 'for example inputs="input_ids"')
     first = next(iter(views.values()))
@@ -130,7 +130,9 @@ def as_batch(
             raise InvalidValueError(
                 name, f"{size} samples, as the inputs have", tuple(tensor.shape), "give the same samples"
             )
-    return Batch(where, {str(key): view for key, view in views.items()} if several else first, targets, counted=mask)
+    return Batch(
+        where, {str(key): view for key, view in views.items()} if keys is inputs else first, targets, counted=mask
+    )
 
 
 def refuse_unknown_index(batch: Batch) -> None:
