@@ -103,9 +103,10 @@ def test_an_index_that_is_read_must_be_given():
     )
     teacher = tutelage.FrozenTeacher(large, objective.needs.teacher_taps)
     distiller = tutelage.Distiller(student, objective, context)
+    batch = tutelage.as_batch((images, LABELS))
+    answers = teacher(batch)
     with pytest.raises(InvalidValueError, match=r"type tutelage\.as_batch\(values, index=2\)"):
-        batch = tutelage.as_batch((images, LABELS))
-        distiller(batch, teacher(batch))
+        distiller(batch, answers)
     batch = tutelage.as_batch((images, LABELS, torch.tensor([0, 2])), index=2)
     distiller(batch, teacher(batch)).loss.total.backward()
     batch = tutelage.as_batch((images, LABELS))  # others make no use of it

@@ -477,9 +477,9 @@ def test_importing_what_is_light_imports_no_torch():
 
 
 PUBLIC = [
-    *("Batch", "Distiller", "FrozenTeacher", "Outputs", "Progress", "Run", "TutelageError", "__version__", "compare"),
-    *("data", "distill", "errors", "evaluate", "kernels", "load", "losses", "models", "network_context", "objectives"),
-    *("predict", "taps", "targets", "train"),
+    *("Adapter", "Batch", "Distiller", "FrozenTeacher", "Outputs", "Progress", "Run", "TutelageError", "__version__"),
+    *("as_batch", "compare", "data", "distill", "errors", "evaluate", "kernels", "load", "losses", "models"),
+    *("network_context", "objectives", "predict", "taps", "targets", "train"),
 ]
 
 
