@@ -25,6 +25,7 @@ LAYERS = (
     (("models", "data", "training", "teacher_cache", "config"),),
     (("modules",), ("objectives",), ("kernels",), ("losses",), ("taps", "targets")),
     (
+        ("adapters",),
         ("images", "checks", "rng", "submodules", "tensor_files", "text", "views"),
         ("settings", "hub_files"),
         ("types", "records"),
@@ -476,9 +477,9 @@ def test_importing_what_is_light_imports_no_torch():
 
 
 PUBLIC = [
-    *("Batch", "Distiller", "FrozenTeacher", "Outputs", "Progress", "Run", "TutelageError", "__version__", "compare"),
-    *("data", "distill", "errors", "evaluate", "kernels", "load", "losses", "models", "network_context", "objectives"),
-    *("predict", "taps", "targets", "train"),
+    *("Adapter", "Batch", "Distiller", "FrozenTeacher", "Outputs", "Progress", "Run", "TutelageError", "__version__"),
+    *("as_batch", "compare", "data", "distill", "errors", "evaluate", "kernels", "load", "losses", "models"),
+    *("network_context", "objectives", "predict", "taps", "targets", "train"),
 ]
 
 

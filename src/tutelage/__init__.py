@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from . import objectives as objectives
     from . import taps as taps
     from . import targets as targets
+    from .adapters import Adapter as Adapter
+    from .adapters import as_batch as as_batch
     from .api import compare as compare
     from .api import distill as distill
     from .api import evaluate as evaluate
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 _MODULE_OF = {
     **{name: f".{name}" for name in ("data", "errors", "kernels", "losses", "models", "objectives", "taps", "targets")},
     **dict.fromkeys(("Batch", "Outputs", "Progress"), ".types"),
+    **dict.fromkeys(("Adapter", "as_batch"), ".adapters"),
     **dict.fromkeys(("Distiller", "FrozenTeacher", "network_context"), ".modules"),
     **dict.fromkeys(("Run", "load"), ".runs.run"),
     **dict.fromkeys(("compare", "distill", "evaluate", "predict", "train"), ".api"),

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from tutelage import taps
+from tutelage.adapters import inputs_for, refuse_unknown_index
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import BindContext, Objective
 from tutelage.submodules import restored_modes, unwrapped
 from tutelage.taps import Taps
 from tutelage.types import Batch, Inputs, Loss, Outputs, Progress, Totals
-from tutelage.views import view_of
 
 
 class StepOutput(NamedTuple):
@@ -55,6 +55,7 @@ class Distiller(nn.Module):
         self.student = student
         self.objective = objective.bind(context)
         self._taps = Taps(student, objective.needs.student_taps)
+        self._reads_index = objective.needs.indices
         self.called: Callable[[Tensor], Any] | None = None
         self.called_objective: Callable[..., Loss] | None = None
 
@@ -75,13 +76,16 @@ class Distiller(nn.Module):
 
         Raises:
             TypeError: if the student does not return logits, or the teacher's are not wrapped in `Outputs`.
-            ValueError: if the objective needs a teacher and got none, or the loss has no gradient.
+            ValueError: if the objective needs a teacher and got none, it reads indices
+                that the batch lacks, or the loss has no gradient.
         """
         if teacher is not None and not isinstance(teacher, Outputs):
             raise InvalidTypeError(
                 "teacher", "Outputs", type(teacher).__name__, "type Outputs(logits), or ask a FrozenTeacher"
             )
-        logits, features = self._taps(self.called or self.student, view_of(batch.inputs, "student"))
+        if self._reads_index:
+            refuse_unknown_index(batch)
+        logits, features = self._taps(self.called or self.student, inputs_for(self.student, batch.inputs, "student"))
         outputs = Outputs(_logits(logits, "student"), features)
         loss = (self.called_objective or self.objective)(outputs, teacher, batch, progress, totals)
         differentiable = loss.total.requires_grad or not torch.is_grad_enabled()
@@ -127,7 +131,7 @@ class FrozenTeacher(nn.Module):
             if module.training:
                 _to_evaluation(self.network)
                 break
-        logits, features = self._taps(self.network, view_of(batch.inputs, "teacher"))
+        logits, features = self._taps(self.network, inputs_for(self.network, batch.inputs, "teacher"))
         return Outputs(_logits(logits, "teacher"), features)
 
 
@@ -263,9 +267,11 @@ def network_context(
         samples=samples,
         classes=classes,
         labels=labels,
-        student_shapes=taps.feature_shapes(student, needs.student_taps, view_of(inputs, "student")),
+        student_shapes=taps.feature_shapes(student, needs.student_taps, inputs_for(student, inputs, "student")),
         teacher_shapes=(
-            taps.feature_shapes(teacher, needs.teacher_taps, view_of(inputs, "teacher")) if teacher is not None else {}
+            taps.feature_shapes(teacher, needs.teacher_taps, inputs_for(teacher, inputs, "teacher"))
+            if teacher is not None
+            else {}
         ),
         teacher_logits=teacher_logits,
         teacher_head=taps.head(teacher) if needs.teacher_head and teacher is not None else None,
@@ -278,6 +284,6 @@ def network_context(
 def _logits(output: object, who: str) -> Tensor:
     if not isinstance(output, Tensor):
         expected = "a module that returns logits (batch, classes)"
-        instead = "wrap it in a module that takes the logits out"
+        instead = 'name the field of the logits: tutelage.Adapter(network, output="logits")'
         raise InvalidTypeError(who, expected, f"one that returns {type(output).__name__}", instead)
     return output
