@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import checks, losses, targets
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
@@ -25,6 +25,7 @@ from tutelage.settings.weights import (
     SignedWeight,
     Weight,
     WeightValue,
+    scaled,
     weight_at,
 )
 from tutelage.types import Batch, Outputs, Progress, Requirements, Term
@@ -271,6 +272,39 @@ def ttm(
     """
     match = Apply(losses.ttm, {"gamma": gamma}, target_gamma=gamma)
     return objective_of(supervised_part(supervised), WeightedTerm("ttm", beta, on_logits(logits, match, beta)))
+
+
+def kd_matched_to(objective: Objective) -> Objective:
+    """Return the `kd` that differs from a `ttm` in the Rényi entropy of the student alone.
+
+    Its T is ``1 / gamma``, its weight ``beta * gamma``, so that ``KL(p_gamma || q_gamma)`` has the factor ``beta * T``
+    that it has in TTM; cross-entropy, scale and form of the logits are TTM's. Then, up to a constant,
+    ``ttm = kd_matched_to(ttm) - beta * (T - 1) * H_{1/T}(q)``: a difference of the two tests this regulariser.
+
+    Args:
+        objective: one `ttm`, scaled or not, whose beta is a number or a schedule.
+
+    Raises:
+        TypeError: if it is no objective.
+        ValueError: if it is not one `ttm`, or its beta is automatic.
+    """
+    example = "for example objectives.ttm(gamma=0.25, beta=4.0)"
+    if not isinstance(objective, Objective):
+        raise InvalidTypeError("objective", "an objective", f"an object of type {type(objective).__name__}", example)
+    names = [piece.preset or "terms put together by hand" for piece in objective.pieces]
+    if names != ["ttm"]:
+        raise InvalidValueError("objective", "one ttm", " + ".join(names), example)
+    (piece,) = objective.pieces
+    given = dict(piece.arguments or {})
+    if isinstance(given["beta"], Automatic):
+        raise InvalidValueError("beta", "a number or a schedule, to match kd to it", f"{given['beta']}", example)
+    matched = kd(
+        temperature=1 / given["gamma"],
+        weight=cast(WeightValue, scaled(given["beta"], given["gamma"])),
+        supervised=given["supervised"],
+        logits=given["logits"],
+    )
+    return piece.scale * (matched.gathered() if piece.gather else matched)
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
