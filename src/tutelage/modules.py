@@ -14,8 +14,8 @@ from tutelage import taps
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import BindContext, Objective
 from tutelage.submodules import restored_modes, unwrapped
-from tutelage.taps import Taps
-from tutelage.types import Batch, Inputs, Loss, Outputs, Progress, Totals
+from tutelage.taps import LastLayer, Taps
+from tutelage.types import Batch, Hidden, Inputs, Loss, Outputs, Progress, Totals
 from tutelage.views import view_of
 
 
@@ -37,6 +37,7 @@ class Distiller(nn.Module):
     Attributes:
         called: compiled form that is called in place of the student; ``None`` to call the student itself.
         called_objective: compiled form of the objective, likewise.
+        last_layer: the student's last layer, which is left to the objective; ``None`` to let the student make logits.
 
     Example:
         >>> import torch, tutelage
@@ -57,6 +58,7 @@ class Distiller(nn.Module):
         self._taps = Taps(student, objective.needs.student_taps)
         self.called: Callable[[Tensor], Any] | None = None
         self.called_objective: Callable[..., Loss] | None = None
+        self.last_layer: LastLayer | None = None
 
     def forward(
         self,
@@ -81,15 +83,19 @@ class Distiller(nn.Module):
             raise InvalidTypeError(
                 "teacher", "Outputs", type(teacher).__name__, "type Outputs(logits), or ask a FrozenTeacher"
             )
-        logits, features = self._taps(self.called or self.student, view_of(batch.inputs, "student"))
-        outputs = Outputs(_logits(logits, "student"), features)
+        inputs = view_of(batch.inputs, "student")
+        if self.last_layer is not None:
+            outputs = _of_hidden(self.last_layer(inputs))
+        else:
+            logits, features = self._taps(self.called or self.student, inputs)
+            outputs = Outputs(_logits(logits, "student"), features)
         loss = (self.called_objective or self.objective)(outputs, teacher, batch, progress, totals)
         differentiable = loss.total.requires_grad or not torch.is_grad_enabled()
         if not differentiable and any(p.requires_grad for p in self.student.parameters()):
             instead = "leave detach(), argmax() and torch.no_grad() out of the student's forward and of the loss"
             raise InvalidValueError("student or loss", "a loss with a gradient", "one without", instead)
         # The features end here, as metrics read only the logits.
-        return StepOutput(loss, Outputs(outputs.logits))
+        return StepOutput(loss, outputs._replace(taps={}))
 
 
 class FrozenTeacher(nn.Module):
@@ -123,12 +129,21 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
         """Return the network's outputs for a batch."""
+        self._keep_evaluation()
+        logits, features = self._taps(self.network, view_of(batch.inputs, "teacher"))
+        return Outputs(_logits(logits, "teacher"), features)
+
+    @torch.no_grad()
+    def hidden(self, batch: Batch, last_layer: LastLayer) -> Outputs:
+        """Return outputs whose logits are not made: the network's last layer is left to the objective."""
+        self._keep_evaluation()
+        return _of_hidden(last_layer(view_of(batch.inputs, "teacher")))
+
+    def _keep_evaluation(self) -> None:
         for module in self._modules_of_network:
             if module.training:
                 _to_evaluation(self.network)
                 break
-        logits, features = self._taps(self.network, view_of(batch.inputs, "teacher"))
-        return Outputs(_logits(logits, "teacher"), features)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -273,6 +288,11 @@ def network_context(
         class_means=class_means,
         seed=seed,
     )
+
+
+def _of_hidden(hidden: Hidden) -> Outputs:
+    """Return outputs whose logits are not made."""
+    return Outputs(hidden.states[..., :0].detach(), hidden=hidden)
 
 
 def _logits(output: object, who: str) -> Tensor:
