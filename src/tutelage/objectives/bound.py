@@ -20,7 +20,7 @@ from tutelage.objectives.term import BindContext, PresetCall, joint_needs, named
 from tutelage.settings.weights import Automatic, Schedule, WeightValue, scaled, weight_at
 from tutelage.types import UNLABELLED, Batch, Hidden, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
-CHUNK = 1 << 23
+CHUNK = 1 << 22
 """Number of logits of each network that exist at a time on a CPU if all need not: more would save little time."""
 
 

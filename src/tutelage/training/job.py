@@ -573,21 +573,22 @@ def _choose_eager_plan(
     def outputs() -> Outputs | None:
         return teacher(piece) if teacher is not None else None
 
-    may_leave_out = not shared and train.student.may_leave_logits_out(settings.loss_form, piece)
-    refusal = partial(_refuses_last_layers, train, piece, teacher) if may_leave_out else None
+    may_leave_out = train.student.may_leave_logits_out(settings.loss_form, piece)
+    own = None if shared else teacher
+    refusal = partial(_refuses_last_layers, train, piece, own) if may_leave_out else None
 
     def use(plan: ComputePlan) -> None:
         train.student.use(plan)
-        if teacher is not None and may_leave_out:
-            teacher.use(plan.after(teacher_plan))
+        if own is not None and may_leave_out:
+            own.use(plan.after(teacher_plan))
 
     def step() -> None:
         # The teacher's last layer is a part of what is measured, if it may be left out.
-        teacher_outputs = teacher(with_own_inputs(piece)) if teacher is not None and may_leave_out else outputs()
-        own = with_own_inputs(piece)  # A student may write into its inputs.
+        teacher_outputs = own(with_own_inputs(piece)) if own is not None and may_leave_out else outputs()
+        inputs = with_own_inputs(piece)  # A student may write into its inputs.
         with train.forward_context(samples):
             # As in steps: losses compiled for numbers on the host would be compiled again in the first step.
-            output = train.module(own, teacher_outputs, train.now.progress, totals)
+            output = train.module(inputs, teacher_outputs, train.now.progress, totals)
         output.loss.total.backward()
         for term in train.stateful_terms:
             term.commit(torch.zeros((), dtype=torch.bool, device=train.device))
