@@ -42,7 +42,7 @@ TAPS = ("student_taps", "teacher_taps")
     ("kind", "names"),
     [
         (Batch, ("index", "inputs", "labels", "view", "counted")),
-        (Outputs, ("logits", "taps")),
+        (Outputs, ("logits", "taps", "hidden")),
         (Progress, ("epoch", "step", "fraction", "scheduled")),
         (Totals, ("samples", "labelled", "positions")),
         (Loss, ("total", "parts")),

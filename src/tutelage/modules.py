@@ -15,8 +15,8 @@ from tutelage.adapters import inputs_for, refuse_unknown_index
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import BindContext, Objective
 from tutelage.submodules import restored_modes, unwrapped
-from tutelage.taps import Taps
-from tutelage.types import Batch, Inputs, Loss, Outputs, Progress, Totals
+from tutelage.taps import LastLayer, Taps
+from tutelage.types import Batch, Hidden, Inputs, Loss, Outputs, Progress, Totals
 
 
 class StepOutput(NamedTuple):
@@ -37,6 +37,7 @@ class Distiller(nn.Module):
     Attributes:
         called: compiled form that is called in place of the student; ``None`` to call the student itself.
         called_objective: compiled form of the objective, likewise.
+        last_layer: the student's last layer, which is left to the objective; ``None`` to let the student make logits.
 
     Example:
         >>> import torch, tutelage
@@ -58,6 +59,7 @@ class Distiller(nn.Module):
         self._reads_index = objective.needs.indices
         self.called: Callable[[Tensor], Any] | None = None
         self.called_objective: Callable[..., Loss] | None = None
+        self.last_layer: LastLayer | None = None
 
     def forward(
         self,
@@ -85,15 +87,19 @@ class Distiller(nn.Module):
             )
         if self._reads_index:
             refuse_unknown_index(batch)
-        logits, features = self._taps(self.called or self.student, inputs_for(self.student, batch.inputs, "student"))
-        outputs = Outputs(_logits(logits, "student"), features)
+        inputs = inputs_for(self.student, batch.inputs, "student")
+        if self.last_layer is not None:
+            outputs = _of_hidden(self.last_layer(inputs))
+        else:
+            logits, features = self._taps(self.called or self.student, inputs)
+            outputs = Outputs(_logits(logits, "student"), features)
         loss = (self.called_objective or self.objective)(outputs, teacher, batch, progress, totals)
         differentiable = loss.total.requires_grad or not torch.is_grad_enabled()
         if not differentiable and any(p.requires_grad for p in self.student.parameters()):
             instead = "leave detach(), argmax() and torch.no_grad() out of the student's forward and of the loss"
             raise InvalidValueError("student or loss", "a loss with a gradient", "one without", instead)
         # The features end here, as metrics read only the logits.
-        return StepOutput(loss, Outputs(outputs.logits))
+        return StepOutput(loss, outputs._replace(taps={}))
 
 
 class FrozenTeacher(nn.Module):
@@ -127,12 +133,21 @@ class FrozenTeacher(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Outputs:
         """Return the network's outputs for a batch."""
+        self._keep_evaluation()
+        logits, features = self._taps(self.network, inputs_for(self.network, batch.inputs, "teacher"))
+        return Outputs(_logits(logits, "teacher"), features)
+
+    @torch.no_grad()
+    def hidden(self, batch: Batch, last_layer: LastLayer) -> Outputs:
+        """Return outputs whose logits are not made: the network's last layer is left to the objective."""
+        self._keep_evaluation()
+        return _of_hidden(last_layer(inputs_for(self.network, batch.inputs, "teacher")))
+
+    def _keep_evaluation(self) -> None:
         for module in self._modules_of_network:
             if module.training:
                 _to_evaluation(self.network)
                 break
-        logits, features = self._taps(self.network, inputs_for(self.network, batch.inputs, "teacher"))
-        return Outputs(_logits(logits, "teacher"), features)
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -279,6 +294,11 @@ def network_context(
         class_means=class_means,
         seed=seed,
     )
+
+
+def _of_hidden(hidden: Hidden) -> Outputs:
+    """Return outputs whose logits are not made."""
+    return Outputs(hidden.states[..., :0].detach(), hidden=hidden)
 
 
 def _logits(output: object, who: str) -> Tensor:

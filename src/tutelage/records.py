@@ -56,8 +56,10 @@ class TrainMeans(TypedDict):
 
     loss: float
     terms: dict[str, float]  # each term of the objective, not weighted, in nats
-    accuracy: float | None  # over labelled samples; none where there are no labels
-    entropy: float  # mean Shannon entropy of the student's distribution, nats
+    accuracy: (
+        float | None
+    )  # over labelled samples; none where there are no labels, or no logits: ``loss_form: last_layer``
+    entropy: float | None  # mean Shannon entropy of the student's distribution, nats; none without logits, as all below
     kl_to_target: float | None
     """Mean KL from the student's distribution to the transformed teacher that the objective matches, nats."""
     agreement: float | None

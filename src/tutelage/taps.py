@@ -12,7 +12,8 @@ A tap is written as
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.submodules import evaluation_mode, find_head, split_tap, unwrapped
+from tutelage.types import Hidden
 
 CARD = "card:"
 SHOWN = 5
@@ -210,6 +212,95 @@ def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
             "name batch norms of the teacher by norms=[...], one per tap",
         )
     return layer.weight.detach().clone(), layer.bias.detach().clone()
+
+
+class LastLayer:
+    """A network's last linear layer, whose inputs can be had in place of the network's logits.
+
+    The layer is passed by for a call: what it is given becomes what the network returns. That holds where nothing
+    follows the layer, which `misfit` checks.
+
+    Args:
+        network: any module; the layer is found as `submodules.find_head` does.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self._network = network
+        head = find_head(network) or find_head(unwrapped(network))
+        self._layer = head.layer if head is not None and isinstance(head.layer, nn.Linear) else None
+
+    @property
+    def classes(self) -> int:
+        """The number of the layer's outputs; 0 without such a layer."""
+        return 0 if self._layer is None else self._layer.out_features
+
+    def is_within(self, modules: Iterable[nn.Module]) -> bool:
+        """Whether the layer is part of one of these modules."""
+        return any(self._layer is part for module in modules for part in module.modules())
+
+    def __call__(self, inputs: Tensor) -> Hidden:
+        """Return what a network's logits for these inputs are made of, under autocast in its dtype."""
+        assert self._layer is not None  # `misfit` was asked before.
+        with _passed_by(self._layer):
+            states = self._network(inputs)
+        weight, bias, kind = self._layer.weight, self._layer.bias, states.device.type
+        if torch.is_autocast_enabled(kind) and states.dtype != torch.float64:
+            dtype = torch.get_autocast_dtype(kind)
+            return Hidden(states.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype))
+        return Hidden(states, weight, bias)
+
+    @torch.no_grad()
+    def misfit(self, inputs: Tensor, *, again: Callable[[], None]) -> str | None:
+        """Return why the network has no such layer, if that is so; it is called twice.
+
+        Args:
+            inputs: inputs of the network.
+            again: function called between both calls, so that they draw the same random numbers.
+        """
+        layer = self._layer
+        if layer is None:
+            return "no linear layer gives its logits"
+        seen: list[tuple[Tensor, Tensor]] = []
+        handle = layer.register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
+        try:
+            logits = self._network(inputs)
+        finally:
+            handle.remove()
+        # Its memory, and not only its values: what is added to it may be 0 at first.
+        last = len(seen) == 1 and isinstance(logits, Tensor) and logits.shape == seen[0][1].shape
+        widened = last and logits.dtype != seen[0][1].dtype and torch.equal(logits, seen[0][1].to(logits.dtype))
+        if not last or not (widened or logits.data_ptr() == seen[0][1].data_ptr()):
+            return "its logits are not just what its last linear layer returns"
+        again()
+        try:
+            hidden = self(inputs)
+        except Exception as error:  # noqa: BLE001  whatever a network raises that was given another's shapes
+            return f"it cannot be called without its last layer ({type(error).__name__})"
+        if hidden.states.shape != seen[0][0].shape:
+            return "it does not return what its last layer is given"
+        made = nn.functional.linear(*hidden)
+        scale = made.abs().max().item() * torch.finfo(made.dtype).eps ** 0.75
+        if not torch.allclose(made.to(logits.dtype), logits, rtol=0.0, atol=scale):
+            return "its last layer computes more than a product"
+        return None
+
+
+@contextmanager
+def _passed_by(layer: nn.Module) -> Iterator[None]:
+    """Let a layer return its input; hooks on it are called as ever."""
+    own = vars(layer)  # where a function takes precedence over the class's, and others may have put theirs
+    before = own.get("forward")
+    own["forward"] = _first
+    try:
+        yield
+    finally:
+        del own["forward"]
+        if before is not None:
+            own["forward"] = before
+
+
+def _first(inputs: Tensor) -> Tensor:
+    return inputs
 
 
 @torch.no_grad()

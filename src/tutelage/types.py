@@ -61,16 +61,32 @@ class Batch(NamedTuple):
     counted: Tensor | None = None
 
 
+class Hidden(NamedTuple):
+    """Logits that are not made yet: ``states weight^T + bias``.
+
+    Attributes:
+        states: inputs of a network's last layer, ``(batch, *positions, width)``.
+        weight: the layer's weight, ``(classes, width)``, in the dtype of the states, like the bias.
+        bias: its bias, ``(classes,)``; ``None`` for 0.
+    """
+
+    states: Tensor
+    weight: Tensor
+    bias: Tensor | None
+
+
 class Outputs(NamedTuple):
     """A network's outputs for a batch.
 
     Attributes:
-        logits: logits, ``(batch, *positions, classes)``.
+        logits: logits, ``(batch, *positions, classes)``; of no class where ``hidden`` is in their place.
         taps: features by tap, for objectives that match them.
+        hidden: what the logits are made of, only for objectives that read it: `BoundObjective.reads_hidden`.
     """
 
     logits: Tensor
     taps: Mapping[str, Tensor] = {}
+    hidden: Hidden | None = None
 
 
 class Sparse(NamedTuple):

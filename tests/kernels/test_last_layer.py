@@ -183,6 +183,20 @@ def test_any_loss_of_logits(loss, chunk):
         torch.testing.assert_close(kernels.linear(loss, **inputs, weight=2.0, supervised=0.5).total, total.detach())
 
 
+def test_parts_of_a_mean_add_up_with_the_divisors_of_the_whole():
+    inputs = draw()
+    inputs["labels"][0] = -100
+    whole = fused(**inputs, **SETTINGS)
+    divisors = (inputs["labels"] != -100).sum().float(), torch.tensor(21.0)
+    tokens = ("student_hidden", "teacher_hidden", "labels")
+    parts = [
+        fused(**{k: x[i : i + 1] if k in tokens else x for k, x in inputs.items()}, **SETTINGS, divisors=divisors)
+        for i in range(3)
+    ]
+    torch.testing.assert_close(sum(part.total for part in parts), whole.total)
+    assert parts[0].parts["cross_entropy"] == 0  # no label
+
+
 def test_a_token_without_weight_counts_nothing_where_its_loss_is_infinite():
     inputs = draw(bias=False)
     inputs["sample_weight"] = torch.ones(3, 7, dtype=torch.float64)

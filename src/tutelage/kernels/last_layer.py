@@ -59,6 +59,7 @@ def linear(
     student_bias: Tensor | None = None,
     teacher_bias: Tensor | None = None,
     sample_weight: Tensor | None = None,
+    divisors: tuple[Tensor, Tensor] | None = None,
     ignore_index: int = UNLABELLED,
     chunk: int | None = None,
 ) -> Loss:
@@ -90,6 +91,8 @@ def linear(
         student_bias: ``(classes,)``, of the student's dtype; ``None`` for 0.
         teacher_bias: ``(classes,)``, of the teacher's dtype; gets no gradient; ``None`` for 0.
         sample_weight: ``(...)``, floating, finite and at least 0 (not checked); gets no gradient; ``None`` for 1.
+        divisors: what the two sums are divided by in place of ``sum_L w`` and ``sum w``, each ``()`` and at least 0
+            (not checked), where the tokens are some of those that a mean is over; ``None`` if they are all.
         ignore_index: class index of a token without a label.
         chunk: number of logits of each network that exist at a time, at least 1; ``None`` for 2**25, and in Triton
             for as many as the device's memory allows.
@@ -141,7 +144,7 @@ def linear(
         teacher_bias.detach() if teacher_bias is not None else None,
         labels,
         weights,
-        _Settings(loss, divergence, float(weight), float(supervised), chunk, torch.is_grad_enabled()),
+        _Settings(loss, divergence, float(weight), float(supervised), divisors, chunk, torch.is_grad_enabled()),
     )
     return Loss(total, {"cross_entropy": ce, "matching": matching})
 
@@ -195,9 +198,9 @@ def _check_shape(name: str, tensor: Tensor, tokens: torch.Size, what: str) -> No
         raise InvalidValueError(name, expected, tuple(tensor.shape), f"type one {what} per token")
 
 
-def _share(weights: Tensor) -> Tensor:
-    """Return the weights over their sum; 0 if that is 0."""
-    total = weights.sum()
+def _share(weights: Tensor, total: Tensor | None) -> Tensor:
+    """Return the weights over a total, by default their sum; 0 if that is 0."""
+    total = weights.sum() if total is None else total
     return (weights / total).masked_fill(total == 0, 0.0)
 
 
@@ -218,6 +221,7 @@ class _Settings(NamedTuple):
     divergence: Divergence | None  # the loss's point in the family
     weight: float
     supervised: float
+    divisors: tuple[Tensor, Tensor] | None
     chunk: int | None  # number of logits
     differentiable: bool  # whether gradients are requested, which autograd does not say under `torch.no_grad`
 
@@ -297,7 +301,9 @@ class _Linear(torch.autograd.Function):
         student, teacher = _Layer(*inputs[:3]), _Layer(*inputs[3:6])
         labels, weights, settings = inputs[6:]
         weight, supervised = settings.weight, settings.supervised
-        of_ce, of_loss = _share(weights.masked_fill(labels == UNLABELLED, 0.0)), _share(weights)
+        labelled, all_tokens = settings.divisors or (None, None)
+        of_ce = _share(weights.masked_fill(labels == UNLABELLED, 0.0), labelled)
+        of_loss = _share(weights, all_tokens)
         of = _Weights(of_ce, of_loss, supervised, weight, _power_of_two(supervised * of_ce, weight * of_loss))
         run = _by_classes if settings.divergence and in_triton(student.hidden, teacher.hidden) else _by_tokens
         with torch.autocast(student.hidden.device.type, enabled=False):

@@ -18,7 +18,10 @@ from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
 from tutelage.objectives.term import BindContext, PresetCall, joint_needs, named_parts, present, shape_of
 from tutelage.settings.weights import Automatic, Schedule, WeightValue, scaled, weight_at
-from tutelage.types import UNLABELLED, Batch, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
+from tutelage.types import UNLABELLED, Batch, Hidden, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
+
+CHUNK = 1 << 22
+"""Number of logits of each network that exist at a time on a CPU if all need not: more would save little time."""
 
 
 class BoundObjective(nn.Module):
@@ -78,6 +81,16 @@ class BoundObjective(nn.Module):
         local = [name for call in self._calls if call.gathers is None for name in call.names]
         self.pair, self.fused = _fusible({name: self.terms[name] for name in local}), False
 
+    def refuses_hidden(self, batch: Batch) -> str | None:
+        """Return why the loss of a batch like this cannot be computed from `Hidden`, if that is so."""
+        if self.pair is None or set(self.pair) != set(self.names):
+            return "not just a cross-entropy with a loss of logits beside it"
+        if batch.labels.is_floating_point():
+            return "soft labels, which are as large as logits"
+        if any(isinstance(self._weights[name], Schedule) for name in self.pair) and batch.labels.device.type != "cpu":
+            return "a scheduled weight, which the host would wait for"
+        return None
+
     @property
     def names(self) -> tuple[str, ...]:
         """The terms' names, in order."""
@@ -111,6 +124,8 @@ class BoundObjective(nn.Module):
         Returns:
             The weighted sum, ``()``, and each term's mean.
         """
+        if student.hidden is not None:
+            return self._of_hidden(student.hidden, present(teacher).hidden, batch, progress, totals)
         with torch.autocast(student.logits.device.type, enabled=False):
             fused = self._fused_values(student, teacher, batch) if self.fused else {}
             if len(fused) < len(self.names):  # Wide copies only if something else reads the logits.
@@ -135,6 +150,32 @@ class BoundObjective(nn.Module):
                     parts[name] = mean.detach()
                     weighted.append(mean * weight_at(self._weights[name], progress))
             return Loss(torch.stack(weighted).sum(), parts)
+
+    def _of_hidden(
+        self, student: Hidden, teacher: Hidden | None, batch: Batch, progress: Progress, totals: Totals | None
+    ) -> Loss:
+        """Return the loss, whose logits never exist all at once."""
+        assert self.pair is not None  # `refuses_hidden` was asked before, and the teacher's layer left out too.
+        assert teacher is not None
+        totals = totals or count(batch, student.states)
+        supervised, weight = (float(weight_at(self._weights[name], progress)) for name in self.pair)
+        loss = kernels.linear(
+            cast(LogitLoss, self.terms[self.pair[1]].applied),
+            student.states,
+            student.weight,
+            teacher.states,
+            teacher.weight,
+            batch.labels,
+            weight=weight,
+            supervised=supervised,
+            student_bias=student.bias,
+            teacher_bias=teacher.bias,
+            sample_weight=None if batch.counted is None else batch.counted.float(),
+            divisors=(totals.labelled, totals.positions),
+            chunk=CHUNK if student.states.device.type == "cpu" else None,
+        )
+        parts = dict(zip(self.pair, loss.parts.values(), strict=True))
+        return Loss(loss.total, {name: parts[name] for name in self.names})
 
     def _fused_values(self, student: Outputs, teacher: Outputs | None, batch: Batch) -> dict[str, Tensor]:
         """Return the values of the fused terms, by name."""

@@ -456,7 +456,8 @@ def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validatio
     parts = [f"epoch {epoch['epoch']}/{epochs}", f"loss {train['loss']:.4f}"]
     if held is not None and held["accuracy"] is not None:
         parts.append(f"{selection} accuracy {held['accuracy']:.2%}")
-    parts.append(f"H(q) {train['entropy']:.3f} nats")
+    if train["entropy"] is not None:
+        parts.append(f"H(q) {train['entropy']:.3f} nats")
     if train["agreement"] is not None:
         parts.append(f"agreement {train['agreement']:.2%}")
     parts.append(f"{epoch['images_per_second']:.0f} images/s")

@@ -64,7 +64,7 @@ class RunSettings(TypedDict, total=False):
     graphs: Switch
     """Capture a step as one CUDA graph, and replay it."""
     loss_form: Literal["auto"] | LossForm
-    """How the losses are computed; ``auto`` measures on CUDA, and is ``plain`` elsewhere."""
+    """How the losses are computed; ``auto`` measures on CUDA and where logits are many, and else is ``plain``."""
     checkpoint_activations: bool
     """Compute what is inside the student's blocks again in the backward pass, not keep it: less memory, more time."""
     sync_bn: Switch

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient, weight_gradient
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
+from tutelage.taps import LastLayer
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.distributed import cast_module, place
 from tutelage.training.generators import random_state, restore_random
@@ -33,7 +34,15 @@ from tutelage.views import with_own_inputs
 
 SHARE = 0.05
 """Largest share of a fit's estimated time that a trial compilation may cost."""
-COSTS = {"teacher": 20.0, "products": 2.0, "student": 60.0, "graph": 2.0, "compiled losses": 20.0, "fused losses": 2.0}
+COSTS = {
+    "teacher": 20.0,
+    "products": 2.0,
+    "student": 60.0,
+    "graph": 2.0,
+    "compiled losses": 20.0,
+    "fused losses": 2.0,
+    "last_layer losses": 2.0,
+}
 """Assumed seconds of a trial: compiling took 3 to 60 for networks of 8 to 60 layers on two cores."""
 GAIN = 1.05
 """Least speed-up at which a plan replaces the eager one."""
@@ -45,6 +54,8 @@ ROUNDS = 5
 """Number of timings of each call."""
 MEASURES_LOSSES = frozenset({"cuda"})
 """Types of devices on which the form of the losses is measured; elsewhere it is plain unless requested."""
+MANY = 1 << 22
+"""Number of logits of a micro-batch from which on it is measured, on any device, whether to do without holding them."""
 NOT_CAPTURED = "not captured"
 """First words of the reason if a step that was to be captured could not be."""
 
@@ -125,10 +136,17 @@ class PlannedTeacher:
         """Return the teacher's outputs."""
         with mixed_precision(self._device, self._settings.precision):
             plan = self.plan
+            if plan and plan.loss_form == "last_layer" and self.last_layer is not None:
+                return cast(FrozenTeacher, self._teacher).hidden(batch, self.last_layer)
             if self._compiled and plan and plan.teacher_compiled and len(batch.index) == plan.samples:
                 with torch.no_grad():  # without it the compiler does not treat weights as constants
                     return cast(Outputs, self._compiled(batch))
             return self._teacher(batch)
+
+    @cached_property
+    def last_layer(self) -> LastLayer | None:
+        """The network's last layer; ``None`` of outputs that no network computes here, such as recorded ones."""
+        return LastLayer(self._teacher.network) if isinstance(self._teacher, FrozenTeacher) else None
 
     @property
     def compiles(self) -> bool:
@@ -175,7 +193,7 @@ class PlannedStudent:
     def __init__(self, distiller: Distiller) -> None:
         # Dropout draws the same numbers as it would uncompiled.
         exact = {"fallback_random": True}
-        self._objective = distiller.objective
+        self._objective, self._student = distiller.objective, distiller.student
         self._compiled = _Compiled("student", distiller.student, exact, "compile_student=false")
         self._compiled_objective = _Compiled("objective", distiller.objective, exact, "loss_form=plain")
         self.use(ComputePlan())
@@ -199,30 +217,62 @@ class PlannedStudent:
         """Whether the objective computes two losses at once."""
         return self._plan.loss_form == "fused"
 
-    def choose_plan(
-        self, step: Callable[[], Any], settings: FitSettings, *, steps: int, samples: int, device: torch.device
-    ) -> ComputePlan:
-        """Try the forms that the settings leave open, for ``steps`` of micro-batches of ``samples``.
+    @cached_property
+    def found_last_layer(self) -> LastLayer:
+        """The student's last layer, whether or not it may be left to the objective."""
+        return LastLayer(self._student)
 
-        ``step`` takes the student's part of a step, gradients included, and changes nothing lasting.
-        """
-        trials = Trials(step, self.use, steps, samples, device)
+    @property
+    def last_layer(self) -> LastLayer | None:
+        """The student's last layer where it is left to the objective."""
+        return self.found_last_layer if self._plan.loss_form == "last_layer" else None
+
+    def may_leave_logits_out(self, wanted: str, piece: Batch) -> bool:
+        """Whether it is wanted that a micro-batch's logits never exist all at once, or it is to be tried."""
+        positions = piece.labels.numel()
+        return wanted == "last_layer" or (wanted == "auto" and positions * self.found_last_layer.classes >= MANY)
+
+    def choose_plan(
+        self, trials: Trials, settings: FitSettings, refusal: Callable[[], str | None] | None
+    ) -> ComputePlan:
+        """Try the forms that the settings leave open; ``refusal`` as for `attempt_losses`."""
+        self.take_last_layer(trials, settings.loss_form, refusal)
         trials.attempt_products(settings.gradient_products)
-        self.attempt_losses(trials, settings.loss_form)
-        if trials.is_open("student", settings.compile_student):
+        self.attempt_losses(trials, settings.loss_form, refusal)
+        if trials.plan.loss_form == "last_layer":
+            trials.reasons["student"] = "not tried with last_layer losses"
+        elif trials.is_open("student", settings.compile_student):
             trials.attempt("student", settings.compile_student, replace(trials.plan, student_compiled=True))
         return trials.chosen()
 
-    def attempt_losses(self, trials: Trials, wanted: str) -> None:
-        """Try the possible forms of the losses, or take the requested one."""
-        if wanted == "plain" or (wanted == "auto" and trials.device.type not in MEASURES_LOSSES):
+    def take_last_layer(self, trials: Trials, wanted: str, refusal: Callable[[], str | None] | None) -> None:
+        """Leave the last layers to the objective if that is requested: unmeasured, as logits may not fit in memory."""
+        if wanted == "last_layer" and refusal is not None:
+            reason = refusal()
+            trials.reasons["last_layer losses"] = reason or "requested"
+            if reason is None:
+                trials.plan = replace(trials.plan, loss_form=wanted)
+                trials.use(trials.plan)
+
+    def attempt_losses(self, trials: Trials, wanted: str, refusal: Callable[[], str | None] | None) -> None:
+        """Try the possible forms of the losses, or take the requested one.
+
+        ``refusal`` returns why the last layers cannot be left to the objective, if that is so; it is ``None`` where
+        `may_leave_logits_out` is false.
+        """
+        if wanted in ("plain", "last_layer"):
             return
-        for form in ("compiled", "fused"):
+        tried = ("compiled", "fused") if wanted != "auto" or trials.device.type in MEASURES_LOSSES else ()
+        for form in (*tried, *["last_layer"] * (refusal is not None)):
             switch: Switch = "auto" if wanted == "auto" else form == wanted
             reason = f"{form} losses"
             if form == "fused" and switch and self._objective.pair is None:
                 trials.reasons[reason] = "no cross-entropy with a loss of logits beside it"
-            elif trials.is_open(reason, switch):
+            elif not trials.is_open(reason, switch):
+                continue
+            elif form == "last_layer" and refusal is not None and (refused := refusal()):
+                trials.reasons[reason] = refused
+            else:
                 trials.attempt(reason, switch, replace(trials.plan, loss_form=form), after=f"with {reason}")
 
     def gradients(self, samples: int) -> AbstractContextManager[Any]:

@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -39,9 +39,10 @@ from tutelage.training.distributed import (
 )
 from tutelage.training.dry_forward import PROBED, check_batches, smallest_batch
 from tutelage.training.evaluate import EvalSet, evaluate
-from tutelage.training.generators import seed_rank
+from tutelage.training.generators import random_state, restore_random, seed_rank
 from tutelage.training.graphs import CAPTURES, NotCapturableError
 from tutelage.training.nonfinite import combined, raise_nonfinite
+from tutelage.training.precision import mixed_precision
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
@@ -435,7 +436,7 @@ class FitState:
             said = plan.reasons["graph"]
             reason = said if not plan.graph and (wanted is True or said.startswith(NOT_CAPTURED)) else None
         else:
-            plan = _choose_eager_plan(self.train, batch, teacher, steps=self.steps_left)
+            plan = _choose_eager_plan(self.train, batch, teacher, steps=self.steps_left, shared=outputs is not None)
             if wanted == "auto" and self.device.type not in CAPTURES:
                 return plan
             plan = replace(plan, reasons={**plan.reasons, "graph": reason})
@@ -497,6 +498,8 @@ class FitState:
         plan = ComputePlan.from_json(state["speed"]) if state.get("speed") else ComputePlan()
         if self.train.recomputed:  # The key may be new.
             plan = replace(plan, student_compiled=False, graph=False, products=())
+        if self.settings.shard != "none" and self.accelerator.num_processes > 1 and plan.loss_form == "last_layer":
+            plan = replace(plan, loss_form="plain")
         self._adopt(plan)
 
 
@@ -524,17 +527,24 @@ def _choose_captured_plan(
         state.step(train, batch, asked)
 
     before = Snapshot(train, batch)
-    samples = len(split_batch(batch, settings.accumulate)[0].index)
-    trials = Trials(step, use, state.steps_left, samples, train.device)
+    piece = split_batch(batch, settings.accumulate)[0]
+    trials = Trials(step, use, state.steps_left, len(piece.index), train.device)
+    may_leave_out = train.student.may_leave_logits_out(settings.loss_form, piece)
+    own = teacher if outputs is None else None
+    refusal = partial(_refuses_last_layers, train, piece, own) if may_leave_out else None
     try:
+        train.student.take_last_layer(trials, settings.loss_form, refusal)
         if settings.gradient_products is True:
             trials.attempt_products(True)
         else:  # They save CPU time.
             trials.reasons["products"] = "not tried where steps may be captured"
         if trials.is_open("graph", settings.graphs):
             trials.attempt("graph", settings.graphs, replace(trials.plan, graph=True), after="as a graph")
-        train.student.attempt_losses(trials, settings.loss_form)
+        train.student.attempt_losses(trials, settings.loss_form, refusal)
         alone = teacher is not None and outputs is None and teacher.compiles
+        if trials.plan.loss_form == "last_layer":
+            trials.reasons["student"] = trials.reasons["teacher"] = "not tried with last_layer losses"
+            return trials.chosen().after(given)
         if alone and trials.is_open("teacher", settings.compile_teacher):
             candidate = replace(trials.plan, teacher_compiled=True)
             trials.attempt("teacher", settings.compile_teacher, candidate, after="with a compiled teacher")
@@ -546,7 +556,9 @@ def _choose_captured_plan(
     return trials.chosen().after(given)
 
 
-def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher | None, *, steps: int) -> ComputePlan:
+def _choose_eager_plan(
+    train: TrainState, batch: Batch, teacher: PlannedTeacher | None, *, steps: int, shared: bool
+) -> ComputePlan:
     """Choose how teacher and student are computed for this many steps; measuring changes no state or generator."""
     settings, processes = train.settings, train.accelerator.num_processes
     if train.recomputed:  # Products and compiled forms would have to be those of the recomputation too.
@@ -561,21 +573,51 @@ def _choose_eager_plan(train: TrainState, batch: Batch, teacher: PlannedTeacher 
     def outputs() -> Outputs | None:
         return teacher(piece) if teacher is not None else None
 
+    may_leave_out = train.student.may_leave_logits_out(settings.loss_form, piece)
+    own = None if shared else teacher
+    refusal = partial(_refuses_last_layers, train, piece, own) if may_leave_out else None
+
+    def use(plan: ComputePlan) -> None:
+        train.student.use(plan)
+        if own is not None and may_leave_out:
+            own.use(plan.after(teacher_plan))
+
     def step() -> None:
-        # A student may write into its inputs.
-        teacher_outputs, own = outputs(), with_own_inputs(piece)
+        # The teacher's last layer is a part of what is measured, if it may be left out.
+        teacher_outputs = own(with_own_inputs(piece)) if own is not None and may_leave_out else outputs()
+        inputs = with_own_inputs(piece)  # A student may write into its inputs.
         with train.forward_context(samples):
             # As in steps: losses compiled for numbers on the host would be compiled again in the first step.
-            output = train.module(own, teacher_outputs, train.now.progress, totals)
+            output = train.module(inputs, teacher_outputs, train.now.progress, totals)
         output.loss.total.backward()
         for term in train.stateful_terms:
             term.commit(torch.zeros((), dtype=torch.bool, device=train.device))
 
     with unchanged(train.distiller, train.device):
-        plan = train.student.choose_plan(step, settings, steps=steps, samples=samples, device=train.device)
+        plan = train.student.choose_plan(Trials(step, use, steps, samples, train.device), settings, refusal)
+    if plan.loss_form == "last_layer":
+        teacher_plan = replace(teacher_plan, teacher_compiled=False)
     return plan.after(teacher_plan)
+
+
+def _refuses_last_layers(train: TrainState, piece: Batch, teacher: PlannedTeacher | None) -> str | None:
+    """Return why the networks' last layers cannot be left to the objective, if that is so; each is called twice."""
+    if reason := train.distiller.objective.refuses_hidden(piece):
+        return reason
+    if teacher is None or teacher.last_layer is None:
+        return "a teacher that is not called for this student alone"
+    layers = {"student": train.student.found_last_layer, "teacher": teacher.last_layer}
+    if layers["student"].is_within(train.recomputed):
+        return "a student's last layer in a block that is computed again"
+    own, device = with_own_inputs(piece), train.device
+    with unchanged(train.distiller, device), mixed_precision(device, train.settings.precision):
+        for who, layer in layers.items():
+            again = partial(restore_random, *random_state(device), device)
+            if reason := layer.misfit(view_of(own.inputs, who)[:PROBED], again=again):
+                return f"{who}: {reason}"
+    return None
 
 
 def _wanted(settings: FitSettings) -> list[Switch]:
     """Return the requested forms of the student's part."""
-    return [settings.compile_student, settings.gradient_products, settings.loss_form in ("compiled", "fused")]
+    return [settings.compile_student, settings.gradient_products, settings.loss_form not in ("auto", "plain")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -43,32 +44,38 @@ class EpochMetrics:
 
     @torch.no_grad()
     def measure(self, batch: Batch, teacher: Outputs | None, output: StepOutput, totals: Totals) -> Tensor:
-        """Return a micro-batch's share of the sums."""
-        logits = widened(output.outputs.logits)
-        log_q = logits.log_softmax(-1)
+        """Return a micro-batch's share of the sums; what depends on logits is NaN where they are not made."""
+        # Terms are already means over the whole step; the epoch's mean weights each step by what they are means over.
+        positions, labelled = totals.positions.double(), totals.labelled.double()
+        sums = [output.loss.total * positions]
+        for name, part in output.loss.parts.items():
+            sums.append(part * (labelled if name in self.objective.supervised else positions))
+        sums += self._counts(batch, teacher, output.outputs)
+        return torch.stack([value.double() for value in sums])
+
+    def _counts(self, batch: Batch, teacher: Outputs | None, student: Outputs) -> list[Tensor]:
+        """Return the sums named in `COUNTED`."""
         labels = batch.labels.argmax(-1) if batch.labels.is_floating_point() else batch.labels
-        predicted = logits.argmax(-1)
-        zero = logits.new_zeros((), dtype=torch.float64)
+        zero = student.logits.new_zeros((), dtype=torch.float64)
         counted = batch.counted
 
         def summed(values: Tensor) -> Tensor:
             return (values if counted is None else torch.where(counted, values, 0)).sum()
 
         kl = agree = zero
-        if teacher is not None:
-            v = widened(teacher.logits)
-            agree = summed(predicted == v.argmax(-1))
-            if self.objective.target_gamma is not None:
-                kl = summed(losses.kl_divergence(log_q, (self.objective.target_gamma * v).log_softmax(-1)))
-        # Terms are already means over the whole step; the epoch's mean weights each step by what they are means over.
-        positions, labelled = totals.positions.double(), totals.labelled.double()
-        sums = [output.loss.total * positions]
-        for name, part in output.loss.parts.items():
-            sums.append(part * (labelled if name in self.objective.supervised else positions))
-        sums += [summed(predicted == labels), summed(labels != UNLABELLED), summed(targets.shannon_entropy(log_q))]
+        if student.hidden is not None:
+            correct = entropy = kl = agree = zero + torch.nan
+        else:
+            logits = widened(student.logits)
+            log_q, predicted = logits.log_softmax(-1), logits.argmax(-1)
+            if teacher is not None:
+                v = widened(teacher.logits)
+                agree = summed(predicted == v.argmax(-1))
+                if self.objective.target_gamma is not None:
+                    kl = summed(losses.kl_divergence(log_q, (self.objective.target_gamma * v).log_softmax(-1)))
+            correct, entropy = summed(predicted == labels), summed(targets.shannon_entropy(log_q))
         positions = zero + labels.numel() if counted is None else counted.sum()
-        sums += [kl, agree, zero + len(batch.index), positions, zero]
-        return torch.stack([value.double() for value in sums])
+        return [correct, summed(labels != UNLABELLED), entropy, kl, agree, zero + len(batch.index), positions, zero]
 
     def means(self, sums: Mapping[str, float], *, has_teacher: bool) -> records.TrainMeans:
         """Turn an epoch's sums, over all processes, into means."""
@@ -79,9 +86,14 @@ class EpochMetrics:
                 name: sums[name] / (labelled if name in self.objective.supervised else n)
                 for name in self.objective.names
             },
-            "accuracy": sums["correct"] / sums["labelled"] if sums["labelled"] else None,
-            "entropy": sums["entropy"] / n,
-            "kl_to_target": sums["kl"] / n if has_teacher and self.objective.target_gamma is not None else None,
-            "agreement": sums["agree"] / n if has_teacher else None,
+            "accuracy": _mean(sums["correct"], sums["labelled"]) if sums["labelled"] else None,
+            "entropy": _mean(sums["entropy"], n),
+            "kl_to_target": _mean(sums["kl"], n) if has_teacher and self.objective.target_gamma is not None else None,
+            "agreement": _mean(sums["agree"], n) if has_teacher else None,
             "samples": int(sums["samples"]),
         }
+
+
+def _mean(total: float, n: float) -> float | None:
+    """Return a mean; ``None`` if the total is not known."""
+    return None if math.isnan(total) else total / n

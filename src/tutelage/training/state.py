@@ -184,6 +184,7 @@ class TrainState:
         self.distiller.called = self.student.call(samples) if self._logits_used else self._watched
         self.distiller.called_objective = self.student.call_objective(samples)
         self.distiller.objective.fused = self.student.fused
+        self.distiller.last_layer = self.student.last_layer
         local = nullcontext() if last else local_gradients(self.module)
         try:
             with (
@@ -195,7 +196,7 @@ class TrainState:
                 yield
         finally:
             self.distiller.called = self.distiller.called_objective = None
-            self.distiller.objective.fused = False
+            self.distiller.objective.fused, self.distiller.last_layer = False, None
 
     def gradients(self) -> tuple[list[nn.Parameter], Tensor]:
         """Return the `parameters` that have a gradient, and the norm of each one's: of the whole one if it is sharded.

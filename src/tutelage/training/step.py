@@ -5,13 +5,13 @@ from __future__ import annotations
 from functools import reduce
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.training.batch_norm import synchronised
 from tutelage.training.distributed import step_totals
 from tutelage.training.nonfinite import log_nonfinite
 from tutelage.training.state import TrainState
-from tutelage.types import Batch, Teacher
+from tutelage.types import Batch, Outputs, Teacher
 from tutelage.views import as_views, views_of
 
 
@@ -38,7 +38,7 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
                 output = state.module(piece, outputs, now.progress, totals)
             (output.loss.total if scale is None else output.loss.total * scale.value).backward()
         shares.append(metrics.measure(piece, outputs, output, totals))
-        logits.append(tuple(each.logits.detach() for each in (output.outputs, outputs) if each is not None))
+        logits.append(tuple(_values(each) for each in (output.outputs, outputs) if each is not None))
     sums = reduce(torch.add, shares)  # the loss's first
     parameters, norms = state.gradients()
     norm = torch.linalg.vector_norm(norms)  # of them all, as `nn.utils.get_total_norm` has it
@@ -66,6 +66,11 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
         nn.utils.clip_grads_with_norm_(parameters, state.settings.clip, norm)
     state.apply(finite)  # or restore the buffers
     now.sums += torch.where(finite, sums, skipped)
+
+
+def _values(outputs: Outputs) -> Tensor:
+    """Return logits, or the states that they would be made of, to see whether they are finite."""
+    return (outputs.logits if outputs.hidden is None else outputs.hidden.states).detach()
 
 
 def split_batch(batch: Batch, pieces: int) -> list[Batch]:
