@@ -7,7 +7,7 @@ import json
 import re
 import typing
 import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from annotated_types import Ge, Le
 from pydantic import BaseModel, BeforeValidator, Field, ValidationInfo, field_validator
 
 from tutelage.config import messages
-from tutelage.errors import InvalidValueError, TutelageError, nearest_name, raise_all
+from tutelage.errors import InvalidValueError, RecipeError, TutelageError, nearest_name, raise_all
 from tutelage.records import check_schema
 from tutelage.settings import data
 from tutelage.settings.data import DataSettings
@@ -38,7 +38,15 @@ from tutelage.settings.fit import (
     Threads,
 )
 from tutelage.settings.numbers import LARGEST_COUNT, Whole
-from tutelage.settings.objective import REQUIRED, SIGNATURES, Argument, ObjectiveSpec, Signature, read_objective
+from tutelage.settings.objective import (
+    REQUIRED,
+    SIGNATURES,
+    Argument,
+    ObjectiveSpec,
+    Signature,
+    read_objective,
+    untyped_exponents,
+)
 
 
 @functools.cache
@@ -460,9 +468,21 @@ def parse(
     if "model" in value and "student" not in value:
         value = {("student" if key == "model" else key): inner for key, inner in value.items()}
     try:
-        return kind.model_validate(dict(value), context={"check": check} if check else None)
+        recipe = kind.model_validate(dict(value), context={"check": check} if check else None)
     except pydantic.ValidationError as error:
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
+    if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
+        raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
+    return recipe
+
+
+def _untyped_exponents(recipe: Recipe) -> Iterator[InvalidValueError]:
+    objectives = {"objective": recipe.objective}
+    if isinstance(recipe, Comparison):
+        objectives = {f"objectives.{name}": spec for name, spec in recipe.objectives.items()}
+    objectives |= {f"stages.{k}.objective": each.objective for k, each in enumerate(recipe.stages) if each.objective}
+    for where, spec in objectives.items():
+        yield from untyped_exponents(spec, known_presets(), where)
 
 
 def _place(where: str, overrides: Sequence[str], key: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple
 
@@ -157,6 +157,21 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         gather=gather,
         defaulted=frozenset(values) - frozenset(map(str, arguments)),
     )
+
+
+def untyped_exponents(
+    spec: ObjectiveSpec, signatures: Mapping[str, Signature], where: str
+) -> Iterator[InvalidValueError]:
+    """Yield an error for each exponent of a transformed teacher that was not typed.
+
+    The presets' default, a temperature of 4, is vision's: it flattens a teacher over a vocabulary too far.
+    """
+    for call in spec.presets:
+        argument = signatures[call.preset].get("gamma")
+        if argument and "gamma" in call.defaulted and argument.kind in ("exponent", "automatic_number"):
+            expected, got = "a gamma that was typed, where each token has a label", f"the default of {call.preset}"
+            instead = f"type {where}.{call.preset}.gamma=1, or a little below: docs/text.md shows why"
+            yield InvalidValueError(f"{where}.{call.preset}.gamma", expected, got, instead)
 
 
 def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]) -> TutelageError:

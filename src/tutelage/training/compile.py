@@ -30,7 +30,7 @@ from tutelage.training.graphs import NotCapturableError
 from tutelage.training.precision import mixed_precision
 from tutelage.training.sharding import is_sharded_by, with_sharded_network
 from tutelage.types import Batch, Loss, Opens, Outputs, Teacher
-from tutelage.views import with_own_inputs
+from tutelage.views import views_of, with_own_inputs
 
 SHARE = 0.05
 """Largest share of a fit's estimated time that a trial compilation may cost."""
@@ -176,7 +176,7 @@ class PlannedTeacher:
             elif reason is not None:
                 self.plan = ComputePlan(reasons={"teacher": reason})
             else:
-                trials = Trials(partial(self._on_copy, piece), self.use, steps, len(piece.index), self._device)
+                trials = Trials(partial(self._on_copy, piece), self.use, steps, piece, self._device)
                 if trials.is_open("teacher", wanted):
                     trials.attempt("teacher", wanted, replace(trials.plan, teacher_compiled=True))
                 self.plan = trials.chosen()
@@ -344,7 +344,7 @@ class Trials:
         run: function that computes it once and changes nothing lasting.
         use: function that switches to a plan.
         steps: number of times it is still to be computed.
-        samples: number of samples in a micro-batch.
+        piece: micro-batch that it is computed on.
         device: device that it runs on.
     """
 
@@ -353,11 +353,12 @@ class Trials:
         run: Callable[[], Any],
         use: Callable[[ComputePlan], None],
         steps: int,
-        samples: int,
+        piece: Batch,
         device: torch.device,
     ) -> None:
         self.run, self.use, self.steps, self.device = run, use, steps, device
-        self.plan, self.reasons = ComputePlan(samples=samples), dict[str, str]()
+        self.plan, self.reasons = ComputePlan(samples=len(piece.index)), dict[str, str]()
+        self._of_tokens = not all(view.is_floating_point() for view in views_of(piece.inputs))
         self._step = "eager"
 
     @cached_property
@@ -370,6 +371,9 @@ class Trials:
         """Whether a form is to be tried; if not, note why."""
         if setting is False:
             self.reasons[form] = "switched off"
+        elif setting == "auto" and form in ("teacher", "student") and self._of_tokens:
+            # Each length would be compiled anew: two minutes of a fit of one were spent so, and nothing gained.
+            self.reasons[form] = "not tried: batches of tokens differ in length"
         elif setting == "auto" and COSTS[form] > SHARE * self.ahead:
             self.reasons[form] = f"not tried: {self.ahead:.0f} s of it are ahead"
         return form not in self.reasons

@@ -528,7 +528,7 @@ def _choose_captured_plan(
 
     before = Snapshot(train, batch)
     piece = split_batch(batch, settings.accumulate)[0]
-    trials = Trials(step, use, state.steps_left, len(piece.index), train.device)
+    trials = Trials(step, use, state.steps_left, piece, train.device)
     may_leave_out = train.student.may_leave_logits_out(settings.loss_form, piece)
     own = teacher if outputs is None else None
     refusal = partial(_refuses_last_layers, train, piece, own) if may_leave_out else None
@@ -594,7 +594,7 @@ def _choose_eager_plan(
             term.commit(torch.zeros((), dtype=torch.bool, device=train.device))
 
     with unchanged(train.distiller, train.device):
-        plan = train.student.choose_plan(Trials(step, use, steps, samples, train.device), settings, refusal)
+        plan = train.student.choose_plan(Trials(step, use, steps, piece, train.device), settings, refusal)
     if plan.loss_form == "last_layer":
         teacher_plan = replace(teacher_plan, teacher_compiled=False)
     return plan.after(teacher_plan)
