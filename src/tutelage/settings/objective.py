@@ -111,6 +111,33 @@ def read_objective(value: Any, signatures: Mapping[str, Signature]) -> Objective
     return ObjectiveSpec(presets=tuple(presets))
 
 
+def matched_kd(ttm: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the `kd` that differs from a `ttm` in the Rényi entropy of the student alone.
+
+    ``T = 1 / gamma`` and ``weight = beta * gamma``, so that the factor ``weight * T**2`` on ``KL(p_gamma || q_gamma)``
+    is the ``beta * T`` that it has in `ttm`; cross-entropy and form of the logits are the same.
+
+    Raises:
+        ValueError: if beta is automatic.
+    """
+    gamma, beta = ttm["gamma"], ttm["beta"]
+    if isinstance(beta, weights.Automatic):
+        expected = "a number or a schedule, to match kd to it"
+        raise InvalidValueError("beta", expected, str(beta), "for example ttm: {gamma: 0.25, beta: 4}")
+    same = {name: ttm[name] for name in ("supervised", "logits")}
+    return {"temperature": 1 / gamma, "weight": weights.scaled(beta, gamma), **same}
+
+
+def _matched(entry: Any, signatures: Mapping[str, Signature]) -> dict[str, Any]:
+    """Return the arguments of ``kd: {matched_to: {ttm: {...}}}`` as written in a recipe."""
+    spec = read_objective(entry, signatures)
+    if spec.name != "ttm" or spec.presets[0].scale != 1 or spec.presets[0].gather:
+        instead = "for example {ttm: {gamma: 0.25, beta: 4}}, and a scale beside kd"
+        raise InvalidValueError("objective.kd.matched_to", "one ttm with its arguments", repr(entry), instead)
+    typed = read_arguments("ttm", signatures["ttm"], spec.presets[0].arguments)
+    return arguments_to_recipe(matched_kd(typed))
+
+
 def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
     if isinstance(entry, str):
         entry = {entry: {}}
@@ -127,6 +154,12 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
     if name not in signatures:
         instead = f"{nearest(name, signatures, otherwise='for example kd;')} `tutelage list objectives` lists them"
         raise InvalidValueError("objective", "a preset's name", repr(name), instead)
+    if name == "kd" and isinstance(arguments, Mapping) and "matched_to" in arguments:
+        if len(arguments) > 1:
+            others = ", ".join(str(key) for key in arguments if key != "matched_to")
+            instead = "leave those out: they follow from the ttm"
+            raise InvalidValueError("objective.kd", "matched_to alone", f"{others} beside it", instead)
+        arguments = _matched(arguments["matched_to"], signatures)
     known = list(signatures[name])
     if not isinstance(arguments, Mapping):
         instead = f"for example {{{name}: {{{known[0]}: 1}}}}" if known else f"for example {name}"

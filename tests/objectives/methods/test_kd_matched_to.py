@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tutelage import Batch, Outputs, objectives
-from tutelage.errors import TutelageError
+from tutelage.errors import InvalidValueError, TutelageError
 
 
 @pytest.mark.parametrize("gamma", [0.25, 0.75, 2.0])
@@ -28,3 +28,27 @@ def test_ttm_differs_from_the_matched_kd_in_the_renyi_entropy_alone(gamma: float
 def test_anything_but_one_ttm_with_a_weight_is_refused(other: objectives.Objective) -> None:
     with pytest.raises(TutelageError, match=r"ttm|schedule|objective"):
         objectives.kd_matched_to(other)
+
+
+def test_a_recipe_writes_it_as_what_it_is_matched_to():
+    ttm = {"ttm": {"gamma": 0.5, "beta": 2}}
+    read = objectives.from_recipe([{"kd": {"matched_to": ttm}, "scale": 0.5}])
+    expected = 0.5 * objectives.kd_matched_to(objectives.ttm(gamma=0.5, beta=2))
+    assert read == expected
+    assert read.to_recipe() == expected.to_recipe()
+    assert objectives.from_recipe(read.to_recipe()) == read
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"matched_to": {"wttm": {"gamma": 0.5, "beta": 2}}},
+        {"matched_to": {"ttm": {"gamma": 0.5}}},  # beta is automatic
+        {"matched_to": [{"ttm": {"gamma": 0.5, "beta": 2}, "scale": 2}]},
+        {"matched_to": {"ttm": {"gamma": 0.5, "beta": 2}}, "temperature": 2},
+        {"matched_to": 4},
+    ],
+)
+def test_a_recipe_that_matches_nothing_is_refused(arguments):
+    with pytest.raises(InvalidValueError, match=r"matched_to|beta|objective"):
+        objectives.from_recipe({"kd": arguments})

@@ -14,7 +14,7 @@ from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
 from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, present
-from tutelage.settings.objective import Exponent
+from tutelage.settings.objective import Exponent, matched_kd
 from tutelage.settings.weights import (
     AUTO,
     Automatic,
@@ -25,7 +25,6 @@ from tutelage.settings.weights import (
     SignedWeight,
     Weight,
     WeightValue,
-    scaled,
     weight_at,
 )
 from tutelage.types import Batch, Outputs, Progress, Requirements, Term
@@ -279,7 +278,8 @@ def kd_matched_to(objective: Objective) -> Objective:
 
     Its T is ``1 / gamma``, its weight ``beta * gamma``, so that ``KL(p_gamma || q_gamma)`` has the factor ``beta * T``
     that it has in TTM; cross-entropy, scale and form of the logits are TTM's. Then, up to a constant,
-    ``ttm = kd_matched_to(ttm) - beta * (T - 1) * H_{1/T}(q)``: a difference of the two tests this regulariser.
+    ``ttm = kd_matched_to(ttm) - beta * (T - 1) * H_{1/T}(q)``: a difference of the two tests this regulariser. In a
+    recipe it is ``kd: {matched_to: {ttm: {gamma: 0.25, beta: 4}}}``.
 
     Args:
         objective: one `ttm`, scaled or not, whose beta is a number or a schedule.
@@ -296,14 +296,7 @@ def kd_matched_to(objective: Objective) -> Objective:
         raise InvalidValueError("objective", "one ttm", " + ".join(names), example)
     (piece,) = objective.pieces
     given = dict(piece.arguments or {})
-    if isinstance(given["beta"], Automatic):
-        raise InvalidValueError("beta", "a number or a schedule, to match kd to it", f"{given['beta']}", example)
-    matched = kd(
-        temperature=1 / given["gamma"],
-        weight=cast(WeightValue, scaled(given["beta"], given["gamma"])),
-        supervised=given["supervised"],
-        logits=given["logits"],
-    )
+    matched = kd(**matched_kd(given))
     return piece.scale * (matched.gathered() if piece.gather else matched)
 
 
