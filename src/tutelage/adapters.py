@@ -137,7 +137,7 @@ def as_batch(
 
 def refuse_unknown_index(batch: Batch) -> None:
     """Refuse a batch whose indices `as_batch` had to leave out, for an objective that reads them."""
-    if batch.index.is_meta:
+    if batch.index.is_meta and not batch.labels.is_meta:  # Of a dry pass without a device all are.
         instead = "let the data set yield (inputs, labels, index) and type tutelage.as_batch(values, index=2)"
         raise InvalidValueError("batch.index", "the samples' indices, which the objective reads", "none", instead)
 

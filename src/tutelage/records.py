@@ -67,11 +67,13 @@ class TrainMeans(TypedDict):
     samples: int
 
 
-class TextMeasures(TypedDict, total=False):
+class TextMeasures(TypedDict):
     """What a language model is judged by besides, over the counted tokens that have a label."""
 
-    perplexity: float  # exp of the mean cross-entropy per token; lower is better
-    bits_per_byte: float  # cross-entropy in bits per byte of the text in UTF-8: comparable between tokenizers
+    perplexity: NotRequired[float]  # exp of the mean cross-entropy per token; lower is better
+    bits_per_byte: NotRequired[
+        float
+    ]  # cross-entropy in bits per byte of the text in UTF-8: comparable between tokenizers
 
 
 class EvaluationMeans(TextMeasures):

