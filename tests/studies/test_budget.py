@@ -343,6 +343,7 @@ def test_mistakes_are_answered_in_a_line(invoke):
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow  # one process keeps to its budget in every change
 def test_several_processes_share_a_budget(invoke, tmp_path):
     Path("grid.yaml").write_text(yaml.safe_dump(ONE))
     code, out, err = invoke("study", "grid.yaml", "--budget", "8m", "--jobs", "2")

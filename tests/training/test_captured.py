@@ -262,6 +262,7 @@ def test_students_in_lockstep_have_graphs_of_their_own(teacher, monkeypatch):
         assert group._pass._graph.replays == 2 + 10  # held twice; two epochs of six steps, whose last is smaller
 
 
+@pytest.mark.slow  # a student by itself does in every change
 @pytest.mark.parametrize("graphs", [False, True])
 def test_students_in_lockstep_read_their_view(graphs):
     records, weights, _, _ = lockstep(graphs, views=True)

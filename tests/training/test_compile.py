@@ -104,6 +104,7 @@ def test_choosing_leaves_no_trace(tmp_path, monkeypatch):
     assert untimed(records) == untimed(again)
 
 
+@pytest.mark.slow  # each form by itself is compared in every change
 def test_fast_is_plain_but_for_rounding(tmp_path):
     plans = []
     plain, slow = fit_student()
@@ -120,6 +121,7 @@ def test_fast_is_plain_but_for_rounding(tmp_path):
     assert state(quick).keys() == state(plain).keys()
 
 
+@pytest.mark.slow  # the step itself is compared in every change
 def test_loss_curves_of_fast_and_plain_agree_in_half_precision():
     """The same seed: the losses of three epochs within 2 %, as bfloat16's rounding of each step explains.
 
