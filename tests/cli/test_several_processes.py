@@ -37,6 +37,7 @@ def assert_close(first, second, tolerance):
         torch.testing.assert_close(b[name], weight, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.slow  # two processes train as one in every change
 def test_two_processes_distil_as_one(invoke):
     code, out, err = launch(["distill", *RUN, "name=two"])
     assert code == 0, err

@@ -104,6 +104,7 @@ def in_two(process, folder):
     torch.save(result, folder / f"{process}.pt")
 
 
+@pytest.mark.slow  # two processes train as one in every change
 def test_two_processes_share_what_one_does(tmp_path):
     codes, started = two_processes(in_two, tmp_path)
     started.join()  # An error of one is raised here.

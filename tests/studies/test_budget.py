@@ -406,6 +406,7 @@ def test_killed_and_copied_elsewhere_it_resumes_to_the_same_table(invoke, tmp_pa
         assert weights == (whole.runs / job.name / records.STUDENT).read_bytes()
 
 
+@pytest.mark.slow  # a run warns of them in every change
 def test_other_threads_are_warned_of_and_the_run_resumes(tmp_path, without_reports):
     stopped(tmp_path, 30)
     study = {**ONE, "protocol": {**QUICK, "threads": 2}}

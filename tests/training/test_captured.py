@@ -521,6 +521,7 @@ def test_a_refused_capture_says_what_to_type(monkeypatch):
         fitted(mlp(), Rows(*samples(), batch_size=16), graphs=True)
 
 
+@pytest.mark.slow  # each step by itself leaves it so in every change
 @pytest.mark.parametrize("apart", [False, True])
 def test_measuring_and_capturing_leave_everything_as_it_was(apart, monkeypatch):
     """On a stream of its own too, where a replay that is not joined is compared too early and done too late."""

@@ -89,6 +89,7 @@ def test_a_fit_without_a_teacher_is_measured_too(monkeypatch):
     assert record["train"]["agreement"] is None
 
 
+@pytest.mark.slow  # a plan is chosen in every change
 def test_choosing_leaves_no_trace(tmp_path, monkeypatch):
     """Whatever is tried and not taken: the student, the records and the generators are as if nothing had been."""
     plain, records = fit_student()
@@ -370,6 +371,7 @@ def compiled_by(backend):
     return lambda function, **options: real(function, backend=backend, **options)
 
 
+@pytest.mark.slow  # the last layer is, in every change
 @pytest.mark.parametrize("form", ["compiled", "fused"])
 def test_a_form_of_the_losses_is_taken_by_name_kept_on_resume_and_plain_but_for_rounding(form, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", compiled_by("aot_eager"))

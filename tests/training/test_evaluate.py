@@ -252,6 +252,7 @@ def test_sums_over_batches_are_those_of_the_whole_set():
             assert one == pytest.approx(other, rel=1e-12)
 
 
+@pytest.mark.slow  # what is kept is counted in every change
 def test_no_more_than_a_few_batches_are_held():
     """Beside the sample, whatever the number of batches is: logits are counted while the network is called."""
     held = []

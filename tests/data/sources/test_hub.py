@@ -229,6 +229,7 @@ def test_cache_folder(monkeypatch, tmp_path):
     assert cache.folder() == tmp_path / "c" / ".cache" / "tutelage"
 
 
+@pytest.mark.slow  # smaller sets are read in every change
 @pytest.mark.skipif(not CIFAR.is_dir(), reason="a local copy of CIFAR-100 is not there")
 def test_cifar100():
     with refused(InvalidValueError, "data.label", suggests=["data.label=fine_label", "data.label=coarse_label"]):
