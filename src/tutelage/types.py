@@ -81,7 +81,7 @@ class Outputs(NamedTuple):
     Attributes:
         logits: logits, ``(batch, *positions, classes)``; of no class where ``hidden`` is in their place.
         taps: features by tap, for objectives that match them.
-        hidden: what the logits are made of, only for objectives that read it: `BoundObjective.reads_hidden`.
+        hidden: what the logits are made of, only for objectives that read it: `BoundObjective.refuses_hidden`.
     """
 
     logits: Tensor

@@ -37,6 +37,7 @@ OBJECTIVES = {
     "kd": objectives.kd(),
     "ttm": objectives.ttm(gamma=0.3, beta=2.0),
     "wttm": objectives.wttm(gamma=0.3, beta=2.0),
+    "beside a coupled term": objectives.dist() + objectives.kd(supervised=0),
     "a sum": objectives.wttm(gamma=0.3, beta=2.0) + 0.5 * objectives.confidence_penalty(),
     "two of logits": objectives.kd(supervised=0.0) + objectives.ttm(gamma=0.5, beta=1.0),
     "a scheduled weight": objectives.wttm(gamma=0.3, beta=Linear(3.0, 1.0)),

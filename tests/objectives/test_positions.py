@@ -18,7 +18,7 @@ def draw(shape=SHAPE, seed=0):
     z, v = (2 * torch.randn(*shape, CLASSES, generator=generator, dtype=torch.float64) for _ in range(2))
     counted = torch.rand(shape, generator=generator) < 0.6
     labels = torch.randint(CLASSES, shape, generator=generator).masked_fill(~counted, -100)
-    labels[0, 0] = -100  # a position without a label that may count
+    labels[(0,) * len(shape)] = -100  # a position without a label that may count
     return z, v, Batch(torch.arange(shape[0]), torch.zeros(shape), labels, counted=counted)
 
 
@@ -118,3 +118,12 @@ def test_a_term_with_one_value_per_sample_is_a_mean_over_samples():
     objective = Objective.of(objectives.WeightedTerm("first", 1.0, PerSample()))
     loss = objective.bind()(Outputs(z), Outputs(v), batch)
     torch.testing.assert_close(loss.total, z[:, 0, 0].mean())
+
+
+def test_a_loss_beside_a_coupled_one_is_computed_at_once_where_a_sample_has_one_position(monkeypatch):
+    bound = (objectives.dist() + objectives.kd(supervised=0)).bind()
+    bound.fused = True
+    monkeypatch.setattr(bound.terms["ce"], "forward", None)  # its value is the fused one's
+    z, v, batch = draw((6,))
+    assert bound.pair == ("ce", "kd")
+    bound(Outputs(z), Outputs(v), batch._replace(counted=None))

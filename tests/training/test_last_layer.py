@@ -9,10 +9,12 @@ from tests.training.test_positions import CLASSES, TOKENS, Tokens, stream, texts
 from torch import nn
 
 from tutelage import kernels, objectives
-from tutelage.modules import FrozenTeacher
+from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.weights import Linear
 from tutelage.training.checkpoints import Checkpoints
+from tutelage.training.compile import PlannedStudent
 from tutelage.training.evaluate import NonFiniteError
+from tutelage.types import Batch
 
 LAST = {"loss_form": "last_layer"}
 WTTM = objectives.wttm(gamma=0.9, beta=1.5)
@@ -175,3 +177,12 @@ def test_a_step_that_is_not_finite_names_its_samples():
     network[1] = nn.Identity()
     with pytest.raises(NonFiniteError, match="non-finite teacher logits: 7;"):
         fit_one(student=student, network=network, rows=Tokens(ids, labels, counted, batch_size=5), **LAST)
+
+
+def test_soft_labels_are_no_more_positions_than_class_indices(monkeypatch):
+    planned = PlannedStudent(Distiller(nn.Linear(3, CLASSES), objectives.kd()))
+    soft = Batch(torch.arange(5), torch.rand(5, 3), torch.rand(5, CLASSES))
+    for labels in (soft.labels, soft.labels.argmax(-1)):
+        for many, may in ((5 * CLASSES, True), (5 * CLASSES + 1, False)):
+            monkeypatch.setattr("tutelage.training.compile.MANY", many)
+            assert planned.may_leave_logits_out("auto", soft._replace(labels=labels)) is may

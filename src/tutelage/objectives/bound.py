@@ -142,8 +142,8 @@ class BoundObjective(nn.Module):
                 outputs = _projected(inputs.student, call.routes, cast(nn.ModuleList, maps))
                 for name in call.names:
                     term = cast(Term, self.terms[name])
-                    values = fused.get(name)
-                    if values is None or call.coupled:
+                    values = fused.get(name) if inputs is local else None  # Those are of all positions.
+                    if values is None:
                         values = term(outputs, inputs.teacher, inputs.batch, progress)
                     _check_shape(name, values, term.needs, outputs.logits.shape[:-1])
                     mean = _mean(values, term.needs, outputs.logits.shape[:-1], inputs)

@@ -229,7 +229,8 @@ class PlannedStudent:
 
     def may_leave_logits_out(self, wanted: str, piece: Batch) -> bool:
         """Whether it is wanted that a micro-batch's logits never exist all at once, or it is to be tried."""
-        positions = piece.labels.numel()
+        labels = piece.labels
+        positions = (labels.shape[:-1] if labels.is_floating_point() else labels.shape).numel()
         return wanted == "last_layer" or (wanted == "auto" and positions * self.found_last_layer.classes >= MANY)
 
     def choose_plan(
@@ -372,7 +373,7 @@ class Trials:
         if setting is False:
             self.reasons[form] = "switched off"
         elif setting == "auto" and form in ("teacher", "student") and self._of_tokens:
-            # Each length would be compiled anew: two minutes of a fit of one were spent so, and nothing gained.
+            # Each length would be compiled anew, until the compiler gives up.
             self.reasons[form] = "not tried: batches of tokens differ in length"
         elif setting == "auto" and COSTS[form] > SHARE * self.ahead:
             self.reasons[form] = f"not tried: {self.ahead:.0f} s of it are ahead"

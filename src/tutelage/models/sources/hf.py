@@ -300,8 +300,16 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _make(settings: Any, kind: str, sentence: Mapping[str, Any] | None, *, classes: int, **weights: Any) -> nn.Module:
-    """Make a network with random weights, or with those of ``folder``."""
+def _make(
+    settings: Any,
+    kind: str,
+    sentence: Mapping[str, Any] | None,
+    *,
+    classes: int,
+    folder: Path | None = None,
+    missing: list[str] | None = None,
+) -> nn.Module:
+    """Make a network with random weights, or with those of a folder; ``missing`` gets the names of those it lacks."""
     settings = copy.deepcopy(settings)
     settings.use_cache = False
     if kind == "causal" and hasattr(settings, "is_decoder"):
@@ -311,9 +319,9 @@ def _make(settings: Any, kind: str, sentence: Mapping[str, Any] | None, *, class
     auto = getattr(_library(), f"AutoModel{KINDS[kind]}")
     with _quiet():
         try:
-            if weights:
+            if folder is not None:
                 network, report = auto.from_pretrained(
-                    weights["folder"],
+                    folder,
                     config=settings,
                     use_safetensors=True,
                     local_files_only=True,
@@ -321,7 +329,7 @@ def _make(settings: Any, kind: str, sentence: Mapping[str, Any] | None, *, class
                     output_loading_info=True,
                     dtype=torch.float32,
                 )
-                weights["missing"] += report["missing_keys"]
+                (missing if missing is not None else []).extend(report["missing_keys"])
             else:
                 network = auto.from_config(settings, trust_remote_code=False, dtype=torch.float32)
         except ValueError as error:
