@@ -452,7 +452,7 @@ def test_the_last_layer_by_classes(device, loss):
     layers_agree(device, loss, draw_layers(), chunk=7 * 5)
 
 
-@pytest.mark.parametrize("chunk", [None, 7 * 23, 7, 1])
+@pytest.mark.parametrize("chunk", [None, 7 * 23, 7, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("loss", [LOSSES["wttm"], LOSSES["skew"]], ids=["wttm", "skew"])
 def test_the_last_layer_by_any_number_of_classes(device, loss, chunk):
     layers_agree(device, loss, draw_layers(), chunk=chunk)
