@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import hashlib
+import json
 import re
 import shlex
 import typing
@@ -250,7 +251,7 @@ def test_a_typed_command_would_run(page, line, tmp_path):
     given, overrides = context.params["recipe"], list(context.params["overrides"] or [])
     kind = config.Comparison if arguments[0] == "compare" else config.Recipe
     if given.endswith(".yaml"):
-        own = named_recipes("README.md").get(given)
+        own = {**named_recipes("README.md"), **named_recipes(page)}.get(given)
         config.parse(kind, loaded(own, tmp_path, overrides) if own else config.read(ROOT / given, overrides))
     elif "=" in given:
         config.parse(kind, config.override({"name": "typed"}, [given, *overrides]))
@@ -321,6 +322,48 @@ def test_the_recipes_of_the_readme_fit_an_image_folder(flowers, monkeypatch):
     call("distill", "student.yaml", "student=torchvision:mobilenet_v3_small", *small, *short)
     (prediction,) = tutelage.load("runs/flowers-student").predict("flowers/rose/0.png")
     assert prediction.name in ("daisy", "iris", "rose")
+
+
+REVIEWS = {"good": ("great", "love", "clear", "works"), "bad": ("broke", "returned", "noisy", "stopped")}
+
+
+@pytest.fixture
+def reviews(tmp_path, monkeypatch):
+    """The files that the pages of texts and tokens describe, of which half the words tell the class."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for stars in ("good", "bad") * 30:
+        words = [*REVIEWS[stars], "the", "sound", "it", "price"]
+        rows.append((" ".join(draw.choice(words, draw.integers(4, 10))), stars))
+    (tmp_path / "reviews.csv").write_text("\n".join(map(",".join, [("review", "stars"), *rows])))
+    (tmp_path / "notes.jsonl").write_text("\n".join(json.dumps({"text": review}) for review, _ in rows))
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize("page", ["docs/text.md", "docs/tokens.md"])
+def test_the_recipe_of_a_page_of_texts_runs(page, reviews):
+    pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+    ((name, content),) = named_recipes(page).items()
+    Path(name).write_text(content)
+    done = CliRunner().invoke(app, ["distill", name, "device=cpu", "threads=1"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    test = json.loads((Path("runs") / Path(name).stem / "evaluation.json").read_text())["student"]
+    if page == "docs/text.md":
+        assert test["accuracy"] > 0.8
+        Path("report.txt").write_text("it broke, it stopped: returned")
+        (prediction,) = blocks(page, "python")
+        assert [each.name for each in eval(prediction)] == ["good", "bad"]
+    else:
+        assert test["perplexity"] < 50
+
+
+def test_what_gamma_leaves_of_a_sure_teacher_is_as_tabulated():
+    rows = table("docs/tokens.md", "Gamma near 1")
+    assert len(rows) == 4
+    for classes, *shares in rows:
+        others = (0.1 / (int(classes) - 1)) * np.ones(int(classes) - 1)
+        for gamma, cell in zip((1, 0.9, 0.75, 0.5, 0.25), shares, strict=True):
+            assert f"{100 * 0.9**gamma / (0.9**gamma + (others**gamma).sum()):.1f}" == cell
 
 
 def test_the_pretrained_weights_of_the_readme_exist():

@@ -203,7 +203,7 @@ def untyped_exponents(
         argument = signatures[call.preset].get("gamma")
         if argument and "gamma" in call.defaulted and argument.kind in ("exponent", "automatic_number"):
             expected, got = "a gamma that was typed, where each token has a label", f"the default of {call.preset}"
-            instead = f"type {where}.{call.preset}.gamma=1, or a little below: docs/text.md shows why"
+            instead = f"type {where}.{call.preset}.gamma=1, or a little below: docs/tokens.md shows why"
             yield InvalidValueError(f"{where}.{call.preset}.gamma", expected, got, instead)
 
 
