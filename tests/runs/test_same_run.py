@@ -52,6 +52,23 @@ def test_how_a_run_is_done_and_where_it_lies_make_no_other_run():
     assert recipe_differences(recorded(), recipe(**moved, **how)) == []
 
 
+def test_columns_and_tokenizers_of_texts_may_move_but_what_is_cut_from_them_stays():
+    texts = {"source": "jsonl:a.jsonl", "text": "text", "label": "class", "tokenizer": "there", "max_tokens": 32}
+    moved = {"text": "review", "label": "stars", "tokenizer": "here/tokenizer.json", "source": "csv:a.csv"}
+    both = {"teacher_tokenizer": "there/other"}
+    assert recipe_differences(recorded(data=texts | both), recipe(data=texts | moved | {"teacher_tokenizer": "o"})) == []
+    assert recipe_differences(recorded(data=texts), recipe(data=texts | {"max_tokens": 48, "bucket_batches": 1})) == [
+        "data.max_tokens was 32, is 48",
+        "data.bucket_batches was 20, is 1",
+    ]
+    packed = {"stages": [], "data": {"source": "jsonl:a.jsonl", "text": "text", "tokenizer": {"bpe": 2000}, "pack": 64}}
+    again = {"stages": [], "data": packed["data"] | {"tokenizer": {"bpe": 3000}, "pack": 32}}
+    assert recipe_differences(recorded(**packed), recipe(**again)) == [
+        "data.tokenizer.bpe was 2000, is 3000",
+        "data.pack was 64, is 32",
+    ]
+
+
 @pytest.mark.parametrize(
     ("then", "now", "lines"),
     [
