@@ -135,7 +135,8 @@ def doubled():
         ({"student": doubled}, "student: its last layer computes more than a product"),
         ({"network": lambda: nn.Sequential(*teacher(), Added())}, "teacher: its logits are not just what"),
         ({"network": lambda: nn.Embedding(TOKENS, CLASSES)}, "teacher: no linear layer gives its logits"),
-        ({"objective": lambda: WTTM + 0.1 * objectives.dist(supervised=0.0)}, "not just a cross-entropy"),
+        ({"objective": lambda: WTTM + 0.1 * objectives.dist(supervised=0.0)}, "not a cross-entropy with one loss"),
+        ({"objective": objectives.cross_entropy}, "not a cross-entropy with one loss"),
     ],
 )
 def test_what_does_not_end_in_its_last_layer_is_computed_plainly_and_says_why(how, reason, tmp_path, calls):

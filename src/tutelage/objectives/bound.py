@@ -84,7 +84,7 @@ class BoundObjective(nn.Module):
     def refuses_hidden(self, batch: Batch) -> str | None:
         """Return why the loss of a batch like this cannot be computed from `Hidden`, if that is so."""
         if self.pair is None or set(self.pair) != set(self.names):
-            return "not just a cross-entropy with a loss of logits beside it"
+            return "not a cross-entropy with one loss of logits beside it and nothing else"
         if batch.labels.is_floating_point():
             return "soft labels, which are as large as logits"
         if any(isinstance(self._weights[name], Schedule) for name in self.pair) and batch.labels.device.type != "cpu":
