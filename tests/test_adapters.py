@@ -128,9 +128,12 @@ def test_what_is_not_there_is_said(changes, said):
         tutelage.as_batch(mapping(), **{"inputs": KEYS, "labels": "labels"} | changes)
 
 
-def test_the_loop_of_the_page_runs():
-    page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "as_batch" in block)
+PAGE = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
+LOOPS = [block for block in re.findall(r"```python\n(.*?)```", PAGE, re.S) if "as_batch" in block]
+
+
+@pytest.mark.parametrize("number", range(len(LOOPS)))
+def test_the_loops_of_the_page_run(number):
     names: dict[str, object] = {}
-    exec(code, names)
+    exec(LOOPS[number], names)
     assert torch.isfinite(names["loss"].total)

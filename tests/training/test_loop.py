@@ -32,7 +32,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from tutelage import models, objectives, records
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Cosine, MultiStep
@@ -124,6 +124,18 @@ def test_soft_labels_are_learned_from():
     logq = log_softmax(student(inputs).detach().double().numpy(), axis=-1)
     assert record["train"]["loss"] == pytest.approx(-(soft.numpy() * logq).sum(-1).mean(), rel=1e-5)
     assert record["train"]["accuracy"] == pytest.approx((logq.argmax(-1) == labels.numpy()).mean())
+
+
+def test_multi_hot_labels_are_refused():
+    inputs, labels = samples(48)
+    hot = nn.functional.one_hot(labels, 4).float()
+    with refused(InvalidValueError, "labels", got="sum 2"):
+        fitted(mlp(), Rows(inputs, (hot + hot.roll(1, -1)), batch_size=48))
+    held = EvalSet("test", Rows(inputs, hot, batch_size=48))
+    distiller = Distiller(mlp(), objectives.cross_entropy())
+    rows = Rows(inputs, labels, batch_size=48)
+    with refused(InvalidTypeError, "labels", suggests="labels.argmax(-1)"):
+        list(fit(distiller, None, rows, settings(), accelerator=accelerator_on("cpu"), held_out=[held]))
 
 
 def test_without_labels_only_the_teacher_teaches():

@@ -9,7 +9,7 @@ from tests._helpers.fit_cases import Rows, mlp, samples, settings
 from tests._helpers.stand_in import ACCELERATOR, META, on_the_stand_in, waits_of
 from torch import nn
 
-from tutelage import config, models, objectives
+from tutelage import checks, config, models, objectives
 from tutelage.config.schema import Recipe
 from tutelage.models.classifier import Classifier, _column
 from tutelage.modules import Distiller, FrozenTeacher
@@ -115,6 +115,18 @@ def test_a_step_of_scheduled_terms_and_adamw_waits_for_nothing():
     scheduled = Linear(start=1.0, end=0.0)
     objective = objectives.ttm(gamma=0.5, beta=scheduled) + objectives.ctkd(supervised=0) + 0.5 * objectives.crd()
     assert not Lesson(objective, optimizer=AdamW(lr=0.1)).waits()
+
+
+def test_soft_labels_are_looked_at_before_the_first_step_alone(monkeypatch):
+    def read(labels, *, counted=None):
+        looked.append(labels.device)
+
+    looked = []
+    monkeypatch.setattr(checks, "distributions", read)
+    lesson = Lesson(objectives.ttm(gamma=0.5, beta=1.0))
+    lesson.batch = lesson.batch._replace(labels=torch.rand(4, CLASSES))
+    assert not lesson.waits()
+    assert looked == [META]
 
 
 # Planted faults

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tutelage import kernels, losses
+from tutelage import checks, kernels, losses
 from tutelage.checks import widened
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.kernels.divergence import LogitLoss, divergence_of
@@ -80,6 +80,23 @@ class BoundObjective(nn.Module):
 
         local = [name for call in self._calls if call.gathers is None for name in call.names]
         self.pair, self.fused = _fusible({name: self.terms[name] for name in local}), False
+        self._unseen = True  # no soft labels were looked at
+
+    def check_labels(self, batch: Batch) -> None:
+        """Refuse soft labels that are no distributions at a counted position, for losses that take them for such.
+
+        A loss of the user's own may take others. On the CPU every batch is looked at, elsewhere the first: there the
+        host waits.
+
+        Raises:
+            ValueError: if they are none.
+        """
+        labels = batch.labels
+        if not labels.is_floating_point() or torch.compiler.is_compiling():
+            return
+        if (self._unseen or labels.device.type == "cpu") and any(map(_reads_distributions, self.terms.values())):
+            checks.distributions(labels, counted=batch.counted)
+        self._unseen = False
 
     def refuses_hidden(self, batch: Batch) -> str | None:
         """Return why the loss of a batch like this cannot be computed from `Hidden`, if that is so."""
@@ -124,6 +141,10 @@ class BoundObjective(nn.Module):
         Returns:
             The weighted sum, ``()``, and each term's mean.
         """
+        if batch.labels.is_floating_point():
+            self.check_labels(batch)
+            if batch.counted is not None:  # Whatever else stands there: a row of 0 says nothing.
+                batch = batch._replace(labels=batch.labels.where(batch.counted.unsqueeze(-1), 0.0))
         if student.hidden is not None:
             return self._of_hidden(student.hidden, present(teacher).hidden, batch, progress, totals)
         with torch.autocast(student.logits.device.type, enabled=False):
@@ -214,6 +235,11 @@ def _fusible(terms: Mapping[str, nn.Module]) -> tuple[str, str] | None:
     ]
     matching = [name for name, loss in applied.items() if divergence_of(loss) is not None]
     return (supervised[0], matching[0]) if supervised and matching else None
+
+
+def _reads_distributions(term: nn.Module) -> bool:
+    """Whether a term is one of the library's losses that take soft labels."""
+    return cast(Term, term).needs.labels == "any" and getattr(term, "user_code", "") is None
 
 
 def _check_shape(name: str, values: object, needs: Requirements, expected: torch.Size) -> None:

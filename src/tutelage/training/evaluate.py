@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from tutelage import losses, records, targets
 from tutelage.checks import nonfinite_weight, widened
-from tutelage.errors import RunError
+from tutelage.errors import InvalidTypeError, RunError
 from tutelage.records import Bin, EvaluationMeans, Judgement, TextMeasures
 from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
@@ -375,6 +375,9 @@ def _add(part: _Part, batch: Batch, logits: Tensor, teacher: Tensor | None, gamm
         sound = [torch.isfinite(view).flatten(1).all(1).cpu() for view in views_of(batch.inputs)]
         part.bad_inputs += index[faulty][torch.stack(sound).all(0).logical_not()[faulty]].tolist()
         return
+    if batch.labels.is_floating_point():
+        instead = "type labels.argmax(-1) where they are soft, or evaluate multi-hot ones in a loop of your own"
+        raise InvalidTypeError("labels", "int64 class indices in evaluation", batch.labels.dtype, instead)
     labels, log_q = counted_rows(batch.labels, batch).cpu(), logits.log_softmax(-1)
     known, classes, entropy = labels != UNLABELLED, logits.shape[-1], targets.shannon_entropy(log_q)
     confidence, predicted = log_q.exp().max(-1)

@@ -212,6 +212,7 @@ class FitState:
             self.agreement.ask(save=late, following="evaluation" if last else "step")
         if teacher is not None:
             teacher.prepare(batch)
+        self.job.distiller.objective.check_labels(batch)  # before the step, in which the host waits for nothing
         self.consistent = False
         if self.plan is None:
             self._check_batches(batch)
