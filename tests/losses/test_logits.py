@@ -632,7 +632,21 @@ def test_teacher_that_is_no_logits(name):
         (torch.eye(6, 9, dtype=torch.bfloat16) / 2, refused(InvalidValueError, "labels", suggests="own")),
         (torch.eye(6, 9) * math.nan, refused(InvalidValueError, "labels", got="sum nan")),
     ],
-    ids="int32 bool list short one-hot float classes above below multi-hot negative half nan".split(),
+    ids=[
+        "int32",
+        "bool",
+        "list",
+        "short",
+        "one-hot",
+        "float",
+        "classes",
+        "above",
+        "below",
+        "multi-hot",
+        "negative",
+        "half",
+        "nan",
+    ],
 )
 def test_bad_labels(labels, refusal):
     with refusal:
