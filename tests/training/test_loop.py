@@ -37,6 +37,7 @@ from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Cosine, MultiStep
 from tutelage.training.checkpoints import CheckpointError, Checkpoints, CheckpointSink
+from tutelage.training.compile import FEW
 from tutelage.training.distributed import accelerator_on, require_device
 from tutelage.training.evaluate import EvalSet, NonFiniteError
 from tutelage.training.loop import fit
@@ -149,6 +150,14 @@ def test_without_labels_only_the_teacher_teaches():
     )
     assert record["train"]["accuracy"] is None
     assert record["train"]["loss"] == pytest.approx(record["train"]["kl_to_target"], rel=1e-5)
+
+
+def test_steps_enough_to_be_measured_need_no_teacher():
+    inputs, labels = samples(210)
+    distiller, rows = Distiller(mlp(), objectives.cross_entropy()), Rows(inputs, labels, batch_size=1)
+    (record,) = fit(distiller, None, rows, settings(epochs=1), accelerator=accelerator_on("cpu"))
+    assert record["step"] == 210 >= FEW
+    assert record["train"]["agreement"] is None
 
 
 def test_it_learns():
