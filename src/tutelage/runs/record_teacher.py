@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tutelage import data
+from tutelage.adapters import inputs_for
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher, restored
@@ -49,7 +50,6 @@ from tutelage.training.evaluate import NAMED, NonFiniteError, listed
 from tutelage.training.precision import fallback, float32_products
 from tutelage.training.sharding import is_sharded_by
 from tutelage.types import Batch, Outputs
-from tutelage.views import view_of
 
 INNER = 256
 """Batch size of the teacher."""
@@ -143,7 +143,7 @@ class _Recording:
             self._device, split, batch_size=self._inner, data_seed=recipe.data_seed, train=True
         )
         probe = next(self._batches.at(0, [np.arange(min(PROBED, len(split)))])).inputs
-        self._shapes = shapes = feature_shapes(network, names, view_of(probe, "teacher"))
+        self._shapes = shapes = feature_shapes(network, names, inputs_for(network, probe, "teacher"))
         # The main process decides, and has written it before another writes a chunk.
         self._size, outputs.form, outputs.rows = by_main(lambda: _choose_form(outputs, recipe, shapes, epochs, split))
         whole = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.ranges()]

@@ -19,6 +19,7 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from tutelage import losses, records, targets
+from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight, widened
 from tutelage.errors import InvalidTypeError, RunError
 from tutelage.records import Bin, EvaluationMeans, Judgement, TextMeasures
@@ -28,7 +29,7 @@ from tutelage.training.distributed import gathered_objects, of_all, rank, to_dev
 from tutelage.training.precision import float32_products, mixed_precision, network_dtype
 from tutelage.training.sharding import is_sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Deals
-from tutelage.views import view_of, views_of
+from tutelage.views import views_of
 
 BINS = 15
 """Number of bins for reliability and calibration error, of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
@@ -128,7 +129,7 @@ class AskedLogits:
         """Return a batch's logits, ``(positions, classes)``; the network is in evaluation mode."""
         moved = to_device(batch, self.device, channels_last=self.channels_last, dtype=network_dtype(self.precision))
         with mixed_precision(self.device, self.precision):
-            logits = self.network(view_of(moved.inputs, self.view))
+            logits = self.network(inputs_for(self.network, moved.inputs, self.view))
         return counted_rows(widened(logits), moved).cpu()
 
 
