@@ -84,7 +84,7 @@ class Taps:
                 if getattr(module, "inplace", False) is True:
                     setattr(module, "inplace", False)  # noqa: B010  modules declare every attribute a tensor or module
 
-    def __call__(self, network: Callable[[Tensor], Any], inputs: Inputs) -> tuple[Any, dict[str, Tensor]]:
+    def __call__(self, network: Callable[..., Any], inputs: Inputs) -> tuple[Any, dict[str, Tensor]]:
         """Call the network, or a module that calls it, and return its output and the features by tap."""
         if not self._names:
             return network(inputs), {}

@@ -50,7 +50,7 @@ def values(objective, z, v, batch, totals=None):
     return loss, gradient
 
 
-@pytest.mark.parametrize("shape", [SHAPE, (3, 2, 4)])
+@pytest.mark.parametrize("shape", [SHAPE, (3, 2, 4), (9,)])
 @pytest.mark.parametrize("name", OF_LOGITS)
 def test_an_objective_is_that_of_the_counted_positions(name, shape):
     objective = built(name)

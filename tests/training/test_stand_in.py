@@ -1,5 +1,6 @@
 """No step makes the host wait, on a device that stands in for a GPU; and that it would be seen."""
 
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,7 @@ from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob, FitState
 from tutelage.training.lockstep import Lockstep
 from tutelage.training.step import train_step
-from tutelage.types import Batch
+from tutelage.types import Batch, Outputs
 
 CLASSES, SAMPLES = 10, 40
 SMALL = ("small", "small", 8)
@@ -127,6 +128,22 @@ def test_soft_labels_are_looked_at_before_the_first_step_alone(monkeypatch):
     lesson.batch = lesson.batch._replace(labels=torch.rand(4, CLASSES))
     assert not lesson.waits()
     assert looked == [META]
+
+
+@pytest.mark.parametrize("counted", [None, torch.ones(4, 3, dtype=torch.bool, device=META)])
+def test_a_coupled_term_of_tokens_waits_where_some_are_left_out_and_says_so(counted):
+    logits, labels = torch.zeros(4, 3, CLASSES, device=META), torch.zeros(4, 3, dtype=torch.int64, device=META)
+    batch = Batch(labels[:, 0], labels, labels, counted=counted)
+
+    def loss(bound):
+        # The stand-in does not know how many rows a mask leaves.
+        with suppress(NotImplementedError) if bound.host_waits(batch) else nullcontext():
+            bound(Outputs(logits), Outputs(logits), batch)
+
+    for objective in (objectives.dist(), objectives.kd()):
+        bound = objective.bind()
+        assert bound.host_waits(batch) is (counted is not None and objective.needs.coupled)
+        assert bool(waits_of(lambda bound=bound: loss(bound))) is bound.host_waits(batch)
 
 
 # Planted faults

@@ -108,6 +108,10 @@ class BoundObjective(nn.Module):
             return "a scheduled weight, which the host would wait for"
         return None
 
+    def host_waits(self, batch: Batch) -> bool:
+        """Whether the loss of a batch like this makes the host wait: a term does, or how many positions count."""
+        return self.needs.host_waits or (batch.counted is not None and any(call.coupled for call in self._calls))
+
     @property
     def names(self) -> tuple[str, ...]:
         """The terms' names, in order."""
@@ -154,7 +158,8 @@ class BoundObjective(nn.Module):
                 wide = torch.float64 if student.logits.dtype == torch.float64 else torch.float32
                 teacher = teacher and _mapped(teacher, partial(_constant, wide=wide))
             local = _Inputs(student, teacher, batch, totals or count(batch, student.logits))
-            rows = _as_rows(local) if student.logits.ndim > 2 and any(call.coupled for call in self._calls) else local
+            several = student.logits.ndim > 2 or batch.counted is not None
+            rows = _as_rows(local) if several and any(call.coupled for call in self._calls) else local
             parts, weighted = {}, []
             for call, maps in zip(self._calls, self.projectors, strict=True):
                 inputs = rows if call.coupled else local
@@ -284,15 +289,18 @@ class _Inputs(NamedTuple):
 def _as_rows(inputs: _Inputs) -> _Inputs:
     """Return the counted positions as samples of one position each, for terms that couple them; features are left out.
 
-    On an accelerator the host waits for their number.
+    On an accelerator the host waits for their number, unless all count.
     """
     student, teacher, batch, totals = inputs
-    logits, labels = student.logits, batch.labels
-    counted = batch.counted if batch.counted is not None else logits.new_ones(logits.shape[:-1], dtype=torch.bool)
-    each = batch.index.reshape(-1, *[1] * (counted.ndim - 1)).expand(counted.shape)
-    rows = Batch(each[counted], logits.new_empty((int(counted.sum()), 0)), labels[counted])
-    outputs = teacher and Outputs(teacher.logits[counted])
-    return _Inputs(Outputs(logits[counted]), outputs, rows, totals._replace(samples=totals.positions))
+    positions = student.logits.shape[:-1]
+
+    def rows(values: Tensor) -> Tensor:
+        return values.flatten(0, len(positions) - 1) if batch.counted is None else values[batch.counted]
+
+    logits, index = rows(student.logits), batch.index.reshape(-1, *[1] * (len(positions) - 1)).expand(positions)
+    each = Batch(rows(index), logits.new_empty((len(logits), 0)), rows(batch.labels))
+    outputs = teacher and Outputs(rows(teacher.logits))
+    return _Inputs(Outputs(logits), outputs, each, totals._replace(samples=totals.positions))
 
 
 def _of_all_processes(local: _Inputs, needs: Requirements, *, counted: bool) -> _Inputs:

@@ -429,7 +429,7 @@ class FitState:
         self, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None, *, apart: bool
     ) -> ComputePlan:
         """Choose how steps are computed; measuring leaves state and generators unchanged."""
-        wanted, reason = self.settings.graphs, self._reason_eager()
+        wanted, reason = self.settings.graphs, self._reason_eager(batch)
         if reason is None:
             plan = _choose_captured_plan(self, batch, teacher, outputs, apart=apart)
             said = plan.reasons["graph"]
@@ -442,9 +442,9 @@ class FitState:
         self._warn_eager(reason)
         return plan
 
-    def _reason_eager(self) -> str | None:
+    def _reason_eager(self, batch: Batch | None = None) -> str | None:
         """Return why steps are not captured, if that is known beforehand."""
-        return _OFF if self.settings.graphs is False else self.group_reason or reason_eager(self.train)
+        return _OFF if self.settings.graphs is False else self.group_reason or reason_eager(self.train, batch)
 
     def _warn_eager(self, reason: str | None) -> None:
         """Warn why steps are not captured, unless that was the choice."""
@@ -457,7 +457,7 @@ class FitState:
 
     def _capture(self, plan: ComputePlan, batch: Batch, teacher: Teacher | None, *, apart: bool) -> None:
         """Capture the step of a resumed run, as before."""
-        reason = self._reason_eager()
+        reason = self._reason_eager(batch)
         try:
             if reason is None:
                 self.step = CapturedStep(self.train, batch, teacher, apart=apart)
