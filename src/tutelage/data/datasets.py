@@ -69,6 +69,7 @@ class Split(ABC):
             ``None`` if each is read by itself.
         shuffle_buffer: number of samples among which training samples are shuffled where they are read by unit;
             ``None`` for all.
+        text_bytes: length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted.
     """
 
     labels: Tensor
@@ -81,16 +82,12 @@ class Split(ABC):
     on_device: Switch = "auto"
     units: NDArray[np.integer] | None = None
     shuffle_buffer: int | None = None
+    text_bytes: int | None = None
 
     @property
     def per_token(self) -> bool:
         """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""
         return False
-
-    @property
-    def text_bytes(self) -> int | None:
-        """Length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted."""
-        return None
 
     def targets(self, index: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Return the labels of samples, and which of their positions count, as in `types.Batch`."""

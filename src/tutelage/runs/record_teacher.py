@@ -115,7 +115,7 @@ def record(
         stack.callback(inputs.splits.close)
         epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
         if todo := _missing(outputs, epochs, names):
-            _Recording(recipe, inputs.splits, network, names, outputs, todo).record(options)
+            _Recording(recipe, inputs.splits, network, names, outputs, todo, epochs).record(options)
         else:
             by_main(lambda: outputs.conclude(epochs))
     return folder
@@ -132,9 +132,9 @@ class _Recording:
         names: Sequence[str],
         outputs: TeacherCache,
         todo: list[tuple[int, range]],
+        epochs: int,
     ) -> None:
-        self._recipe, self._outputs, self._classes = recipe, outputs, splits.classes
-        self._epochs = epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
+        self._recipe, self._outputs, self._classes, self._epochs = recipe, outputs, splits.classes, epochs
         self._accelerator = accelerator_on(recipe.device)
         self._device, split = self._accelerator.device, splits.train
         # A token's logits take what an image's do, and a sample has many.
