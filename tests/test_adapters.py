@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 from tests._helpers import ROOT
+from tests._helpers.refusals import refused
 from torch import nn
+from torch.utils.data import DataLoader, Dataset
 
 import tutelage
 from tutelage import objectives
@@ -128,9 +131,100 @@ def test_what_is_not_there_is_said(changes, said):
         tutelage.as_batch(mapping(), **{"inputs": KEYS, "labels": "labels"} | changes)
 
 
-def test_the_loop_of_the_page_runs():
+# Runs of networks that take keywords
+
+
+class Tokens(Dataset):
+    """Mappings of ids, which of them count, and a class."""
+
+    def __init__(self, count=24):
+        self.ids = torch.randint(1, 9, (count, 5), generator=torch.Generator().manual_seed(0))
+
+    def __len__(self):
+        return len(self.ids)
+
+    def __getitem__(self, i):
+        ids = self.ids[i]
+        return {"input_ids": ids, "attention_mask": (ids > 2).long(), "labels": int(ids.sum()) % 3}
+
+
+class OfTokens(nn.Module):
+    def __init__(self, form, width=4):
+        super().__init__()
+        self.embedding, self.head, self.form = nn.Embedding(9, width), nn.Linear(width, 3), form
+
+    def forward(self, input_ids, attention_mask):
+        return self.form(self.head((self.embedding(input_ids) * attention_mask.unsqueeze(-1)).sum(1)))
+
+
+TOKENS = ("input_ids", "attention_mask")
+
+
+def adapted(form=lambda z: (z, 1), output=0, width=4):
+    return tutelage.Adapter(OfTokens(form, width), inputs=TOKENS, output=output)
+
+
+def own(inputs=TOKENS, test=None):
+    return tutelage.data.from_datasets(Tokens(), test or Tokens(20), classes=3, inputs=inputs)
+
+
+@pytest.mark.parametrize(
+    ("form", "output", "how"),
+    [
+        (lambda z: SimpleNamespace(logits=z), "logits", {}),
+        (lambda z: (z, 1), 0, {"loss_form": "last_layer", "precision": "fp32"}),
+        (lambda z: {"main": z}, "main", {"batch_size": 23, "accumulate": 2}),
+    ],
+)
+def test_networks_with_keywords_distil_in_a_run(form, output, how, tmp_path):
+    student, objective = adapted(form, output), objectives.wttm(gamma=0.5, beta="auto" if not how else 1.0)
+    how = {"runs": tmp_path, "name": "run", "epochs": 1, "batch_size": 8, "weak_teacher": True, "device": "cpu", **how}
+    run = tutelage.distill(student=student, teacher=adapted(form, output, 8), data=own(), objective=objective, **how)
+    with torch.no_grad():
+        rows = Tokens(20)
+        values = next(iter(DataLoader(rows, batch_size=20)))
+        right = student({key: values[key] for key in TOKENS}).argmax(-1) == values["labels"]
+    assert run.evaluation["student"]["accuracy"] == pytest.approx(float(right.double().mean()))
+    assert ("last_layer" in how.values()) == (run.manifest["speed"][0].get("loss_form") == "last_layer")
+    again = adapted(form, output)
+    tutelage.models.load(again, tutelage.models.read(tmp_path / "run" / "student.safetensors"))
+    assert tutelage.evaluate(again, data=own(), device="cpu")["accuracy"] == run.evaluation["student"]["accuracy"]
+
+
+def test_an_adopted_network_takes_the_mapping():
+    network, values = adapted(), next(iter(DataLoader(Tokens(), batch_size=4)))
+    adopted = tutelage.models.adopt(network)
+    assert adopted.card.classes == 3
+    assert torch.equal(adopted(values), network(values))
+    with refused(InvalidTypeError, "user", suggests="mapping"):
+        adopted.predict("a.png")
+    with refused(InvalidValueError, "card.mean"):
+        tutelage.models.Classifier(network, replace(adopted.card, mean=(0.5,) * 3, std=(0.5,) * 3))
+
+
+@pytest.mark.parametrize(
+    ("student", "data", "suggests"),
+    [
+        (adapted, lambda: (Tokens(), Tokens()), "inputs=('input_ids', 'attention_mask')"),
+        (adapted, lambda: (DataLoader(Tokens()),) * 2, "loader.dataset"),
+        (lambda: OfTokens(lambda z: z), own, "tutelage.Adapter(network, inputs=('input_ids', 'attention_mask'))"),
+        (lambda: adapted(output=None), own, 'output="logits"'),
+        (lambda: adapted(form=lambda z: z[:, :2], output=None), own, "last layer"),
+    ],
+)
+def test_a_run_that_lacks_the_names_says_what_to_type(student, data, suggests, tmp_path):
+    with pytest.raises(tutelage.TutelageError) as caught:
+        tutelage.train(model=student(), data=data(), runs=tmp_path, name="run", epochs=1, device="cpu")
+    assert suggests in str(caught.value)
+
+
+def test_the_loops_and_the_run_of_the_page(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "python.md").read_text(encoding="utf-8")
-    (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "as_batch" in block)
+    blocks = [block for block in re.findall(r"```python\n(.*?)```", page, re.S) if re.search("as_batch|KEYS", block)]
+    assert len(blocks) == 4
     names: dict[str, object] = {}
-    exec(code, names)
-    assert torch.isfinite(names["loss"].total)
+    for block in blocks:  # The run goes on where the loop before it ends.
+        exec(block, names)
+        assert torch.isfinite(names["loss"].total)
+    assert (tmp_path / "runs" / "own-tokens" / "student.safetensors").exists()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.submodules import unwrapped
 from tutelage.types import UNLABELLED, Batch, Inputs
 from tutelage.views import view_of
 
@@ -67,8 +68,12 @@ class Adapter(nn.Module):
 
 def inputs_for(network: nn.Module, inputs: Inputs, name: str) -> Any:
     """Return what a network of this name is called with: all inputs, if it names its keys, or its view."""
-    whole = isinstance(network, Adapter) and network.keywords is not None
-    return inputs if whole else view_of(inputs, name)
+    return inputs if takes_keywords(unwrapped(network)) else view_of(inputs, name)
+
+
+def takes_keywords(network: nn.Module) -> bool:
+    """Whether a network is an `Adapter` that names its keywords."""
+    return isinstance(network, Adapter) and network.keywords is not None
 
 
 def as_batch(

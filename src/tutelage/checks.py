@@ -1,7 +1,7 @@
 """Argument checks for functions of tensors; an error says what was expected, what was got and what to type.
 
 Shapes, dtypes and hyperparameters are always checked: that costs no device work. Values inside a tensor are read in
-only one case, class indices on the CPU; anywhere else reading them would make the host wait for the device.
+only one case, labels on the CPU; anywhere else reading them would make the host wait for the device.
 Everything here can be traced by ``torch.compile``. Hyperparameters raise TypeError if they are not Python numbers and
 ValueError if they are out of range, NaN included, or not whole numbers where these are required; ``example`` is what to
 type instead.
@@ -26,6 +26,7 @@ TOKENS = ("batch", "tokens", "width")
 MAPS = ("batch", "channels", "height", "width")
 ANY = ("batch", "size", "...")
 """Axes of features; ``...`` stands for any number of further axes like the one before it."""
+_SHOWN = 8  # classes of a row in a message
 
 
 def positive(value: float, name: str, *, example: float) -> None:
@@ -190,19 +191,21 @@ def same_shape(student: Tensor, teacher: Tensor, student_name: str, teacher_name
 def labels_for(logits: Tensor, labels: Tensor) -> bool:
     """Refuse labels that do not belong to the logits; class indices and soft labels differ by their dtype.
 
-    Class indices are compared with the number of classes only where nothing waits: eagerly on the CPU. On an
-    accelerator and inside ``torch.compile`` the kernel that reads them asserts instead (CUDA: "device-side assert").
+    Values are looked at only where nothing waits: eagerly on the CPU. On an accelerator and inside ``torch.compile``
+    the kernel that reads class indices asserts instead (CUDA: "device-side assert"), and soft labels are taken as they
+    are; a `BoundObjective` looks at those of its first batch.
 
     Args:
         logits: ``(..., classes)``.
-        labels: ``(...)`` int64, or soft labels ``(..., classes)``, any floating dtype.
+        labels: ``(...)`` int64, or soft labels ``(..., classes)``, any floating dtype: distributions, or rows of 0.
 
     Returns:
         True for class indices, False for soft labels.
 
     Raises:
         TypeError: if the labels are neither int64 nor floating.
-        ValueError: if their shape is not the one above, or an index is neither a class nor -100.
+        ValueError: if their shape is not the one above, an index is neither a class nor -100, or a soft label is
+            neither a distribution (`distributions`) nor all 0.
     """
     if not isinstance(labels, Tensor):
         raise InvalidTypeError("labels", "a torch.Tensor", type(labels).__name__, "type torch.as_tensor(labels)")
@@ -211,6 +214,8 @@ def labels_for(logits: Tensor, labels: Tensor) -> bool:
             expected = f"soft labels (floating dtype) of shape {tuple(logits.shape)}"
             instead = "type labels.long() if these are class indices"
             raise InvalidValueError("labels", expected, tuple(labels.shape), instead)
+        if labels.device.type == "cpu" and not torch.compiler.is_compiling():
+            distributions(labels, or_zero=True)
         return False
     if labels.dtype != torch.int64:
         instead = "type labels.long() for class indices, labels.float() for soft labels"
@@ -222,6 +227,45 @@ def labels_for(logits: Tensor, labels: Tensor) -> bool:
     if labels.device.type == "cpu" and labels.numel() and not torch.compiler.is_compiling():
         _in_range(labels, logits.shape[-1])
     return True
+
+
+def distributions(labels: Tensor, *, counted: Tensor | None = None, or_zero: bool = False) -> None:
+    """Refuse soft labels of which a row is no distribution: all at least 0, with sum 1 but for the dtype's rounding.
+
+    On an accelerator the host waits for the device.
+
+    Args:
+        labels: soft labels ``(..., classes)``, any floating dtype.
+        counted: positions to look at, ``(...)`` bool; ``None`` for all.
+        or_zero: whether a row may also be 0 throughout: it says nothing, and its cross-entropy is 0.
+
+    Raises:
+        ValueError: with the first row that is none.
+    """
+    if labels.is_meta or not labels.numel():  # no values
+        return
+    values, info, classes = widened(labels.detach()), torch.finfo(labels.dtype), labels.shape[-1]
+    # Two roundings of a value, and of each class what float16 rounds to 0; a hundredth for what was typed to 2 digits.
+    least, slack = -2 * info.eps, 0.01 + 2 * info.eps + classes * info.tiny * info.eps
+    total = values.sum(-1)
+    if values.amin() >= least and all(abs(end - 1) <= slack for end in total.aminmax()):
+        return  # This alone takes a third of the time of naming a row.
+    low = values.amin(-1)
+    wrong = ((total - 1).abs() <= slack).logical_not() | (low < least)
+    if or_zero:
+        wrong &= (total != 0) | (low != 0)
+    if counted is not None:
+        wrong &= counted
+    if not bool(wrong.any()):
+        return
+    row = values[wrong][0]
+    shown = ", ".join(f"{value:.4g}" for value in row[:_SHOWN].tolist()) + ", ..." * (classes > _SHOWN)
+    instead = (
+        "for multi-hot labels zero the supervised weight and add a term of your own with torch.nn.functional."
+        "binary_cross_entropy_with_logits (docs/python.md shows one); divide other rows by their sum"
+    )
+    expected = "soft labels, each row a distribution: at least 0, with sum 1"
+    raise InvalidValueError("labels", expected, f"a row of sum {float(row.sum()):.4g}: {shown}", instead)
 
 
 def _in_range(labels: Tensor, classes: int) -> None:

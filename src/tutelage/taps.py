@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.submodules import evaluation_mode, find_head, split_tap, unwrapped
-from tutelage.types import Hidden
+from tutelage.types import Hidden, Inputs
+from tutelage.views import map_views, views_of
 
 CARD = "card:"
 SHOWN = 5
@@ -83,7 +84,7 @@ class Taps:
                 if getattr(module, "inplace", False) is True:
                     setattr(module, "inplace", False)  # noqa: B010  modules declare every attribute a tensor or module
 
-    def __call__(self, network: Callable[[Tensor], Any], inputs: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    def __call__(self, network: Callable[..., Any], inputs: Inputs) -> tuple[Any, dict[str, Tensor]]:
         """Call the network, or a module that calls it, and return its output and the features by tap."""
         if not self._names:
             return network(inputs), {}
@@ -225,7 +226,7 @@ class LastLayer:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self._network = network
+        self.network = network
         head = find_head(network) or find_head(unwrapped(network))
         self._layer = head.layer if head is not None and isinstance(head.layer, nn.Linear) else None
 
@@ -238,11 +239,11 @@ class LastLayer:
         """Whether the layer is part of one of these modules."""
         return any(self._layer is part for module in modules for part in module.modules())
 
-    def __call__(self, inputs: Tensor) -> Hidden:
+    def __call__(self, inputs: Inputs) -> Hidden:
         """Return what a network's logits for these inputs are made of, under autocast in its dtype."""
         assert self._layer is not None  # `misfit` was asked before.
         with _passed_by(self._layer):
-            states = self._network(inputs)
+            states = self.network(inputs)
         weight, bias, kind = self._layer.weight, self._layer.bias, states.device.type
         if torch.is_autocast_enabled(kind) and states.dtype != torch.float64:
             dtype = torch.get_autocast_dtype(kind)
@@ -250,7 +251,7 @@ class LastLayer:
         return Hidden(states, weight, bias)
 
     @torch.no_grad()
-    def misfit(self, inputs: Tensor, *, again: Callable[[], None]) -> str | None:
+    def misfit(self, inputs: Inputs, *, again: Callable[[], None]) -> str | None:
         """Return why the network has no such layer, if that is so; it is called twice.
 
         Args:
@@ -263,7 +264,7 @@ class LastLayer:
         seen: list[tuple[Tensor, Tensor]] = []
         handle = layer.register_forward_hook(lambda _, given, made: seen.append((given[0], made)))
         try:
-            logits = self._network(inputs)
+            logits = self.network(inputs)
         finally:
             handle.remove()
         # Its memory, and not only its values: what is added to it may be 0 at first.
@@ -304,7 +305,7 @@ def _first(inputs: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> dict[str, tuple[int, ...]]:
+def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Inputs) -> dict[str, tuple[int, ...]]:
     """Call a network once and return each feature's shape, without the batch axis; the network's mode is restored.
 
     Without names, the network is not called. ``inputs`` is a small batch.
@@ -314,10 +315,10 @@ def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Tensor) -> 
     """
     if not names:
         return {}
-    device = next((p.device for p in network.parameters()), inputs.device)
+    device = next((p.device for p in network.parameters()), views_of(inputs)[0].device)
     with evaluation_mode(network):
         taps = Taps(network, names)
-        _, features = taps(network, inputs.to(device))
+        _, features = taps(network, map_views(lambda view: view.to(device), inputs))
     for name, value in features.items():
         if value._version != taps.recorder.versions[name]:
             got = "one that the network changes in place afterwards"

@@ -23,7 +23,8 @@ def view_of(inputs: Inputs, name: str) -> Tensor:
         return inputs
     if name not in inputs:
         got = f"views named {', '.join(map(repr, inputs))}"
-        raise InvalidValueError("inputs", f"a view named {name!r} for the {name}", got, "name one so in the data set")
+        instead = f"name one so in the data set, or type tutelage.Adapter(network, inputs={tuple(inputs)}) for keywords"
+        raise InvalidValueError("inputs", f"a view named {name!r} for the {name}", got, instead)
     return inputs[name]
 
 

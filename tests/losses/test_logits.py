@@ -627,12 +627,49 @@ def test_teacher_that_is_no_logits(name):
             refused(InvalidValueError, "labels", got=9),
         ),
         (torch.tensor([0, 1, -1, 3, 4, 5]), refused(InvalidValueError, "labels", got=-1)),
+        (torch.eye(6, 9) + torch.eye(9)[3], refused(InvalidValueError, "labels", got="sum 2: 1, 0, 0, 1")),
+        (torch.eye(6, 9) - torch.eye(9)[3], refused(InvalidValueError, "labels", got="sum 0: 1, 0, 0, -1")),
+        (torch.eye(6, 9, dtype=torch.bfloat16) / 2, refused(InvalidValueError, "labels", suggests="own")),
+        (torch.eye(6, 9) * math.nan, refused(InvalidValueError, "labels", got="sum nan")),
     ],
-    ids=["int32", "bool", "list", "short", "one-hot", "float", "classes", "above", "below"],
+    ids=[
+        "int32",
+        "bool",
+        "list",
+        "short",
+        "one-hot",
+        "float",
+        "classes",
+        "above",
+        "below",
+        "multi-hot",
+        "negative",
+        "half",
+        "nan",
+    ],
 )
 def test_bad_labels(labels, refusal):
     with refusal:
         losses.cross_entropy(draw_logits(0)[0], labels)
+
+
+@pytest.mark.parametrize("classes", [2, 100, 32000])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_labels_that_were_rounded_are_distributions(dtype, classes):
+    hot = F.one_hot(torch.arange(4) % classes, classes).to(dtype)
+    share = torch.rand(4, 1, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mixed = share * hot + (1 - share) * hot.roll(1, 0)
+    for labels in (hot * 0.9 + 0.1 / classes, mixed, mixed * 0.9 + 0.1 / classes, torch.softmax(3 * hot, -1)):
+        losses.cross_entropy(torch.zeros(4, classes), labels)
+
+
+def test_a_row_of_zeros_says_nothing():
+    z, v, _ = draw_logits(0)
+    rows = torch.softmax(v, -1)
+    rows[2] = 0
+    values = losses.cross_entropy(z, rows)
+    assert values[2] == 0
+    assert not gradient(values, z)[2].any()
 
 
 def test_arguments_after_the_tensors_are_by_keyword_only():

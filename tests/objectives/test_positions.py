@@ -2,8 +2,12 @@
 
 import pytest
 import torch
+from tests._helpers.refusals import refused
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tutelage import objectives
+from tutelage.errors import InvalidValueError
+from tutelage.objectives import Apply
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import PRESETS, is_built_in
 from tutelage.settings.objective import REQUIRED, SIGNATURES
@@ -46,7 +50,7 @@ def values(objective, z, v, batch, totals=None):
     return loss, gradient
 
 
-@pytest.mark.parametrize("shape", [SHAPE, (3, 2, 4)])
+@pytest.mark.parametrize("shape", [SHAPE, (3, 2, 4), (9,)])
 @pytest.mark.parametrize("name", OF_LOGITS)
 def test_an_objective_is_that_of_the_counted_positions(name, shape):
     objective = built(name)
@@ -93,6 +97,33 @@ def test_pieces_add_up_by_positions_and_not_by_samples():
     ]
     torch.testing.assert_close(sum(loss.total for loss, _ in parts), whole.total, rtol=1e-12, atol=0)
     torch.testing.assert_close(torch.cat([each for _, each in parts]), gradient, rtol=1e-12, atol=1e-15)
+
+
+def test_soft_labels_are_distributions_where_they_count():
+    z, v, batch = draw()
+    soft = batch._replace(labels=torch.softmax(v.flip(-1), -1))
+    expected, gradient = values(built("ttm"), z, v, soft)
+    for padding in (0.0, 1.0, -100.0, torch.nan):
+        other = soft._replace(labels=soft.labels.where(batch.counted[..., None], padding))
+        loss, same = values(built("ttm"), z, v, other)
+        assert torch.equal(loss.total, expected.total)
+        assert torch.equal(same, gradient)
+    for wrong in (0.0, 1.0):
+        bad = soft._replace(labels=soft.labels.where(~batch.counted[..., None], wrong))
+        with refused(InvalidValueError, "labels", suggests="torch.nn.functional.binary_cross_entropy_with_logits"):
+            values(built("ttm"), z, v, bad)
+
+
+def test_a_loss_of_ones_own_takes_multi_hot_labels():
+    def bce(student_logits, labels):
+        return binary_cross_entropy_with_logits(student_logits, labels, reduction="none").sum(-1)
+
+    z, v, batch = draw((6,))
+    hot = torch.rand(6, CLASSES, generator=torch.Generator().manual_seed(0), dtype=torch.float64).round()
+    own = Objective.of(objectives.WeightedTerm("bce", 1.0, Apply(bce, soft_labels=True)))
+    beside = own + objectives.ttm(gamma=0.5, beta=1.0, supervised=0)
+    loss, _ = values(beside, z, v, Batch(batch.index, batch.inputs, hot))
+    torch.testing.assert_close(loss.parts["bce"], bce(z, hot).mean())
 
 
 def test_a_batch_without_a_counted_position_has_loss_zero():

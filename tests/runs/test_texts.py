@@ -10,8 +10,10 @@ import tutelage
 from tutelage import config, models, objectives
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import RecipeError
-from tutelage.runs import record_teacher, setup
+from tutelage.runs import disk, record_teacher, setup
 from tutelage.runs.execute import execute
+from tutelage.runs.reporter import Reporter
+from tutelage.runs.run import RunOptions
 
 pytest.importorskip("transformers", reason="the optional package transformers is not installed")
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -54,7 +56,11 @@ def weights(folder):
 
 def test_a_class_of_texts_is_taught_by_what_was_recorded_once(lines, teacher, tmp_path):
     distilled = recipe(lines, teacher=str(teacher), objective={"ttm": {"gamma": 0.5, "beta": 2}})
-    live = execute(distilled, tmp_path / "live")
+    said = []
+    reporter = Reporter()
+    reporter.note = said.append
+    live = execute(distilled, tmp_path / "live", options=RunOptions(reporter=reporter))
+    assert [line.rsplit(" ", 1)[1] for line in said] == ["samples/s"] * 2
     recorded = distilled.model_copy(update={"outputs": str(tmp_path / "outputs")})
     record_teacher.record(recorded)
     assert [path.name for path in (tmp_path / "outputs").glob("epoch-*")] == ["epoch-0000"]
@@ -65,6 +71,13 @@ def test_a_class_of_texts_is_taught_by_what_was_recorded_once(lines, teacher, tm
     assert epochs[0] == pytest.approx(epochs[1], rel=1e-3)
     model = tutelage.load(tmp_path / "live")
     assert {each.name for each in model.predict(["rain and sun", "the price of stock"])} <= set(TOPICS)
+
+
+def test_the_disk_of_students_made_from_a_configuration_is_estimated(lines, tmp_path):
+    recipes = [recipe(lines, name=name) for name in ("one", "two")]
+    splits = setup.build_inputs(recipes[0]).splits
+    alone = disk.run_size(recipes[0], setup.build_inputs(recipes[0], splits=splits).student)
+    assert disk.size_of_all([(each, tmp_path / each.name) for each in recipes], splits, False) == 2 * alone
 
 
 def test_a_head_alone_is_trained_and_a_stand_in_has_the_datas_classes(lines, teacher, tmp_path):

@@ -32,11 +32,12 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from tutelage import models, objectives, records
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import Apply, Objective, WeightedTerm
 from tutelage.settings.fit import SGD, AdamW, Cosine, MultiStep
 from tutelage.training.checkpoints import CheckpointError, Checkpoints, CheckpointSink
+from tutelage.training.compile import FEW
 from tutelage.training.distributed import accelerator_on, require_device
 from tutelage.training.evaluate import EvalSet, NonFiniteError
 from tutelage.training.loop import fit
@@ -126,6 +127,18 @@ def test_soft_labels_are_learned_from():
     assert record["train"]["accuracy"] == pytest.approx((logq.argmax(-1) == labels.numpy()).mean())
 
 
+def test_multi_hot_labels_are_refused():
+    inputs, labels = samples(48)
+    hot = nn.functional.one_hot(labels, 4).float()
+    with refused(InvalidValueError, "labels", got="sum 2"):
+        fitted(mlp(), Rows(inputs, (hot + hot.roll(1, -1)), batch_size=48))
+    held = EvalSet("test", Rows(inputs, hot, batch_size=48))
+    distiller = Distiller(mlp(), objectives.cross_entropy())
+    rows = Rows(inputs, labels, batch_size=48)
+    with refused(InvalidTypeError, "labels", suggests="labels.argmax(-1)"):
+        list(fit(distiller, None, rows, settings(), accelerator=accelerator_on("cpu"), held_out=[held]))
+
+
 def test_without_labels_only_the_teacher_teaches():
     inputs, labels = samples(48)
     (record,) = fitted(
@@ -137,6 +150,14 @@ def test_without_labels_only_the_teacher_teaches():
     )
     assert record["train"]["accuracy"] is None
     assert record["train"]["loss"] == pytest.approx(record["train"]["kl_to_target"], rel=1e-5)
+
+
+def test_steps_enough_to_be_measured_need_no_teacher():
+    inputs, labels = samples(210)
+    distiller, rows = Distiller(mlp(), objectives.cross_entropy()), Rows(inputs, labels, batch_size=1)
+    (record,) = fit(distiller, None, rows, settings(epochs=1), accelerator=accelerator_on("cpu"))
+    assert record["step"] == 210 >= FEW
+    assert record["train"]["agreement"] is None
 
 
 def test_it_learns():

@@ -1,5 +1,6 @@
 """No step makes the host wait, on a device that stands in for a GPU; and that it would be seen."""
 
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 
 import pytest
@@ -9,7 +10,7 @@ from tests._helpers.fit_cases import Rows, mlp, samples, settings
 from tests._helpers.stand_in import ACCELERATOR, META, on_the_stand_in, waits_of
 from torch import nn
 
-from tutelage import config, models, objectives
+from tutelage import checks, config, models, objectives
 from tutelage.config.schema import Recipe
 from tutelage.models.classifier import Classifier, _column
 from tutelage.modules import Distiller, FrozenTeacher
@@ -26,7 +27,7 @@ from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob, FitState
 from tutelage.training.lockstep import Lockstep
 from tutelage.training.step import train_step
-from tutelage.types import Batch
+from tutelage.types import Batch, Outputs
 
 CLASSES, SAMPLES = 10, 40
 SMALL = ("small", "small", 8)
@@ -115,6 +116,34 @@ def test_a_step_of_scheduled_terms_and_adamw_waits_for_nothing():
     scheduled = Linear(start=1.0, end=0.0)
     objective = objectives.ttm(gamma=0.5, beta=scheduled) + objectives.ctkd(supervised=0) + 0.5 * objectives.crd()
     assert not Lesson(objective, optimizer=AdamW(lr=0.1)).waits()
+
+
+def test_soft_labels_are_looked_at_before_the_first_step_alone(monkeypatch):
+    def read(labels, *, counted=None):
+        looked.append(labels.device)
+
+    looked = []
+    monkeypatch.setattr(checks, "distributions", read)
+    lesson = Lesson(objectives.ttm(gamma=0.5, beta=1.0))
+    lesson.batch = lesson.batch._replace(labels=torch.rand(4, CLASSES))
+    assert not lesson.waits()
+    assert looked == [META]
+
+
+@pytest.mark.parametrize("counted", [None, torch.ones(4, 3, dtype=torch.bool, device=META)])
+def test_a_coupled_term_of_tokens_waits_where_some_are_left_out_and_says_so(counted):
+    logits, labels = torch.zeros(4, 3, CLASSES, device=META), torch.zeros(4, 3, dtype=torch.int64, device=META)
+    batch = Batch(labels[:, 0], labels, labels, counted=counted)
+
+    def loss(bound):
+        # The stand-in does not know how many rows a mask leaves.
+        with suppress(NotImplementedError) if bound.host_waits(batch) else nullcontext():
+            bound(Outputs(logits), Outputs(logits), batch)
+
+    for objective in (objectives.dist(), objectives.kd()):
+        bound = objective.bind()
+        assert bound.host_waits(batch) is (counted is not None and objective.needs.coupled)
+        assert bool(waits_of(lambda bound=bound: loss(bound))) is bound.host_waits(batch)
 
 
 # Planted faults

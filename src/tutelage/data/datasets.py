@@ -69,6 +69,7 @@ class Split(ABC):
             ``None`` if each is read by itself.
         shuffle_buffer: number of samples among which training samples are shuffled where they are read by unit;
             ``None`` for all.
+        text_bytes: length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted.
     """
 
     labels: Tensor
@@ -81,16 +82,12 @@ class Split(ABC):
     on_device: Switch = "auto"
     units: NDArray[np.integer] | None = None
     shuffle_buffer: int | None = None
+    text_bytes: int | None = None
 
     @property
     def per_token(self) -> bool:
         """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""
         return False
-
-    @property
-    def text_bytes(self) -> int | None:
-        """Length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted."""
-        return None
 
     def targets(self, index: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
         """Return the labels of samples, and which of their positions count, as in `types.Batch`."""
@@ -175,8 +172,8 @@ class Splits:
         test: samples held out by the source.
         classes: number of classes.
         class_names: one name per class; empty where the classes are tokens.
-        channels: number of channels of an image; ``None`` for text.
-        image_size: height and width, pixels; ``None`` for text.
+        channels: number of channels of an image; ``None`` for others.
+        image_size: height and width, pixels; ``None`` for others.
         source: source as typed, a local path reduced to its last component.
         fingerprint: 16 hexadecimal digits that change with the samples, their order or their division; ``None`` if the
             content is not known.
@@ -201,11 +198,16 @@ class Splits:
     margin: float = 1.0
     divisor: float = 255.0
     interpolation: str = "bilinear"
-    views: Mapping[str, tuple[int, int, int]] = field(default_factory=dict)
+    views: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     text: Mapping[str, TextInput] = field(default_factory=dict)
 
+    @property
+    def of_images(self) -> bool:
+        """Whether the samples are images; others are texts, or tensors that the user's networks take as they are."""
+        return self.channels is not None
+
     def input_shape(self, view: str) -> tuple[int, ...]:
-        """Return channels, height and width of the images that a network of this name reads; ``()`` for text."""
+        """Return channels, height and width of the images that a network of this name reads; ``()`` for others."""
         if self.channels is None or self.image_size is None:
             return ()
         return self.views.get(view, (self.channels, *self.image_size))

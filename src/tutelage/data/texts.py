@@ -280,7 +280,7 @@ def _predicted(part: Texts, tokenizer: Tokenizer, settings: DataSettings) -> Tok
         instead = "add texts, or type a larger data.max_tokens"
         raise InvalidValueError("data.source", "at least 2 tokens, of which one is predicted", "fewer", instead)
     labels = torch.full((len(rows.starts), 0), UNLABELLED)
-    return TokenSplit(labels=labels, rows={"": rows}, targets_counted=counted, target_bytes=size)
+    return TokenSplit(labels=labels, rows={"": rows}, targets_counted=counted, text_bytes=size)
 
 
 def _packed(values: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[TokenRows, NDArray[np.bool_], int]:

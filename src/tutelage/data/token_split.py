@@ -55,23 +55,16 @@ class TokenSplit(Split):
         bucket_batches: batches in a window of `order`, inside which samples of similar length share a batch.
         targets_counted: whether the loss counts each id of the one array as a target, ``(tokens,)``, if every token has
             a label, the one behind it, which is then in the array behind each row; ``None`` if each text has one.
-        target_bytes: length in UTF-8 of what the counted targets stand for; ``None`` if each text has one label.
     """
 
     rows: Mapping[str, TokenRows]
     bucket_batches: int = 1
     targets_counted: NDArray[np.bool_] | None = None
-    target_bytes: int | None = None
 
     @property
     def per_token(self) -> bool:
         """Whether each token has a label, the next one."""
         return self.targets_counted is not None
-
-    @property
-    def text_bytes(self) -> int | None:
-        """Length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted."""
-        return self.target_bytes
 
     @property
     def longest(self) -> int:

@@ -47,7 +47,7 @@ def cross_entropy_and(
         teacher_logits: the same shape, any floating dtype, ``v``, or their top classes; gets no gradient; ``-inf``
             means probability 0.
         labels: ``(...)`` int64 class indices, -100 for unlabelled: cross-entropy exactly 0 in value and gradient; or
-            soft labels ``(..., classes)``, any floating dtype, each row non-negative with sum 1 (not checked). On CUDA
+            soft labels ``(..., classes)``, any floating dtype, each row non-negative with sum 1, or all 0. On CUDA
             an index that is not a class makes the value NaN.
 
     Returns:

@@ -28,7 +28,7 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
     Args:
         student_logits: ``(..., classes)``.
         labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0; or soft labels
-            ``(..., classes)``, each row non-negative with sum 1 (not checked).
+            ``(..., classes)``, each row non-negative with sum 1, or all 0.
         label_smoothing: share of the label spread evenly over all classes, in [0, 1).
 
     Returns:
@@ -36,8 +36,9 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
 
     Raises:
         TypeError: if the logits are not a floating tensor, or the labels neither int64 nor floating.
-        ValueError: if shapes do not fit, ``label_smoothing`` is outside [0, 1), or an index is neither a class nor
-            -100. The index is checked on the CPU outside ``torch.compile``; on CUDA the kernel asserts.
+        ValueError: if shapes do not fit, ``label_smoothing`` is outside [0, 1), an index is neither a class nor -100,
+            or a soft label is no distribution, as multi-hot ones are not. Labels are checked on the CPU outside
+            ``torch.compile``; on CUDA the kernel asserts for an index, and a `Distiller` checks its first batch.
 
     Source: label smoothing: Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567.
     Differs from: `torch.nn.functional.cross_entropy`, which has classes on axis 1 and by default takes the mean. A mean

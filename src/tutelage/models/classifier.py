@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tutelage.adapters import takes_keywords
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.models.card import Card
 from tutelage.models.entrance import entrance
 from tutelage.models.hf_calls import HubCall
 from tutelage.models.predict import Prediction, predict, predict_text
+from tutelage.types import Inputs
+from tutelage.views import map_views, views_of
 
 
 class Classifier(nn.Module):
@@ -48,6 +51,9 @@ class Classifier(nn.Module):
         if outputs is not None and (len(outputs) != card.classes or min(outputs) < 0):
             expected = f"{card.classes} whole numbers >= 0, one for each class of {card.name}"
             raise InvalidValueError("outputs", expected, list(outputs), "give the network's output for each class")
+        if takes_keywords(network) and card.mean is not None:
+            instead = "normalise its inputs in the network, or in the data set"
+            raise InvalidValueError("card.mean", "None for a network that is called with keywords", card.mean, instead)
         self.network = network
         self.card = card
         self.call = call
@@ -70,13 +76,13 @@ class Classifier(nn.Module):
         """Channels, height and width that images are brought to; ``None`` if they are taken as they come."""
         return [self.card.channels, *(self.card.image_size or ())] if self.resizes else None
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, inputs: Inputs) -> Tensor:
         """Return the logits.
 
         Args:
             inputs: ``(batch, channels, height, width)``, floating point, values in [0, 1]; for a network of text token
                 ids ``(batch, tokens)`` int64, with `PADDING` behind a text; any shape and dtype that the network takes
-                if the card has no statistics and ``resizes`` is false.
+                if the card has no statistics and ``resizes`` is false; a mapping for an `Adapter` with keywords.
 
         Returns:
             ``(batch, classes)``; more axes in between for networks that classify more than one item per sample.
@@ -85,16 +91,19 @@ class Classifier(nn.Module):
             TypeError: if the inputs are integers, or the network does not return one tensor.
             ValueError: if the number of channels is not the card's.
         """
-        if self._double and inputs.is_floating_point():
-            inputs = inputs.double()
-        if self.resizes:
-            inputs = entrance(inputs, self.card)
-        inputs = self.normalise(inputs)
-        logits = self.network(inputs) if self.call is None else self.call(self.network, inputs)
-        if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(inputs):
+        if self._double:
+            inputs = map_views(lambda view: view.double() if view.is_floating_point() else view, inputs)
+        if isinstance(inputs, Mapping):
+            logits = self.network(inputs)
+        else:
+            if self.resizes:
+                inputs = entrance(inputs, self.card)
+            inputs = self.normalise(inputs)
+            logits = self.network(inputs) if self.call is None else self.call(self.network, inputs)
+        if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(views_of(inputs)[0]):
             got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             expected = "the network to return logits, one tensor of shape (batch, classes)"
-            instead = "wrap the network in a module that returns its logits alone"
+            instead = 'name the field of its logits: tutelage.Adapter(network, output="logits")'
             raise InvalidTypeError(self.card.name, expected, got, instead)
         if self.outputs is None:
             return logits
@@ -107,7 +116,14 @@ class Classifier(nn.Module):
         return logits.index_select(-1, self.outputs)
 
     def predict(self, samples: Any) -> list[Prediction]:
-        """Classify raw images or texts, one or a sequence of them; see `predict.predict` and `predict.predict_text`."""
+        """Classify raw images or texts, one or a sequence of them; see `predict.predict` and `predict.predict_text`.
+
+        Raises:
+            TypeError: if the network takes tensors by keyword, which are made of nothing raw.
+        """
+        if takes_keywords(self.network):
+            instead = "call the model with a mapping of tensors, as the data set yields them"
+            raise InvalidTypeError(self.card.name, "a network of images or texts", "one that takes keywords", instead)
         if self.call is not None and self.call.text is not None:
             return predict_text(self, self.card, self.call.text, samples)
         return predict(self, self.card, samples)

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tutelage import kernels, losses
+from tutelage import checks, kernels, losses
 from tutelage.checks import widened
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.kernels.divergence import LogitLoss, divergence_of
@@ -80,6 +80,23 @@ class BoundObjective(nn.Module):
 
         local = [name for call in self._calls if call.gathers is None for name in call.names]
         self.pair, self.fused = _fusible({name: self.terms[name] for name in local}), False
+        self._unseen = True  # no soft labels were looked at
+
+    def check_labels(self, batch: Batch) -> None:
+        """Refuse soft labels that are no distributions at a counted position, for losses that take them for such.
+
+        A loss of the user's own may take others. On the CPU every batch is looked at, elsewhere the first: there the
+        host waits.
+
+        Raises:
+            ValueError: if they are none.
+        """
+        labels = batch.labels
+        if not labels.is_floating_point() or torch.compiler.is_compiling():
+            return
+        if (self._unseen or labels.device.type == "cpu") and any(map(_reads_distributions, self.terms.values())):
+            checks.distributions(labels, counted=batch.counted)
+        self._unseen = False
 
     def refuses_hidden(self, batch: Batch) -> str | None:
         """Return why the loss of a batch like this cannot be computed from `Hidden`, if that is so."""
@@ -90,6 +107,10 @@ class BoundObjective(nn.Module):
         if any(isinstance(self._weights[name], Schedule) for name in self.pair) and batch.labels.device.type != "cpu":
             return "a scheduled weight, which the host would wait for"
         return None
+
+    def host_waits(self, batch: Batch) -> bool:
+        """Whether the loss of a batch like this makes the host wait: a term does, or how many positions count."""
+        return self.needs.host_waits or (batch.counted is not None and any(call.coupled for call in self._calls))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -124,6 +145,10 @@ class BoundObjective(nn.Module):
         Returns:
             The weighted sum, ``()``, and each term's mean.
         """
+        if batch.labels.is_floating_point():
+            self.check_labels(batch)
+            if batch.counted is not None:  # Whatever else stands there: a row of 0 says nothing.
+                batch = batch._replace(labels=batch.labels.where(batch.counted.unsqueeze(-1), 0.0))
         if student.hidden is not None:
             return self._of_hidden(student.hidden, present(teacher).hidden, batch, progress, totals)
         with torch.autocast(student.logits.device.type, enabled=False):
@@ -133,7 +158,8 @@ class BoundObjective(nn.Module):
                 wide = torch.float64 if student.logits.dtype == torch.float64 else torch.float32
                 teacher = teacher and _mapped(teacher, partial(_constant, wide=wide))
             local = _Inputs(student, teacher, batch, totals or count(batch, student.logits))
-            rows = _as_rows(local) if student.logits.ndim > 2 and any(call.coupled for call in self._calls) else local
+            several = student.logits.ndim > 2 or batch.counted is not None
+            rows = _as_rows(local) if several and any(call.coupled for call in self._calls) else local
             parts, weighted = {}, []
             for call, maps in zip(self._calls, self.projectors, strict=True):
                 inputs = rows if call.coupled else local
@@ -216,6 +242,11 @@ def _fusible(terms: Mapping[str, nn.Module]) -> tuple[str, str] | None:
     return (supervised[0], matching[0]) if supervised and matching else None
 
 
+def _reads_distributions(term: nn.Module) -> bool:
+    """Whether a term is one of the library's losses that take soft labels."""
+    return cast(Term, term).needs.labels == "any" and getattr(term, "user_code", "") is None
+
+
 def _check_shape(name: str, values: object, needs: Requirements, expected: torch.Size) -> None:
     if not isinstance(values, Tensor):
         raise InvalidTypeError(
@@ -258,15 +289,18 @@ class _Inputs(NamedTuple):
 def _as_rows(inputs: _Inputs) -> _Inputs:
     """Return the counted positions as samples of one position each, for terms that couple them; features are left out.
 
-    On an accelerator the host waits for their number.
+    On an accelerator the host waits for their number, unless all count.
     """
     student, teacher, batch, totals = inputs
-    logits, labels = student.logits, batch.labels
-    counted = batch.counted if batch.counted is not None else logits.new_ones(logits.shape[:-1], dtype=torch.bool)
-    each = batch.index.reshape(-1, *[1] * (counted.ndim - 1)).expand(counted.shape)
-    rows = Batch(each[counted], logits.new_empty((int(counted.sum()), 0)), labels[counted])
-    outputs = teacher and Outputs(teacher.logits[counted])
-    return _Inputs(Outputs(logits[counted]), outputs, rows, totals._replace(samples=totals.positions))
+    positions = student.logits.shape[:-1]
+
+    def rows(values: Tensor) -> Tensor:
+        return values.flatten(0, len(positions) - 1) if batch.counted is None else values[batch.counted]
+
+    logits, index = rows(student.logits), batch.index.reshape(-1, *[1] * (len(positions) - 1)).expand(positions)
+    each = Batch(rows(index), logits.new_empty((len(logits), 0)), rows(batch.labels))
+    outputs = teacher and Outputs(rows(teacher.logits))
+    return _Inputs(Outputs(logits), outputs, each, totals._replace(samples=totals.positions))
 
 
 def _of_all_processes(local: _Inputs, needs: Requirements, *, counted: bool) -> _Inputs:

@@ -156,7 +156,8 @@ class Apply:
         loss: loss whose positional parameters are named after what they read (`LOSS_INPUTS`).
         arguments: keyword arguments of the loss.
         target_gamma: exponent of the transformed teacher that it matches, if any.
-        soft_labels: whether it also takes soft labels.
+        soft_labels: whether it also takes soft labels; a loss of one's own then gets any floats of the logits' shape,
+            such as multi-hot labels.
         coupled: whether it returns ``()``, so that its value depends on how a batch is split.
         min_batch: smallest number of samples in a batch.
         student_tap: tap of ``student_features``.

@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from tutelage import data, records
-from tutelage.config.schema import Network, Recipe
+from tutelage.config.schema import Recipe
 from tutelage.errors import StorageError
 from tutelage.runs.networks import create_student
 from tutelage.settings.fit import SGD
@@ -57,14 +57,15 @@ def size_of_all(planned: Iterable[tuple[Recipe, Path]], splits: data.Splits, tru
 
     A student that cannot be made counts nothing: its run says why.
     """
-    students: dict[Network, nn.Module] = {}
+    students: dict[str, nn.Module] = {}
     size = 0
     for recipe, folder in planned:
         network = recipe.student
         with contextlib.suppress(ValueError, TypeError, OSError, ImportError, RuntimeError):
-            if network not in students:
-                students[network] = create_student(network, splits, seed=0, trust_code=trust_code)
-            size += size_left(recipe, students[network], folder)
+            written = network.model_dump_json()  # A network with a configuration has no hash.
+            if written not in students:
+                students[written] = create_student(network, splits, seed=0, trust_code=trust_code)
+            size += size_left(recipe, students[written], folder)
     return size
 
 

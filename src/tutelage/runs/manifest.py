@@ -74,7 +74,7 @@ def version() -> dict[str, str | None]:
 
 def describe_data(splits: data.Splits, device: torch.device) -> dict[str, Any]:
     """Describe the data for a manifest, and where a run on a device keeps them."""
-    keys = ("source", "fingerprint", "classes", *(() if splits.text else ("channels", "image_size")))
+    keys = ("source", "fingerprint", "classes", *(("channels", "image_size") if splits.of_images else ()))
     described = {key: getattr(splits, key) for key in keys}
     if splits.text:
         described["tokenizers"] = {

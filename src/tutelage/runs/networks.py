@@ -39,7 +39,7 @@ def create_student(
     )
     if network.trained == "head":
         student.train_head_alone()
-    if splits.text:
+    if not splits.of_images:
         student.card = replace(student.card, class_names=splits.class_names or None)
         return student
     student.card = replace(
@@ -103,9 +103,9 @@ def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = 
 
     A teacher is ``trained``: without such a size its weights' own counts, if its card names weights.
     """
-    shape = {} if splits.text else _reads(splits, view)
+    shape = _reads(splits, view) if splits.of_images else {}
     network = models.adopt(module, f"object:{type(module).__name__}", classes=splits.classes, **shape)
-    if network is not module or splits.text:
+    if network is not module or not splits.of_images:
         return network
     channels, height, width = splits.input_shape(view)
     by_weights = network.card.image_size if trained and network.card.weights is not None else None
@@ -121,6 +121,8 @@ def _reads(splits: data.Splits, view: str, size: tuple[int, int] | None = None) 
     """Return the arguments of `models.create` for what a network reads: text, or images of a size or the data's."""
     if splits.text:
         return {"text": splits.text[view]}
+    if not splits.of_images:
+        return {}
     channels, height, width = splits.input_shape(view)
     return {"channels": channels, "image_size": size or (height, width)}
 
@@ -129,8 +131,8 @@ def _typed_size(network: Network, splits: data.Splits, view: str) -> tuple[int, 
     """Return the height and width whose shorter side was typed, in the aspect ratio of the data's images."""
     if network.size is None:
         return None
-    if splits.text:
-        raise RecipeError(f"{view}.size", "null for texts", network.size, f"type {view}.size=null")
+    if not splits.of_images:
+        raise RecipeError(f"{view}.size", "null where samples are no images", network.size, f"type {view}.size=null")
     _, height, width = splits.input_shape(view)
     scale = network.size / min(height, width)
     return round(height * scale), round(width * scale)
@@ -138,7 +140,7 @@ def _typed_size(network: Network, splits: data.Splits, view: str) -> tuple[int, 
 
 def _with_entrance(network: Classifier, splits: data.Splits, view: str, *, stretched: bool = True) -> Classifier:
     """Let a network bring the data's images to its card's size and channels; without ``stretched`` no other aspect."""
-    if splits.text:
+    if not splits.of_images:
         return network
     channels, height, width = splits.input_shape(view)
     card = network.card

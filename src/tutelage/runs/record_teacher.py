@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tutelage import data
+from tutelage.adapters import inputs_for
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher, restored
@@ -49,7 +50,6 @@ from tutelage.training.evaluate import NAMED, NonFiniteError, listed
 from tutelage.training.precision import fallback, float32_products
 from tutelage.training.sharding import is_sharded_by
 from tutelage.types import Batch, Outputs
-from tutelage.views import view_of
 
 INNER = 256
 """Batch size of the teacher."""
@@ -115,7 +115,7 @@ def record(
         stack.callback(inputs.splits.close)
         epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
         if todo := _missing(outputs, epochs, names):
-            _Recording(recipe, inputs.splits, network, names, outputs, todo).record(options)
+            _Recording(recipe, inputs.splits, network, names, outputs, todo, epochs).record(options)
         else:
             by_main(lambda: outputs.conclude(epochs))
     return folder
@@ -132,9 +132,9 @@ class _Recording:
         names: Sequence[str],
         outputs: TeacherCache,
         todo: list[tuple[int, range]],
+        epochs: int,
     ) -> None:
-        self._recipe, self._outputs, self._classes = recipe, outputs, splits.classes
-        self._epochs = epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
+        self._recipe, self._outputs, self._classes, self._epochs = recipe, outputs, splits.classes, epochs
         self._accelerator = accelerator_on(recipe.device)
         self._device, split = self._accelerator.device, splits.train
         # A token's logits take what an image's do, and a sample has many.
@@ -143,7 +143,7 @@ class _Recording:
             self._device, split, batch_size=self._inner, data_seed=recipe.data_seed, train=True
         )
         probe = next(self._batches.at(0, [np.arange(min(PROBED, len(split)))])).inputs
-        self._shapes = shapes = feature_shapes(network, names, view_of(probe, "teacher"))
+        self._shapes = shapes = feature_shapes(network, names, inputs_for(network, probe, "teacher"))
         # The main process decides, and has written it before another writes a chunk.
         self._size, outputs.form, outputs.rows = by_main(lambda: _choose_form(outputs, recipe, shapes, epochs, split))
         whole = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.ranges()]

@@ -321,7 +321,8 @@ class RunState:
             split.corrupt[:] = skipped
         self.manifest["samples_by_rank"] = epoch.get("samples_by_rank", [epoch["train"]["samples"]])
         by_main(self._write_epoch)
-        self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection)))
+        what = "images" if self.run_inputs.splits.of_images else "samples"
+        self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection, what)))
 
     def _write_epoch(self) -> None:
         if (self.folder / records.METRICS).exists():
@@ -451,7 +452,7 @@ class RunState:
             records.write_json(self.folder / records.MANIFEST, self.manifest)
 
 
-def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validation", "test"]) -> str:
+def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validation", "test"], what: str) -> str:
     held, train = epoch[selection], epoch["train"]
     parts = [f"epoch {epoch['epoch']}/{epochs}", f"loss {train['loss']:.4f}"]
     if held is not None and held["accuracy"] is not None:
@@ -460,7 +461,7 @@ def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validatio
         parts.append(f"H(q) {train['entropy']:.3f} nats")
     if train["agreement"] is not None:
         parts.append(f"agreement {train['agreement']:.2%}")
-    parts.append(f"{epoch['images_per_second']:.0f} images/s")
+    parts.append(f"{epoch['images_per_second']:.0f} {what}/s")
     if epoch["skipped_steps"]:
         parts.append(f"{epoch['skipped_steps']} steps skipped")
     if epoch.get("overflowed_steps"):

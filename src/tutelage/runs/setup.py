@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from tutelage import config, data, models, taps
+from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight
 from tutelage.config.schema import Network, R, Recipe, UntrainedTeacher
 from tutelage.errors import InvalidValueError, RecipeError
@@ -43,7 +44,7 @@ from tutelage.training.evaluate import (
 from tutelage.training.precision import float32_products
 from tutelage.training.sharding import is_sharded, is_sharded_by, sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
-from tutelage.views import map_views, view_of, views_of
+from tutelage.views import map_views, views_of
 
 T = TypeVar("T")
 
@@ -175,10 +176,9 @@ def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     world, least = accelerator.num_processes, {}
     if probe is not None:
         check_teacher_outputs(recipe, run_inputs, probe)
-        inputs = view_of(probe, "student")
         who = f"student {student.card.name}"
         device = trial_device(recipe, "student")
-        inputs = inputs.to(device)
+        inputs = map_views(lambda view: view.to(device), inputs_for(student, probe, "student"))
         logits = check_logits(
             student.to(device),
             who,
@@ -208,7 +208,7 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs 
     check_logits(
         teacher.to(device),
         f"teacher {teacher.card.name}",
-        view_of(inputs, "teacher").to(device),
+        map_views(lambda view: view.to(device), inputs_for(teacher, inputs, "teacher")),
         classes=run_inputs.splits.classes,
         settings=recipe.fits()[0].settings,
         instead="name a teacher that was trained on these classes",
@@ -244,7 +244,8 @@ def check_model_outputs(recipe: Recipe, network: Classifier, who: str, splits: d
         return
     settings = recipe.fits()[0].settings
     network = network.to(device)
-    check_logits(network, who, view_of(inputs, "student"), classes=splits.classes, settings=settings, instead=instead)
+    own = inputs_for(network, inputs, "student")
+    check_logits(network, who, own, classes=splits.classes, settings=settings, instead=instead)
 
 
 def _probe(split: data.Split, device: torch.device, view: View | None = None) -> Inputs | None:

@@ -18,15 +18,16 @@ TOLERANCE = 0.01
 """Tolerance between a replayed step and the eager one, as a share of the change: kernels sum in another order."""
 
 
-def reason_eager(state: TrainState) -> str | None:
-    """Return why a fit's steps cannot be captured, if that is known beforehand."""
+def reason_eager(state: TrainState, batch: Batch | None = None) -> str | None:
+    """Return why a fit's steps, on batches like this one, cannot be captured, if that is known beforehand."""
     if state.device.type not in CAPTURES:
         return "no CUDA device"
     if state.accelerator.num_processes > 1:
         return "several processes"
     if state.recomputed:
         return "activations that are computed again"
-    if state.distiller.objective.needs.host_waits:
+    objective = state.distiller.objective
+    if objective.needs.host_waits if batch is None else objective.host_waits(batch):
         return "a term of the objective makes the host wait in every step"
     return None
 

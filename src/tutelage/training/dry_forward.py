@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from operator import itemgetter
 from traceback import walk_tb
 
 import torch
@@ -19,6 +20,8 @@ from tutelage.training.buffers import SavedBuffers
 from tutelage.training.distributed import place
 from tutelage.training.generators import random_state, restore_random
 from tutelage.training.precision import mixed_precision
+from tutelage.types import Inputs
+from tutelage.views import map_views, views_of
 
 PROBED = 2
 """Number of samples in a dry forward pass; a batch norm that sees one value per channel and sample needs as many."""
@@ -37,7 +40,7 @@ def same_draws(device: torch.device) -> Iterator[None]:
 
 
 def check_logits(
-    network: nn.Module, who: str, inputs: Tensor, *, classes: int, settings: FitSettings, instead: str
+    network: nn.Module, who: str, inputs: Inputs, *, classes: int, settings: FitSettings, instead: str
 ) -> Tensor:
     """Return a network's logits in evaluation mode, unless it turns inputs into none for the data's classes.
 
@@ -53,7 +56,7 @@ def check_logits(
         RecipeError: if a network that was made from a name does not take the inputs, or has other classes.
         UserCodeError: if a network of the user's own does not take them.
     """
-    with same_draws(inputs.device), evaluation_mode(network), torch.no_grad():
+    with same_draws(views_of(inputs)[0].device), evaluation_mode(network), torch.no_grad():
         outcome = _attempt(network, inputs, settings)
     if isinstance(outcome, Exception):
         raise _misfit(outcome, network, who, inputs) from outcome
@@ -63,7 +66,7 @@ def check_logits(
 
 
 def smallest_batch(
-    network: nn.Module, who: str, inputs: Tensor, sizes: Sequence[int], *, settings: FitSettings
+    network: nn.Module, who: str, inputs: Inputs, sizes: Sequence[int], *, settings: FitSettings
 ) -> tuple[int, str]:
     """Return how few samples of a fit's batches a network takes in training mode, and what of it needs them.
 
@@ -83,15 +86,18 @@ def smallest_batch(
         UserCodeError: if a network of the user's own takes none.
     """
     errors: dict[int, Exception] = {}
-    with same_draws(inputs.device), _trained_copy(network, inputs.device, settings) as trained:
+    device, samples = views_of(inputs)[0].device, len(views_of(inputs)[0])
+    with same_draws(device), _trained_copy(network, device, settings) as trained:
         for size in sorted({min(PROBED, *sizes), PROBED, *sizes}):
-            batch = inputs[torch.arange(size, device=inputs.device) % len(inputs)]
+            rows = torch.arange(size, device=device) % samples
+            batch = map_views(itemgetter(rows), inputs)
             outcome = _attempt(trained, batch, settings)
             if not isinstance(outcome, Exception):
                 return size, next((_layer(error, trained) for error in errors.values()), "")
             errors[size] = outcome
         error = errors[PROBED]
-        raise _misfit(error, trained, who, inputs[:1].expand(PROBED, *inputs.shape[1:])) from error
+        rows = torch.zeros(PROBED, dtype=torch.int64, device=device)
+        raise _misfit(error, trained, who, map_views(itemgetter(rows), inputs)) from error
 
 
 def check_batches(
@@ -147,26 +153,32 @@ def _trained_copy(network: nn.Module, device: torch.device, settings: FitSetting
         yield trained.train()
 
 
-def _attempt(network: Callable[[Tensor], Tensor], inputs: Tensor, settings: FitSettings) -> Tensor | Exception:
+def _attempt(network: Callable[[Inputs], Tensor], inputs: Inputs, settings: FitSettings) -> Tensor | Exception:
     """Return a network's logits for inputs of its own, or the error that it raised."""
-    layout = torch.channels_last if settings.channels_last and inputs.ndim == 4 else torch.preserve_format
+
+    def own(view: Tensor) -> Tensor:
+        layout = torch.channels_last if settings.channels_last and view.ndim == 4 else torch.preserve_format
+        return view.clone(memory_format=layout)
+
     try:
-        with mixed_precision(inputs.device, settings.precision):
-            return network(inputs.clone(memory_format=layout))
+        with mixed_precision(views_of(inputs)[0].device, settings.precision):
+            return network(map_views(own, inputs))
     except Exception as error:  # noqa: BLE001  whatever a network raises
         return error
 
 
-def _misfit(error: Exception, network: nn.Module, who: str, inputs: Tensor) -> Exception:
+def _misfit(error: Exception, network: nn.Module, who: str, inputs: Inputs) -> Exception:
     """Return the error for a network that does not take inputs, with the line or layer where it failed."""
     known = explained(error)
     if isinstance(known, TutelageError) and not isinstance(known, UserCodeError):
         return known
-    expected = f"the {who} to take inputs {tuple(inputs.shape)}, as the data have"
+    named = inputs.items() if isinstance(inputs, Mapping) else [("", inputs)]
+    shapes = ", ".join(f"{name} {tuple(view.shape)}".strip() for name, view in named)
+    expected = f"the {who} to take inputs {shapes}, as the data have"
     reason = reason_of(error)
     layer = _layer(error, network)
     got = f"{reason}, in its {layer}" if layer else reason
-    resized = _how_to_resize(network, who) if inputs.ndim == 4 else ""
+    resized = _how_to_resize(network, who) if isinstance(inputs, Tensor) and inputs.ndim == 4 else ""
     if isinstance(known, UserCodeError):
         return UserCodeError(known.what, expected, got, f"fix it, {resized}or pass another network")
     return RecipeError(

@@ -19,8 +19,9 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from tutelage import losses, records, targets
+from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight, widened
-from tutelage.errors import RunError
+from tutelage.errors import InvalidTypeError, RunError
 from tutelage.records import Bin, EvaluationMeans, Judgement, TextMeasures
 from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
@@ -28,7 +29,7 @@ from tutelage.training.distributed import gathered_objects, of_all, rank, to_dev
 from tutelage.training.precision import float32_products, mixed_precision, network_dtype
 from tutelage.training.sharding import is_sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Deals
-from tutelage.views import view_of, views_of
+from tutelage.views import views_of
 
 BINS = 15
 """Number of bins for reliability and calibration error, of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
@@ -128,7 +129,7 @@ class AskedLogits:
         """Return a batch's logits, ``(positions, classes)``; the network is in evaluation mode."""
         moved = to_device(batch, self.device, channels_last=self.channels_last, dtype=network_dtype(self.precision))
         with mixed_precision(self.device, self.precision):
-            logits = self.network(view_of(moved.inputs, self.view))
+            logits = self.network(inputs_for(self.network, moved.inputs, self.view))
         return counted_rows(widened(logits), moved).cpu()
 
 
@@ -375,6 +376,9 @@ def _add(part: _Part, batch: Batch, logits: Tensor, teacher: Tensor | None, gamm
         sound = [torch.isfinite(view).flatten(1).all(1).cpu() for view in views_of(batch.inputs)]
         part.bad_inputs += index[faulty][torch.stack(sound).all(0).logical_not()[faulty]].tolist()
         return
+    if batch.labels.is_floating_point():
+        instead = "type labels.argmax(-1) where they are soft, or evaluate multi-hot ones in a loop of your own"
+        raise InvalidTypeError("labels", "int64 class indices in evaluation", batch.labels.dtype, instead)
     labels, log_q = counted_rows(batch.labels, batch).cpu(), logits.log_softmax(-1)
     known, classes, entropy = labels != UNLABELLED, logits.shape[-1], targets.shannon_entropy(log_q)
     confidence, predicted = log_q.exp().max(-1)

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
 
 from tutelage import records
+from tutelage.adapters import inputs_for
 from tutelage.errors import InvalidValueError, RunError, message
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller
@@ -46,7 +47,7 @@ from tutelage.training.precision import mixed_precision
 from tutelage.training.state import TrainState
 from tutelage.training.step import split_batch, train_step
 from tutelage.types import Batch, Batches, Outputs, Teacher
-from tutelage.views import view_of, with_own_inputs
+from tutelage.views import map_views, with_own_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,6 +213,7 @@ class FitState:
             self.agreement.ask(save=late, following="evaluation" if last else "step")
         if teacher is not None:
             teacher.prepare(batch)
+        self.job.distiller.objective.check_labels(batch)  # before the step, in which the host waits for nothing
         self.consistent = False
         if self.plan is None:
             self._check_batches(batch)
@@ -409,13 +411,10 @@ class FitState:
         least = {"the objective": objective.needs.min_batch}
         if smallest_share(self.samples, batch_size, world=world, accumulate=accumulate) == 1:
             sizes = (1, len(split_batch(batch, accumulate)[0].index))
-            size, layer = smallest_batch(
-                self.job.distiller.student,
-                "student",
-                view_of(batch.inputs, "student")[:PROBED].to(next(self.job.distiller.student.parameters()).device),
-                sizes,
-                settings=self.settings,
-            )
+            student = self.job.distiller.student
+            device, inputs = next(student.parameters()).device, inputs_for(student, batch.inputs, "student")
+            probe = map_views(lambda view: view[:PROBED].to(device), inputs)
+            size, layer = smallest_batch(student, "student", probe, sizes, settings=self.settings)
             least["the student" + f", its {layer}" * bool(layer)] = size
         check_batches(self.samples, batch_size, least, world=world, accumulate=accumulate)
 
@@ -430,7 +429,7 @@ class FitState:
         self, batch: Batch, teacher: PlannedTeacher | None, outputs: Teacher | None, *, apart: bool
     ) -> ComputePlan:
         """Choose how steps are computed; measuring leaves state and generators unchanged."""
-        wanted, reason = self.settings.graphs, self._reason_eager()
+        wanted, reason = self.settings.graphs, self._reason_eager(batch)
         if reason is None:
             plan = _choose_captured_plan(self, batch, teacher, outputs, apart=apart)
             said = plan.reasons["graph"]
@@ -443,9 +442,9 @@ class FitState:
         self._warn_eager(reason)
         return plan
 
-    def _reason_eager(self) -> str | None:
+    def _reason_eager(self, batch: Batch | None = None) -> str | None:
         """Return why steps are not captured, if that is known beforehand."""
-        return _OFF if self.settings.graphs is False else self.group_reason or reason_eager(self.train)
+        return _OFF if self.settings.graphs is False else self.group_reason or reason_eager(self.train, batch)
 
     def _warn_eager(self, reason: str | None) -> None:
         """Warn why steps are not captured, unless that was the choice."""
@@ -458,7 +457,7 @@ class FitState:
 
     def _capture(self, plan: ComputePlan, batch: Batch, teacher: Teacher | None, *, apart: bool) -> None:
         """Capture the step of a resumed run, as before."""
-        reason = self._reason_eager()
+        reason = self._reason_eager(batch)
         try:
             if reason is None:
                 self.step = CapturedStep(self.train, batch, teacher, apart=apart)
@@ -613,7 +612,8 @@ def _refuses_last_layers(train: TrainState, piece: Batch, teacher: PlannedTeache
     with unchanged(train.distiller, device), mixed_precision(device, train.settings.precision):
         for who, layer in layers.items():
             again = partial(restore_random, *random_state(device), device)
-            if reason := layer.misfit(view_of(own.inputs, who)[:PROBED], again=again):
+            probe = map_views(lambda view: view[:PROBED], inputs_for(layer.network, own.inputs, who))
+            if reason := layer.misfit(probe, again=again):
                 return f"{who}: {reason}"
     return None
 

@@ -183,5 +183,47 @@ def test_views_without_the_student_s_are_refused():
             views, label = super().__getitem__(index)
             return {"large": views["teacher"]}, label
 
-    with refused(InvalidValueError, "inputs", got="'large'"):
+    with refused(InvalidTypeError, "data", got="'large'", suggests="student"):
         from_datasets(Large(), Large(), classes=2)
+
+
+# Mappings of tensors
+
+
+ROWS = [{"ids": [k, 2], "mask": np.array([1, 0]), "labels": k % 2, "text": "left alone"} for k in range(4)]
+
+
+def test_mappings_of_tensors_pass_by_their_keys():
+    splits = from_datasets(ROWS, [{"ids": [7, 7], "mask": [1, 1]}], classes=2, inputs=("ids", "mask"))
+    (batch,) = BatchLoader(splits.train, batch_size=4, train=False).epoch(0)
+    assert {name: value.tolist() for name, value in batch.inputs.items()} == {
+        "ids": [[0, 2], [1, 2], [2, 2], [3, 2]],
+        "mask": [[1, 0]] * 4,
+    }
+    assert batch.labels.tolist() == [0, 1, 0, 1]
+    assert splits.test.labels.tolist() == [-100]
+    assert not splits.of_images
+    assert splits.input_shape("student") == ()
+
+
+def test_one_key_is_the_inputs_themselves_and_a_label_may_stand_beside():
+    pairs = [({"x": torch.full((3,), 9.0)}, 1), ({"x": torch.zeros(3)}, None)]
+    splits = from_datasets(pairs, pairs, classes=2, inputs="x")
+    (batch,) = BatchLoader(splits.train, batch_size=2, train=False).epoch(0)
+    assert batch.inputs.tolist() == [[9.0] * 3, [0.0] * 3]
+    assert batch.labels.tolist() == [1, -100]
+
+
+@pytest.mark.parametrize(
+    ("row", "kind", "said"),
+    [
+        ({"ids": [1, 2, 3], "labels": 0}, InvalidValueError, "pad or cut"),
+        ({"id": [1, 2], "labels": 0}, InvalidTypeError, "inputs="),
+        ({"ids": ["a", "b"], "labels": 0}, InvalidTypeError, "numbers"),
+        ({"ids": [1, 2], "labels": [0, 1]}, InvalidTypeError, "one whole number"),
+        ([1, 2], InvalidTypeError, "inputs="),
+    ],
+)
+def test_a_mapping_that_does_not_fit_is_named(row, kind, said):
+    with refused(kind, "data", suggests=said):
+        from_datasets([*ROWS, row], ROWS, classes=2, inputs=("ids",)).train.fetch(np.arange(5))

@@ -27,10 +27,23 @@ SLACK = 0.1
 
 
 class Mapped(Protocol):
-    """A map-style data set of images with their class indices, or of images alone."""
+    """A map-style data set of images with their class indices, or of images alone, or of mappings of tensors."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of a data set whose samples are mappings of tensors.
+
+    Attributes:
+        inputs: keys of the inputs; one as a text is the inputs themselves, and not a mapping.
+        labels: key of the label; a sample without it is unlabelled.
+    """
+
+    inputs: str | tuple[str, ...]
+    labels: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,16 +51,17 @@ class TorchSplit(Split):
     """Samples of a user's data set, whose own transforms become functions of (data seed, epoch, sample)."""
 
     dataset: Mapped
+    keys: Keys | None = None  # of mappings of tensors; None for images
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Inputs:
-        """Return float32 ``(batch, channels, height, width)`` in [0, 1], or such views by name."""
+        """Return float32 ``(batch, channels, height, width)`` in [0, 1], such views by name, or the keys' tensors."""
         seed, epoch = view if view is not None else (0, 0)
         seeds = rng.draw(seed, epoch, index, rng.OWN)
         images = []
         for position, bits in zip(index.tolist(), seeds.tolist(), strict=True):
             with rng.seeded() as seed_generators:
                 seed_generators(bits)
-                image, label = _sample(self.dataset, position)
+                image, label = _sample(self.dataset, position, self.keys)
             expected = int(self.labels[position])
             if label != expected:
                 instead = "let __getitem__ and targets agree"
@@ -56,13 +70,12 @@ class TorchSplit(Split):
                 )
             images.append(image)
             if _shapes(image) != _shapes(images[0]):
-                got = f"{_shown(image)} for sample {position}"
-                raise InvalidValueError(
-                    "data", f"images of one shape, {_shown(images[0])}", got, "resize or crop them in __getitem__"
-                )
+                got, what = f"{_shown(image)} for sample {position}", "images" if self.keys is None else "tensors"
+                instead = f"{'resize or crop' if self.keys is None else 'pad or cut'} them in __getitem__"
+                raise InvalidValueError("data", f"{what} of one shape, {_shown(images[0])}", got, instead)
         columns = zip(*map(views_of, images), strict=True)
         batch = as_views([torch.stack(column) for column in columns], images[0])
-        for stacked in views_of(batch):
+        for stacked in views_of(batch) if self.keys is None else ():
             low, high = float(stacked.min()), float(stacked.max())
             if not (low >= -SLACK and high <= 1 + SLACK):  # NaN is in no range
                 outside = [not (float(i.min()) >= -SLACK and float(i.max()) <= 1 + SLACK) for i in stacked]
@@ -84,6 +97,8 @@ def from_datasets(
     class_names: Sequence[str] | None = None,
     workers: int = 0,
     source: str = "own",
+    inputs: str | Sequence[str] | None = None,
+    labels: str = "labels",
 ) -> Splits:
     """Wrap map-style torch data sets.
 
@@ -99,12 +114,22 @@ def from_datasets(
         class_names: one name per class; by default their numbers.
         workers: number of processes that run the data sets, at least 0.
         source: name to show.
+        inputs: keys of the inputs, where samples are mappings of tensors of any shape, the same for all samples, such
+            as ``("input_ids", "attention_mask")``, for a `tutelage.Adapter` that names them; or one key, whose tensor
+            is what a network is called with. ``None`` for images.
+        labels: key of the label in such mappings.
 
     Returns:
         Splits without a fingerprint, as the content of a user's data set is not known.
 
+    Example:
+        >>> from tutelage.data import from_datasets
+        >>> rows = [{"input_ids": [1, 2], "labels": 0}, {"input_ids": [3, 2], "labels": 1}]
+        >>> from_datasets(rows, rows, classes=2, inputs=("input_ids",)).train.labels
+        tensor([0, 1])
+
     Raises:
-        TypeError: if a sample is not an image and a class index.
+        TypeError: if a sample is not an image and a class index, or not a mapping of tensors.
         ValueError: if there are no samples, fewer than 2 classes, a label is outside of them, images have several
             shapes, or a Pillow image cannot be read as `tutelage.images` says.
     """
@@ -114,6 +139,7 @@ def from_datasets(
     refuse_one_class(names, source)
     if workers < 0:
         raise InvalidValueError("workers", "a whole number of at least 0", workers, "type workers=0")
+    keys = None if inputs is None else Keys(inputs if isinstance(inputs, str) else tuple(inputs), labels)
     splits: dict[str, Split] = {}
     pool = WorkerPool()
     expected: Inputs | None = None
@@ -121,7 +147,8 @@ def from_datasets(
         if dataset is None:
             continue
         if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
-            instead = "pass a map-style Dataset"
+            loads = hasattr(dataset, "dataset")
+            instead = "pass the loader's data set, loader.dataset" if loads else "pass a map-style Dataset"
             raise InvalidTypeError(
                 part, "a data set with a length and samples by number", type(dataset).__name__, instead
             )
@@ -129,18 +156,21 @@ def from_datasets(
             raise InvalidValueError(part, "at least 1 sample", "0", "pass a data set with samples")
         with rng.seeded() as seed_generators:
             seed_generators(0)
-            first = _sample(dataset, 0)[0]
+            first = _sample(dataset, 0, keys)[0]
         expected = first if expected is None else expected
         if _shapes(first) != _shapes(expected):
             got = _shown(first)
-            raise InvalidValueError(part, f"images of shape {_shown(expected)} as in train", got, "resize them")
-        labels = _targets(dataset)
-        wrong = np.flatnonzero((labels != UNLABELLED) & ((labels < 0) | (labels >= classes)))
+            what = "images" if keys is None else "tensors"
+            raise InvalidValueError(part, f"{what} of shape {_shown(expected)} as in train", got, "resize them")
+        targets = _targets(dataset, keys)
+        wrong = np.flatnonzero((targets != UNLABELLED) & ((targets < 0) | (targets >= classes)))
         if wrong.size:
-            got = f"{int(labels[wrong[0]])} for sample {int(wrong[0])}"
+            got = f"{int(targets[wrong[0]])} for sample {int(wrong[0])}"
             raise InvalidValueError(part, f"labels in [0, {classes}) or -100", got, "raise classes or fix the labels")
-        splits[part] = TorchSplit(dataset=dataset, labels=torch.from_numpy(labels), workers=workers, pool=pool)
-    channels, height, width = view_of(first, "student").shape
+        splits[part] = TorchSplit(
+            dataset=dataset, labels=torch.from_numpy(targets), workers=workers, pool=pool, keys=keys
+        )
+    channels, *size = view_of(first, "student").shape if keys is None else (None,)
     return Splits(
         train=splits["train"],
         validation=splits.get("validation"),
@@ -148,24 +178,24 @@ def from_datasets(
         classes=classes,
         class_names=names,
         channels=channels,
-        image_size=(height, width),
+        image_size=(size[0], size[1]) if size else None,
         source=source,
         fingerprint=None,
-        views=_shapes(first) if isinstance(first, Mapping) else {},
+        views=_shapes(first) if isinstance(first, Mapping) and keys is None else {},
     )
 
 
-def _shapes(image: Inputs) -> dict[str, tuple[int, int, int]]:
+def _shapes(image: Inputs) -> dict[str, tuple[int, ...]]:
     """Return the shape of each view, under no name that of an only one."""
     views = image if isinstance(image, Mapping) else {"": image}
-    return {name: (view.shape[0], view.shape[1], view.shape[2]) for name, view in views.items()}
+    return {name: tuple(view.shape) for name, view in views.items()}
 
 
 def _shown(image: Inputs) -> str:
     return ", ".join(f"{name} {shape}".strip() for name, shape in _shapes(image).items())
 
 
-def _sample(dataset: Mapped, position: int) -> tuple[Inputs, int]:
+def _sample(dataset: Mapped, position: int, keys: Keys | None) -> tuple[Inputs, int]:
     try:
         sample = dataset[position]
     except TutelageError:
@@ -173,6 +203,8 @@ def _sample(dataset: Mapped, position: int) -> tuple[Inputs, int]:
     except Exception as error:
         name, reason = f"{type(dataset).__name__}[{position}]", f"{type(error).__name__}: {error}"
         raise UserCodeError(name, "a sample", reason, "fix the data set, or leave this sample out of it") from error
+    if keys is not None:
+        return _tensors(sample, keys, position)
     if isinstance(sample, (torch.Tensor, Image.Image, Mapping)):
         sample = (sample,)
     if not isinstance(sample, (tuple, list)) or len(sample) not in (1, 2):
@@ -180,10 +212,37 @@ def _sample(dataset: Mapped, position: int) -> tuple[Inputs, int]:
         raise InvalidTypeError("data", f"(image, label) of sample {position}, or an image alone", got, "return a pair")
     image, label = sample if len(sample) == 2 else (*sample, None)
     if isinstance(image, Mapping):
+        if not set(image) & {"student", "teacher"}:
+            expected = f"images by the name of the network that reads them, in sample {position}"
+            names = tuple(str(name) for name in image if name != "labels")
+            instead = (
+                "name them student and teacher; for other tensors wrap the networks in tutelage.Adapter and type "
+                f"data=tutelage.data.from_datasets(train, test, classes=..., inputs={names}, labels='labels')"
+            )
+            raise InvalidTypeError("data", expected, f"the keys {', '.join(map(repr, image))}", instead)
         # In the order of their names, as a mapping's own may differ from sample to sample.
         views = {str(name): _image(image[name], position) for name in sorted(image)}
         return views, _label(label, position)
     return _image(image, position), _label(label, position)
+
+
+def _tensors(sample: Any, keys: Keys, position: int) -> tuple[Inputs, int]:
+    """Return what a mapping has at the keys; the label may be beside it."""
+    label = None
+    if isinstance(sample, (tuple, list)) and len(sample) == 2:
+        sample, label = sample
+    named = (keys.inputs,) if isinstance(keys.inputs, str) else keys.inputs
+    if not isinstance(sample, Mapping) or not set(named) <= set(sample):
+        got = f"the keys {', '.join(map(repr, sample))}" if isinstance(sample, Mapping) else type(sample).__name__
+        expected = f"a mapping with {', '.join(map(repr, named))} as sample {position}"
+        raise InvalidTypeError("data", expected, got, "name its keys: inputs=..., labels=...")
+    try:
+        views = {key: torch.as_tensor(sample[key]) for key in named}
+    except (TypeError, ValueError, RuntimeError) as error:
+        instead = "return tensors, arrays or lists of numbers in __getitem__"
+        raise InvalidTypeError("data", f"tensors in sample {position}", str(error), instead) from error
+    label = sample.get(keys.labels) if label is None else label
+    return (views[keys.inputs] if isinstance(keys.inputs, str) else views), _label(label, position)
 
 
 def _image(image: Any, position: int) -> Tensor:
@@ -204,12 +263,12 @@ def _image(image: Any, position: int) -> Tensor:
     return image.to(torch.float32)
 
 
-def _targets(dataset: Mapped) -> NDArray[np.int64]:
-    targets = getattr(dataset, "targets", None)
+def _targets(dataset: Mapped, keys: Keys | None) -> NDArray[np.int64]:
+    targets = getattr(dataset, "targets", None) if keys is None else None
     if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
         with rng.seeded() as seed_generators:
             seed_generators(0)
-            return np.array([_sample(dataset, position)[1] for position in range(len(dataset))], np.int64)
+            return np.array([_sample(dataset, position, keys)[1] for position in range(len(dataset))], np.int64)
     return np.array([_label(target, position) for position, target in enumerate(targets)], np.int64)
 
 

@@ -32,19 +32,22 @@ class OtherClasses(nn.Module):
     a Feistel network, keyed by its hash, of which only the first places are computed.
 
     Args:
-        labels: labels of all samples, ``(samples,)`` int64, -100 if unlabelled; or float ``(samples, classes)``, of
+        labels: labels of all samples, ``(samples,)`` int64, -100 if unlabelled; or soft, ``(samples, classes)``, of
             which the largest counts.
         count: number of negatives per sample.
         seed: seed of the draws.
 
     Raises:
-        ValueError: if all samples are of one class.
+        ValueError: if all samples are of one class, or a soft label is no distribution.
     """
 
     def __init__(self, labels: Tensor, *, count: int, seed: int = 0) -> None:
         super().__init__()
         self.count, self.seed = count, seed
-        classes = labels.argmax(-1) if labels.is_floating_point() else labels
+        classes = labels
+        if labels.is_floating_point():
+            checks.distributions(labels)
+            classes = labels.argmax(-1)
         alone = classes.amax() + 1 + torch.arange(len(classes), device=classes.device)
         classes = torch.where(classes == UNLABELLED, alone, classes)
         _, class_index, sizes = classes.unique(return_inverse=True, return_counts=True)
