@@ -278,7 +278,10 @@ def test_the_demo_is_as_the_readme_says():
     assert demo.name == "digits"
     assert demo.data.labelled == 5
     assert demo.training("teacher").data.labelled is None
-    assert list(demo.objectives) == ["cross_entropy", "kd", "ttm", "wttm"]
+    assert list(demo.objectives) == ["cross_entropy", "kd", "ttm", "weighted_kd", "wttm"]
+    built = {name: objectives.from_spec(spec) for name, spec in demo.objectives.items()}
+    for kd, of in (("kd", "ttm"), ("weighted_kd", "wttm")):
+        assert built[kd] == objectives.kd_matched_to(built[of])
     assert demo.seeds == 3
     said = " ".join(read("README.md").split())
     assert "cross-entropy, KD, TTM and WTTM on scikit-learn's digits with three seeds each" in said

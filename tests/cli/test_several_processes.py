@@ -104,7 +104,7 @@ def test_every_command_in_two_processes(invoke):
     code, out, err = launch([*compared, "name=two"])
     assert code == 0, err
     assert invoke(*compared, "name=one")[0] == 0
-    for name in ("teacher", "cross_entropy-seed0", "kd-seed0", "ttm-seed0", "wttm-seed0"):
+    for name in ("teacher", "cross_entropy-seed0", "kd-seed0", "ttm-seed0", "weighted_kd-seed0", "wttm-seed0"):
         assert_close(f"runs/one/{name}", f"runs/two/{name}", 1e-5)
         assert read(f"runs/two/{name}/manifest.json")["processes"] == 2
     study = {

@@ -78,6 +78,7 @@ ROWS = [
     Row("kd", {}, LOGITS),
     Row("ttm", {"gamma": 0.25, "beta": 2.0}, "shift samples classes"),
     Row("wttm", {"gamma": 0.25}, "shift samples classes"),
+    Row("weighted_kd", {"weight": 0.9}, LOGITS),
     Row("transformed_matching", {"weight_by": "entropy", "normalise": "batch"}, "shift samples classes"),
     # Its negatives are drawn by the order of the samples.
     Row("crd", {"negatives": 3, "dimension": 5}, ""),

@@ -34,6 +34,7 @@ INF = math.inf
 LOSSES = {
     "kd": partial(losses.kd, temperature=4.0),
     "kd, sharp": partial(losses.kd, temperature=0.5),
+    "weighted_kd": partial(losses.weighted_kd, temperature=4.0),
     "ttm": partial(losses.ttm, gamma=0.25),
     "wttm": partial(losses.wttm, gamma=0.25),
     "wttm, sharp": partial(losses.wttm, gamma=2.0),

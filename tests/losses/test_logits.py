@@ -51,6 +51,7 @@ MATCHING = {
     "kd": lambda z, v, y: losses.kd(z, v, temperature=4.0),
     "ttm": lambda z, v, y: losses.ttm(z, v, gamma=0.25),
     "wttm": lambda z, v, y: losses.wttm(z, v, gamma=0.25),
+    "weighted_kd": lambda z, v, y: losses.weighted_kd(z, v, temperature=4.0),
     "transformed_matching": lambda z, v, y: losses.transformed_matching(z, v, transform=LOGARITHM),
     "transformed_matching weighted": lambda z, v, y: losses.transformed_matching(
         z, v, transform=LOGARITHM, sample_weight=ENTROPY
@@ -186,6 +187,22 @@ def test_wttm_is_ttm_weighted_by_the_power_sum(seed, gamma):
     z, v, _ = draw_logits(seed)
     u = targets.power_sum(torch.log_softmax(v, -1), gamma=gamma)
     close(losses.wttm(z, v, gamma=gamma), u * losses.ttm(z, v, gamma=gamma))
+
+
+@quick
+@given(seeds, temperatures)
+def test_wttm_is_the_weighted_kd_less_weighted_entropies(seed, temperature):
+    z, v, _ = draw_logits(seed)
+    gamma = 1 / temperature
+    log_p, log_q = torch.log_softmax(v, -1), torch.log_softmax(z, -1)
+    u = targets.power_sum(log_p, gamma=gamma)
+    weighted_kd = losses.weighted_kd(z, v, temperature=temperature)
+    close(weighted_kd, u * losses.kd(z, v, temperature=temperature), 1e-10)
+    renyi = targets.renyi_entropy(log_q, order=gamma)
+    constant = targets.shannon_entropy(targets.power(log_p, gamma=gamma))
+    wttm, split = losses.wttm(z, v, gamma=gamma), weighted_kd / temperature + (temperature - 1) * u * (constant - renyi)
+    close(wttm, split, 1e-10)
+    close(gradient(wttm, z), gradient(split, z), 1e-10)
 
 
 @quick
@@ -540,7 +557,12 @@ def test_labels_are_not_changed():
 @pytest.mark.parametrize("value", [0, -1.0, math.nan, INF])
 @pytest.mark.parametrize(
     ("call", "name", "example"),
-    [(losses.kd, "temperature", "4.0"), (losses.ttm, "gamma", "0.1"), (losses.wttm, "gamma", "0.1")],
+    [
+        (losses.kd, "temperature", "4.0"),
+        (losses.weighted_kd, "temperature", "4.0"),
+        (losses.ttm, "gamma", "0.1"),
+        (losses.wttm, "gamma", "0.1"),
+    ],
 )
 def test_bad_hyperparameter(call, name, example, value):
     z, v, _ = draw_logits(0)
@@ -596,7 +618,7 @@ def test_logits_that_are_no_logits(name):
             EVERY[name](torch.zeros(shape), v, y)
 
 
-@pytest.mark.parametrize("name", ["kd", "ttm", "wttm"])
+@pytest.mark.parametrize("name", ["kd", "weighted_kd", "ttm", "wttm"])
 def test_teacher_that_is_no_logits(name):
     z, v, y = draw_logits(0)
     with refused(InvalidTypeError, "teacher_logits", got="torch.int64", suggests="teacher_logits.float()"):

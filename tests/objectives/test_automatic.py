@@ -346,8 +346,8 @@ def test_a_term_of_labels_has_no_automatic_weight():
         ),
         ({"ttm": {"gamma": "auto"}}, refused(InvalidValueError, "objective.ttm.gamma", got="'auto'")),
         (
-            {"kd": {"weight": "auto"}},
-            refused(InvalidValueError, "objective.kd.weight", got="'auto'"),
+            {"nkd": {"weight": "auto"}},
+            refused(InvalidValueError, "objective.nkd.weight", got="'auto'"),
         ),
         ({"ttm": {"beta": -1}}, refused(InvalidValueError, "objective.ttm.beta", got=-1.0)),
         (

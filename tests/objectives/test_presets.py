@@ -40,6 +40,7 @@ EVERY = {
     "kd": objectives.kd(temperature=2.0, weight=0.5, supervised=0.5),
     "ttm": objectives.ttm(gamma=0.1, beta=8.0),
     "wttm": objectives.wttm(gamma=0.1, beta=3.0, supervised=0.0),
+    "weighted_kd": objectives.weighted_kd(temperature=2.0, weight=0.5, supervised=0.5, normalise="batch"),
     "transformed_matching": objectives.transformed_matching(
         transform="logarithm", gamma=0.01, beta=2.0, weight_by="entropy", order=0.5, normalise="batch"
     ),
@@ -117,6 +118,10 @@ def test_published_settings_are_the_defaults():
         (EVERY["kd"], lambda z, v, y: 0.5 * losses.cross_entropy(z, y) + 0.5 * losses.kd(z, v, temperature=2)),
         (EVERY["ttm"], lambda z, v, y: losses.cross_entropy(z, y) + 8 * losses.ttm(z, v, gamma=0.1)),
         (EVERY["wttm"], lambda z, v, y: 3 * losses.wttm(z, v, gamma=0.1)),
+        (
+            objectives.weighted_kd(weight=2, supervised=0),
+            lambda z, v, y: 2 * losses.weighted_kd(z, v, temperature=4),
+        ),
     ],
 )
 def test_a_preset_is_its_formula(objective, formula):

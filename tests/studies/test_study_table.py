@@ -150,6 +150,20 @@ def test_the_files_hold_the_table(tmp_path):
     assert text.endswith("- Mind the gap.\n")
 
 
+def test_it_says_which_methods_are_matched(tmp_path):
+    folder = write(tmp_path)
+    objectives = {
+        "kd": {"temperature": 2, "weight": 1, "supervised": 1},
+        "wttm": {"gamma": 0.5, "beta": 2, "supervised": 1},
+    }
+    for name, arguments in objectives.items():
+        for path in tmp_path.glob(f"big-small/{name}-seed*/{records.MANIFEST}"):
+            synthetic.write(path, {**json.loads(path.read_text()), "objective": [[{name: arguments}]]})
+    sentence = "kd is not matched to wttm: their difference also tests sample weights."
+    assert read_table(folder).matched == (sentence,)
+    assert sentence in study.notes(read_table(folder))
+
+
 def printed(folder):
     console = Console(file=StringIO(), width=120)
     study.print_study(folder, console)

@@ -39,10 +39,11 @@ class Divergence(NamedTuple):
     power_sum: bool = False
 
 
-def _kd(*, temperature: float) -> Divergence:
+def _kd(*, temperature: float, power_sum: bool = False) -> Divergence:
     checks.positive(temperature, "temperature", example=4.0)
     gamma = 1 / temperature
-    return Divergence(student_gamma=gamma, teacher_gamma=gamma, factor=float(temperature * temperature))
+    factor = float(temperature * temperature)
+    return Divergence(student_gamma=gamma, teacher_gamma=gamma, factor=factor, power_sum=power_sum)
 
 
 def _ttm(*, gamma: float, power_sum: bool = False) -> Divergence:
@@ -57,6 +58,7 @@ def _divergence(*, kind: str, alpha: float | None = None, beta: float | None = N
 
 FUSED: Mapping[Callable[..., Tensor], tuple[Callable[..., Divergence | None], tuple[str, ...]]] = {
     losses.kd: (_kd, ("temperature",)),
+    losses.weighted_kd: (partial(_kd, power_sum=True), ("temperature",)),
     losses.ttm: (_ttm, ("gamma",)),
     losses.wttm: (partial(_ttm, power_sum=True), ("gamma",)),
     losses.divergence: (_divergence, ("kind", "alpha", "beta")),

@@ -19,7 +19,7 @@ TRITON_DEVICES = frozenset({"cuda"}) if find_spec("triton") is not None else fro
 """Types of devices whose form is in Triton."""
 FEW = 1 << 17
 """Number of logits below which the CPU's form is no faster than the plain functions: benchmarks/LOG.md."""
-READ_SPARSE: tuple[Callable[..., Tensor], ...] = (losses.kd, losses.ttm, losses.wttm)
+READ_SPARSE: tuple[Callable[..., Tensor], ...] = (losses.kd, losses.weighted_kd, losses.ttm, losses.wttm)
 """Losses that take `types.Sparse` themselves."""
 TRITON_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
@@ -29,9 +29,9 @@ def cross_entropy_and(
 ) -> tuple[Tensor, Tensor]:
     """Compute `losses.cross_entropy` and a loss of both networks' logits together.
 
-    `losses.kd`, `losses.ttm`, `losses.wttm` and `losses.divergence` have a form that sweeps over the logits once
-    forward (twice for the kinds that mix the two distributions) and once backward, computes in float32, and allocates
-    nothing as large as the logits except one gradient:
+    `losses.kd`, `losses.weighted_kd`, `losses.ttm`, `losses.wttm` and `losses.divergence` have a form that sweeps over
+    the logits once forward (twice for the kinds that mix the two distributions) and once backward, computes in float32,
+    and allocates nothing as large as the logits except one gradient:
 
     * on CUDA with Triton all of them, in float32, bfloat16 and float16, with dense logits or `types.Sparse` ones;
     * on the CPU `losses.wttm`, in every floating dtype, from 2**17 logits on; fewer are faster without it.

@@ -44,6 +44,7 @@ from tutelage.losses.logits import standardise as standardise
 from tutelage.losses.logits import teacher_free_kd as teacher_free_kd
 from tutelage.losses.logits import transformed_matching as transformed_matching
 from tutelage.losses.logits import ttm as ttm
+from tutelage.losses.logits import weighted_kd as weighted_kd
 from tutelage.losses.logits import wttm as wttm
 from tutelage.losses.maps import activation_boundary as activation_boundary
 from tutelage.losses.maps import factor_difference as factor_difference

@@ -214,11 +214,42 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, gamma: floa
         return weight * divergence
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_p_gamma = torch.log_softmax(gamma * teacher_logits, dim=-1)
-    # log U = gamma * log p[i] - log p_gamma[i] for every class i. At the likeliest one both logarithms are small, so
-    # nothing cancels, and two maxima cost less than a logsumexp.
-    log_p_max = torch.log_softmax(teacher_logits, dim=-1).amax(dim=-1)
-    weight = (gamma * log_p_max - log_p_gamma.amax(dim=-1)).exp()
+    weight = _power_sum(teacher_logits, log_p_gamma, gamma)
     return weight * _divergence(torch.log_softmax(student_logits, dim=-1), log_p_gamma)
+
+
+def weighted_kd(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, temperature: float) -> Tensor:
+    """Compute the matching term of knowledge distillation, each sample weighted as in `wttm`.
+
+    ``U_gamma(p) * T**2 * KL(softmax(v / T) || softmax(z / T))`` with ``gamma = 1 / T``: `kd` times the teacher's power
+    sum. The gradient with respect to the logits is ``T * U * (q_T - p_T)``. `wttm` differs from it in the student's
+    temperature alone: ``wttm = weighted_kd / T - (T - 1) * U * H_gamma(q) + (T - 1) * U * H(p_gamma)``.
+
+    Args:
+        student_logits: ``(..., classes)``, ``z``.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0; or its largest, `types.Sparse`, of which
+            no whole row is made.
+        temperature: ``T``, finite and above 0; it divides both networks' logits.
+
+    Returns:
+        ``(...)`` nats times ``T**2`` and the power sum.
+
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
+    Source: the control of Zheng and Yang, arXiv 2402.11148, Section 4, whose weight it has; not in the paper.
+
+    Example:
+        >>> weighted_kd(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), temperature=2.0)
+        tensor([2.3731])
+    """
+    checks.positive(temperature, "temperature", example=4.0)
+    gamma, factor = 1 / temperature, temperature * temperature
+    if isinstance(teacher_logits, Sparse):
+        divergence, weight = sparse_matching(student_logits, teacher_logits, gamma=gamma, student_gamma=gamma)
+        return factor * weight * divergence
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
+    log_p_gamma = torch.log_softmax(teacher_logits / temperature, dim=-1)
+    weight = _power_sum(teacher_logits, log_p_gamma, gamma)
+    return factor * weight * _divergence(torch.log_softmax(student_logits / temperature, dim=-1), log_p_gamma)
 
 
 def transformed_matching(
@@ -458,6 +489,13 @@ def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
     if student_logits.shape[-1] < 2:
         raise InvalidValueError("student_logits", "at least 2 classes", student_logits.shape[-1], "add the other class")
     return labels.clamp(min=0).unsqueeze(-1)
+
+
+def _power_sum(teacher_logits: Tensor, log_p_gamma: Tensor, gamma: float) -> Tensor:
+    # log U = gamma * log p[i] - log p_gamma[i] for every class i. At the likeliest one both logarithms are small, so
+    # nothing cancels, and two maxima cost less than a logsumexp.
+    log_p_max = torch.log_softmax(teacher_logits, dim=-1).amax(dim=-1)
+    return (gamma * log_p_max - log_p_gamma.amax(dim=-1)).exp()
 
 
 def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:

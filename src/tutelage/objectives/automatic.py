@@ -14,6 +14,7 @@ from torch import Tensor
 from tutelage import targets
 from tutelage.errors import InvalidValueError
 from tutelage.objectives.term import BindContext
+from tutelage.settings.weights import AUTO, Automatic
 from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Term
 
 SHARE = 3.0
@@ -25,12 +26,13 @@ _ROWS = 1024
 _DIGITS = 4
 
 
-def balanced_weight(term: Term, context: BindContext) -> float:
+def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) -> float:
     """Find the weight that makes a term's gradient `SHARE` times as large as cross-entropy's for a uniform student.
 
     ``beta = SHARE * ||q0 - onehot(y)|| / mean ||g||`` with the uniform student ``q0 = 1/K``, where
     ``||q0 - onehot(y)|| = sqrt((K - 1) / K)`` whatever the label; ``g`` is the gradient of a sample's term
-    with respect to the student's logits, for a matching term ``w * (q0 - p_f)``.
+    with respect to the student's logits, for a matching term ``w * (q0 - p_f)``. What is rounded is this number over
+    ``weight.unit``: the ``T * w * (q0 - p_gamma)`` of KD gives gamma times the beta of TTM, to the last digit.
 
     Raises:
         ValueError: if the context lacks the teacher's logits or they are not finite, the term's gradient is 0 on all of
@@ -39,17 +41,19 @@ def balanced_weight(term: Term, context: BindContext) -> float:
     needs = term.needs
     if needs.labels != "none" or needs.student_taps or needs.teacher_taps or needs.projections:
         expected = "a term that reads logits alone for auto"
-        raise InvalidValueError("beta", expected, "one that reads labels or features", "for example beta=3.0")
-    logits = _logits(context, "an automatic beta")
+        instead = f"for example {weight.argument}=3.0"
+        raise InvalidValueError(weight.argument, expected, "one that reads labels or features", instead)
+    logits = _logits(context, f"an automatic {weight.argument}")
     # A coupled term has a different value on part of the samples.
     chunks = [logits] if needs.coupled else logits.split(_ROWS)
     size = torch.cat([_gradient(term, chunk.double()).norm(dim=-1) for chunk in chunks]).mean().item()
     classes = logits.shape[-1]
     if not size > 0:
         expected = "a teacher that prefers a class somewhere"
-        instead = "train it, or type beta=3.0, for example"
-        raise InvalidValueError("beta", expected, f"one whose target is uniform on all {len(logits)} samples", instead)
-    return _rounded(SHARE * math.sqrt((classes - 1) / classes) / size)
+        got = f"one whose target is uniform on all {len(logits)} samples"
+        instead = f"train it, or type {weight.argument}=3.0, for example"
+        raise InvalidValueError(weight.argument, expected, got, instead)
+    return _rounded(SHARE * math.sqrt((classes - 1) / classes) / (size * weight.unit)) * weight.unit
 
 
 def equally_flat(name: str, context: BindContext) -> float:

@@ -57,8 +57,8 @@ class BoundObjective(nn.Module):
             term, weight = self.terms[part.name], part.weight
             numbers = dict(cast(Mapping[str, float], getattr(term, "resolved", {})))
             if isinstance(weight, Automatic):
-                numbers["beta"] = balanced_weight(cast(Term, term), context)
-                weight = numbers["beta"] * weight.factor
+                found = numbers[weight.argument] = balanced_weight(cast(Term, term), context, weight)
+                weight = found * weight.factor
             self._weights[part.name] = cast(WeightValue, scaled(weight, scale))
             if numbers:
                 self.resolved[part.name] = numbers

@@ -70,6 +70,11 @@ class Subject:
         names = dict.fromkeys(run.entry for run in self.runs)
         return tuple(sorted(names, key=lambda name: name != self.baseline))
 
+    def objective(self, entry: str) -> object:
+        """Return an entry's objective, as recorded by the first of its runs that has begun; ``None`` before that."""
+        recorded = (run.manifest.get("objective") for run in self.runs if run.entry == entry)
+        return next((objective for objective in recorded if objective), None)
+
     def of(self, entry: str, *, finished: bool = True) -> tuple[Run, ...]:
         """Return an entry's finished or unfinished runs."""
         return tuple(run for run in self.runs if run.entry == entry and run.finished == finished)

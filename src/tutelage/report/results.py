@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tutelage.report.matched import matched_notes
 from tutelage.report.reading import Run, Subject, deviation, mean, number, read, section, teachers
 from tutelage.report.reading import text as string
 from tutelage.report.table import Row, Table, count, fixed, percent, plural, print_notes
@@ -54,6 +55,7 @@ class Result:
     unfinished: tuple[Unfinished, ...] = ()  # runs of the entry that are not in the means
     damage: tuple[str, ...] = ()  # what is wrong with the records of its runs, a line for each file
     share_data_seed: bool = False  # whether the runs share order and views, and differ only in initialisation
+    objective: object = None  # its objective as recorded
 
 
 def rows(folder: Path | str | Subject) -> list[Result]:
@@ -83,6 +85,7 @@ def _entry(subject: Subject, name: str) -> Result:
         unfinished=tuple(map(unfinished, subject.of(name, finished=False))),
         damage=tuple(line for run in subject.runs if run.entry == name for line in run.damage),
         share_data_seed=subject.share_data_seed,
+        objective=subject.objective(name),
     )
 
 
@@ -166,6 +169,7 @@ def notes(results: Sequence[Result]) -> list[str]:
     if base:
         sentences.append(f"Gain is the difference of means to {base}, in percentage points.")
     sentences += best_notes(results)
+    sentences += matched_notes([{row.name: row.objective for row in results}])
     for row in results:
         if row.set and " and " in row.set:
             sentences.append(f"{row.name}: evaluated on different sets ({row.set}), so not averaged.")

@@ -111,31 +111,48 @@ def read_objective(value: Any, signatures: Mapping[str, Signature]) -> Objective
     return ObjectiveSpec(presets=tuple(presets))
 
 
+MATCHED = {"ttm": "kd", "wttm": "weighted_kd"}
+"""Presets without a temperature of the student, and those that have it and are otherwise the same."""
+MATCHED_TO = "matched_to"
+"""Argument in a recipe that stands for all of a preset: what it is matched to."""
+
+
 def matched_kd(ttm: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the `kd` that differs from a `ttm` in the Rényi entropy of the student alone.
 
     ``T = 1 / gamma`` and ``weight = beta * gamma``, so that the factor ``weight * T**2`` on ``KL(p_gamma || q_gamma)``
-    is the ``beta * T`` that it has in `ttm`; cross-entropy and form of the logits are the same.
+    is the ``beta * T`` that it has in `ttm`; an automatic weight is found as that. All else is the same, as for the
+    `weighted_kd` of a `wttm`.
 
     Raises:
-        ValueError: if beta is automatic.
+        ValueError: if gamma is not above 0.
     """
-    gamma, beta = ttm["gamma"], ttm["beta"]
-    if isinstance(beta, weights.Automatic):
-        expected = "a number or a schedule, to match kd to it"
-        raise InvalidValueError("beta", expected, str(beta), "for example ttm: {gamma: 0.25, beta: 4}")
-    same = {name: ttm[name] for name in ("supervised", "logits")}
-    return {"temperature": 1 / gamma, "weight": weights.scaled(beta, gamma), **same}
+    same = dict(ttm)
+    gamma, beta = same.pop("gamma"), same.pop("beta")
+    if not gamma > 0:
+        raise InvalidValueError("gamma", "a number > 0", gamma, "for example gamma=0.25")
+    weight = beta if isinstance(beta, weights.Automatic) else weights.scaled(beta, gamma)
+    return {"temperature": 1 / gamma, "weight": weight, **same}
 
 
-def _matched(entry: Any, signatures: Mapping[str, Signature]) -> dict[str, Any]:
-    """Return the arguments of ``kd: {matched_to: {ttm: {...}}}`` as written in a recipe."""
-    spec = read_objective(entry, signatures)
-    if spec.name != "ttm" or spec.presets[0].scale != 1 or spec.presets[0].gather:
-        instead = "for example {ttm: {gamma: 0.25, beta: 4}}, and a scale beside kd"
-        raise InvalidValueError("objective.kd.matched_to", "one ttm with its arguments", repr(entry), instead)
-    typed = read_arguments("ttm", signatures["ttm"], spec.presets[0].arguments)
-    return arguments_to_recipe(matched_kd(typed))
+def _matched(name: str, entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
+    """Return the preset that ``kd: {matched_to: {ttm: {...}}}`` stands for, with its arguments."""
+    where, matches = f"objective.{name}.{MATCHED_TO}", [of for of, kd in MATCHED.items() if name in ("kd", kd)]
+    try:
+        spec = read_objective(entry, signatures)
+    except TutelageError as error:
+        raise error.renamed(lambda what: where + what.removeprefix("objective")) from None
+    of = spec.presets[0] if spec.presets else None
+    if of is None or len(spec.presets) > 1 or of.preset not in matches or of.scale != 1 or of.gather:
+        expected = f"one {' or '.join(matches)} with its arguments"
+        instead = f"for example {{{matches[0]}: {{gamma: 0.25, beta: 4}}}}, and a scale beside {name}"
+        raise InvalidValueError(where, expected, repr(entry), instead)
+    try:
+        arguments = matched_kd(read_arguments(of.preset, signatures[of.preset], of.arguments))
+    except TutelageError as error:
+        raise error.renamed(lambda what: f"{where}.{of.preset}.{what}") from None
+    defaulted = frozenset(f"{MATCHED_TO}.{of.preset}.{argument}" for argument in of.defaulted)
+    return PresetSpec(preset=MATCHED[of.preset], arguments=arguments_to_recipe(arguments), defaulted=defaulted)
 
 
 def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
@@ -154,12 +171,14 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
     if name not in signatures:
         instead = f"{nearest(name, signatures, otherwise='for example kd;')} `tutelage list objectives` lists them"
         raise InvalidValueError("objective", "a preset's name", repr(name), instead)
-    if name == "kd" and isinstance(arguments, Mapping) and "matched_to" in arguments:
+    defaulted: frozenset[str] | None = None
+    if name in MATCHED.values() and isinstance(arguments, Mapping) and MATCHED_TO in arguments:
         if len(arguments) > 1:
-            others = ", ".join(str(key) for key in arguments if key != "matched_to")
-            instead = "leave those out: they follow from the ttm"
-            raise InvalidValueError("objective.kd", "matched_to alone", f"{others} beside it", instead)
-        arguments = _matched(arguments["matched_to"], signatures)
+            others = ", ".join(str(key) for key in arguments if key != MATCHED_TO)
+            instead = "leave those out: they follow from what it is matched to"
+            raise InvalidValueError(f"objective.{name}", f"{MATCHED_TO} alone", f"{others} beside it", instead)
+        matched = _matched(name, arguments[MATCHED_TO], signatures)
+        name, arguments, defaulted = matched.preset, matched.arguments, matched.defaulted
     known = list(signatures[name])
     if not isinstance(arguments, Mapping):
         instead = f"for example {{{name}: {{{known[0]}: 1}}}}" if known else f"for example {name}"
@@ -188,7 +207,7 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         arguments=arguments_to_recipe(values),
         scale=float(scale),
         gather=gather,
-        defaulted=frozenset(values) - frozenset(map(str, arguments)),
+        defaulted=frozenset(values) - frozenset(map(str, arguments)) if defaulted is None else defaulted,
     )
 
 
@@ -200,11 +219,13 @@ def untyped_exponents(
     The presets' default, a temperature of 4, is vision's: it flattens a teacher over a vocabulary too far.
     """
     for call in spec.presets:
-        argument = signatures[call.preset].get("gamma")
-        if argument and "gamma" in call.defaulted and argument.kind in ("exponent", "automatic_number"):
-            expected, got = "a gamma that was typed, where each token has a label", f"the default of {call.preset}"
-            instead = f"type {where}.{call.preset}.gamma=1, or a little below: docs/tokens.md shows why"
-            yield InvalidValueError(f"{where}.{call.preset}.gamma", expected, got, instead)
+        gammas = {"gamma": call.preset} | {f"{MATCHED_TO}.{of}.gamma": of for of in MATCHED}
+        for name, preset in gammas.items():
+            argument = signatures[preset].get("gamma")
+            if argument and name in call.defaulted and argument.kind in ("exponent", "automatic_number"):
+                key, expected = f"{where}.{call.preset}.{name}", "a gamma that was typed, where each token has a label"
+                instead = f"type {key}=1, or a little below: docs/tokens.md shows why"
+                yield InvalidValueError(key, expected, f"the default of {preset}", instead)
 
 
 def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]) -> TutelageError:

@@ -139,9 +139,13 @@ class Automatic:
 
     Attributes:
         factor: factor on that number.
+        argument: name of the argument that it stands for.
+        unit: what the argument is in automatic betas; that of KD is gamma, so that it is at TTM's factor.
     """
 
     factor: float = 1.0
+    argument: str = "beta"
+    unit: float = 1.0
 
     def __str__(self) -> str:
         return "auto" if self.factor == 1 else f"{self.factor:g} * auto"

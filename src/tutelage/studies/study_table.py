@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from tutelage import plain_files, records
 from tutelage.errors import NotFoundError, printable
 from tutelage.report import table as tables
+from tutelage.report.matched import matched_notes
 from tutelage.report.reading import NOT_STARTED, Run, Subject, deviation, mapping, mean, number, read_run, section
 from tutelage.report.reading import text as string
 from tutelage.report.results import Unfinished, best_notes, selected, unfinished
@@ -64,6 +65,7 @@ class StudyTable:
     source: str  # source of the published values
     departures: tuple[str, ...]  # deviations from the published settings
     notes: tuple[str, ...]  # notes by the study's author
+    matched: tuple[str, ...]  # which methods are matched, and what else differs between those that are not
     rows: tuple[Row, ...]  # rows pair by pair, the teacher first
 
     @property
@@ -151,6 +153,9 @@ def table_of(study: records.Study, subjects: Mapping[str, Subject]) -> StudyTabl
         departures=tuple(study["departures"]),
         notes=(*study["notes"], *(f"Damaged: {line}." for line in damage)),
         rows=tuple(rows),
+        matched=tuple(
+            matched_notes({name: each.objective(name) for name in study["methods"]} for each in subjects.values())
+        ),
     )
 
 
@@ -321,6 +326,7 @@ def notes(table: StudyTable) -> list[str]:
             "Time is of a training step, the median over epochs, evaluation left out. Memory is the peak while "
             "training: of tensors on CUDA, of the whole process and its data on the CPU."
         )
+    sentences += table.matched
     sentences += [f"Not averaged: {row.pair}, {row.method}: {run}." for row in table.rows for run in row.unfinished]
     return [*sentences, *table.notes]
 

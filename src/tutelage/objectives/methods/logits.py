@@ -14,7 +14,7 @@ from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
 from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, present
-from tutelage.settings.objective import Exponent, matched_kd
+from tutelage.settings.objective import MATCHED, MATCHED_TO, Exponent, matched_kd
 from tutelage.settings.weights import (
     AUTO,
     Automatic,
@@ -38,7 +38,7 @@ CTKD_REVERSAL = CosineWarmUp(-1.0, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
-    """``w(p) / m * KL(p_f || q)``: any named mapping and any named sample weight.
+    """``T**2 * w(p) / m * KL(p_f || q_T)``: any named mapping and any named sample weight.
 
     Raises:
         ValueError: if a name is unknown or a number is out of range.
@@ -50,6 +50,7 @@ class Matching:
     weight_of: str = "teacher"  # distribution whose entropy or top is used
     order: float = 1.0  # order of an entropy
     normalise: str = "none"  # choice of ``m``: 1, the weight's mean over the batch, or over the training set
+    temperature: float = 1.0  # T of the student; values are times its square
 
     def __post_init__(self) -> None:
         checks.known(self.normalise, "normalise", NORMALISE, example="batch")
@@ -96,21 +97,23 @@ class _BoundMatching(nn.Module):
         gamma = spec.gamma
         if isinstance(gamma, Automatic):
             gamma = self.resolved["gamma"] = automatic.equally_flat(spec.transform, context)
-        self._transform, self._mean = targets.Pointwise(spec.transform, gamma=gamma), 1.0
+        self._transform, mean = targets.Pointwise(spec.transform, gamma=gamma), 1.0
         weight = spec.weight(self._transform)
         if spec.normalise == "training":
-            self._mean = self.resolved["mean_weight"] = automatic.mean_weight(weight, context)
+            mean = self.resolved["mean_weight"] = automatic.mean_weight(weight, context)
         self._weight = weight if spec.weight_by != "constant" else None
+        self._temperature, self._divisor = spec.temperature, mean / spec.temperature**2
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
+        z = student.logits
         values = losses.transformed_matching(
-            student.logits,
+            z if self._temperature == 1 else z / self._temperature,
             present(teacher).logits,
             transform=self._transform,
             sample_weight=self._weight,
             normalise=self.needs.coupled,
         )
-        return values / self._mean
+        return values / self._divisor
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,8 @@ def on_logits(logits: str, term: TermSpec, weight: AutomaticWeight) -> TermSpec:
     if logits == "raw":
         return term
     if isinstance(weight, Automatic):
-        expected = "a number where logits are standardised"
-        raise InvalidValueError("beta", expected, f"{weight}, which is found from raw logits", "for example beta=9.0")
+        expected, name = "a number where logits are standardised", weight.argument
+        raise InvalidValueError(name, expected, f"{weight}, which is found from raw logits", f"for example {name}=9.0")
     return Standardised(term)
 
 
@@ -238,14 +241,17 @@ def renyi_penalty(*, weight: SignedWeight, order: float) -> Objective:
 
 
 @preset("Hinton et al. 2015, arXiv:1503.02531")
-def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0.1, logits: str = "raw") -> Objective:
+def kd(
+    *, temperature: float = 4.0, weight: AutomaticWeight = 0.9, supervised: Weight = 0.1, logits: str = "raw"
+) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T)``.
 
     Published settings: CIFAR-100 T=4, 0.1 and 0.9; ImageNet T=1, 0.5 and 0.5.
 
     Args:
         temperature: T > 0, on both sides.
-        weight: weight of the KL, whose ``T**2`` is unconditional; lambda in the TTM paper.
+        weight: weight of the KL, whose ``T**2`` is unconditional; lambda in the TTM paper. ``auto`` is gamma times the
+            automatic beta of `ttm` at ``gamma = 1/T``, so that both have one factor on their divergence.
         supervised: weight of the cross-entropy, always on raw logits.
         logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427;
             theirs is T=2, a weight of 9 and 0.1 of the cross-entropy on CIFAR-100).
@@ -253,7 +259,14 @@ def kd(*, temperature: float = 4.0, weight: Weight = 0.9, supervised: Weight = 0
     Differs from: a public library that drops ``T**2`` if its alpha is 0, and code that keeps the cross-entropy at 1.
     """
     match = Apply(losses.kd, {"temperature": temperature}, target_gamma=1 / temperature if temperature else None)
+    weight = _in_betas(weight, temperature)
     return objective_of(supervised_part(supervised), WeightedTerm("kd", weight, on_logits(logits, match, weight)))
+
+
+def _in_betas(weight: AutomaticWeight, temperature: float) -> AutomaticWeight:
+    """Return the weight of KD's divergence; an automatic one is found as gamma times TTM's beta."""
+    automatic = isinstance(weight, Automatic) and temperature
+    return Automatic(argument="weight", unit=1 / temperature) if automatic else weight
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
@@ -274,30 +287,32 @@ def ttm(
 
 
 def kd_matched_to(objective: Objective) -> Objective:
-    """Return the `kd` that differs from a `ttm` in the Rényi entropy of the student alone.
+    """Return the `kd` of a `ttm`, or the `weighted_kd` of a `wttm`, that lacks the Rényi entropy of the student alone.
 
     Its T is ``1 / gamma``, its weight ``beta * gamma``, so that ``KL(p_gamma || q_gamma)`` has the factor ``beta * T``
-    that it has in TTM; cross-entropy, scale and form of the logits are TTM's. Then, up to a constant,
-    ``ttm = kd_matched_to(ttm) - beta * (T - 1) * H_{1/T}(q)``: a difference of the two tests this regulariser. In a
-    recipe it is ``kd: {matched_to: {ttm: {gamma: 0.25, beta: 4}}}``.
+    that it has in TTM; all else is TTM's: the cross-entropy, the scale, the form of the logits, the weights of samples.
+    Then, up to a constant, ``ttm = kd_matched_to(ttm) - beta * (T - 1) * H_{1/T}(q)``, and for `wttm` with the mean of
+    ``U * H_{1/T}(q)``: a difference of the two tests this regulariser. In a recipe it is
+    ``kd: {matched_to: {ttm: {gamma: 0.25, beta: 4}}}``.
 
     Args:
-        objective: one `ttm`, scaled or not, whose beta is a number or a schedule.
+        objective: one `ttm` or `wttm`, scaled or not; an automatic beta is found once more, with the same result.
 
     Raises:
         TypeError: if it is no objective.
-        ValueError: if it is not one `ttm`, or its beta is automatic.
+        ValueError: if it is neither.
     """
     example = "for example tutelage.objectives.ttm(gamma=0.25, beta=4.0)"
     if not isinstance(objective, Objective):
         raise InvalidTypeError("objective", "an objective", f"an object of type {type(objective).__name__}", example)
     names = [piece.preset or "terms put together by hand" for piece in objective.pieces]
-    if names != ["ttm"]:
-        raise InvalidValueError("objective", "one ttm", " + ".join(names), example)
-    (piece,) = objective.pieces
-    given = dict(piece.arguments or {})
-    matched = kd(**matched_kd(given))
-    return piece.scale * (matched.gathered() if piece.gather else matched)
+    if len(names) != 1 or names[0] not in MATCHED:
+        raise InvalidValueError("objective", f"one {' or '.join(MATCHED)}", " + ".join(names), example)
+    (piece,), (name,) = objective.pieces, names
+    build = {"kd": kd, "weighted_kd": weighted_kd}[MATCHED[name]]
+    (matched,) = build(**matched_kd(piece.arguments or {})).pieces
+    defaulted = frozenset(f"{MATCHED_TO}.{name}.{argument}" for argument in piece.defaulted)
+    return Objective((replace(matched, scale=piece.scale, gather=piece.gather, defaulted=defaulted),))
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
@@ -327,6 +342,37 @@ def wttm(
     if normalise != "none":
         match = Matching(gamma=gamma, weight_by="power_sum", normalise=normalise)
     return objective_of(supervised_part(supervised), WeightedTerm("wttm", beta, on_logits(logits, match, beta)))
+
+
+@preset("the control of Zheng and Yang 2024, arXiv:2402.11148, section 4")
+def weighted_kd(
+    *,
+    temperature: float = 4.0,
+    weight: AutomaticWeight = AUTO,
+    supervised: Weight = 1.0,
+    normalise: str = "none",
+    logits: str = "raw",
+) -> Objective:
+    """``supervised * CE(y, q) + weight * T**2 * U_gamma(p) * KL(p_T || q_T)``: KD with the sample weights of `wttm`.
+
+    ``gamma = 1/T``. No paper's method: WTTM without its entropy, to compare it with; see `kd_matched_to`.
+
+    Args:
+        temperature: T > 0, on both sides.
+        weight: weight of the matching term; ``auto`` is gamma times the automatic beta of `wttm` at ``gamma = 1/T``.
+        supervised: weight of the cross-entropy.
+        normalise: divisor of the power sum: ``none``, or its mean over the ``batch``, which couples a batch's samples,
+            or over the ``training`` set, found once.
+        logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427);
+            ``weight`` must then be a number, and the power sum is the standardised teacher's.
+    """
+    gamma = 1 / temperature if temperature else None
+    match: TermSpec = Apply(losses.weighted_kd, {"temperature": temperature}, target_gamma=gamma)
+    if normalise != "none" and gamma is not None:
+        match = Matching(gamma=gamma, weight_by="power_sum", normalise=normalise, temperature=temperature)
+    weight = _in_betas(weight, temperature)
+    term = on_logits(logits, match, weight)
+    return objective_of(supervised_part(supervised), WeightedTerm("weighted_kd", weight, term))
 
 
 @preset("what Zheng and Yang 2024, arXiv:2402.11148, leave open")
