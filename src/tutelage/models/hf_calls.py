@@ -58,7 +58,7 @@ class HubCall:
         return logits if logits.shape[-1] == self.classes else logits[..., : self.classes]
 
     def files(self, network: Any, card: Card) -> dict[str, str]:
-        """Return the content of ``config.json`` and ``tokenizer.json``, which stand beside the weights."""
+        """Return the content of ``config.json`` and of the tokenizer's files, which stand beside the weights."""
         described = network.encoder if isinstance(network, SentenceClassifier) else network
         config = json.loads(described.config.to_json_string())
         config.pop("use_cache", None)  # It is off while the network is trained.
@@ -69,4 +69,4 @@ class HubCall:
             config["label2id"] = {name: k for k, name in enumerate(names)}
         config[OWN] = {"kind": self.kind, **(self.sentence or {})}
         files = {records.NETWORK: json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n"}
-        return files if self.text is None else files | {records.TOKENIZER: self.text.tokenizer.content}
+        return files if self.text is None else files | self.text.tokenizer.files()

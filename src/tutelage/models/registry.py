@@ -184,7 +184,7 @@ def _text_of(saved: Path, card: Card, asked: TextInput | None) -> TextInput | No
     if card.max_tokens is None:
         return asked
     if asked is None:
-        tokenizer = tokenizer_of(str(saved / records.TOKENIZER), what="model")
+        tokenizer = tokenizer_of(str(saved), what="model")
         return TextInput(tokenizer=tokenizer, max_tokens=card.max_tokens, per_token=card.per_token)
     if asked.tokenizer.fingerprint != card.tokenizer:
         expected, got = f"the tokenizer of {saved.name}, {card.tokenizer}", asked.tokenizer.fingerprint

@@ -18,7 +18,16 @@ import torch
 from torch import nn
 
 from tutelage import plain_files, records
-from tutelage.errors import InvalidValueError, NotFoundError, missing_extra, nearest, one_line
+from tutelage.errors import (
+    InvalidValueError,
+    NotFoundError,
+    TutelageError,
+    missing_extra,
+    nearest,
+    one_line,
+    printable,
+    reason_of,
+)
 from tutelage.hub_files import folder_of
 from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
@@ -26,6 +35,7 @@ from tutelage.models.hf_calls import OWN, HubCall
 from tutelage.models.sentence import ACTIVATIONS, POOLINGS, SentenceClassifier
 from tutelage.models.spec import ModelRequest, ModelSpec, resized
 from tutelage.text import TextInput
+from tutelage.types import PADDING
 
 PREFIX = "hf"
 EXAMPLE = "hf:distilbert/distilbert-base-uncased"
@@ -66,7 +76,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         got = f"{name}, which is code in its repository"
         raise InvalidValueError("model", "a network that transformers has", got, "name another; code is never run here")
     kind = own.get("kind") or _kind(config, folder, request.text)
-    settings = _library().AutoConfig.for_model(**config)
+    settings = _settings(config, name)
     sentence = own or (_sentence(folder) if kind == "sentence" and folder else None)
     trained = folder is not None and _ends_as(config, KINDS[kind]) and kind not in ("sentence", "causal")
     classes, card_of_weights = request.classes, {}
@@ -78,14 +88,19 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         instead = f"type tutelage.models.create({name!r}, classes=10)"
         raise InvalidValueError("classes", f"a number for {name}, whose weights have no head", "none", instead)
     if request.text is not None:
-        _fit_text(settings, request.text, name, kind=kind, fixed=folder is not None or request.saved is not None)
+        fixed = folder is not None or request.saved is not None
+        if kind == "sequence" and settings.is_encoder_decoder and not fixed:
+            got = f"{name}, an encoder with a decoder, which classifies texts by how it was pretrained to end them"
+            raise InvalidValueError("model", "an encoder or a decoder", got, "name another, such as hf:bert")
+        _fit_text(settings, request.text, name, kind=kind, fixed=fixed)
         card = _of_text(request.text)
     else:
         card = _of_images(settings, folder, request)
         request = replace(request, channels=card["channels"])
     text = request.text
-    call = HubCall(kind=kind, classes=classes, text=text, pad=settings.pad_token_id or 0, sentence=_described(sentence))
-    make = partial(_make, settings, kind, call.sentence)
+    pad = _padding_id(settings, text)
+    call = HubCall(kind=kind, classes=classes, text=text, pad=pad, sentence=_described(sentence))
+    make = partial(_make, settings, call, name=name)
     fetch = None
     if folder is not None and request.tagged:
         fetch = partial(_fetch, make, folder, name, kind=kind, classes=classes, trained=trained or kind == "causal")
@@ -147,6 +162,23 @@ def _json(path: Path) -> dict[str, Any]:
     return value
 
 
+def _settings(config: Mapping[str, Any], name: str) -> Any:
+    with _refusals(name):
+        return _library().AutoConfig.for_model(**config)
+
+
+@contextlib.contextmanager
+def _refusals(name: str) -> Iterator[None]:
+    """Say what the library cannot make of a configuration; each of its types raises errors of its own classes."""
+    try:
+        yield
+    except TutelageError:
+        raise
+    except Exception as error:
+        expected, got = f"{name} to be made and called by transformers", printable(reason_of(error))
+        raise InvalidValueError("model", expected, got, "mend its configuration, or name another") from error
+
+
 def _ends_as(config: Mapping[str, Any], ending: str) -> bool:
     return any(str(each).endswith(ending) for each in config.get("architectures") or ())
 
@@ -174,26 +206,61 @@ def _of_text(text: TextInput) -> dict[str, Any]:
     return {"max_tokens": text.max_tokens, "per_token": text.per_token, "tokenizer": fingerprint}
 
 
+def _padding_id(settings: Any, text: TextInput | None) -> int:
+    """Return the id that stands where a text has ended: one that texts do not have, as far as one is known."""
+    ids = [getattr(settings, "pad_token_id", None)]
+    if text is not None:
+        ids += [text.tokenizer.padding_id, getattr(settings, "eos_token_id", None), text.tokenizer.end_id]
+    size = getattr(settings, "vocab_size", None) or float("inf")  # GPT-2's default end is outside smaller ones.
+    return next((id_ for id_ in ids if isinstance(id_, int) and 0 <= id_ < size), 0)
+
+
 def _fit_text(settings: Any, text: TextInput, name: str, *, kind: str, fixed: bool) -> None:
     """Give a network without weights the tokenizer's size and the texts' length; refuse one with others."""
-    size, longest = text.tokenizer.size, getattr(settings, "max_position_embeddings", None)
+    size, places = text.tokenizer.size, _places(settings)
     if not fixed:
         settings.vocab_size = size
         end = text.tokenizer.end_id
-        settings.bos_token_id = settings.eos_token_id = settings.pad_token_id = None
+        settings.bos_token_id = settings.eos_token_id = None
+        pad = _padding_id(None, text)
+        with contextlib.suppress(Exception):  # of types that cannot do without one
+            settings.pad_token_id = None
         if kind == "causal":
             settings.eos_token_id = end
-        if longest is not None:
-            settings.max_position_embeddings = max(longest, text.max_tokens)
+        if places is None:
+            return
+        # Tried with a padding token, which not all have.
+        before, settings.pad_token_id = settings.pad_token_id, pad
+        settings.max_position_embeddings = max(places, text.max_tokens + pad + 1)
+        first = _first_place(settings, kind, name)
+        settings.max_position_embeddings = max(places, text.max_tokens + first)
+        if not first:
+            settings.pad_token_id = before
         return
     if size > settings.vocab_size:
         instead = "name the tokenizer that it was trained with"
         raise InvalidValueError("tokenizer", f"at most the {settings.vocab_size} tokens of {name}", size, instead)
-    if longest is not None and longest < text.max_tokens:
+    if places is None:
+        return
+    longest = places - _first_place(settings, kind, name)
+    if longest < text.max_tokens:
         key = "data.pack" if text.per_token else "data.max_tokens"
         raise InvalidValueError(
             key, f"at most {longest}, as {name} has places", text.max_tokens, f"type {key}={longest}"
         )
+
+
+def _places(settings: Any) -> int | None:
+    places = getattr(settings, "max_position_embeddings", None)
+    return places if isinstance(places, int) and places > 0 else None  # XLNet's has -1 for any number.
+
+
+def _first_place(settings: Any, kind: str, name: str) -> int:
+    """Return the number of the first token's place: behind that of padding, where the table of places has one."""
+    with _quiet(), _refusals(name), torch.device("meta"):
+        network = _new(settings, kind)
+    tables = (each for path, each in network.named_modules() if path.rpartition(".")[2] == "position_embeddings")
+    return next((int(each.padding_idx) + 1 for each in tables if getattr(each, "padding_idx", None) is not None), 0)
 
 
 def _of_images(settings: Any, folder: Path | None, request: ModelRequest) -> dict[str, Any]:
@@ -300,49 +367,90 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _new(settings: Any, kind: str, folder: Path | None = None) -> Any:
+    """Make a network of the library with random weights, or, with what is said of these, those of a folder."""
+    auto = getattr(_library(), f"AutoModel{KINDS[kind]}")
+    if type(settings) not in auto._model_mapping:
+        expected = f"a network that transformers has as AutoModel{KINDS[kind]}"
+        raise InvalidValueError("model", expected, settings.model_type, "name another")
+    if folder is None:
+        return auto.from_config(settings, trust_remote_code=False, dtype=torch.float32)
+    return auto.from_pretrained(
+        folder,
+        config=settings,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        dtype=torch.float32,
+    )
+
+
 def _make(
     settings: Any,
-    kind: str,
-    sentence: Mapping[str, Any] | None,
+    call: HubCall,
     *,
+    name: str,
     classes: int,
     folder: Path | None = None,
     missing: list[str] | None = None,
 ) -> nn.Module:
     """Make a network with random weights, or with those of a folder; ``missing`` gets the names of those it lacks."""
+    kind, sentence = call.kind, call.sentence
     settings = copy.deepcopy(settings)
     settings.use_cache = False
     if kind == "causal" and hasattr(settings, "is_decoder"):
         settings.is_decoder = True  # An encoder's tokens would see the ones that they predict.
     if kind in ("image", "sequence", "token"):
         settings.num_labels = classes
-    auto = getattr(_library(), f"AutoModel{KINDS[kind]}")
     with _quiet():
-        try:
-            if folder is not None:
-                network, report = auto.from_pretrained(
-                    folder,
-                    config=settings,
-                    use_safetensors=True,
-                    local_files_only=True,
-                    trust_remote_code=False,
-                    output_loading_info=True,
-                    dtype=torch.float32,
-                )
-                (missing if missing is not None else []).extend(report["missing_keys"])
-            else:
-                network = auto.from_config(settings, trust_remote_code=False, dtype=torch.float32)
-        except ValueError as error:
-            expected = f"a network that transformers has as AutoModel{KINDS[kind]}"
-            got = f"{settings.model_type} ({one_line(error)})"
-            raise InvalidValueError("model", expected, got, "name another") from error
+        if folder is None:
+            with _refusals(name):
+                network = _new(settings, kind)
+        else:
+            network, report = _new(settings, kind, folder)
+            (missing if missing is not None else []).extend(report["missing_keys"])
     if kind == "sequence" and hasattr(network, "score") and network.config.pad_token_id is None:
-        network.config.pad_token_id = 0  # A decoder classifies a text at its last token that is another.
-    if kind != "sentence" or sentence is None:
-        return network
-    if getattr(network, "pooler", None) is not None:
-        network.pooler = None  # It is read by nothing here.
-    return SentenceClassifier(network, **sentence, classes=classes)
+        network.config.pad_token_id = call.pad  # A decoder classifies a text at its last token that is another.
+    if kind == "sentence" and sentence is not None:
+        if getattr(network, "pooler", None) is not None:
+            network.pooler = None  # It is read by nothing here.
+        network = SentenceClassifier(network, **sentence, classes=classes)
+    if call.text is not None:
+        _try(network, call, name)
+    return network
+
+
+@torch.no_grad()
+def _try(network: nn.Module, call: HubCall, name: str) -> None:
+    """Refuse a network of text that cannot be called, or whose logits depend on more than they are to.
+
+    Those of ``a b c`` beside ``a b c d e f g h`` are those of it alone; of a language model, also those of the longer
+    row's first tokens.
+    """
+    assert call.text is not None
+    size, tokens = call.text.tokenizer.size, min(8, call.text.max_tokens)
+    end = getattr(getattr(network, "config", None), "eos_token_id", None)
+    usual = [id_ for id_ in range(min(size, 32)) if id_ not in (call.pad, end)] or [0]
+    rows = torch.tensor((usual * 16)[: 2 * tokens]).reshape(2, tokens)
+    short = max(1, tokens // 2 - 1)
+    if call.kind == "sequence" and isinstance(end, int) and end < size:  # Some classify a text at its end.
+        rows[0, -1] = rows[1, short - 1] = end
+    rows[1, short:] = PADDING
+    first = 0 if call.kind == "causal" else 1
+    training = network.training
+    network.eval()
+    try:
+        with _refusals(name):
+            beside, alone = call(network, rows)[first:], call(network, rows[first:, :short])
+    finally:
+        network.train(training)
+    beside = beside[:, :short] if call.text.per_token else beside
+    if not torch.allclose(beside, alone, rtol=0, atol=1e-4 * float(alone.abs().max())):
+        got = f"{name}, where others change them by {float((beside - alone).abs().max()):.1e}"
+        expected = "a network whose logits are of each text alone"
+        expected = "a network whose logits are of a token and those before it" if call.kind == "causal" else expected
+        raise InvalidValueError("model", expected, got, "name another")
 
 
 def _fetch(make: partial[nn.Module], folder: Path, name: str, *, kind: str, classes: int, trained: bool) -> nn.Module:
