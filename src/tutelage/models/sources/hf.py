@@ -11,9 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -30,11 +29,12 @@ from tutelage.errors import (
 )
 from tutelage.hub_files import folder_of
 from tutelage.images import MEAN, STD
+from tutelage.models import io
 from tutelage.models.card import Card
 from tutelage.models.hf_calls import OWN, HubCall
 from tutelage.models.sentence import ACTIVATIONS, POOLINGS, SentenceClassifier
 from tutelage.models.spec import ModelRequest, ModelSpec, resized
-from tutelage.text import TextInput
+from tutelage.text import TextInput, Tokenizer, tokenizer_of
 from tutelage.types import PADDING
 
 PREFIX = "hf"
@@ -53,9 +53,26 @@ KINDS = {
 }
 """What a network classifies, and how names of the library's classes for it end."""
 _FILES = ("*.json", "*.safetensors", "*/config.json", "*/*.safetensors")
+_WEIGHTS = "model.safetensors"
 _MODULES = "modules.json"
 _PROCESSOR = "preprocessor_config.json"
 _BICUBIC = 3  # as Pillow numbers it
+
+
+class _Own(TypedDict):
+    """What a saved network's configuration has besides the library's."""
+
+    kind: Literal["image", "sequence", "token", "causal", "sentence"]
+    poolings: NotRequired[list[str]]
+    behind: NotRequired[list[Any]]
+
+
+class _Configuration(TypedDict):
+    """What is read here of a configuration, which the library reads the rest of."""
+
+    model_type: str
+    architectures: NotRequired[list[str] | None]
+    tutelage: NotRequired[_Own]
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
@@ -77,7 +94,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         raise InvalidValueError("model", "a network that transformers has", got, "name another; code is never run here")
     kind = own.get("kind") or _kind(config, folder, request.text)
     settings = _settings(config, name)
-    sentence = own or (_sentence(folder) if kind == "sentence" and folder else None)
+    sentence = own or (_modules(folder) if kind == "sentence" and folder else None)
     trained = folder is not None and _ends_as(config, KINDS[kind]) and kind not in ("sentence", "causal")
     classes, card_of_weights = request.classes, {}
     if trained and not request.saved:
@@ -92,6 +109,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         if kind == "sequence" and settings.is_encoder_decoder and not fixed:
             got = f"{name}, an encoder with a decoder, which classifies texts by how it was pretrained to end them"
             raise InvalidValueError("model", "an encoder or a decoder", got, "name another, such as hf:bert")
+        if folder is not None:
+            _require_tokenizer(folder, path, request.text.tokenizer)
         _fit_text(settings, request.text, name, kind=kind, fixed=fixed)
         card = _of_text(request.text)
     else:
@@ -149,13 +168,10 @@ def _configuration(path: str, request: ModelRequest) -> tuple[dict[str, Any], Pa
 
 
 def _json(path: Path) -> dict[str, Any]:
-    try:
+    with _readable(path, "a configuration of transformers"):
         value = plain_files.parse_json(plain_files.read(path))
-        if not isinstance(value, dict) or not isinstance(value.get("model_type"), str):
-            raise ValueError("no object with a model_type")
-    except (OSError, ValueError) as error:
-        got = f"{path.name} of {path.resolve().parent.name}: {one_line(error)}"
-        raise InvalidValueError("model", "a configuration of transformers", got, "fetch or write it again") from error
+        if wrong := plain_files.misfit(value, _Configuration, ""):
+            raise ValueError(wrong)
     if value["model_type"] not in _library().CONFIG_MAPPING:
         got = f"{value['model_type']!r} in {path}"
         raise InvalidValueError("model", "a type that the installed transformers has", got, "upgrade transformers")
@@ -179,8 +195,21 @@ def _refusals(name: str) -> Iterator[None]:
         raise InvalidValueError("model", expected, got, "mend its configuration, or name another") from error
 
 
+@contextlib.contextmanager
+def _readable(path: Path, expected: str) -> Iterator[None]:
+    """Say which of a folder's files cannot be read, or lacks something."""
+    try:
+        yield
+    except TutelageError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = f"one without {error}" if isinstance(error, KeyError) else one_line(error)
+        got = f"{path.name} of {path.resolve().parent.name}: {printable(reason)}"
+        raise InvalidValueError("model", expected, got, "fetch or write it again") from error
+
+
 def _ends_as(config: Mapping[str, Any], ending: str) -> bool:
-    return any(str(each).endswith(ending) for each in config.get("architectures") or ())
+    return any(each.endswith(ending) for each in config.get("architectures") or ())
 
 
 def _kind(config: Mapping[str, Any], folder: Path | None, text: TextInput | None) -> str:
@@ -204,6 +233,18 @@ def _weights_of(path: str) -> str:
 def _of_text(text: TextInput) -> dict[str, Any]:
     fingerprint = text.tokenizer.fingerprint
     return {"max_tokens": text.max_tokens, "per_token": text.per_token, "tokenizer": fingerprint}
+
+
+def _require_tokenizer(folder: Path, path: str, tokenizer: Tokenizer) -> None:
+    """Refuse other tokens than those that came with the weights, where some did."""
+    if not (folder / records.TOKENIZER).is_file():
+        return
+    published = tokenizer_of(str(folder), what="model")
+    if tokenizer.fingerprint != published.fingerprint and tokenizer.tokens != published.tokens:
+        expected = f"the tokenizer of {PREFIX}:{path}, whose tokens are {published.tokens}"
+        got = f"one whose tokens are {tokenizer.tokens}"
+        instead = f"type data.tokenizer={path}, or data.teacher_tokenizer={path} where it is the teacher"
+        raise InvalidValueError("model", expected, got, instead)
 
 
 def _padding_id(settings: Any, text: TextInput | None) -> int:
@@ -265,9 +306,14 @@ def _first_place(settings: Any, kind: str, name: str) -> int:
 
 def _of_images(settings: Any, folder: Path | None, request: ModelRequest) -> dict[str, Any]:
     """Return the card's facts of images: those of the processor that was published with the weights, or usual ones."""
-    processor: dict[str, Any] = {}
     if folder is not None and (folder / _PROCESSOR).is_file():
-        processor = plain_files.parse_json(plain_files.read(folder / _PROCESSOR))
+        with _readable(folder / _PROCESSOR, "what the network's images are made by"):
+            processor = plain_files.parse_json(plain_files.read(folder / _PROCESSOR))
+            return _processed(processor, settings, request)
+    return _processed({}, settings, request)
+
+
+def _processed(processor: Mapping[str, Any], settings: Any, request: ModelRequest) -> dict[str, Any]:
     size, crop = processor.get("size"), processor.get("crop_size")
     native = getattr(settings, "image_size", None)
     fed = _sides(crop) or _sides(size) or _sides(native) or request.image_size
@@ -301,6 +347,11 @@ def _sides(size: Any) -> tuple[int, int] | None:
 
 def _described(sentence: Mapping[str, Any] | None) -> dict[str, Any] | None:
     return {key: sentence[key] for key in ("poolings", "behind")} if sentence and "poolings" in sentence else None
+
+
+def _modules(folder: Path) -> dict[str, Any]:
+    with _readable(folder / _MODULES, "an encoder of sentence-transformers"):
+        return _sentence(folder)
 
 
 def _sentence(folder: Path) -> dict[str, Any]:
@@ -382,6 +433,7 @@ def _new(settings: Any, kind: str, folder: Path | None = None) -> Any:
         local_files_only=True,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # They are refused by name.
         dtype=torch.float32,
     )
 
@@ -393,9 +445,9 @@ def _make(
     name: str,
     classes: int,
     folder: Path | None = None,
-    missing: list[str] | None = None,
+    report: dict[str, Any] | None = None,
 ) -> nn.Module:
-    """Make a network with random weights, or with those of a folder; ``missing`` gets the names of those it lacks."""
+    """Make a network with random weights, or with those of a folder; ``report`` gets what the library says of them."""
     kind, sentence = call.kind, call.sentence
     settings = copy.deepcopy(settings)
     settings.use_cache = False
@@ -408,14 +460,15 @@ def _make(
             with _refusals(name):
                 network = _new(settings, kind)
         else:
-            network, report = _new(settings, kind, folder)
-            (missing if missing is not None else []).extend(report["missing_keys"])
+            network, said = _new(settings, kind, folder)
+            (report if report is not None else {}).update(said)
     if kind == "sequence" and hasattr(network, "score") and network.config.pad_token_id is None:
         network.config.pad_token_id = call.pad  # A decoder classifies a text at its last token that is another.
     if kind == "sentence" and sentence is not None:
         if getattr(network, "pooler", None) is not None:
             network.pooler = None  # It is read by nothing here.
-        network = SentenceClassifier(network, **sentence, classes=classes)
+        with _refusals(name):
+            network = SentenceClassifier(network, **sentence, classes=classes)
     if call.text is not None:
         _try(network, call, name)
     return network
@@ -455,27 +508,61 @@ def _try(network: nn.Module, call: HubCall, name: str) -> None:
 
 def _fetch(make: partial[nn.Module], folder: Path, name: str, *, kind: str, classes: int, trained: bool) -> nn.Module:
     """Make the network with the weights of a folder."""
-    if not any(folder.glob("*.safetensors")):
-        got = ", ".join(sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".h5")))
-        instead = "name a repository with model.safetensors, or convert the weights to it"
-        raise InvalidValueError("model", f"weights of {name} in safetensors", got or "none", instead)
-    missing: list[str] = []
-    network = make(classes=classes, folder=folder, missing=missing)
+    _require_weights(folder, name)
+    report: dict[str, Any] = {}
+    try:
+        network = make(classes=classes, folder=folder, report=report)
+    except TutelageError:
+        raise
+    except Exception as error:  # of whatever the library finds in damaged files
+        raise _damaged(name, printable(reason_of(error))) from error
     inner = network.encoder if isinstance(network, SentenceClassifier) else network
     prefix = f"{inner.base_model_prefix}."
-    lacking = [
-        key for key in missing if "pooler." not in key and (trained or kind == "sentence" or key.startswith(prefix))
-    ]
-    if lacking:
-        got = f"{len(lacking)} of them missing, {lacking[0]} among them"
-        raise InvalidValueError("model", f"all weights of {name}", got, "fetch it again, or name another")
+
+    def needed(key: str) -> bool:
+        return "pooler." not in key and (trained or kind == "sentence" or key.startswith(prefix))
+
+    if differing := sorted(each for each in report["mismatched_keys"] if needed(each[0])):
+        key, stored, expected = differing[0]
+        got = f"{len(differing)} of another shape, {key} of {list(stored)}, not {list(expected)}, among them"
+        raise _damaged(name, got)
+    if lacking := sorted(filter(needed, report["missing_keys"])):
+        raise _damaged(name, f"{len(lacking)} of them missing, {lacking[0]} among them")
     if isinstance(network, SentenceClassifier):
-        _load_dense(network, folder)
+        _load_dense(network, folder, name)
     return network
 
 
-def _load_dense(network: SentenceClassifier, folder: Path) -> None:
+def _damaged(name: str, got: str) -> InvalidValueError:
+    return InvalidValueError("model", f"all weights of {name}", got, "fetch it again, or name another")
+
+
+def _require_weights(folder: Path, name: str) -> None:
+    """Refuse a folder without weights in safetensors, or without a file that its index names."""
+    single, index = folder / _WEIGHTS, folder / f"{_WEIGHTS}.index.json"
+    if single.is_file():
+        return
+    if index.is_file():
+        try:
+            files = sorted(
+                {str(each) for each in plain_files.parse_json(plain_files.read(index))["weight_map"].values()}
+            )
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise _damaged(name, f"a damaged {index.name} ({printable(reason_of(error))})") from error
+        if odd := [each for each in files if Path(each).name != each or not each.endswith(io.SUFFIX)]:
+            raise _damaged(name, f"{printable(odd[0])} in {index.name}, no file of its own in safetensors")
+        if lacking := [each for each in files if not (folder / each).is_file()]:
+            raise _damaged(name, f"{len(lacking)} of {len(files)} files missing, {printable(lacking[0])} among them")
+        return
+    suffixes = (".bin", ".pt", ".h5", io.SUFFIX)
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in suffixes and not path.is_dir())
+    got = ", ".join(f"{each}, a link to nothing" if (folder / each).is_symlink() else each for each in others)
+    instead = f"name a repository with {_WEIGHTS}, or convert the weights to it"
+    raise InvalidValueError("model", f"weights of {name} in safetensors", got or "none", instead)
+
+
+def _load_dense(network: SentenceClassifier, folder: Path, name: str) -> None:
     """Read the weights of dense layers behind the pooling."""
     layers = [layer for layer in network.behind if isinstance(layer, nn.Sequential)]
-    for layer, path in zip(layers, _sentence(folder)["dense"], strict=True):
-        layer.load_state_dict(safetensors.torch.load_file(folder / path / "model.safetensors"))
+    for layer, path in zip(layers, _modules(folder)["dense"], strict=True):
+        io.load(layer, io.read(folder / path / _WEIGHTS), name=f"{name}/{path}", path=folder / path / _WEIGHTS)
