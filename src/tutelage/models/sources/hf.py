@@ -31,7 +31,7 @@ from tutelage.hub_files import folder_of
 from tutelage.images import MEAN, STD
 from tutelage.models import io
 from tutelage.models.card import Card
-from tutelage.models.hf_calls import OWN, HubCall
+from tutelage.models.hf_calls import INDEX, OWN, HubCall
 from tutelage.models.sentence import ACTIVATIONS, POOLINGS, SentenceClassifier
 from tutelage.models.spec import ModelRequest, ModelSpec, resized
 from tutelage.text import TextInput, Tokenizer, tokenizer_of
@@ -539,7 +539,7 @@ def _damaged(name: str, got: str) -> InvalidValueError:
 
 def _require_weights(folder: Path, name: str) -> None:
     """Refuse a folder without weights in safetensors, or without a file that its index names."""
-    single, index = folder / _WEIGHTS, folder / f"{_WEIGHTS}.index.json"
+    single, index = folder / _WEIGHTS, folder / INDEX
     if single.is_file():
         return
     if index.is_file():
