@@ -297,8 +297,10 @@ class TextInput:
         tokenizer: tokenizer of its ids.
         max_tokens: largest number of tokens of a sample, at least 1.
         per_token: whether each token has a label, as in a language model, instead of each text.
+        next_token: whether that label is the next token, as in a language model, and not one of the network's classes.
     """
 
     tokenizer: Tokenizer
     max_tokens: int
     per_token: bool = False
+    next_token: bool = True

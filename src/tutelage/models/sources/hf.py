@@ -34,6 +34,7 @@ from tutelage.models.card import Card
 from tutelage.models.hf_calls import INDEX, OWN, HubCall
 from tutelage.models.sentence import ACTIVATIONS, POOLINGS, SentenceClassifier
 from tutelage.models.spec import ModelRequest, ModelSpec, resized
+from tutelage.submodules import evaluation_mode
 from tutelage.text import TextInput, Tokenizer, tokenizer_of
 from tutelage.types import PADDING
 
@@ -78,7 +79,7 @@ class _Configuration(TypedDict):
 def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Describe a network of the transformers library by its configuration.
 
-    With text it classifies each text, or predicts each next token; without, images. A folder of the
+    With text it classifies each text, or each token, or predicts each next one; without, images. A folder of the
     sentence-transformers library is an encoder, whose sentence vectors a fresh linear head classifies.
 
     Raises:
@@ -92,7 +93,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     if "auto_map" in config:
         got = f"{name}, which is code in its repository"
         raise InvalidValueError("model", "a network that transformers has", got, "name another; code is never run here")
-    kind = own.get("kind") or _kind(config, folder, request.text)
+    kind = own.get("kind") or _kind(folder, request.text)
     settings = _settings(config, name)
     sentence = own or (_modules(folder) if kind == "sentence" and folder else None)
     trained = folder is not None and _ends_as(config, KINDS[kind]) and kind not in ("sentence", "causal")
@@ -116,7 +117,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     else:
         card = _of_images(settings, folder, request)
         request = replace(request, channels=card["channels"])
-    text = request.text
+    text = request.text and replace(request.text, next_token=kind == "causal")
     pad = _padding_id(settings, text)
     call = HubCall(kind=kind, classes=classes, text=text, pad=pad, sentence=_described(sentence))
     make = partial(_make, settings, call, name=name)
@@ -212,11 +213,11 @@ def _ends_as(config: Mapping[str, Any], ending: str) -> bool:
     return any(each.endswith(ending) for each in config.get("architectures") or ())
 
 
-def _kind(config: Mapping[str, Any], folder: Path | None, text: TextInput | None) -> str:
+def _kind(folder: Path | None, text: TextInput | None) -> str:
     if text is None:
         return "image"
     if text.per_token:
-        return "token" if _ends_as(config, KINDS["token"]) else "causal"
+        return "causal" if text.next_token else "token"
     return "sentence" if folder is not None and (folder / _MODULES).is_file() else "sequence"
 
 
@@ -425,6 +426,7 @@ def _new(settings: Any, kind: str, folder: Path | None = None) -> Any:
         expected = f"a network that transformers has as AutoModel{KINDS[kind]}"
         raise InvalidValueError("model", expected, settings.model_type, "name another")
     if folder is None:
+        settings.architectures = settings.architectures or []  # None, where a type has several networks of a kind
         return auto.from_config(settings, trust_remote_code=False, dtype=torch.float32)
     return auto.from_pretrained(
         folder,
@@ -491,13 +493,8 @@ def _try(network: nn.Module, call: HubCall, name: str) -> None:
         rows[0, -1] = rows[1, short - 1] = end
     rows[1, short:] = PADDING
     first = 0 if call.kind == "causal" else 1
-    training = network.training
-    network.eval()
-    try:
-        with _refusals(name):
-            beside, alone = call(network, rows)[first:], call(network, rows[first:, :short])
-    finally:
-        network.train(training)
+    with evaluation_mode(network), _refusals(name):
+        beside, alone = call(network, rows)[first:], call(network, rows[first:, :short])
     beside = beside[:, :short] if call.text.per_token else beside
     if not torch.allclose(beside, alone, rtol=0, atol=1e-4 * float(alone.abs().max())):
         got = f"{name}, where others change them by {float((beside - alone).abs().max()):.1e}"
