@@ -10,13 +10,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tutelage import plain_files
+from tutelage import plain_files, records
 from tutelage.errors import InvalidValueError, NotFoundError, missing_extra, one_line, printable
 from tutelage.hub_files import folder_of
 
 END = "<|end|>"
 """Token that ends a text in a tokenizer that `learn_bpe` learned."""
-_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+_FILES = (records.TOKENIZER, "tokenizer_config.json", "chat_template.jinja")
 _LARGEST = 256 * 2**20  # bytes of a file; the largest that are published have 40 MB
 _CHUNK = 1024  # texts encoded at once: what the library returns of each takes more room than its ids
 
@@ -30,12 +30,14 @@ class Tokenizer:
         template: chat template in Jinja, or ``None``.
         end: token that ends a text, or ``None``.
         begin: token that begins a text, which a template may write, or ``None``.
+        padding: token that stands where a text has ended, or ``None``.
     """
 
     content: str
     template: str | None = None
     end: str | None = None
     begin: str | None = None
+    padding: str | None = None
 
     @cached_property
     def size(self) -> int:
@@ -51,6 +53,29 @@ class Tokenizer:
     def end_id(self) -> int | None:
         """Id of the token that ends a text, or ``None``."""
         return None if self.end is None else self._parsed.token_to_id(self.end)
+
+    @cached_property
+    def padding_id(self) -> int | None:
+        """Id of the token that stands where a text has ended, or ``None``."""
+        return None if self.padding is None else self._parsed.token_to_id(self.padding)
+
+    @cached_property
+    def tokens(self) -> str:
+        """16 hexadecimal digits of the tokens alone, their ids and merges: what a network's weights were trained on.
+
+        Files that the library wrote in several versions have the same; what is done to a text before and behind does
+        not matter to it.
+        """
+        written = json.loads(self._parsed.to_str())
+        added = [(each["id"], each["content"]) for each in written["added_tokens"]]
+        return hashlib.sha256(json.dumps([written["model"], added], sort_keys=True).encode()).hexdigest()[:16]
+
+    def files(self) -> dict[str, str]:
+        """Return the content of the files, by name, from which `tokenizer_of` and transformers read it."""
+        named = {"bos_token": self.begin, "eos_token": self.end, "pad_token": self.padding}
+        settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | {k: v for k, v in named.items() if v is not None}
+        contents = (self.content, json.dumps(settings, indent=1, ensure_ascii=False) + "\n", self.template)
+        return {name: each for name, each in zip(_FILES, contents, strict=True) if each is not None}
 
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None, special: bool = True) -> list[list[int]]:
         """Return each text's ids, cut to ``max_tokens``; with ``special``, with the tokens that models expect around.
@@ -128,7 +153,7 @@ class Tokenizer:
 def tokenizer_of(name: str, *, what: str = "data.tokenizer") -> Tokenizer:
     """Return the tokenizer of a file, a folder, ``package:...`` or a name on the Hub; nothing in it is executed.
 
-    A folder's ``tokenizer_config.json`` tells the tokens that begin and end a text, and the chat template, unless
+    A folder's ``tokenizer_config.json`` tells the tokens that begin, end and pad a text, and the chat template, unless
     ``chat_template.jinja`` has it. What the file says of truncation and padding is left out.
 
     Args:
@@ -162,6 +187,7 @@ def tokenizer_of(name: str, *, what: str = "data.tokenizer") -> Tokenizer:
             template=templates if isinstance(templates, str) else None,
             end=_token(settings.get("eos_token")),
             begin=_token(settings.get("bos_token")),
+            padding=_token(settings.get("pad_token")),
         ),
         path,
         what,
@@ -271,8 +297,10 @@ class TextInput:
         tokenizer: tokenizer of its ids.
         max_tokens: largest number of tokens of a sample, at least 1.
         per_token: whether each token has a label, as in a language model, instead of each text.
+        next_token: whether that label is the next token, as in a language model, and not one of the network's classes.
     """
 
     tokenizer: Tokenizer
     max_tokens: int
     per_token: bool = False
+    next_token: bool = True

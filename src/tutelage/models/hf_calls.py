@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 OWN = "tutelage"
 """Key of a saved ``config.json`` with what this package adds to the library's."""
+INDEX = "model.safetensors.index.json"
+"""File by which transformers finds the weights in files of other names than its own."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,11 @@ class HubCall:
         return logits if logits.shape[-1] == self.classes else logits[..., : self.classes]
 
     def files(self, network: Any, card: Card) -> dict[str, str]:
-        """Return the content of ``config.json`` and ``tokenizer.json``, which stand beside the weights."""
+        """Return the content of the files beside the weights, by name, from which transformers reads the network too.
+
+        They are ``config.json``, an index that names the file of the weights, and the tokenizer's. There is no index
+        where a part is frozen, as that need not be in the file.
+        """
         described = network.encoder if isinstance(network, SentenceClassifier) else network
         config = json.loads(described.config.to_json_string())
         config.pop("use_cache", None)  # It is off while the network is trained.
@@ -69,4 +75,11 @@ class HubCall:
             config["label2id"] = {name: k for k, name in enumerate(names)}
         config[OWN] = {"kind": self.kind, **(self.sentence or {})}
         files = {records.NETWORK: json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n"}
-        return files if self.text is None else files | {records.TOKENIZER: self.text.tokenizer.content}
+        if all(parameter.requires_grad for parameter in network.parameters()):
+            state = network.state_dict()
+            index = {
+                "metadata": {"total_size": sum(value.nbytes for value in state.values())},
+                "weight_map": dict.fromkeys(sorted(state), records.STUDENT),
+            }
+            files[INDEX] = json.dumps(index, indent=1) + "\n"
+        return files if self.text is None else files | self.text.tokenizer.files()

@@ -184,11 +184,11 @@ def _text_of(saved: Path, card: Card, asked: TextInput | None) -> TextInput | No
     if card.max_tokens is None:
         return asked
     if asked is None:
-        tokenizer = tokenizer_of(str(saved / records.TOKENIZER), what="model")
+        tokenizer = tokenizer_of(str(saved), what="model")
         return TextInput(tokenizer=tokenizer, max_tokens=card.max_tokens, per_token=card.per_token)
     if asked.tokenizer.fingerprint != card.tokenizer:
         expected, got = f"the tokenizer of {saved.name}, {card.tokenizer}", asked.tokenizer.fingerprint
-        instead = f"type data.teacher_tokenizer={saved / records.TOKENIZER} for a teacher of texts, or data.tokenizer"
+        instead = f"type data.teacher_tokenizer={saved} for a teacher of texts, or data.tokenizer"
         raise InvalidValueError("model", expected, got, instead)
     return asked
 
