@@ -150,6 +150,23 @@ def _check_outputs(value: Any) -> Any:
     return value
 
 
+class LoRA(_Section):
+    """Low-rank adapters beside a network's linear layers; what they stand on is frozen (arXiv 2106.09685).
+
+    Attributes:
+        lora: rank of each adapter.
+        alpha: an adapter's output is multiplied by ``alpha / lora``; none for as much as the rank, so by 1.
+        targets: layers that have one, by their names or the names' ends, such as ``q_proj``; none for all linear layers
+            but the head.
+    """
+
+    lora: Annotated[Whole, Ge(1), Le(65_536)] = Field(description="a whole number in [1, 65536]", examples=["8"])
+    alpha: Positive | None = None
+    targets: tuple[str, ...] | None = Field(
+        None, min_length=1, description="a list of layers' names, or null", examples=["[q_proj, v_proj]"]
+    )
+
+
 class Network(_Section):
     """A network by name, with weights from a local file.
 
@@ -161,7 +178,8 @@ class Network(_Section):
         config: of an ``hf:type`` name, such as ``hf:bert``: the configuration of a network with random weights, as the
             transformers library names its entries; the tokenizer gives the size of its vocabulary.
         trained: ``head`` trains the last linear layer alone; the rest keeps its weights and is in evaluation mode, so
-            that neither dropout nor batch norm changes what the layer reads.
+            that neither dropout nor batch norm changes what the layer reads. ``{lora: 8}`` trains low-rank adapters and
+            the head of a network that classifies. What is trained is what is saved.
         classes: of a teacher alone: its output for each class of the data, by number or by its class's name; none for
             all of them in order, or by the names of both where they say it.
     """
@@ -170,7 +188,7 @@ class Network(_Section):
     weights: str | None = None
     size: Annotated[int, Ge(1), Le(MAX_SIDE)] | None = None
     config: dict[str, Any] | None = None
-    trained: Literal["all", "head"] = "all"
+    trained: Literal["all", "head"] | LoRA = "all"
     classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
 
     @pydantic.model_serializer(mode="wrap")

@@ -9,9 +9,10 @@ from typing import Any
 from torch import nn
 
 from tutelage import data, models
-from tutelage.config.schema import Network
+from tutelage.config.schema import LoRA, Network
 from tutelage.errors import RecipeError
 from tutelage.models import Card, Classifier
+from tutelage.models.lora import Adapters
 
 SHOWN = 3
 """Number of class names, or of outputs, in a message."""
@@ -39,6 +40,9 @@ def create_student(
     )
     if network.trained == "head":
         student.train_head_alone()
+    elif isinstance(network.trained, LoRA):
+        rank, alpha, targets = network.trained.lora, network.trained.alpha, network.trained.targets
+        student.train_adapters(Adapters(rank, alpha or float(rank), targets or ()), seed=seed)
     if splits.text:
         student.card = replace(student.card, class_names=splits.class_names or None)
         return student
