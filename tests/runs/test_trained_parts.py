@@ -159,6 +159,8 @@ def test_adapters_of_images_leave_what_a_network_computes_and_take_named_layers(
     assert torch.equal(classifier(images), before)
     assert len(classifier.adapters.targets) == 2
     with refused(InvalidValueError, what="trained.targets", got="nowhere"):
-        models.create("mlp:16", classes=4, image_size=(4, 4)).train_adapters(lora.Adapters(2, 2.0, ("nowhere",)), seed=1)
+        models.create("mlp:16", classes=4, image_size=(4, 4)).train_adapters(
+            lora.Adapters(2, 2.0, ("nowhere",)), seed=1
+        )
     with refused(InvalidValueError, got="adapters already"):
         classifier.train_adapters(lora.Adapters(2, 2.0), seed=1)

@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from tutelage.models.names import available as available
     from tutelage.models.registry import adopt as adopt
     from tutelage.models.registry import create as create
+    from tutelage.models.subnetwork import from_teacher as from_teacher
 
 _MODULES = {
     "Card": ".card",
     "Classifier": ".classifier",
     "available": ".names",
+    "from_teacher": ".subnetwork",
     **dict.fromkeys(("adopt", "create"), ".registry"),
     **dict.fromkeys(("fingerprint", "frozen_fingerprint", "load", "parameters", "read", "read_parts", "save"), ".io"),
 }

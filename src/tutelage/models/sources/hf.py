@@ -78,7 +78,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         instead = f"type tutelage.models.create({name!r}, classes=10)"
         raise InvalidValueError("classes", f"a number for {name}, whose weights have no head", "none", instead)
     if request.text is not None:
-        _fit_text(settings, request.text, name, kind=kind, fixed=folder is not None or request.saved is not None)
+        fixed = any(each is not None for each in (folder, request.saved, request.like))
+        _fit_text(settings, request.text, name, kind=kind, fixed=fixed)
         card = _of_text(request.text)
     else:
         card = _of_images(settings, folder, request)
@@ -115,6 +116,8 @@ def _library() -> Any:
 
 def _configuration(path: str, request: ModelRequest) -> tuple[dict[str, Any], Path | None]:
     """Return the network's configuration, and the folder of its weights, if its name has any."""
+    if request.like is not None:
+        return dict(request.like), None
     if request.saved is not None:
         return _json(request.saved / records.NETWORK), None
     if request.config is not None:
