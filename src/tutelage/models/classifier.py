@@ -34,6 +34,7 @@ class Classifier(nn.Module):
         card: card of the network; its statistics are read once, when the classifier is made.
         head_alone: whether the head alone is trained, as `train_head_alone` has it.
         adapters: low-rank adapters that the network has.
+        is_double: whether the network's weights are float64, so that its inputs have to be.
         frozen: names in the network's state of what never changes and is not saved with what is trained.
         named_seed: seed with which the name alone makes the network as it was before training, with published weights;
             ``None`` where no name does.
@@ -63,7 +64,7 @@ class Classifier(nn.Module):
         self.resizes = False
         self.asked_size = card.image_size
         self._least_outputs = max(outputs or [0]) + 1
-        self._double = _is_double(network)
+        self.is_double = _is_double(network)
         self.register_buffer("outputs", None if outputs is None else torch.tensor(outputs), persistent=False)
         for name, values in (("mean", card.mean), ("std", card.std)):
             self.register_buffer(name, None if values is None else _column(values, torch.float32), persistent=False)
@@ -93,7 +94,7 @@ class Classifier(nn.Module):
             TypeError: if the inputs are integers, or the network does not return one tensor.
             ValueError: if the number of channels is not the card's.
         """
-        if self._double and inputs.is_floating_point():
+        if self.is_double and inputs.is_floating_point():
             inputs = inputs.double()
         if self.resizes:
             inputs = entrance(inputs, self.card)
@@ -186,7 +187,7 @@ class Classifier(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classifier:
         super()._apply(fn, recurse)
-        self._double = _is_double(self.network)
+        self.is_double = _is_double(self.network)
         # A mean rounded to bfloat16 is off by up to 0.002, so .to(bfloat16) must not round it; .double() must not
         # keep what float32 rounded.
         for name, values in (("mean", self.card.mean), ("std", self.card.std)):

@@ -274,7 +274,8 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     trained = {name: value for name, value in state.items() if name not in classifier.frozen}
     if (adapters := classifier.adapters) is not None:
         described["adapters"] = adapters._asdict()
-    if (seed := classifier.named_seed) is not None and len(trained) < len(state):
+    # The name makes float32 weights.
+    if (seed := classifier.named_seed) is not None and len(trained) < len(state) and not classifier.is_double:
         described["base"] = {"fingerprint": frozen_fingerprint(classifier), "seed": seed}
         state = trained
     records.write_bytes(path, to_bytes(state))
