@@ -162,5 +162,10 @@ def test_adapters_of_images_leave_what_a_network_computes_and_take_named_layers(
         models.create("mlp:16", classes=4, image_size=(4, 4)).train_adapters(
             lora.Adapters(2, 2.0, ("nowhere",)), seed=1
         )
-    with refused(InvalidValueError, got="adapters already"):
-        classifier.train_adapters(lora.Adapters(2, 2.0), seed=1)
+    with torch.no_grad():
+        classifier.network.get_submodule(classifier.adapters.targets[0]).lora_B["default"].weight.normal_()
+    after = classifier(images)
+    classifier.train_adapters(lora.Adapters(3, 3.0), seed=2)  # The first ones are merged.
+    torch.testing.assert_close(classifier(images), after)
+    with refused(InvalidValueError, what="trained", got="one without linear layers but its head"):
+        models.create("cifar:resnet8", classes=4).train_adapters(lora.Adapters(2, 2.0), seed=1)

@@ -12,7 +12,7 @@ from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.models.card import Card
 from tutelage.models.entrance import entrance
 from tutelage.models.hf_calls import HubCall
-from tutelage.models.lora import Adapters, inject
+from tutelage.models.lora import Adapters, inject, merged
 from tutelage.models.predict import Prediction, predict, predict_text
 
 
@@ -153,6 +153,8 @@ class Classifier(nn.Module):
     def train_adapters(self, adapters: Adapters, *, seed: int) -> None:
         """Freeze everything but new adapters, and the head where it classifies: that of a language model is published.
 
+        Adapters that the network has are merged first.
+
         Args:
             adapters: adapters to put in; see `lora.inject`.
             seed: seed of their first weights.
@@ -163,6 +165,8 @@ class Classifier(nn.Module):
         """
         causal = self.call is not None and self.call.kind == "causal"
         head = self.card.head if causal else self._known_head("{lora: ...}")
+        if self.adapters is not None:
+            self.network = merged(self.network)
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
             torch.default_generator.manual_seed(seed)
             self.adapters = inject(self.network, adapters, head=head)

@@ -69,9 +69,9 @@ def inject(network: nn.Module, adapters: Adapters, *, head: str | None) -> Adapt
     """
     peft = _library()
     targets = adapters.targets or linear_layers(network, head=head)
-    if _layers(network) or not targets:
-        got = "one that has adapters already" if targets else "one without linear layers"
-        raise InvalidValueError("trained", "a network to put adapters in", got, "type trained=all or trained=head")
+    if not targets:
+        expected, got = "a network to put adapters in", "one without linear layers but its head"
+        raise InvalidValueError("trained", expected, got, "type trained=all or trained=head")
     config = peft.LoraConfig(r=adapters.rank, lora_alpha=adapters.alpha, target_modules=list(targets))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "fan_in_fan_out")  # GPT-2's layers keep their weights so; peft sees it.
