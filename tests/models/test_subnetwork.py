@@ -10,6 +10,8 @@ from tutelage.errors import InvalidValueError
 from tutelage.models import lora
 from tutelage.text import TextInput, Tokenizer
 
+pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+
 SIZES = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
 KINDS = {
     "bert": SIZES,
@@ -33,7 +35,9 @@ def teacher(kind):
     return made.eval()
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", ["bert", "llama", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("distilbert", "qwen2"))]
+)
 @torch.no_grad()
 def test_layers_and_leading_channels_are_copied_and_a_folder_rebuilds_the_student(kind, tmp_path):
     source = teacher(kind)
@@ -88,6 +92,7 @@ def test_other_networks_are_refused_and_fused_projections_are_not_cut():
         models.from_teacher(source, width=8)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_teachers_adapters_are_merged_in_the_student():
     source = teacher("llama")

@@ -18,7 +18,7 @@ from tutelage.runs.execute import execute
 from tutelage.runs.setup import build_inputs
 
 pytest.importorskip("transformers", reason="the optional package transformers is not installed")
-LORA = {"trained": {"lora": 2}}
+pytest.importorskip("peft", reason="the optional package peft is not installed")
 PACKED = {"pack": 16}
 
 
@@ -67,7 +67,11 @@ def stopped(planned, folder, monkeypatch):
 
 @pytest.mark.parametrize(
     ("kind", "trained", "saved"),
-    [("llama", {"lora": 2}, ".lora_"), ("bert", {"lora": 2, "targets": ["value"]}, ".lora_"), ("bert", "head", None)],
+    [
+        ("llama", {"lora": 2}, ".lora_"),
+        pytest.param("bert", {"lora": 2, "targets": ["value"]}, ".lora_", marks=pytest.mark.slow),
+        pytest.param("bert", "head", None, marks=pytest.mark.slow),
+    ],
 )
 def test_files_hold_what_is_trained_alone_and_resume_and_load_to_the_bit(
     lines,  # noqa: F811
@@ -139,6 +143,7 @@ def test_another_base_is_refused_when_it_is_loaded_and_when_it_is_resumed(
         tutelage.load(tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_base_that_no_name_brings_back_is_saved_whole(lines, tmp_path):  # noqa: F811
     network = {"name": "hf:bert", "config": SIZES, "trained": {"lora": 2, "alpha": 8}}
     planned = parse(Recipe, recipe(lines, epochs=1).model_dump(mode="json") | {"student": network})

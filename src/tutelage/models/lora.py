@@ -91,16 +91,7 @@ def _layers(network: nn.Module) -> dict[str, Any]:
 
 
 def merged(network: nn.Module) -> nn.Module:
-    """Return a copy of a network with its adapters added to its weights, ``W + alpha / rank * B A``; without adapters.
-
-    Example:
-        >>> from tutelage.models import lora
-        >>> from torch import nn
-        >>> network = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
-        >>> _ = lora.inject(network, lora.Adapters(rank=2, alpha=2.0), head="1")  # doctest: +SKIP
-        >>> [type(layer).__name__ for layer in lora.merged(network)]
-        ['Linear', 'Linear']
-    """
+    """Return a copy of a network with its adapters added to its weights, ``W + alpha / rank * B A``, and without them."""
     network = copy.deepcopy(network)
     with torch.no_grad():
         for name, layer in _layers(network).items():
