@@ -91,7 +91,7 @@ def _layers(network: nn.Module) -> dict[str, Any]:
 
 
 def merged(network: nn.Module) -> nn.Module:
-    """Return a copy of a network with its adapters added to its weights, ``W + alpha / rank * B A``, and without them."""
+    """Return a copy of a network without adapters, which are added to its weights: ``W + alpha / rank * B A``."""
     network = copy.deepcopy(network)
     with torch.no_grad():
         for name, layer in _layers(network).items():
