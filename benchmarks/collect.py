@@ -58,7 +58,8 @@ def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:
     if records.read_json(teacher / records.MANIFEST).get("status") != "finished":
         return False
     state = models.read(teacher / records.STUDENT)
-    half = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    rounded = models.read_parts(teacher)[1] is None  # Not what was trained on a frozen part: it is small.
+    half = {name: value.half() if rounded and value.is_floating_point() else value for name, value in state.items()}
     content = to_bytes(half)
     if len(content) > limit:
         print(f"{teacher}: {len(content) / 1e6:.1f} MB in float16, its weights stay behind")
@@ -66,7 +67,7 @@ def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:
     records.write_bytes(copy / records.STUDENT, content)
     shutil.copyfile(teacher / records.CARD, copy / records.CARD)
     recorded = records.read_json(copy / records.MANIFEST)
-    if any(value.dtype == torch.float32 for value in state.values()):
+    if rounded and any(value.dtype == torch.float32 for value in state.values()):
         again = {name: value.float() if value.is_floating_point() else value for name, value in half.items()}
         recorded["rounded"] = {
             "to": "float16",

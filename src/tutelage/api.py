@@ -246,15 +246,15 @@ def _inputs_of(
 ) -> RunInputs:
     """Build a run's inputs where some of them are the caller's objects; ``passed`` are its fits' objectives."""
     splits = _splits_of(source, recipe.data, student, teacher, transform=transform)
-    if isinstance(student, nn.Module):
-        trainee = adopt(student, splits, "student")
-    else:
-        trainee = create_student(recipe.student, splits, seed=recipe.seed, trust_code=trust_code)
     known = None
     if isinstance(teacher, nn.Module):
         known = with_classes(adopt(teacher, splits, "teacher", trained=True), splits)
     elif isinstance(recipe.teacher, schema.Network):
         known = create_teacher(recipe.teacher, splits, seed=recipe.seed, trust_code=trust_code)
+    if isinstance(student, nn.Module):
+        trainee = adopt(student, splits, "student")
+    else:
+        trainee = create_student(recipe.student, splits, seed=recipe.seed, teacher=known, trust_code=trust_code)
     return RunInputs(
         splits=splits,
         student=trainee,

@@ -251,6 +251,7 @@ ManifestTypes = TypedDict(
         "files": dict[str, str],
         "data": dict[str, Any],
         "teacher": dict[str, Any] | None,
+        "student": dict[str, Any],
         "precision": dict[str, Any],
         "speed": list[dict[str, Any]],
         "objective_resolved": list[dict[str, Any]],

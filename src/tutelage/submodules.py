@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from torch.jit import ScriptModule
@@ -37,6 +37,19 @@ def unwrapped(network: nn.Module) -> nn.Module:
     """Return the network inside a module that has a card; any other module unchanged."""
     inside: nn.Module = network if getattr(network, "card", None) is None else getattr(network, "network", network)
     return inside
+
+
+def frozen_state(network: nn.Module) -> frozenset[str]:
+    """Return the names in a network's state of what is frozen and not saved: its card's network may have some."""
+    if unwrapped(network) is network:
+        return frozenset()
+    return frozenset(f"network.{name}" for name in getattr(network, "frozen", ()))
+
+
+def trained_state(network: nn.Module) -> dict[str, Any]:
+    """Return the state of the network inside a module that has a card, without what is frozen."""
+    frozen = frozen_state(network)
+    return {name: value for name, value in unwrapped(network).state_dict().items() if f"network.{name}" not in frozen}
 
 
 @contextmanager

@@ -150,3 +150,17 @@ def test_a_teachers_statistics_are_of_counted_tokens(lines, tmp_path):
     context = setup.run_context(inputs.objectives[0], inputs)
     counted = sum(int(inputs.splits.train.targets(torch.arange(len(inputs.splits.train)), ())[1].sum()) for _ in [0])
     assert context.teacher_logits.shape == (counted, inputs.splits.classes)
+
+
+def test_a_student_made_of_its_teacher_learns_and_is_rebuilt_from_its_folder(lines, tmp_path):
+    deep = {"name": "hf:bert", "config": SIZES | {"num_hidden_layers": 3}}
+    made = {"init": {"from": "teacher", "layers": "every_second", "width": 8}}
+    taught = {"teacher": {"train": {"model": deep, "epochs": 1}}, "objective": {"ttm": {"gamma": 0.5, "beta": 2}}}
+    planned = config.parse(Recipe, recipe(lines, epochs=1, **taught).model_dump(mode="json") | {"student": made})
+    again = config.parse(Recipe, planned.model_dump(mode="json"))
+    assert again == planned
+    run = execute(planned, tmp_path / "run")
+    assert run.manifest["student"]["weights"] == "layers 0, 2 of hf:bert, the leading 8 channels"
+    assert tutelage.load(tmp_path / "run").network.config.num_hidden_layers == 2
+    with refused(RecipeError, "teacher", got="none"):
+        setup.build_inputs(planned.model_copy(update={"teacher": None}))

@@ -101,7 +101,7 @@ def _find(kind: type[BaseModel], path: Sequence[str | int]) -> SchemaLocation:
     annotation: Any = kind
     field: FieldInfo | None = None
     for part in path:
-        if len(inside) > 1 and part in [section.__name__ for section in inside]:
+        if (len(inside) > 1 or _alternatives(annotation)) and part in [section.__name__ for section in inside]:
             continue
         if len(inside) > 1 and (tagged := [section for section in inside if part == _tag(section)]):
             inside = tagged

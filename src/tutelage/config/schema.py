@@ -132,8 +132,10 @@ class _Section(BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
-ADDED = ("size", "config", "trained", "classes")
+ADDED = ("size", "config", "trained", "init", "classes")
 """Keys of a network that recipes of older versions lack."""
+MADE = "teacher"
+"""Name of a student that is made of its teacher."""
 MAX_SIDE = 16_384
 """Longest side of the images that a network is fed, pixels."""
 
@@ -150,6 +152,70 @@ def _check_outputs(value: Any) -> Any:
     return value
 
 
+class LoRA(_Section):
+    """Low-rank adapters beside a network's linear layers; what they stand on is frozen (arXiv 2106.09685).
+
+    Attributes:
+        lora: rank of each adapter.
+        alpha: an adapter's output is multiplied by ``alpha / lora``; none for as much as the rank, so by 1.
+        targets: layers that have one, by their names or the names' ends, such as ``q_proj``; none for all linear layers
+            but the head.
+    """
+
+    lora: Annotated[Whole, Ge(1), Le(65_536)] = Field(description="a whole number in [1, 65536]", examples=["8"])
+    alpha: Positive | None = None
+    targets: tuple[str, ...] | None = Field(
+        None, min_length=1, description="a list of layers' names, or null", examples=["[q_proj, v_proj]"]
+    )
+
+
+def _check_trained(value: Any) -> Any:
+    if not isinstance(value, Mapping | LoRA) and value not in ("all", "head"):
+        instead = "type {lora: 8} for adapters of rank 8, or head for the last linear layer"
+        raise InvalidValueError("trained", "all, head or {lora: ...}", messages.shown(value), instead)
+    return value
+
+
+TrainedField = Annotated[
+    Annotated[Literal["all", "head"], pydantic.Tag("all")] | Annotated[LoRA, pydantic.Tag("LoRA")],
+    pydantic.Discriminator(lambda value: "all" if isinstance(value, str) else "LoRA"),
+    BeforeValidator(_check_trained),
+]
+
+
+def _check_layers(value: Any) -> Any:
+    numbers = isinstance(value, list | tuple) and all(
+        isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0 for entry in value or [None]
+    )
+    if value not in (None, "every_second", "first", "last") and not numbers:
+        expected = "every_second, first, last, a list of layers' numbers from 0, or null"
+        raise InvalidValueError("layers", expected, messages.shown(value), "for example every_second")
+    return value
+
+
+_From: Any = pydantic.create_model(  # as `from` is a word of Python's
+    "_From",
+    __base__=_Section,
+    **{"from": (Literal["teacher"], Field(description="teacher", examples=["teacher"]))},  # type: ignore[call-overload]
+)
+
+
+class Init(_From):  # type: ignore[misc]
+    """What a student is made of: its teacher's configuration and weights, of fewer layers or channels.
+
+    Attributes:
+        from: ``teacher``.
+        layers: ``every_second`` (0, 2, 4, ...), the ``first`` or the ``last`` half, or their numbers from 0; none for
+            all.
+        width: hidden size, of which the leading channels are copied; none for the teacher's.
+    """
+
+    layers: Annotated[
+        Literal["every_second", "first", "last"] | tuple[int, ...] | None, BeforeValidator(_check_layers)
+    ] = None
+    width: Count | None = None
+
+
 class Network(_Section):
     """A network by name, with weights from a local file.
 
@@ -161,7 +227,9 @@ class Network(_Section):
         config: of an ``hf:type`` name, such as ``hf:bert``: the configuration of a network with random weights, as the
             transformers library names its entries; the tokenizer gives the size of its vocabulary.
         trained: ``head`` trains the last linear layer alone; the rest keeps its weights and is in evaluation mode, so
-            that neither dropout nor batch norm changes what the layer reads.
+            that neither dropout nor batch norm changes what the layer reads. ``{lora: 8}`` trains low-rank adapters and
+            the head of a network that classifies. What is trained is what is saved.
+        init: of a student alone, and in place of its name: what it is made of, its teacher; see `Init`.
         classes: of a teacher alone: its output for each class of the data, by number or by its class's name; none for
             all of them in order, or by the names of both where they say it.
     """
@@ -170,8 +238,23 @@ class Network(_Section):
     weights: str | None = None
     size: Annotated[int, Ge(1), Le(MAX_SIDE)] | None = None
     config: dict[str, Any] | None = None
-    trained: Literal["all", "head"] = "all"
+    trained: TrainedField = "all"
+    init: Init | None = None
     classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _of_teacher(cls, value: Any) -> Any:
+        """Name a student that is made of its teacher so, and refuse what would describe another one."""
+        if not isinstance(value, Mapping) or value.get("init") is None:
+            return value
+        taken = [key for key in ("weights", "config", "classes") if value.get(key) is not None]
+        taken += ["name"] * (value.get("name", MADE) != MADE)
+        if taken:
+            got = f"{taken[0]}={messages.shown(value[taken[0]])}"
+            expected = "nothing else that describes the network, which is its teacher's"
+            raise InvalidValueError("student.init", expected, got, f"leave {taken[0]} out, or init")
+        return {**value, "name": MADE}
 
     @pydantic.model_serializer(mode="wrap")
     def _written(self, write: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -190,6 +273,13 @@ def _trained(network: Network) -> Network:
         raise InvalidValueError(
             "", "no classes of a network that is trained on the data's", list(network.classes), instead
         )
+    return network
+
+
+def _not_made(network: Network) -> Network:
+    """Refuse a teacher that is to be made of a teacher."""
+    if network.init is not None:
+        raise InvalidValueError("", "no init of a teacher", "one", "name the network; init is a student's key")
     return network
 
 
@@ -214,7 +304,9 @@ class Training(_Section):
     every label. The data are that run's.
     """
 
-    model: NetworkField = Field(description="a model's name", examples=["cifar:resnet56"])
+    model: Annotated[NetworkField, pydantic.AfterValidator(_not_made)] = Field(
+        description="a model's name", examples=["cifar:resnet56"]
+    )
     objective: ObjectiveField | None = None
     epochs: Count | None = None
     batch_size: Count | None = None
@@ -239,7 +331,8 @@ def _kind_of_teacher(value: Any) -> str:
 
 
 TeacherField = Annotated[
-    Annotated[Network, pydantic.Tag("Network")] | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")],
+    Annotated[Network, pydantic.AfterValidator(_not_made), pydantic.Tag("Network")]
+    | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")],
     pydantic.Discriminator(_kind_of_teacher),
     _short_for("name"),
 ]

@@ -10,20 +10,24 @@ if TYPE_CHECKING:
     from tutelage.models.card import Card as Card
     from tutelage.models.classifier import Classifier as Classifier
     from tutelage.models.io import fingerprint as fingerprint
+    from tutelage.models.io import frozen_fingerprint as frozen_fingerprint
     from tutelage.models.io import load as load
     from tutelage.models.io import parameters as parameters
     from tutelage.models.io import read as read
+    from tutelage.models.io import read_parts as read_parts
     from tutelage.models.io import save as save
     from tutelage.models.names import available as available
     from tutelage.models.registry import adopt as adopt
     from tutelage.models.registry import create as create
+    from tutelage.models.subnetwork import from_teacher as from_teacher
 
 _MODULES = {
     "Card": ".card",
     "Classifier": ".classifier",
     "available": ".names",
+    "from_teacher": ".subnetwork",
     **dict.fromkeys(("adopt", "create"), ".registry"),
-    **dict.fromkeys(("fingerprint", "load", "parameters", "read", "save"), ".io"),
+    **dict.fromkeys(("fingerprint", "frozen_fingerprint", "load", "parameters", "read", "read_parts", "save"), ".io"),
 }
 __all__ = list(_MODULES)
 

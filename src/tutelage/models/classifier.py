@@ -13,6 +13,7 @@ from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.models.card import Card
 from tutelage.models.entrance import entrance
 from tutelage.models.hf_calls import HubCall
+from tutelage.models.lora import Adapters, inject, merged
 from tutelage.models.predict import Prediction, predict, predict_text
 from tutelage.types import Inputs
 from tutelage.views import map_views, views_of
@@ -35,6 +36,11 @@ class Classifier(nn.Module):
         network: bare module.
         card: card of the network; its statistics are read once, when the classifier is made.
         head_alone: whether the head alone is trained, as `train_head_alone` has it.
+        adapters: low-rank adapters that the network has.
+        is_double: whether the network's weights are float64, so that its inputs have to be.
+        frozen: names in the network's state of what never changes and is not saved with what is trained.
+        named_seed: seed with which the name alone makes the network as it was before training, with published weights;
+            ``None`` where no name does.
         resizes: whether images of another size or number of channels are brought to the card's, as `entrance` does.
         asked_size: the size of its images that was asked for, by a card or `create`; ``None`` if the card's is only
             what its weights or its architecture have.
@@ -58,10 +64,13 @@ class Classifier(nn.Module):
         self.card = card
         self.call = call
         self.head_alone = False
+        self.adapters: Adapters | None = None
+        self.frozen: frozenset[str] = frozenset()
+        self.named_seed: int | None = None
         self.resizes = False
         self.asked_size = card.image_size
         self._least_outputs = max(outputs or [0]) + 1
-        self._double = _is_double(network)
+        self.is_double = _is_double(network)
         self.register_buffer("outputs", None if outputs is None else torch.tensor(outputs), persistent=False)
         for name, values in (("mean", card.mean), ("std", card.std)):
             self.register_buffer(name, None if values is None else _column(values, torch.float32), persistent=False)
@@ -91,7 +100,7 @@ class Classifier(nn.Module):
             TypeError: if the inputs are integers, or the network does not return one tensor.
             ValueError: if the number of channels is not the card's.
         """
-        if self._double:
+        if self.is_double:
             inputs = map_views(lambda view: view.double() if view.is_floating_point() else view, inputs)
         if isinstance(inputs, Mapping):
             logits = self.network(inputs)
@@ -150,13 +159,43 @@ class Classifier(nn.Module):
         Raises:
             ValueError: if no head is known.
         """
-        if self.card.head is None:
-            instead = "type trained=all, or fit a layer of your own on its features"
-            raise InvalidValueError("trained", f"all for {self.card.name}, which has no known head", "head", instead)
+        head = self._known_head("head")
         self.network.requires_grad_(False)
-        self.network.get_submodule(self.card.head).requires_grad_(True)
+        self.network.get_submodule(head).requires_grad_(True)
+        self.frozen = frozenset(name for name in self.network.state_dict() if not name.startswith(f"{head}."))
         self.head_alone = True
         self.train(self.training)
+
+    def train_adapters(self, adapters: Adapters, *, seed: int) -> None:
+        """Freeze everything but new adapters, and the head where it classifies: that of a language model is published.
+
+        Adapters that the network has are merged first.
+
+        Args:
+            adapters: adapters to put in; see `lora.inject`.
+            seed: seed of their first weights.
+
+        Raises:
+            ImportError: if peft is not installed.
+            ValueError: if a layer is unknown, or no head is known of a network that has to have it trained.
+        """
+        causal = self.call is not None and self.call.kind == "causal"
+        head = self.card.head if causal else self._known_head("{lora: ...}")
+        if self.adapters is not None:
+            self.network = merged(self.network)
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+            torch.default_generator.manual_seed(seed)
+            self.adapters = inject(self.network, adapters, head=head)
+        if head is not None and not causal:
+            self.network.get_submodule(head).requires_grad_(True)
+        state = self.network.state_dict(keep_vars=True)
+        self.frozen = frozenset(n for n, t in state.items() if isinstance(t, nn.Parameter) and not t.requires_grad)
+
+    def _known_head(self, trained: str) -> str:
+        if self.card.head is None:
+            instead = "type trained=all, or fit a layer of your own on its features"
+            raise InvalidValueError("trained", f"all for {self.card.name}, which has no known head", trained, instead)
+        return self.card.head
 
     def train(self, mode: bool = True) -> Classifier:
         """Set the mode; where the head alone is trained, of the head."""
@@ -168,7 +207,7 @@ class Classifier(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Classifier:
         super()._apply(fn, recurse)
-        self._double = _is_double(self.network)
+        self.is_double = _is_double(self.network)
         # A mean rounded to bfloat16 is off by up to 0.002, so .to(bfloat16) must not round it; .double() must not
         # keep what float32 rounded.
         for name, values in (("mean", self.card.mean), ("std", self.card.std)):

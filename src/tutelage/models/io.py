@@ -12,7 +12,7 @@ import typing
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import safetensors.torch
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from tutelage import plain_files, records
 from tutelage.errors import InvalidTypeError, InvalidValueError, one_line
+from tutelage.models import lora
 from tutelage.models.card import JSON_NAMES, Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.names import weights_file
@@ -256,7 +257,9 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     ``student.safetensors`` holds the bare network's state under its published key names; ``student.json`` holds
     ``{"card": {...}, "name": ...}``, where the name is the one that the network is built by. A network of the
     transformers library has its ``config.json`` there too, and one that reads text its ``tokenizer.json``: the folder
-    alone rebuilds it. Each file is replaced atomically.
+    alone rebuilds it. Of one that is frozen in part, only the rest is written where a name fixes the weights of that
+    part (``named_seed``); ``base`` in ``student.json`` has their fingerprint, and the name is needed to rebuild it.
+    Where no name does, all is written. Adapters are in peft's own format too. Each file is replaced atomically.
 
     Args:
         classifier: classifier to save; neither copied to another device nor changed.
@@ -265,14 +268,62 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     Returns:
         The path of the weights.
     """
-    folder = Path(folder)
-    path = folder / records.STUDENT
-    records.write_bytes(path, to_bytes(classifier.network.state_dict()))
-    if classifier.call is not None:
-        for name, content in classifier.call.files(classifier.network, classifier.card).items():
-            records.write_bytes(folder / name, content.encode())
-    records.write_json(folder / records.CARD, {"card": classifier.card.to_json(), "name": classifier.card.name})
+    folder, network = Path(folder), classifier.network
+    path, state = folder / records.STUDENT, classifier.network.state_dict()
+    described: dict[str, Any] = {"card": classifier.card.to_json(), "name": classifier.card.name}
+    trained = {name: value for name, value in state.items() if name not in classifier.frozen}
+    if (adapters := classifier.adapters) is not None:
+        described["adapters"] = adapters._asdict()
+    # The name makes float32 weights.
+    if (seed := classifier.named_seed) is not None and len(trained) < len(state) and not classifier.is_double:
+        described["base"] = {"fingerprint": frozen_fingerprint(classifier), "seed": seed}
+        state = trained
+    records.write_bytes(path, to_bytes(state))
+    files = {} if classifier.call is None else classifier.call.files(network, classifier.card)
+    contents = {name: content.encode() for name, content in files.items()}
+    if adapters is not None and classifier.frozen and hasattr(network, "base_model_prefix"):
+        base = classifier.card.name.partition(":")[2]
+        contents |= lora.peft_files(network, adapters, base=base, trained=trained)
+    for name, content in contents.items():
+        records.write_bytes(folder / name, content)
+    records.write_json(folder / records.CARD, described)
     return path
+
+
+def frozen_fingerprint(classifier: Classifier) -> str | None:
+    """Return the `fingerprint` of what of a classifier is frozen; ``None`` if it is trained whole."""
+    state = classifier.network.state_dict()
+    return fingerprint({name: state[name] for name in classifier.frozen}) if classifier.frozen else None
+
+
+class Base(TypedDict):
+    """What a saved student stands on whose own files hold only what was trained."""
+
+    fingerprint: str  # of all other tensors
+    seed: int  # with which the card's name makes them
+
+
+class _SavedAdapters(TypedDict):
+    rank: int
+    alpha: float
+    targets: list[str]
+
+
+class _SavedParts(TypedDict):
+    adapters: NotRequired[_SavedAdapters]
+    base: NotRequired[Base]
+
+
+def read_parts(folder: Path) -> tuple[lora.Adapters | None, Base | None]:
+    """Read which adapters a saved classifier has, and what it stands on if its own weights are not all of them.
+
+    Raises:
+        ValueError: if the folder does not say it as `save` does.
+    """
+    path, instead = folder / records.CARD, records.how_to_restore(folder)
+    value = records.read_json(path, _SavedParts, instead=instead)
+    adapters = value.get("adapters")
+    return adapters and lora.Adapters(**{**adapters, "targets": tuple(adapters["targets"])}), value.get("base")
 
 
 def read_card(folder: Path) -> Card:

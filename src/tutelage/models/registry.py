@@ -5,18 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage import records
-from tutelage.errors import InvalidTypeError, InvalidValueError, NetworkError
+from tutelage.errors import InvalidTypeError, InvalidValueError, NetworkError, TutelageError
 from tutelage.models import io, structure
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.hf_calls import HubCall
+from tutelage.models.lora import Adapters, inject
 from tutelage.models.names import saved_student
 from tutelage.models.sources import cifar, file, hf, mlp, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec
@@ -92,6 +94,7 @@ def create(
     prefix, colon, path = name.partition(":")
     if config is not None and prefix != hf.PREFIX:
         raise InvalidValueError("config", "none for a name that is not of hf:", name, "type hf:bert, or leave it out")
+    saved = None
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also advance the accelerators' generators, which are not forked
         torch.default_generator.manual_seed(seed)
@@ -102,12 +105,16 @@ def create(
             weights = saved / records.STUDENT if weights is None else Path(weights)
             records.require_whole(saved, records.CARD, *([weights.name] if weights.parent == saved else []))
             spec = _rebuilt(saved, request)
-        network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes)
+        network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes, saved)
         if classes not in (None, card.classes) and "classes" not in as_trained:
             structure.replace_head(network, old=card.classes, new=classes)
             card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
         classifier = _described(network, card, spec.call)
     classifier.asked_size = image_size
+    if saved is not None:
+        classifier.adapters, _ = io.read_parts(saved)
+    elif weights is None and spec.fetch is not None:
+        classifier.named_seed = seed
     return classifier
 
 
@@ -129,17 +136,40 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
         raise NetworkError("model", expected, type(error).__name__, instead) from error
 
 
-def _from_file(spec: ModelSpec, path: Path, classes: int | None) -> tuple[nn.Module, Card]:
+def _from_file(spec: ModelSpec, path: Path, classes: int | None, saved: Path | None) -> tuple[nn.Module, Card]:
     """Make the network with a checkpoint's weights, and with its own classes if ``classes`` needs a new head."""
     card = spec.card
     network = spec.build(classes=card.classes)
-    state = io.unprefixed(io.read(path), network.state_dict(), name=card.name, path=path)
+    state = io.read(path) if saved is None else _completed(io.read(path), network, path, saved)
+    state = io.unprefixed(state, network.state_dict(), name=card.name, path=path)
     stored = structure.stored_classes(state, network, classes=card.classes)
     if classes is not None and stored not in (None, card.classes):
         card = dataclasses.replace(card, classes=stored, class_names=None)
         network = spec.build(classes=card.classes)
     io.load(network, state, name=card.name, path=path)
     return network, dataclasses.replace(card, weights=card.weights or path.name)
+
+
+def _completed(state: Mapping[str, Tensor], network: nn.Module, path: Path, saved: Path) -> Mapping[str, Tensor]:
+    """Return a saved student's weights with those that its files leave to its base, or its best with its last ones.
+
+    Raises:
+        ValueError: if the base is another one than it was trained on.
+    """
+    own = network.state_dict()
+    if path == saved / records.BEST and not own.keys() <= state.keys() <= own.keys():
+        records.require_whole(saved, records.STUDENT)
+        state = {**io.read(saved / records.STUDENT), **state}
+    _, base = io.read_parts(saved)
+    rest = {name: own[name] for name in own.keys() - state.keys()}
+    if base is None or not rest:
+        return state
+    if (actual := io.fingerprint(rest)) != base["fingerprint"]:
+        name = io.read_card(saved).name
+        expected = f"{name} with the frozen weights {base['fingerprint']}, on which {saved.name} was trained"
+        instead = f"put those weights of {name} back, with the library's version that it was trained with"
+        raise InvalidValueError("model", expected, actual, instead)
+    return {**rest, **state}
 
 
 def _described(network: nn.Module, card: Card, call: HubCall | None = None) -> Classifier:
@@ -170,13 +200,41 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
             request, classes=card.classes, channels=card.channels, image_size=size, tagged=False, saved=saved
         ),
     )
+    build, (adapters, base) = built.build, io.read_parts(saved)
+    if base is not None:
+        build = partial(_build_base, saved, card, dataclasses.replace(request, image_size=size), base["seed"])
+    if adapters is not None:
+        build = partial(_build_adapted, build, adapters)
     weights = card.weights if request.tagged else None
     # Where features are read is a fact of the network that an older card may lack.
     known = {field: getattr(built.card, field) for field in structure.Structure._fields}
     if built.call is not None and built.call.text is not None:
         known |= {"max_tokens": built.card.max_tokens}
     card = dataclasses.replace(card, image_size=size, weights=weights, **known)
-    return ModelSpec(card=card, build=built.build, call=built.call)
+    return ModelSpec(card=card, build=build, call=built.call)
+
+
+def _build_base(saved: Path, card: Card, request: ModelRequest, seed: int, *, classes: int) -> nn.Module:
+    """Make the network that a saved student was trained on, as its name does."""
+    try:
+        base = create(
+            card.name,
+            classes=classes,
+            channels=card.channels,
+            image_size=request.image_size,
+            seed=seed,
+            text=request.text,
+            trust_code=request.trust_code,
+        )
+    except TutelageError as error:
+        raise error.within(f"{saved.name} holds what was trained on {card.name} alone") from error
+    return base.network
+
+
+def _build_adapted(build: Callable[..., nn.Module], adapters: Adapters, *, classes: int) -> nn.Module:
+    network = build(classes=classes)
+    inject(network, adapters, head=None)
+    return network.requires_grad_(True)
 
 
 def _text_of(saved: Path, card: Card, asked: TextInput | None) -> TextInput | None:

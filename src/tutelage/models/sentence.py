@@ -88,6 +88,11 @@ class SentenceClassifier(nn.Module):
         """The encoder."""
         return getattr(self, self._encoder)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether the head reads one pooling of the encoder's states, and no layer with weights stands between."""
+        return len(self.pooling.poolings) == 1 and not any(True for _ in self.behind.parameters())
+
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Answer:
         """Classify texts: ids and mask, both ``(batch, tokens)``; the logits are ``(batch, classes)``."""
         states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state

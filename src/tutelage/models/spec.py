@@ -25,6 +25,7 @@ class ModelRequest:
     text: TextInput | None = None  # what it reads if it reads text; None for images
     config: Mapping[str, Any] | None = None  # configuration of a network without weights, where its source takes one
     saved: Path | None = None  # folder of a saved student, whose files describe the network instead of the name
+    like: Mapping[str, Any] | None = None  # content of such a folder's configuration, for a network made like another
     # whether a user's file may be run: any, or only those of these names
     trust_code: bool | frozenset[str] = False
     tagged: bool = True  # whether the name's tag may fetch weights; if not, it determines the card alone

@@ -15,6 +15,7 @@ from tutelage.config.schema import Recipe
 from tutelage.errors import StorageError
 from tutelage.runs.networks import create_student
 from tutelage.settings.fit import SGD
+from tutelage.submodules import trained_state
 from tutelage.training.checkpoints import KEPT
 
 MARGIN = 1.1
@@ -26,14 +27,14 @@ FIXED = 200_000
 
 
 def run_size(recipe: Recipe, student: nn.Module) -> int:
-    """Estimate the bytes that a run writes, from its student's parameters and buffers.
+    """Estimate the bytes that a run writes, from its student's parameters and buffers that are not frozen.
 
     ``KEPT + 1`` checkpoints while one is written, each with the weights and the optimizer's moments (one for SGD, two
     for AdamW); last and best weights, and one of them while it is replaced; and the records. What an objective keeps
     besides, such as learned maps or banks, is not counted.
     """
     fits = recipe.fits()
-    weights = sum(tensor.numel() * tensor.element_size() for tensor in student.state_dict().values())
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in trained_state(student).values())
     moments = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
     most = max(1 if isinstance(fit.settings.optimizer, SGD) else 2 for fit in fits)
     epochs = sum(fit.settings.epochs for fit in fits)

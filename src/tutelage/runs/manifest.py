@@ -100,6 +100,9 @@ def describe_network(network: Classifier) -> dict[str, Any]:
         "source": card.source,
         "licence": card.licence,
     }
+    if network.frozen:
+        described["base"] = models.frozen_fingerprint(network)
+        described["trained"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
     if (shape := network.resized_to) is not None:
         described["input"] = shape
     if network.outputs is not None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from tutelage import data, models
-from tutelage.config.schema import Network
-from tutelage.errors import RecipeError
+from tutelage.config.schema import LoRA, Network
+from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Card, Classifier
+from tutelage.models.lora import Adapters
+from tutelage.runs.preflight import require_teacher
 
 SHOWN = 3
 """Number of class names, or of outputs, in a message."""
@@ -24,21 +27,36 @@ def create_student(
     seed: int,
     trust_code: bool | frozenset[str] = False,
     view: str = "student",
+    teacher: Classifier | None = None,
 ) -> Classifier:
-    """Make the network to train: fed at the data's size unless another is typed, with a head for the data's classes."""
+    """Make the network to train: fed at the data's size unless another is typed, with a head for the data's classes.
+
+    One that is made of its ``teacher`` has that one's size.
+    """
     typed = _typed_size(network, splits, view)
     reads = _reads(splits, view, typed)
-    student = models.create(
-        network.name,
-        weights=network.weights,
-        config=network.config,
-        classes=splits.classes,
-        seed=seed,
-        trust_code=trust_code,
-        **reads,
-    )
+    if network.init is None:
+        student = models.create(
+            network.name,
+            weights=network.weights,
+            config=network.config,
+            classes=splits.classes,
+            seed=seed,
+            trust_code=trust_code,
+            **reads,
+        )
+    else:
+        source = require_teacher(teacher, "of which student.init makes the student")
+        layers, width = network.init.layers, network.init.width
+        with _about(view):
+            student = models.from_teacher(source, layers=layers, width=width, text=reads.get("text"))
+        reads |= {} if typed or splits.text else {"image_size": student.card.image_size or reads["image_size"]}
     if network.trained == "head":
         student.train_head_alone()
+    elif isinstance(network.trained, LoRA):
+        rank, alpha, targets = network.trained.lora, network.trained.alpha, network.trained.targets
+        with _about(view):
+            student.train_adapters(Adapters(rank, alpha or float(rank), targets or ()), seed=seed)
     if not splits.of_images:
         student.card = replace(student.card, class_names=splits.class_names or None)
         return student
@@ -51,6 +69,15 @@ def create_student(
         class_names=splits.class_names,
     )
     return _with_entrance(student, splits, view)
+
+
+@contextmanager
+def _about(view: str) -> Iterator[None]:
+    """Name the network whose key is wrong, as it is typed."""
+    try:
+        yield
+    except InvalidValueError as error:
+        raise error.renamed(lambda what: f"{view}.{what}") from error
 
 
 def create_untrained(network: Network, splits: data.Splits, *, trust_code: bool | frozenset[str] = False) -> Classifier:

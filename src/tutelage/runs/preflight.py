@@ -22,6 +22,8 @@ def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) ->
         TutelageError: such as an `InvalidValueError` or a `NotFoundError`; the libraries that have the others raise
             theirs when they are asked.
     """
+    if recipe.student.init is not None:
+        require_teacher(recipe.teacher, "of which student.init makes the student")
     networks = networks_of(recipe.student, recipe.teacher)
     raise_all([*network_errors(networks, trust_code=trust_code), *source_errors(recipe.data.source)])
 
@@ -41,7 +43,8 @@ def network_errors(
     """Yield what is wrong with the names and paths of networks, each given with its key in a recipe."""
     for key, network in networks:
         try:
-            model_names.check(network.name, trust_code=trust_code)
+            if network.init is None:
+                model_names.check(network.name, trust_code=trust_code)
         except TutelageError as error:
             yield error.renamed(partial(_with_key, key))
         try:

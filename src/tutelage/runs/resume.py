@@ -35,6 +35,9 @@ WHERE = {
 }
 """Keys that say where run, data, tokenizers and outputs are; their content is checked by fingerprint, as the teacher's is."""
 
+BASE = "student's frozen part"
+"""What its fingerprint is called, beside those of data and teacher."""
+
 
 def recipe_differences(recorded: Mapping[str, Any], planned: Recipe) -> list[str]:
     """Describe how a recorded recipe, as read from YAML, differs from a planned one; empty if they belong to one run.
@@ -224,8 +227,10 @@ def _fingerprint_before_rounding(teacher: Path, fingerprint: str) -> str | None:
 def _fingerprint(path: Path, written: int) -> str:
     """Return the fingerprint of a network with a file's weights; a file is read again only if it has changed.
 
-    A network holds in float32 what a file rounds to half precision.
+    A network holds in float32 what a file rounds to half precision. A file of what was trained is one part of it.
     """
+    if path.with_name(records.CARD).is_file() and models.read_parts(path.parent)[1] is not None:
+        return models.fingerprint(models.create(str(path.parent)).network)
     state = models.read(path)
     return models.fingerprint(
         {k: v.float() if v.is_floating_point() and v.itemsize < 4 else v for k, v in state.items()}
@@ -277,16 +282,19 @@ def earlier_run(folder: Path, recipe: Recipe) -> Recorded | None:
 
 
 def fingerprints(manifest: Mapping[str, Any] | None) -> dict[str, str | None]:
-    """Return the fingerprints of data and teacher in a manifest; ``None`` for both without a manifest."""
+    """Return the fingerprints of data, teacher and what is frozen of the student in a manifest, if it has them."""
     if not manifest:
         return {}
-    return {what: (manifest.get(what) or {}).get("fingerprint") for what in ("data", "teacher")}
+    known = {what: (manifest.get(what) or {}).get("fingerprint") for what in ("data", "teacher")}
+    base = (manifest.get("student") or {}).get("base")
+    return known if base is None else {**known, BASE: base}
 
 
 def same_fingerprints(run_inputs: RunInputs, expected: Mapping[str, str | None]) -> None:
-    """Refuse data or a teacher whose fingerprint differs from the expected one."""
+    """Refuse data, a teacher, or frozen weights of the student, whose fingerprint differs from the expected one."""
     teacher = run_inputs.teacher and models.fingerprint(run_inputs.teacher.network)
-    got = {"data": run_inputs.splits.fingerprint, "teacher": teacher}
+    base = models.frozen_fingerprint(run_inputs.student) if BASE in expected else None
+    got = {"data": run_inputs.splits.fingerprint, "teacher": teacher, BASE: base}
     for what, then in expected.items():
         if then is not None and got[what] != then:
             instead = f"put the same {what} back, or start a new run from the folder's {records.RECIPE}"
@@ -332,7 +340,7 @@ def same_run(saved: Checkpoint, recipe: Recipe, manifest: Mapping[str, Any]) -> 
     differs += [
         f"the fingerprint of the {what} was {then}, is {now[what]}"
         for what, then in fingerprints(run["manifest"]).items()
-        if then != now[what] and None not in (then, now[what])
+        if then != now.get(what) and None not in (then, now.get(what))
     ]
     if differs:
         raise ValueError(f"that of another run: {', '.join(differs)}")

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -106,11 +107,13 @@ def build_inputs(
     opened = splits or once_a_node(lambda: data.open_data(recipe.data))
 
     def networks() -> tuple[Classifier, Classifier | None]:
-        student, named = create_student(recipe.student, opened, seed=recipe.seed, trust_code=trust_code), recipe.teacher
-        if not isinstance(named, Network):
-            return student, None
-        create = create_untrained if isinstance(named, UntrainedTeacher) else create_teacher
-        return student, teacher or create(named, opened, trust_code=trust_code)
+        named, known = recipe.teacher, None
+        make = partial(create_student, recipe.student, opened, seed=recipe.seed, trust_code=trust_code)
+        student = make() if recipe.student.init is None else None
+        if isinstance(named, Network):
+            create = create_untrained if isinstance(named, UntrainedTeacher) else create_teacher
+            known = teacher or create(named, opened, trust_code=trust_code)
+        return student or make(teacher=known), known
 
     student, teacher = one_a_node_first(networks)
     return RunInputs(splits=opened, student=student, teacher=teacher, objectives=objectives)

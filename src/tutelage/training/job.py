@@ -20,7 +20,7 @@ from tutelage.errors import InvalidValueError, RunError, message
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller
 from tutelage.settings.fit import FitSettings, Switch, smallest_share
-from tutelage.submodules import unwrapped
+from tutelage.submodules import trained_state
 from tutelage.tensor_files import to_bytes
 from tutelage.training import memory, optim
 from tutelage.training.agreement import Agreement
@@ -355,7 +355,7 @@ class FitState:
 
     def _save_best(self, keep: CheckpointSink) -> None:
         """Write the weights that did best so far."""
-        weights = unwrapped(self.job.distiller.student).state_dict()
+        weights = trained_state(self.job.distiller.student)
 
         def write() -> str | None:
             keep.checkpoints.write(keep.best, to_bytes(weights))

@@ -18,6 +18,7 @@ from tutelage.plain_files import misfit
 from tutelage.records import Epoch
 from tutelage.settings.fit import FitSettings
 from tutelage.settings.weights import Schedule
+from tutelage.submodules import frozen_state
 from tutelage.taps import when_gradient
 from tutelage.training import optim
 from tutelage.training.activations import checkpointed_blocks, recomputing
@@ -293,7 +294,7 @@ class TrainState:
                 moments[name] = as_share(tensor, parameter)
         generators, rng = packed_states(gathered_objects(random_state(self.device)))
         tensors = {
-            **{f"lesson.{name}": tensor for name, tensor in self.distiller.state_dict().items()},
+            **_own_tensors(self.distiller),
             **moments,
             "sums": summed(now.sums, self.accelerator),
             "blame": now.nonfinite_log,
@@ -309,7 +310,7 @@ class TrainState:
         """Restore state and this process's generators from a checkpoint of however many; all processes call it."""
         tensors, state, now = checkpoint.tensors, checkpoint.state, self.now
         parameters = self._numbered()
-        own = {f"lesson.{name}": tensor for name, tensor in self.distiller.state_dict().items()}
+        own = _own_tensors(self.distiller)
 
         def target(name: str) -> Tensor:
             return own[name] if name in own else parameters[_number_in(name)]
@@ -317,7 +318,8 @@ class TrainState:
         if checkpoint.shards is not None:
             tensors = {**tensors, **read(checkpoint.shards, target)}
         self.distiller.load_state_dict(
-            under("lesson.", {name: like(tensors[name], value) for name, value in own.items()})
+            under("lesson.", {name: like(tensors[name], value) for name, value in own.items()}),
+            strict=not frozen_state(self.distiller.student),
         )
         moments = {
             name: local_part(like(tensor, target(name))) if tensor.ndim else tensor
@@ -336,6 +338,12 @@ class TrainState:
         for name, tensor in vars(now.loss_scale).items() if now.loss_scale is not None and saved else ():
             tensor.copy_(saved[name])
         restore_rank(tensors, state["rng"], self.device, self.accelerator.process_index)
+
+
+def _own_tensors(distiller: Distiller) -> dict[str, Tensor]:
+    """Return a distiller's tensors by their names in a checkpoint, without what of its student is frozen."""
+    frozen = {f"student.{name}" for name in frozen_state(distiller.student)}
+    return {f"lesson.{name}": tensor for name, tensor in distiller.state_dict().items() if name not in frozen}
 
 
 def _number_in(moment: str) -> int:
@@ -374,7 +382,7 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
     found |= shapes(checkpoint.shards) if checkpoint.shards is not None else {}
     if wrong := misfit(state, _CheckpointState):
         raise ValueError(wrong)
-    expected = {f"lesson.{name}": tensor.shape for name, tensor in distiller.state_dict().items()}
+    expected = {name: tensor.shape for name, tensor in _own_tensors(distiller).items()}
     metrics = EpochMetrics(distiller.objective, torch.device("cpu"))
     if "sums" in tensors:
         found["sums"] = metrics.restored(tensors["sums"]).shape
@@ -386,7 +394,9 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
         expected["blame_values"] = empty_values(len(distiller.objective.names), torch.device("cpu")).shape
     if missing := expected.keys() - found.keys():
         raise ValueError(f"no tensor {min(missing)}")
-    if unknown := {name for name in found if name.startswith("lesson.")} - expected.keys():
+    # Checkpoints of earlier versions hold what is frozen too.
+    frozen = {f"lesson.student.{name}" for name in frozen_state(distiller.student)}
+    if unknown := {name for name in found if name.startswith("lesson.")} - expected.keys() - frozen:
         raise ValueError(f"the tensor {min(unknown)}, which the student lacks")
     for name, shape in expected.items():
         if found[name] != shape:

@@ -106,7 +106,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         instead = f"type tutelage.models.create({name!r}, classes=10)"
         raise InvalidValueError("classes", f"a number for {name}, whose weights have no head", "none", instead)
     if request.text is not None:
-        fixed = folder is not None or request.saved is not None
+        fixed = any(each is not None for each in (folder, request.saved, request.like))
         if kind == "sequence" and settings.is_encoder_decoder and not fixed:
             got = f"{name}, an encoder with a decoder, which classifies texts by how it was pretrained to end them"
             raise InvalidValueError("model", "an encoder or a decoder", got, "name another, such as hf:bert")
@@ -150,6 +150,8 @@ def _library() -> Any:
 
 def _configuration(path: str, request: ModelRequest) -> tuple[dict[str, Any], Path | None]:
     """Return the network's configuration, and the folder of its weights, if its name has any."""
+    if request.like is not None:
+        return dict(request.like), None
     if request.saved is not None:
         return _json(request.saved / records.NETWORK), None
     if request.config is not None:
