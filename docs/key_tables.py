@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from tutelage import config, objectives
 from tutelage.settings import weights as schedules
-from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment
+from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment, Unlabelled
 from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, MultiStep, Step
 from tutelage.settings.numbers import SMALLEST
 from tutelage.settings.objective import ObjectiveSpec
@@ -37,6 +37,7 @@ NAMES = {
     DataSettings: "data",
     RandAugment: "randaugment",
     LearnedTokenizer: "`{bpe: ...}`",
+    Unlabelled: "text or `{source: ...}`",
     ObjectiveSpec: "objective",
     config.schema.Network: "model",
     config.schema.LoRA: "`{lora: ...}`",
@@ -125,6 +126,7 @@ def keys_of(kind, *, beyond=()):
 SECTIONS = {
     "A run": list(keys_of(config.Recipe)),
     "Data": list(keys_of(DataSettings)),
+    "Unlabelled data": list(keys_of(Unlabelled)),
     "randaugment": list(keys_of(RandAugment)),
     "Models": list(keys_of(config.schema.Network)),
     "lora": list(keys_of(config.schema.LoRA)),

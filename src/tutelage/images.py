@@ -113,6 +113,29 @@ class Subset:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """Images of one reader, and behind them those of another."""
+
+    first: Reader
+    second: Reader
+
+    def __len__(self) -> int:
+        return len(self.first) + len(self.second)
+
+    def name(self, position: int) -> str:
+        """Return the image's name in its reader."""
+        behind = position - len(self.first)
+        return self.first.name(position) if behind < 0 else self.second.name(behind)
+
+    def encoded(self, positions: Sequence[int]) -> list[Encoded]:
+        """Return the images' files, each reader's read together."""
+        count = len(self.first)
+        first = iter(self.first.encoded([p for p in positions if p < count]))
+        second = iter(self.second.encoded([p - count for p in positions if p >= count]))
+        return [next(first if p < count else second) for p in positions]
+
+
+@dataclass(frozen=True)
 class ArrayReader:
     """Images that are already pixels: ``(images, height, width, channels)`` uint8."""
 

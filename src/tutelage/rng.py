@@ -21,7 +21,7 @@ from tutelage.types import View
 ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = range(10)
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
-TRANSFORM, NEGATIVES, DELAY, BATCH_ORDER = range(20, 24)
+TRANSFORM, NEGATIVES, DELAY, BATCH_ORDER, PLACE = range(20, 25)
 UNIT_ORDER = 32  # first of one stream per level of units
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
@@ -147,29 +147,81 @@ def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:
     return np.argsort(draw(seed, epoch, np.arange(count), ORDER), kind="stable")
 
 
-def bucketed_permutation(
-    seed: int, epoch: int, lengths: NDArray[np.integer], *, batch_size: int, window: int
-) -> NDArray[np.int64]:
-    """Return the order of samples in an epoch in which those of similar length share a batch.
+def in_turn(seed: int, epoch: int, samples: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return the ``count`` of some samples that an epoch takes where each epoch goes on behind the one before.
 
-    `permutation` is cut in windows of so many whole batches; in each, samples are sorted by length, equal ones as they
+    They are walked through in one permutation after the other, so none comes again before all have come.
+
+    Args:
+        seed: as of `permutation`.
+        epoch: likewise, at least 0.
+        samples: indices of at least 1 sample.
+        count: number per epoch.
+    """
+    place = np.arange(epoch * count, (epoch + 1) * count)
+    rounds = (
+        [
+            samples[np.argsort(draw(seed, number, samples, ORDER), kind="stable")]
+            for number in range(place[0] // len(samples), place[-1] // len(samples) + 1)
+        ]
+        if count
+        else []
+    )
+    start = epoch * count % len(samples)
+    return np.concatenate([samples[:0], *rounds])[start : start + count]
+
+
+def spread(
+    seed: int, epoch: int, first: NDArray[np.int64], second: NDArray[np.int64], *, batch_size: int
+) -> NDArray[np.int64]:
+    """Return the samples of two orders as one, in which each batch has its share of both, up to rounding.
+
+    Both keep their order from batch to batch; inside a batch the places are drawn by hash, so that the parts of a batch
+    have about its share too.
+    """
+    place = np.arange(len(first) + len(second))
+    is_second = (place + 1) * len(second) // len(place) > place * len(second) // len(place)
+    order = np.empty(len(place), np.int64)
+    order[is_second], order[~is_second] = second, first
+    return order[np.lexsort((draw(seed, epoch, place, PLACE), place // batch_size))]
+
+
+def bucketed(
+    seed: int,
+    epoch: int,
+    order: NDArray[np.int64],
+    lengths: NDArray[np.integer],
+    *,
+    batch_size: int,
+    window: int,
+    first_of_second: int | None = None,
+) -> NDArray[np.int64]:
+    """Return an order of the samples in an epoch in which those of similar length share a batch.
+
+    The order is cut in windows of so many whole batches; in each, samples are sorted by length, equal ones as they
     stood, and the batches come in an order drawn by hash. The samples of an incomplete last batch stay where they are.
 
     Args:
         seed: as of `permutation`.
         epoch: likewise.
+        order: order of the samples.
         lengths: length of each sample, ``(samples,)``.
         batch_size: samples per batch.
-        window: batches per window, at least 1; 1 leaves the batches of `permutation`.
+        window: batches per window, at least 1; 1 leaves the batches as they are.
+        first_of_second: sample from which on they are of another kind than those before it: each kind is sorted in its
+            own places, so that every batch keeps its share of both. ``None`` for one kind.
     """
-    order = permutation(seed, epoch, len(lengths))
     whole = len(order) // batch_size
     if window > 1 and whole:
+        order = order.copy()
         rank = np.arange(whole * batch_size) // (window * batch_size)  # window of each place
         head = order[: len(rank)]
-        batches = head[np.lexsort((lengths[head], rank))].reshape(whole, batch_size)
+        second = np.zeros(len(head), bool) if first_of_second is None else head >= first_of_second
+        for places in (np.flatnonzero(~second), np.flatnonzero(second)):
+            head[places] = head[places][np.lexsort((lengths[head[places]], rank[places]))]
         numbers = np.arange(whole)
-        order[: len(rank)] = batches[np.lexsort((draw(seed, epoch, numbers, BATCH_ORDER), numbers // window))].ravel()
+        drawn = np.lexsort((draw(seed, epoch, numbers, BATCH_ORDER), numbers // window))
+        order[: len(rank)] = head.reshape(whole, batch_size)[drawn].ravel()
     return order
 
 

@@ -124,7 +124,7 @@ def _long(text: str, path: Sequence[str]) -> dict[str, Any]:
     """Write out a section that stands as a name alone."""
     if "objective" in path[-2:] or path[0] == "objectives":
         return {text: {}}
-    return {"source" if list(path) == ["data"] else "name": text}
+    return {"source" if list(path) in (["data"], ["data", "unlabelled"]) else "name": text}
 
 
 def dump(recipe: Recipe) -> str:

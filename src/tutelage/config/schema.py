@@ -21,7 +21,7 @@ from tutelage.config import messages
 from tutelage.errors import InvalidValueError, RecipeError, TutelageError, nearest_name, raise_all
 from tutelage.records import check_schema
 from tutelage.settings import data
-from tutelage.settings.data import DataSettings
+from tutelage.settings.data import DataSettings, LearnedTokenizer
 from tutelage.settings.fit import (
     SGD,
     Constant,
@@ -301,7 +301,7 @@ class Training(_Section):
     """How a teacher is to be trained before the run that needs it.
 
     What is not set is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
-    every label. The data are that run's.
+    every label. The data are that run's, without its unlabelled ones.
     """
 
     model: Annotated[NetworkField, pydantic.AfterValidator(_not_made)] = Field(
@@ -431,11 +431,17 @@ class Recipe(_Section):
         if not isinstance(self.teacher, TrainedTeacher):
             return None
         keys = {key: value for key, value in self.teacher.train if value is not None}
-        tokenizer = self.data.teacher_tokenizer or self.data.tokenizer
+        tokenizer, unlabelled = self.data.teacher_tokenizer or self.data.tokenizer, None
+        if self.data.unlabelled is not None and isinstance(tokenizer, LearnedTokenizer):
+            unlabelled = replace(self.data.unlabelled, share=0.0)  # Both networks' tokenizer is learned from them too.
         changes = {
             "name": name,
             "data": replace(
-                self.data, labelled=keys.pop("labelled", None), tokenizer=tokenizer, teacher_tokenizer=None
+                self.data,
+                labelled=keys.pop("labelled", None),
+                unlabelled=unlabelled,
+                tokenizer=tokenizer,
+                teacher_tokenizer=None,
             ),
             "student": keys.pop("model"),
             "teacher": None,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tutelage.data.datasets import Mixing as Mixing
     from tutelage.data.datasets import Split as Split
     from tutelage.data.datasets import Splits as Splits
+    from tutelage.data.datasets import UnlabelledSamples as UnlabelledSamples
     from tutelage.data.loader import BatchLoader as BatchLoader
     from tutelage.data.loader import split_evenly as split_evenly
     from tutelage.data.names import available as available
@@ -19,16 +20,17 @@ if TYPE_CHECKING:
     from tutelage.data.sources.from_torch import from_datasets as from_datasets
     from tutelage.settings.data import DataSettings as DataSettings
     from tutelage.settings.data import RandAugment as RandAugment
+    from tutelage.settings.data import Unlabelled as Unlabelled
     from tutelage.types import View as View
 
 _MODULES = {
-    **dict.fromkeys(("Mixing", "Split", "Splits"), ".datasets"),
+    **dict.fromkeys(("Mixing", "Split", "Splits", "UnlabelledSamples"), ".datasets"),
     **dict.fromkeys(("BatchLoader", "split_evenly"), ".loader"),
     **dict.fromkeys(("describe_place", "loader_on"), ".on_device"),
     "available": ".names",
     "open_data": ".registry",
     "from_datasets": ".sources.from_torch",
-    **dict.fromkeys(("DataSettings", "RandAugment"), "..settings.data"),
+    **dict.fromkeys(("DataSettings", "RandAugment", "Unlabelled"), "..settings.data"),
     "View": "..types",
 }
 __all__ = list(_MODULES)

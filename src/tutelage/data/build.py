@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from tutelage import images, rng
 from tutelage.data import cache, shards
-from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, refuse_one_class
+from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, UnlabelledSamples, refuse_one_class
+from tutelage.data.names import shown
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.shards import Content, CopyAhead, Shard
 from tutelage.data.streamed import StreamSplit
@@ -31,6 +33,14 @@ HELD_OUT = 0.2  # fraction that becomes the test set of a source without one
 
 
 @dataclass(frozen=True, kw_only=True)
+class UnlabelledImages:
+    """Images of a source without labels, whose shape is that of the images with labels."""
+
+    raw: Raw
+    key: str | None  # key of the cache of the decoded pixels, without their layout; ``None`` for no cache
+
+
+@dataclass(frozen=True, kw_only=True)
 class Description:
     """A source of at least 2 classes, without its images: its name and notes for display, its settings checked."""
 
@@ -38,6 +48,7 @@ class Description:
     settings: DataSettings
     source: str
     notes: Sequence[str] = ()
+    unlabelled: UnlabelledImages | None = None  # further training images
 
     def __post_init__(self) -> None:
         refuse_one_class(self.class_names, self.source)
@@ -58,6 +69,16 @@ class Raw:
         units = None if self.units is None else self.units[positions]
         return Raw(images.Subset(self.reader, positions), self.labels[positions], self.identity, units, self.ahead)
 
+    def joined(self, other: Raw) -> Raw:
+        """Return these images, and those of another source behind them."""
+        return Raw(
+            images.Joined(self.reader, other.reader),
+            np.concatenate([self.labels, other.labels]),
+            lambda: self.identity() + b"\0" + other.identity(),
+            _joined_units(self.units, len(other.labels)),
+            self.ahead,
+        )
+
 
 @dataclass(frozen=True)
 class Pixels:
@@ -68,6 +89,21 @@ class Pixels:
     corrupt: tuple[str, ...] = ()  # names of images that were left out
     with_frames: str | None = None  # name of the first image that has further frames or pages
     units: NDArray[np.integer] | None = None  # as of `Split`
+
+    def joined(self, other: Pixels) -> Pixels:
+        """Return these images, and those of another source behind them."""
+        return Pixels(
+            np.concatenate([self.values, other.values]),
+            np.concatenate([self.labels, other.labels]),
+            (*self.corrupt, *other.corrupt),
+            self.with_frames or other.with_frames,
+            _joined_units(self.units, len(other.labels)),
+        )
+
+
+def _joined_units(units: NDArray[np.integer] | None, count: int) -> NDArray[np.integer] | None:
+    """Return units, and behind them those of so many samples, each of which is read by itself."""
+    return None if units is None else np.concatenate([units, units.max(axis=0) + 1 + np.arange(count)[:, None]])
 
 
 def refuse_train_as_test(settings: DataSettings, source: str) -> None:
@@ -94,12 +130,13 @@ def from_shards(
     form: str,
     read: Callable[..., Content],
     arrange: Callable[[Sequence[Shard], Sequence[Content], DataSettings], Arranged],
+    unlabelled: UnlabelledImages | None,
 ) -> Splits:
     """Divide the samples of shards, as `from_images` does, if there is room to read them in their order.
 
     ``read`` returns a shard's arrays, given it, the open file and ``settings=...``: among them ``labels``, texts in
     bytes, and ``names``, the classes' as JSON, if they are known. ``arrange`` makes one half's `Arranged` of them.
-    ``kind`` is the source's prefix, and ``form`` tells in caches' keys what is read.
+    ``kind`` is the source's prefix, ``form`` tells in caches' keys what is read, and ``unlabelled`` are further images.
     """
     read_by = [form, settings.image, settings.label]
     halves, source = [shards.find(pattern, what="data.source")], shards.shown(kind, pattern)
@@ -111,7 +148,7 @@ def from_shards(
     known = contents[0][0].get("names")
     names, labels = shards.numbered(texts, json.loads(known.tobytes()) if known is not None else None, source=source)
     notes = [note for _, _, said in arranged for note in said]
-    description = Description(class_names=names, settings=settings, source=source, notes=notes)
+    description = Description(class_names=names, settings=settings, source=source, notes=notes, unlabelled=unlabelled)
     raws = [
         Raw(reader, classes, partial(shards.identity, half, found), units, shards.copying_ahead(half))
         for half, found, (reader, units, _), classes in zip(halves, contents, arranged, labels, strict=True)
@@ -143,19 +180,19 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         description = replace(description, notes=[*description.notes, note])
     settings = description.settings
     halves = {"train": train} if test is train else {"train": train, "test": test}
+    samples = sum(len(raw.labels) for raw in halves.values())
+    samples += 0 if description.unlabelled is None else len(description.unlabelled.raw.labels)
     layout = cache.load_layout(key) if key is not None else None
     known = layout is not None
-    saved = (
-        cache.load(key) if key is not None and (layout is None or _fits(halves.values(), layout, settings)) else None
-    )
+    saved = cache.load(key) if key is not None and (layout is None or _fits(samples, layout, settings)) else None
     pixels: list[Pixels] = []
     if saved is not None:
         layout, pixels = saved[0], [Pixels(saved[1][name], raw.labels, units=raw.units) for name, raw in halves.items()]
-    elif layout is None and (guessed := _decode_alike(list(halves.values()), settings)) is not None:
+    elif layout is None and (guessed := _decode_alike(list(halves.values()), settings, samples)) is not None:
         layout, pixels = guessed
     elif layout is None:
         layout = images.find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
-    if not _fits(halves.values(), layout, settings):
+    if not _fits(samples, layout, settings):
         if key is not None and not known:
             cache.save(key, layout, {}, source=description.source)
         return _streamed(train, test, description, layout)
@@ -170,6 +207,33 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
     return from_pixels(pixels[0], pixels[-1], description, margin=layout.margin)
 
 
+def _with_unlabelled(
+    train: Pixels, description: Description, layout: images.Layout, *, divisor: float
+) -> tuple[Pixels, Description]:
+    """Return the training images with those without labels behind them, and what is to be said."""
+    extra, settings = description.unlabelled, description.settings
+    if extra is None or settings.unlabelled is None:
+        return train, description
+    source = shown(settings.unlabelled.source)
+    if not _fits(len(train.labels) + len(extra.raw.labels), layout, settings):
+        size = math.ceil((len(train.labels) + len(extra.raw.labels)) * math.prod(layout[:3]) / 2**20)
+        expected = f"at least the {size} MiB of {source} beside {description.source}, which is held in memory"
+        instead = f"type data.memory_limit_mb={size}"
+        raise InvalidValueError("data.memory_limit_mb", expected, settings.memory_limit_mb, instead)
+    key = None if extra.key is None else cache.key_of([extra.key, list(layout), settings.interpolation])
+    saved = None if key is None else cache.load(key)
+    if saved is not None:
+        decoded = Pixels(saved[1]["unlabelled"], extra.raw.labels)
+    else:
+        decoded = _decode(extra.raw, layout, settings)
+        if decoded.with_frames is not None:
+            notes = [*description.notes, images.frames_note(decoded.with_frames)]
+            description = replace(description, notes=notes)
+        elif key is not None and not decoded.corrupt:
+            cache.save(key, layout, {"unlabelled": decoded.values}, source=source)
+    return train.joined(replace(decoded, values=images.rescale(decoded.values, divisor / 255))), description
+
+
 def from_pixels(
     train: Pixels, test: Pixels, description: Description, *, divisor: float = 255.0, margin: float = 1.0
 ) -> Splits:
@@ -177,11 +241,13 @@ def from_pixels(
     settings = description.settings
     _, height, width, channels = train.values.shape
     layout = images.Layout(height, width, channels, margin)
-    tensors = {id(half): torch.from_numpy(half.values) for half in (train, test)}
+    joined, description = _with_unlabelled(train, description, layout, divisor=divisor)
+    tested, test = test.labels, joined if test is train else test  # of which the first alone are asked for
+    tensors = {id(half): torch.from_numpy(half.values) for half in (joined, test)}
     pool = WorkerPool()
 
     def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
-        half = test if part == "test" else train
+        half = test if part == "test" else joined
         return MemorySplit(
             pixels=tensors[id(half)],
             positions=torch.from_numpy(positions),
@@ -191,16 +257,16 @@ def from_pixels(
             # Only work on a picture by itself is worth a separate process.
             workers=settings.workers if part == "train" and (settings.randaugment or settings.transform) else 0,
             pool=pool,
-            corrupt=list(half.corrupt) if part == "train" or half is not train else [],
+            corrupt=list(half.corrupt) if part == "train" or half is not joined else [],
             units=None if half.units is None else half.units[positions],
             shuffle_buffer=settings.shuffle_buffer,
             **fields,
         )
 
-    content = [cache.digest(array) for half in (train, test) for array in (half.values, half.labels)]
-    content += [cache.digest(half.units) for half in (train, test) if half.units is not None]  # the order follows them
+    content = [cache.digest(array) for half in (joined, test) for array in (half.values, half.labels)]
+    content += [cache.digest(half.units) for half in (joined, test) if half.units is not None]  # the order follows them
     content.append(f"divisor {divisor}")
-    splits = _divide(train.labels, test.labels, description, make, layout=layout, content=content)
+    splits = _divide(joined.labels, tested, description, make, own=len(train.labels), layout=layout, content=content)
     return replace(splits, divisor=divisor)
 
 
@@ -259,12 +325,30 @@ def labels_kept(labels: NDArray[np.int64], settings: DataSettings, *, classes: i
     )
 
 
+def unlabelled_samples(settings: DataSettings, *, own: int, samples: int) -> UnlabelledSamples | None:
+    """Return the training samples of the source without labels, behind so many of the data set's own, if there is one.
+
+    Raises:
+        InvalidValueError: their share is less than one of them in an epoch.
+    """
+    if settings.unlabelled is None:
+        return None
+    share = settings.unlabelled.share
+    part = UnlabelledSamples(source=shown(settings.unlabelled.source), first=own, samples=samples, share=share)
+    if share and not part.per_epoch:
+        expected = f"a share of at least one beside the {own} samples of data.source, or 0"
+        instead = f"type data.unlabelled.share={1 / (own + 1):.2g}, or null for all"
+        raise InvalidValueError("data.unlabelled.share", expected, share, instead)
+    return part
+
+
 def _streamed(train: Raw, test: Raw, description: Description, layout: images.Layout) -> Splits:
     pool = WorkerPool()
     noted: list[str] = []
+    joined = train if description.unlabelled is None else train.joined(description.unlabelled.raw)
 
     def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
-        half = test if part == "test" else train
+        half = test if part == "test" else joined
         return StreamSplit(
             noted=noted,
             reader=half.reader,
@@ -281,11 +365,11 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
             **fields,
         )
 
-    content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (train, test)]
+    content = [hashlib.sha256(raw.identity()).hexdigest() + cache.digest(raw.labels) for raw in (joined, test)]
     content.append(str(tuple(layout)))
-    if not isinstance(train.reader, images.ArrayReader):
+    if not isinstance(joined.reader, images.ArrayReader):
         content.append(f"reader {images.READER_VERSION}")
-    return _divide(train.labels, test.labels, description, make, layout=layout, content=content)
+    return _divide(joined.labels, test.labels, description, make, own=len(train.labels), layout=layout, content=content)
 
 
 def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> Mixing | None:
@@ -301,7 +385,8 @@ def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> 
     if 0 < known < len(labels):
         name = "mixup" if settings.mixup else "cutmix"
         expected = "labels for all training samples or for none where samples are mixed"
-        instead = "type data.mixup=0 data.cutmix=0, or data.labelled=null"
+        key = "labelled" if settings.unlabelled is None else "unlabelled"
+        instead = f"type data.mixup=0 data.cutmix=0, or data.{key}=null"
         raise InvalidValueError(f"data.{name}", expected, f"labels for {known} of {len(labels)}", instead)
     return Mixing(
         mixup=settings.mixup,
@@ -313,14 +398,19 @@ def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> 
     )
 
 
-def _fits(halves: Iterable[Raw], layout: images.Layout, settings: DataSettings) -> bool:
+def _fits(samples: int, layout: images.Layout, settings: DataSettings) -> bool:
     """Return whether a data set is held in memory; views cut from originals never are."""
-    size = sum(len(raw.labels) for raw in halves) * layout.height * layout.width * layout.channels
+    size = samples * layout.height * layout.width * layout.channels
     return not settings.random_resized_crop and size <= settings.memory_limit_mb * 2**20
 
 
-def _decode_alike(halves: Sequence[Raw], settings: DataSettings) -> tuple[images.Layout, list[Pixels]] | None:
-    """Decode as if every image had the first one's size, so that none is opened twice; ``None`` if one does not."""
+def _decode_alike(
+    halves: Sequence[Raw], settings: DataSettings, samples: int
+) -> tuple[images.Layout, list[Pixels]] | None:
+    """Decode as if every image had the first one's size, so that none is opened twice; ``None`` if one does not.
+
+    ``samples`` is how many images must fit into memory.
+    """
     first = images.Subset(halves[0].reader, np.arange(1))
     try:
         (encoded,) = first.encoded([0])
@@ -329,7 +419,7 @@ def _decode_alike(halves: Sequence[Raw], settings: DataSettings) -> tuple[images
     except images.UnreadableError:
         return None
     layout = images.find_layout([first], size=settings.size, test_crop=settings.test_crop)
-    if not _fits(halves, layout, settings):
+    if not _fits(samples, layout, settings):
         return None
     try:
         return layout, [_decode(raw, layout, settings, alike=size) for raw in halves]
@@ -352,21 +442,33 @@ def _divide(
     description: Description,
     make: Callable[..., Split],
     *,
+    own: int,
     layout: images.Layout,
     content: Sequence[str],
 ) -> Splits:
-    """Hold validation out and drop labels; ``make`` builds a split from its name, positions, labels and mixing."""
+    """Hold validation out and drop labels; ``make`` builds a split from its name, positions, labels and mixing.
+
+    The first ``own`` training images are divided; those without labels, behind them, all stay.
+    """
     settings = description.settings
     if settings.crop_padding >= min(layout.height, layout.width):
         below = f"a border below the images, {layout.width} by {layout.height} pixels"
         raise InvalidValueError("data.crop_padding", below, settings.crop_padding, "type data.crop_padding=0")
-    kept, held_out = hold_out_validation(train_labels, settings)
+    kept, held_out = hold_out_validation(train_labels[:own], settings)
+    unlabelled = unlabelled_samples(settings, own=len(kept), samples=len(train_labels) - own)
+    kept = np.append(kept, np.arange(own, len(train_labels)))
     classes = len(description.class_names)
     labels = labels_kept(train_labels[kept], settings, classes=classes)
     kept_labels, held_labels = torch.from_numpy(labels), torch.from_numpy(train_labels[held_out])
     identity = "\n".join([*content, cache.digest(kept) + cache.digest(held_out)])
     return Splits(
-        train=make("train", kept, labels=kept_labels, mixing=_mixing(description, layout, kept_labels)),
+        train=make(
+            "train",
+            kept,
+            labels=kept_labels,
+            mixing=_mixing(description, layout, kept_labels),
+            unlabelled=unlabelled,
+        ),
         validation=make("validation", held_out, labels=held_labels) if held_out.size else None,
         test=make("test", np.arange(len(test_labels)), labels=torch.from_numpy(test_labels)),
         classes=classes,

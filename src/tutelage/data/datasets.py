@@ -16,7 +16,7 @@ from tutelage.data.custom_transforms import Transform
 from tutelage.data.transforms import to_float, vary
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidValueError
-from tutelage.rng import buffered_permutation, permutation
+from tutelage.rng import buffered_permutation, in_turn, permutation, spread
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
 from tutelage.text import TextInput
@@ -42,6 +42,28 @@ class Mixing:
     switch: float
     classes: int
     image_size: tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnlabelledSamples:
+    """The samples of a split that come from a source without labels, behind all others.
+
+    Attributes:
+        source: the source, to show.
+        first: index of the first of them.
+        samples: number of them.
+        share: their share of an epoch, or ``None`` if it has each sample of the split once.
+    """
+
+    source: str
+    first: int
+    samples: int
+    share: float | None = None
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of them in an epoch."""
+        return self.samples if self.share is None else round(self.first * self.share / (1 - self.share))
 
 
 Images = TypeVar("Images", Tensor, Inputs)
@@ -70,6 +92,7 @@ class Split(ABC):
         shuffle_buffer: number of samples among which training samples are shuffled where they are read by unit;
             ``None`` for all.
         text_bytes: length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted.
+        unlabelled: which samples come from a source without labels, or ``None``.
     """
 
     labels: Tensor
@@ -83,6 +106,7 @@ class Split(ABC):
     units: NDArray[np.integer] | None = None
     shuffle_buffer: int | None = None
     text_bytes: int | None = None
+    unlabelled: UnlabelledSamples | None = None
 
     @property
     def per_token(self) -> bool:
@@ -94,13 +118,28 @@ class Split(ABC):
         return self.labels[index], None
 
     def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
-        """Return the order of the training samples in an epoch, ``(len,)``: a function of the arguments alone.
+        """Return the order of the training samples in an epoch, ``(per_epoch,)``: a function of the arguments alone.
 
-        ``batch_size`` is that of all processes together; only an order of batches of similar samples depends on it.
+        ``batch_size`` is that of all processes together; only an order of batches of similar samples, or of batches
+        with a share of unlabelled ones, depends on it.
         """
+        part = self.unlabelled
+        if part is None or part.share is None:
+            return self._shuffled(seed, epoch, len(self))
+        drawn = in_turn(seed, epoch, np.arange(part.first, len(self)), part.per_epoch)
+        return spread(seed, epoch, self._shuffled(seed, epoch, part.first), drawn, batch_size=batch_size)
+
+    def _shuffled(self, seed: int, epoch: int, count: int) -> NDArray[np.int64]:
+        """Return an order of the first samples."""
         if self.units is None or self.shuffle_buffer is None:
-            return permutation(seed, epoch, len(self))
-        return buffered_permutation(seed, epoch, self.units, self.shuffle_buffer)
+            return permutation(seed, epoch, count)
+        return buffered_permutation(seed, epoch, self.units[:count], self.shuffle_buffer)
+
+    @property
+    def per_epoch(self) -> int:
+        """Number of samples in an epoch of training."""
+        part = self.unlabelled
+        return len(self) if part is None else part.first + part.per_epoch
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -54,7 +54,7 @@ class BatchLoader:
         self.train = train
         self.first_epoch = first_epoch
         self.world = world
-        self.samples = len(split)
+        self.samples = split.per_epoch if train else len(split)
 
     @property
     def corrupt(self) -> list[str]:

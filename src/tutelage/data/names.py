@@ -6,7 +6,7 @@ import glob
 import re
 from pathlib import Path
 
-from tutelage.errors import InvalidValueError, NotFoundError, nearest_name
+from tutelage.errors import InvalidValueError, NotFoundError, TutelageError, nearest_name
 
 _SOURCES = {
     "csv:<path>": "a file of texts, comma-separated values with a row of column names",
@@ -18,11 +18,15 @@ _SOURCES = {
     "torchvision:<name>": "a classification data set of torchvision's, downloaded into data.root",
     "webdataset:<shards>": "tar files of samples, local or behind URLs, such as train-{000..146}.tar",
 }
+_UNLABELLED = {
+    "images:<folder>": "of data.unlabelled: all images in a folder and in its folders",
+    "texts:<path>": "of data.unlabelled: a file with one text per line",
+}
 
 
 def available() -> list[tuple[str, str]]:
     """Return each kind of source: its pattern, and a description."""
-    return list(_SOURCES.items())
+    return [*_SOURCES.items(), *_UNLABELLED.items()]
 
 
 def check(source: str) -> None:
@@ -43,6 +47,38 @@ def check(source: str) -> None:
             shard_locations(pattern, what="data.source")
 
 
+def check_unlabelled(source: str) -> None:
+    """Refuse a source of unlabelled samples as `check` does one of labelled ones.
+
+    Raises:
+        InvalidValueError: the kind is unknown.
+        NotFoundError: there is no such file or folder.
+    """
+    kind, _, name = source.partition(":")
+    try:
+        match kind:
+            case "images":
+                image_folder(name, kind=kind)
+            case "texts":
+                text_file(kind, name, what="data.source")
+            case _:
+                check(source)
+    except TutelageError as error:
+        raise error.renamed(of_unlabelled) from error
+
+
+def of_unlabelled(what: str) -> str:
+    """Return the key of unlabelled samples for one of ``data.source``."""
+    return "data.unlabelled.source" if what == "data.source" else what
+
+
+def shown(source: str) -> str:
+    """Return a source as it is shown: a local path's last component."""
+    kind, _, name = source.partition(":")
+    path = Path(name).expanduser()
+    return f"{kind}:{path.resolve().name}" if path.exists() else source
+
+
 def parse_source(source: str) -> tuple[str, str]:
     """Return the kind of a source, and what stands behind the colon."""
     kinds = {pattern.partition(":")[0]: pattern for pattern in _SOURCES}
@@ -57,19 +93,21 @@ def parse_source(source: str) -> tuple[str, str]:
     if source in _SOURCES or (name and kind in kinds and kind not in _SOURCES):
         return kind, name
     instead = f"type data.source={kinds[nearest_name(kind, kinds)]}"
+    if any(pattern.startswith(f"{kind}:") for pattern in _UNLABELLED):
+        instead = f"type data.unlabelled={source}, beside a data.source with labels"
     raise InvalidValueError("data.source", f"one of {', '.join(_SOURCES)}", repr(source), instead)
 
 
-def image_folder(path: str) -> Path:
-    """Return the folder of ``imagefolder:path``."""
+def image_folder(path: str, *, kind: str = "imagefolder") -> Path:
+    """Return the folder of ``imagefolder:path`` or ``images:path``."""
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise NotFoundError("data.source", "a folder", f"imagefolder:{path}, which does not exist", "check the path")
+        raise NotFoundError("data.source", "a folder", f"{kind}:{path}, which does not exist", "check the path")
     return root
 
 
 def text_file(kind: str, path: str, *, what: str) -> Path:
-    """Return the file of ``jsonl:path`` or ``csv:path``."""
+    """Return the file of ``jsonl:path``, ``csv:path`` or ``texts:path``."""
     file = Path(path).expanduser()
     if not file.is_file():
         raise NotFoundError(what, "a file", f"{kind}:{path}, which does not exist", "check the path")

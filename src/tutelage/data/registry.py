@@ -11,22 +11,24 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 from tutelage.data import custom_transforms
 from tutelage.data.datasets import Splits
-from tutelage.data.names import parse_source
+from tutelage.data.names import of_unlabelled, parse_source
 from tutelage.data.sources.digits import open_digits
-from tutelage.data.sources.hub import open_hub
-from tutelage.data.sources.imagefolder import open_folder
+from tutelage.data.sources.hub import open_hub, unlabelled_rows
+from tutelage.data.sources.imagefolder import open_folder, unlabelled_images
 from tutelage.data.sources.parquet import open_parquet
-from tutelage.data.sources.text_files import open_csv, open_jsonl
+from tutelage.data.sources.text_files import open_csv, open_jsonl, unlabelled_texts
 from tutelage.data.sources.torchvision import open_vision
 from tutelage.data.sources.webdataset import open_webdataset
+from tutelage.errors import TutelageError
 from tutelage.settings.data import DataSettings, check
 
-_OPENERS = {
+_OPENERS: dict[str, Callable[..., Splits]] = {
     "csv": open_csv,
     "hf": open_hub,
     "imagefolder": open_folder,
@@ -35,6 +37,22 @@ _OPENERS = {
     "torchvision": open_vision,
     "webdataset": open_webdataset,
 }
+
+
+def _open_unlabelled(settings: DataSettings) -> Any:
+    """Open the source of samples without labels, if there is one: images, or texts."""
+    if settings.unlabelled is None:
+        return None
+    kind, _, name = settings.unlabelled.source.partition(":")
+    try:
+        match kind:
+            case "images":
+                return unlabelled_images(name)
+            case "hf":
+                return unlabelled_rows(name, settings)
+        return unlabelled_texts(kind, name, settings)
+    except TutelageError as error:
+        raise error.renamed(of_unlabelled) from error
 
 
 def import_library(settings: DataSettings) -> None:
@@ -71,7 +89,8 @@ def open_data(settings: DataSettings, *, transform: custom_transforms.Function |
         settings = replace(settings, transform=custom_transforms.name_of(transform))
     check(settings)
     kind, name = parse_source(settings.source)
-    splits = open_digits(settings) if kind == "digits" else _OPENERS[kind](name, settings)
+    unlabelled = _open_unlabelled(settings)
+    splits = open_digits(settings, unlabelled) if kind == "digits" else _OPENERS[kind](name, settings, unlabelled)
     if settings.randaugment is not None:
         importlib.import_module(f"{__package__}.randaugment")  # Here, once, and not in each worker process.
     if settings.transform is None:

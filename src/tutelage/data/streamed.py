@@ -98,7 +98,10 @@ class StreamSplit(Split):
         """
         view = view if self.augmented else None
         if self.ahead is not None and self.units is not None and self.shuffle_buffer is not None:
-            self.ahead.begin(next_unit(view, self.units[index, 0], len(self.ahead.shards)))
+            shards = len(self.ahead.shards)
+            read = self.units[index, 0]
+            if len(read := read[read < shards]):  # Unlabelled images have units behind the shards'.
+                self.ahead.begin(next_unit(view, read, shards))
         positions, interpolation = self.positions[index].tolist(), self.settings.interpolation
         boxed = view is not None and self.settings.random_resized_crop
         draws = draw_boxes(index, view=view) if view is not None and boxed else None

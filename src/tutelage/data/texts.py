@@ -13,7 +13,13 @@ import torch
 from numpy.typing import NDArray
 
 from tutelage.data import cache
-from tutelage.data.build import hold_out_test, hold_out_validation, labels_kept, refuse_train_as_test
+from tutelage.data.build import (
+    hold_out_test,
+    hold_out_validation,
+    labels_kept,
+    refuse_train_as_test,
+    unlabelled_samples,
+)
 from tutelage.data.datasets import Splits, refuse_one_class
 from tutelage.data.shards import numbered
 from tutelage.data.token_split import TokenRows, TokenSplit, flat
@@ -167,6 +173,7 @@ def from_texts(
     tokenizer: Tokenizer | None,
     names: Sequence[str] | None = None,
     notes: Sequence[str] = (),
+    unlabelled: Texts | None = None,
 ) -> Splits:
     """Build splits of texts in memory.
 
@@ -178,6 +185,7 @@ def from_texts(
         tokenizer: what `open_tokenizer` returned.
         names: names of the classes, if they are known.
         notes: decisions made on the user's behalf.
+        unlabelled: further texts for training, without labels.
 
     Raises:
         ValueError: labels are outside the classes or missing, there are too few samples, or a tokenizer does not fit.
@@ -201,6 +209,12 @@ def from_texts(
         "validation": labels[0][held_out],
         "test": labels[-1][tested],
     }
+    extra = [] if unlabelled is None else unlabelled.values
+    without_labels = unlabelled_samples(settings, own=len(kept), samples=len(extra))
+    if unlabelled is not None:
+        own = parts["train"]
+        parts["train"] = Texts([*own.values, *extra], [], [], (*own.corrupt, *unlabelled.corrupt))
+        of_part["train"] = np.append(of_part["train"], np.full(len(extra), UNLABELLED))
     if tokenizer is None:
         assert isinstance(settings.tokenizer, LearnedTokenizer)
         tokenizer = learn_bpe(parts["train"].values, settings.tokenizer.bpe)
@@ -219,11 +233,12 @@ def from_texts(
             rows = {view: _rows(part.values, each, settings) for view, each in by_name.items()}
             splits[name] = TokenSplit(labels=torch.from_numpy(of_part[name]), rows=rows)
         if name == "train":
-            splits[name] = replace(splits[name], bucket_batches=settings.bucket_batches)
+            splits[name] = replace(splits[name], bucket_batches=settings.bucket_batches, unlabelled=without_labels)
         splits[name].corrupt.extend(part.corrupt if name == "train" or test is not train else ())
     if left_out:
         notes = [*notes, f"Left out: {left_out} samples without a token to predict in the first {settings.max_tokens}."]
-    content = [half.digest() for half in halves] + [cache.digest(places) for places in (kept, held_out, tested)]
+    content = [half.digest() for half in [*halves, *([unlabelled] if unlabelled else [])]]
+    content += [cache.digest(places) for places in (kept, held_out, tested)]
     content += [f"{each.fingerprint} {each.end_id}" for each in by_name.values()]
     content += [cache.digest(of_part["train"]), f"{settings.max_tokens} {settings.pack} {list(names)}"]
     read: dict[str, Any] = {"max_tokens": settings.pack or settings.max_tokens, "per_token": settings.per_token}

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.data.datasets import Split
-from tutelage.rng import bucketed_permutation
+from tutelage.rng import bucketed
 from tutelage.types import PADDING, UNLABELLED, Inputs, View
 
 
@@ -74,7 +74,15 @@ class TokenSplit(Split):
     def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
         """Return the order of the training samples in an epoch, in buckets of the longest tokens' number."""
         lengths = np.max([rows.lengths for rows in self.rows.values()], axis=0)
-        return bucketed_permutation(seed, epoch, lengths, batch_size=batch_size, window=self.bucket_batches)
+        return bucketed(
+            seed,
+            epoch,
+            super().order(seed, epoch, batch_size=batch_size),
+            lengths,
+            batch_size=batch_size,
+            window=self.bucket_batches,
+            first_of_second=self.unlabelled.first if self.unlabelled is not None and self.unlabelled.share else None,
+        )
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Inputs:
         """Return token ids ``(batch, tokens)`` int64, by network's name where each has its own; no view varies them."""

@@ -87,7 +87,7 @@ def resolve_precision(
     if accelerator.device.type == "cuda" and not others:
         return resolved(reference, f"precision {reference}: the device has no bfloat16; precision=fp16 is there to try")
     inputs, timed = run_inputs(), (run or recipe).model_copy(update=PLAIN)
-    few = steps_of(timed, len(inputs.splits.train)) < FEW
+    few = steps_of(timed, inputs.splits.train.per_epoch) < FEW
     if few or accelerator.num_processes > 1:
         untimed = f"fewer than {FEW} steps" if few else "several processes"
         reason = f"precision {reference}: {untimed} are not timed; type precision=... for another"

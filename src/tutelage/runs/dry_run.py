@@ -52,6 +52,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     training = recipe.training(f"{recipe.name}/teacher")
     summary = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
+        *([("unlabelled", _unlabelled(splits.train))] if splits.train.unlabelled else []),
         ("tokens" if splits.text else "pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
         ("classes", str(splits.classes)),
         ("input", _input(splits)),
@@ -85,7 +86,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     total = 0.0
     for i, (objective, fit) in enumerate(zip(objectives, fits, strict=True)):
         seconds, terms = autotune.time_step(recipe, run_inputs, i)
-        steps = fit.steps(len(splits.train), world=world())
+        steps = fit.steps(splits.train.per_epoch, world=world())
         total += steps * seconds
         stage = f"stage {i + 1} " if len(fits) > 1 else ""
         summary += [
@@ -94,8 +95,9 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
             (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each"),
         ]
     if training is not None:
-        seconds, _ = autotune.time_step(training, build_inputs(training, trust_code=trust_code))
-        steps = steps_of(training, len(splits.train))
+        teaching = build_inputs(training, trust_code=trust_code)
+        seconds, _ = autotune.time_step(training, teaching)
+        steps = steps_of(training, teaching.splits.train.per_epoch)
         total += steps * seconds
         summary.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
     megabytes = memory.peak(torch.device("cpu"))
@@ -135,6 +137,15 @@ class _Sample:
 def _logits(batch_size: int, splits: data.Splits) -> str:
     tokens = f"up to {splits.text['student'].max_tokens} tokens, " if splits.train.per_token else ""
     return f"({batch_size}, {tokens}{splits.classes})"
+
+
+def _unlabelled(train: data.Split) -> str:
+    """Describe the samples of a source without labels."""
+    part = train.unlabelled
+    assert part is not None
+    share = part.per_epoch / train.per_epoch
+    epoch = f"{part.per_epoch:,} in an epoch of {train.per_epoch:,}, a share of {share:.3g}"
+    return f"{part.samples:,} training samples of {part.source}: {epoch}"
 
 
 def _input(splits: data.Splits) -> str:

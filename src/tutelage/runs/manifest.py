@@ -85,6 +85,10 @@ def describe_data(splits: data.Splits, device: torch.device) -> dict[str, Any]:
             }
             for name, text in splits.text.items()
         }
+    if (part := splits.train.unlabelled) is not None:
+        counts = {"samples": part.samples, "per_epoch": part.per_epoch}
+        share = part.per_epoch / splits.train.per_epoch
+        described["unlabelled"] = {"source": part.source, **counts, "share": share}
     return {**described, "sizes": splits.sizes(), "place": data.describe_place(splits, device)}
 
 

@@ -11,6 +11,7 @@ from tutelage.config.schema import Network, Recipe, TrainedTeacher
 from tutelage.data import names as data_names
 from tutelage.errors import RecipeError, TutelageError, raise_all
 from tutelage.models import names as model_names
+from tutelage.settings.data import DataSettings
 
 T = TypeVar("T")
 
@@ -25,7 +26,7 @@ def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) ->
     if recipe.student.init is not None:
         require_teacher(recipe.teacher, "of which student.init makes the student")
     networks = networks_of(recipe.student, recipe.teacher)
-    raise_all([*network_errors(networks, trust_code=trust_code), *source_errors(recipe.data.source)])
+    raise_all([*network_errors(networks, trust_code=trust_code), *source_errors(recipe.data)])
 
 
 def networks_of(student: Network, teacher: Network | TrainedTeacher | None) -> list[tuple[str, Network]]:
@@ -58,10 +59,15 @@ def _with_key(key: str, what: str) -> str:
     return key if what == "model" else f"{key}.{what}"
 
 
-def source_errors(source: str) -> Iterable[TutelageError]:
-    """Yield what is wrong with a source of data."""
+def source_errors(settings: DataSettings) -> Iterable[TutelageError]:
+    """Yield what is wrong with the sources of data."""
     try:
-        data_names.check(source)
+        data_names.check(settings.source)
+    except TutelageError as error:
+        yield error
+    try:
+        if settings.unlabelled is not None:
+            data_names.check_unlabelled(settings.unlabelled.source)
     except TutelageError as error:
         yield error
 

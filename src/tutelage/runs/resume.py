@@ -30,7 +30,7 @@ FREE = {
 """Keys that may change on resume: they say how a run is executed, or how many a comparison has, not what is computed.
 A comparison's ``objectives`` may also be added and removed."""
 WHERE = {
-    *("name", "data.source", "data.test_shards", "data.image", "data.label", "outputs"),
+    *("name", "data.source", "data.unlabelled.source", "data.test_shards", "data.image", "data.label", "outputs"),
     *("data.text", "data.prompt", "data.completion", "data.messages", "data.tokenizer", "data.teacher_tokenizer"),
 }
 """Keys that say where run, data, tokenizers and outputs are; their content is checked by fingerprint, as the teacher's is."""

@@ -171,7 +171,7 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
 
 def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     check_compatible(run_inputs)
-    accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), len(run_inputs.splits.train)
+    accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), run_inputs.splits.train.per_epoch
     student, settings = run_inputs.student, fits[0].settings
     if settings.checkpoint_activations:
         checkpointed_blocks(student)
@@ -398,7 +398,7 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
     *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
-    *("max_tokens", "pack", "bucket_batches"),
+    *("max_tokens", "pack", "bucket_batches", "unlabelled"),
 }
 """Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields
 from operator import attrgetter
-from typing import Literal
+from typing import Annotated, Literal
 
 from tutelage.errors import InvalidValueError, raise_all
 from tutelage.settings.fit import Switch
-from tutelage.settings.numbers import LARGEST_COUNT, Real, Whole
+from tutelage.settings.numbers import LARGEST_COUNT, Real, ShortFor, Whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,27 @@ class LearnedTokenizer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unlabelled:
+    """Further training samples, which have no labels: they learn from the teacher alone."""
+
+    source: str
+    """``images:<folder>``, all images in it, or ``hf:<hub id or local folder>``; of texts ``texts:<path>``, a file with
+    one per line, or ``jsonl:``, ``csv:`` or ``hf:``, whose column is that of ``data.text``."""
+    share: Real | None = None
+    """Their share of an epoch and, up to rounding, of each batch, in [0, 0.999]: every sample of ``data.source`` comes
+    once, and of these so many in turn. Unset takes each of both once."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSettings:
     """The data set, how it is split, and how training images are augmented."""
 
     source: str = "digits"
     """``digits``, ``hf:<hub id or local folder>``, ``imagefolder:<path>``, ``torchvision:<class name>``,
     ``webdataset:<tar files>`` or ``parquet:<Parquet files>``; of texts ``hf:``, ``jsonl:<path>`` or ``csv:<path>``."""
+    unlabelled: Annotated[Unlabelled | None, ShortFor("source")] = None
+    """Training samples without labels beside those of ``source``, from which class names, validation and test come; a
+    source alone stands for ``{source: ...}``."""
     test_shards: str | None = None
     """Shards of the test set of a ``webdataset:`` or ``parquet:`` source, or the test file of a ``jsonl:`` or ``csv:``
     one; unset takes it from the training samples."""
@@ -202,6 +217,9 @@ def check(settings: DataSettings) -> DataSettings:
     if isinstance(s.tokenizer, LearnedTokenizer):
         of_bytes = f"a whole number of tokens in [257, {_LARGEST_TEXT}], a byte each and one for the end"
         rows.append(("tokenizer.bpe", 257 <= s.tokenizer.bpe <= _LARGEST_TEXT, of_bytes, "2000"))
+    if s.unlabelled is not None and s.unlabelled.share is not None:
+        share = "a number in [0, 0.999], or null for an epoch of all samples"
+        rows.append(("unlabelled.share", 0 <= s.unlabelled.share <= 0.999, share, "0.5"))
     if (r := s.randaugment) is not None:
         rows += [
             ("randaugment.operations", 1 <= r.operations <= 100, "a whole number in [1, 100]", "2"),
@@ -236,6 +254,12 @@ def check(settings: DataSettings) -> DataSettings:
 
 def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     """Return what does not go together in settings of text, or of images."""
+    if (extra := s.unlabelled) is not None and not s.per_token:
+        kinds = ("texts:", "jsonl:", "csv:", "hf:") if s.is_text else ("images:", "hf:")
+        if not extra.source.startswith(kinds):
+            expected = f"{', '.join(kinds[:-1])} or {kinds[-1]} for {'texts' if s.is_text else 'images'}"
+            example = f"type data.unlabelled={kinds[0]}<{'path' if s.is_text else 'folder'}>"
+            return [InvalidValueError("data.unlabelled.source", expected, repr(extra.source), example)]
     of_text_alone = s.source.startswith(("jsonl:", "csv:"))
     if not s.is_text:
         typed = [name for name in _OF_TEXT if getattr(s, name) != _DEFAULTS[name]]
@@ -266,6 +290,9 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
         rows.append(("max_tokens", "its default together with data.pack, the length", "leave data.max_tokens out"))
     if s.per_token:
         untold = "null for a language model, whose labels are the next tokens"
+        if s.unlabelled is not None:
+            learned = "add its texts to those of data.source, as a language model learns from every one"
+            rows.append(("unlabelled", untold, f"{learned}, and leave data.unlabelled out"))
         rows += [
             (name, untold, f"type data.{name}=null")
             for name in ("label", "labelled", "teacher_tokenizer")

@@ -17,6 +17,21 @@ def fits_float32(value: float) -> bool:
     return value == 0 or SMALLEST <= abs(value) <= LARGEST
 
 
+class ShortFor:
+    """Metadata of a field that takes a text alone for a mapping with the text under one key."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.no_info_before_validator_function(self._written_out, handler(source))
+
+    def _written_out(self, value: Any) -> Any:
+        return {self.key: value} if isinstance(value, str) else value
+
+
 class _Number:
     """Metadata of a field that takes no text and no truth value for a number, as pydantic does by default."""
 

@@ -246,7 +246,7 @@ def _time(
         asked=build_objectives(recipe)[0].needs.teacher,
         teacher_eval_s=autotune.time_evaluation(recipe, network, splits.test) if network else None,
         student_eval_s=autotune.time_evaluation(recipe, run_inputs.student, splits.test),
-        samples=len(splits.train),
+        samples=splits.train.per_epoch,
         held=sum(batches.samples for _, batches in held_out_sets(splits, recipe)),
         opened=max(seconds for _, seconds in opened.values()),
         of=_of(request, job.pair),

@@ -88,7 +88,10 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
     left = [(recipe, path) for recipe, path in planned if not finished(path)]
     teacher = [(training, folder / "teacher")] if training and not finished(folder / "teacher") else []
     if on.local:
-        reporter.expect(sum(steps_of(recipe, len(splits.train)) for recipe, _ in [*left, *teacher]))
+        part, samples = splits.train.unlabelled, splits.train.per_epoch
+        labelled = samples if part is None else part.first  # which the teacher is trained on
+        steps = [steps_of(recipe, samples) for recipe, _ in left]
+        reporter.expect(sum(steps) + sum(steps_of(recipe, labelled) for recipe, _ in teacher))
     if left:
         size = disk.size_of_all([*left, *teacher], splits, options.trust_code)
         disk.require_room(f"comparison {comparison.name}", folder, size)

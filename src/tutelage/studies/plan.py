@@ -158,7 +158,7 @@ def check_names(request: StudyRequest) -> None:
         ]
         errors.append(list(preflight.network_errors(networks)))
     wrong = [error for each in errors for error in each] if all(errors) else []
-    raise_all([*wrong, *preflight.source_errors(request.study.recipe.data.source)])
+    raise_all([*wrong, *preflight.source_errors(request.study.recipe.data)])
 
 
 def identity(study: Study) -> dict[str, Any]:

@@ -113,7 +113,7 @@ class _StudyRun:
             f"in {self.request.runs / self.request.pool}"
         )
         if self.on.local:
-            self.reporter.expect(sum(steps_of(job.recipe, len(self.splits.train)) for job in self.left))
+            self.reporter.expect(sum(steps_of(job.recipe, self.splits.train.per_epoch) for job in self.left))
         if self.left:
             planned = [(job.recipe, self._folder(job.name)) for job in self.left]
             size = disk.size_of_all(planned, self.splits, self.options.trust_code)

@@ -1,6 +1,7 @@
 import errno
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,10 @@ from PIL import Image
 from tests._helpers import SHARED
 from tests._helpers.refusals import refused
 
-from tutelage.data import BatchLoader, DataSettings, cache, open_data
+from tutelage.data import BatchLoader, DataSettings, Unlabelled, cache, open_data
 from tutelage.data.sources import hub
 from tutelage.errors import InvalidValueError, NotFoundError, StorageError
+from tutelage.settings.data import LearnedTokenizer
 
 datasets = pytest.importorskip("datasets")
 CIFAR = SHARED / "data" / "cifar100"
@@ -67,6 +69,37 @@ def test_an_integer_column_is_taken_when_named(folder):
     splits = open_data(settings(folder, label="id"))
     assert splits.class_names == ("0", "1", "2")
     assert splits.train.labels[:4].tolist() == [0, 1, 2, 0]
+
+
+def test_images_of_a_data_set_join_another_without_their_labels(folder, tmp_path):
+    more = store(tmp_path / "more", train=rows(5, seed=2, kind=[0] * 5))
+    for limit in (2048, 0):
+        splits = open_data(settings(folder, unlabelled=Unlabelled(source=f"hf:{more}"), memory_limit_mb=limit))
+        assert splits.train.labels[20:].tolist() == [-100] * 5
+        expected = np.stack([np.asarray(image) for image in rows(5, seed=2)["picture"]])
+        pixels = splits.train.fetch(np.arange(20, 25)).permute(0, 2, 3, 1)
+        assert torch.equal(pixels, torch.from_numpy(expected).float() / 255)
+    with refused(InvalidValueError, "data.unlabelled.source", got="a, b"):
+        both = store(tmp_path / "both", a=rows(2), b=rows(2))
+        hub_settings = settings(folder, unlabelled=Unlabelled(source=f"hf:{both}"))
+        open_data(hub_settings)
+
+
+def test_texts_of_a_data_set_join_those_of_a_file(tmp_path):
+    pytest.importorskip("tokenizers")
+    (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(10)))
+    more = tmp_path / "more"
+    more.mkdir()
+    datasets.Dataset.from_dict({"text": ["one", "two"], "label": [7, 8]}).to_parquet(more / "train.parquet")
+    own = DataSettings(source=f"csv:{tmp_path / 't.csv'}", text="text", tokenizer=LearnedTokenizer(bpe=257))
+    splits = open_data(replace(own, unlabelled=Unlabelled(source=f"hf:{more}")))
+    assert splits.sizes() == {"train": 10, "test": 2, "labelled": 8, "corrupt": 0}
+    assert splits.class_names == ("a", "b")
+    with refused(InvalidValueError, "data.text", got="'word'"):
+        (tmp_path / "w.csv").write_text("word,label\n" + "".join(f"word {i},{'ab'[i % 2]}\n" for i in range(10)))
+        open_data(
+            replace(own, source=f"csv:{tmp_path / 'w.csv'}", text="word", unlabelled=Unlabelled(source=f"hf:{more}"))
+        )
 
 
 def test_missing_columns_list_what_there_is(folder):

@@ -7,7 +7,15 @@ from dataclasses import replace
 import numpy as np
 
 from tutelage import rng
-from tutelage.data.build import Description, Pixels, Raw, from_images, from_pixels, refuse_train_as_test
+from tutelage.data.build import (
+    Description,
+    Pixels,
+    Raw,
+    UnlabelledImages,
+    from_images,
+    from_pixels,
+    refuse_train_as_test,
+)
 from tutelage.data.datasets import Splits
 from tutelage.data.partition import stratified
 from tutelage.images import ArrayReader, rescale
@@ -17,7 +25,7 @@ WHITE = 16
 TEST_COUNT = 360
 
 
-def open_digits(settings: DataSettings) -> Splits:
+def open_digits(settings: DataSettings, unlabelled: UnlabelledImages | None = None) -> Splits:
     """Open the digits: 1437 for training, 360 for test, stratified; values are sixteenths, exactly.
 
     Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998 (its test half).
@@ -31,7 +39,9 @@ def open_digits(settings: DataSettings) -> Splits:
     # The test set belongs to the source here, so it does not depend on ``split_seed``.
     held_out = stratified(labels, count=TEST_COUNT, seed=0, stream=rng.TEST)
     halves = np.setdiff1d(np.arange(len(labels)), held_out), held_out
-    description = Description(class_names=tuple("0123456789"), settings=settings, source="digits")
+    description = Description(
+        class_names=tuple("0123456789"), settings=settings, source="digits", unlabelled=unlabelled
+    )
     resized = settings.size not in (None, values.shape[1]) or settings.test_crop is not None
     if settings.random_resized_crop or resized:
         scaled = rescale(values, 255 / WHITE)

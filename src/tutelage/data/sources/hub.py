@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import numpy as np
 
 from tutelage import records
 from tutelage.data import cache, file_hashes
-from tutelage.data.build import Description, Raw, check_labels, from_images
+from tutelage.data.build import Description, Raw, UnlabelledImages, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.names import local_folder
 from tutelage.data.texts import Texts, from_texts, open_tokenizer, read_texts
@@ -55,7 +55,7 @@ def _file_of(item: Mapping[str, Any] | None) -> Encoded:
     return Path(item["path"]) if item["path"] else b""
 
 
-def open_hub(name: str, settings: DataSettings) -> Splits:
+def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | Texts | None = None) -> Splits:
     """Open a data set by its hub id, or by the path of a folder if there is one of that name.
 
     Training rows whose label is empty or -1 are unlabelled: -100.
@@ -78,7 +78,9 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
     notes = [f"The source has no test split: its {test_name} split is used for test."] if named_otherwise else []
     halves = {n: splits[n] for n in ("train", test_name) if n is not None}
     if settings.is_text:
-        return _texts(halves, settings, source=shown, notes=notes)
+        assert not isinstance(unlabelled, UnlabelledImages)
+        return _texts(halves, settings, source=shown, notes=notes, unlabelled=unlabelled)
+    assert not isinstance(unlabelled, Texts)
     dtypes = {name: str(getattr(feature, "dtype", None)) for name, feature in splits["train"].features.items()}
     image = _column(splits["train"], "image", Image, settings.image)
     label = _column(splits["train"], "label", ClassLabel, settings.label, dtypes=dtypes)
@@ -88,15 +90,57 @@ def open_hub(name: str, settings: DataSettings) -> Splits:
     def files() -> bytes:
         return _files(Path(name).expanduser()) if local else b""
 
-    raws = []
-    for split, rows in halves.items():
-        undecoded = rows.select_columns([image]).cast_column(image, Image(decode=False))
-        raws.append(Raw(HubReader(undecoded, image, split), labels[split], partial(_identity, rows, split, files)))
-    description = Description(class_names=names, settings=settings, source=shown, notes=notes)
+    raws = [
+        Raw(_reader(rows, image, split), labels[split], partial(_identity, rows, split, files))
+        for split, rows in halves.items()
+    ]
+    description = Description(class_names=names, settings=settings, source=shown, notes=notes, unlabelled=unlabelled)
     return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
 
 
-def _texts(halves: Mapping[str, Any], settings: DataSettings, *, source: str, notes: Sequence[str]) -> Splits:
+def _reader(rows: Any, image: str, split: str) -> HubReader:
+    from datasets import Image
+
+    return HubReader(rows.select_columns([image]).cast_column(image, Image(decode=False)), image, split)
+
+
+def unlabelled_rows(name: str, settings: DataSettings) -> UnlabelledImages | Texts:
+    """Open the images or the texts of a data set's training split, or its only one, without labels.
+
+    Raises:
+        ImportError: if the ``datasets`` library is missing.
+        FileNotFoundError: if it is neither a folder nor a reachable data set.
+        ValueError: if there is no such split or column.
+    """
+    splits, local = _load(name)
+    from datasets import Image
+
+    split = "train" if "train" in splits else next(iter(splits))
+    if split != "train" and len(splits) > 1:
+        raise InvalidValueError("data.source", f"a split named train in hf:{name}", ", ".join(splits), "choose another")
+    rows, folder = splits[split], Path(name).expanduser()
+    shown = f"hf:{folder.resolve().name}" if local else f"hf:{name}"
+    if settings.is_text:
+        assert settings.text is not None
+        if settings.text not in rows.features:
+            raise _column_error(rows, "text", f"a column of {shown}", repr(settings.text), [])
+        records = ((f"{split} row {k}", record) for k, record in enumerate(rows.select_columns([settings.text])))
+        return read_texts(records, settings, label=None, source=shown, tokenizer=None)
+    image = _column(rows, "image", Image, settings.image)
+    labels = np.full(len(rows), UNLABELLED, np.int64)
+    files = partial(_files, folder) if local else bytes
+    raw = Raw(_reader(rows, image, split), labels, partial(_identity, rows, split, files))
+    return UnlabelledImages(raw=raw, key=_key({split: rows}, image, replace(settings, size=None, test_crop=None)))
+
+
+def _texts(
+    halves: Mapping[str, Any],
+    settings: DataSettings,
+    *,
+    source: str,
+    notes: Sequence[str],
+    unlabelled: Texts | None,
+) -> Splits:
     """Open columns of texts, with labels of the only class-label column unless another is named."""
     from datasets import ClassLabel
 
@@ -119,7 +163,14 @@ def _texts(halves: Mapping[str, Any], settings: DataSettings, *, source: str, no
     train, *test = map(read, halves)
     names = getattr(features[label], "names", None) if label else None
     return from_texts(
-        train, test[0] if test else None, settings, source=source, tokenizer=tokenizer, names=names, notes=notes
+        train,
+        test[0] if test else None,
+        settings,
+        source=source,
+        tokenizer=tokenizer,
+        names=names,
+        notes=notes,
+        unlabelled=unlabelled,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.data.build import Description, Raw, from_images
+from tutelage.data.build import Description, Raw, UnlabelledImages, from_images
 from tutelage.data.cache import digest, key_of
 from tutelage.data.datasets import Splits
 from tutelage.data.file_hashes import Files, listing, scan
@@ -18,8 +18,10 @@ from tutelage.data.names import image_folder
 from tutelage.errors import InvalidValueError
 from tutelage.images import MAX_BYTES, READER_VERSION, Encoded
 from tutelage.settings.data import DataSettings
+from tutelage.types import UNLABELLED
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_KINDS = f"images ({' '.join(sorted(EXTENSIONS))})"
 _TESTS = ("test", "val", "validation", "valid")
 _SHAPE = "<path>/train/<class>/<image> with <path>/test/<class>/<image>, or <path>/<class>/<image>"
 
@@ -44,7 +46,7 @@ class FolderReader:
         return [self._root / self.name(position) for position in positions]
 
 
-def open_folder(path: str, settings: DataSettings) -> Splits:
+def open_folder(path: str, settings: DataSettings, unlabelled: UnlabelledImages | None = None) -> Splits:
     """Open a folder of images.
 
     Training images are in ``path/train``, test images in ``path/test`` (or ``val``, ``validation``, ``valid``); without
@@ -74,7 +76,11 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
         if test_root.name != "test":
             notes.append(f"The source has no test folder: {test_root.name} is used for test.")
     description = Description(
-        class_names=names, settings=settings, source=f"imagefolder:{root.resolve().name}", notes=notes
+        class_names=names,
+        settings=settings,
+        source=f"imagefolder:{root.resolve().name}",
+        notes=notes,
+        unlabelled=unlabelled,
     )
     raws = [
         Raw(FolderReader(root, files.names), labels, cache(partial(listing, files, max_bytes=MAX_BYTES)))
@@ -82,6 +88,23 @@ def open_folder(path: str, settings: DataSettings) -> Splits:
     ]
     key = _key([files for files, _ in halves], settings)
     return from_images(raws[0], raws[1] if test_root is not None else None, description, key=key)
+
+
+def unlabelled_images(path: str) -> UnlabelledImages:
+    """Open all images in a folder and in its folders, without classes.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if it has no images.
+    """
+    root = image_folder(path, kind="images")
+    files, _ = scan(root, [""], keep=_is_picture, enter=lambda name: not name.startswith("."))
+    if not len(files.names):
+        raise InvalidValueError("data.source", _KINDS, f"none in images:{path}", "check the path")
+    labels = np.full(len(files.names), UNLABELLED, np.int64)
+    raw = Raw(FolderReader(root, files.names), labels, partial(listing, files, max_bytes=MAX_BYTES))
+    key = key_of([str(root.resolve()), digest(files.names), digest(files.stats), READER_VERSION])
+    return UnlabelledImages(raw=raw, key=key)
 
 
 def _classes(root: Path, path: str) -> list[str]:
@@ -100,10 +123,7 @@ def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> tuple[Fi
     below = "" if root == base else root.name + os.sep
     files, counts = scan(base, [below + name for name in classes], keep=_is_picture)
     if not len(files.names):
-        kinds = " ".join(sorted(EXTENSIONS))
-        raise InvalidValueError(
-            "data.source", f"images ({kinds})", f"none in imagefolder:{path}", f"arrange them as {_SHAPE}"
-        )
+        raise InvalidValueError("data.source", _KINDS, f"none in imagefolder:{path}", f"arrange them as {_SHAPE}")
     return files, np.repeat(np.arange(len(classes)), counts)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tutelage.data import shards
-from tutelage.data.build import Arranged, from_shards
+from tutelage.data.build import Arranged, UnlabelledImages, from_shards
 from tutelage.data.datasets import Splits
 from tutelage.data.shards import Content, Shard
 from tutelage.errors import InvalidValueError, missing_extra, one_line
@@ -99,7 +99,7 @@ class RowReader:
         return [found[int(p)] for p in positions]
 
 
-def open_parquet(pattern: str, settings: DataSettings) -> Splits:
+def open_parquet(pattern: str, settings: DataSettings, unlabelled: UnlabelledImages | None = None) -> Splits:
     """Open Parquet files by a pattern; `data.names.shard_locations` says how one is written.
 
     The columns are those of `hf:`: pictures as bytes, or as a struct with ``bytes``, and class numbers; names too.
@@ -113,7 +113,9 @@ def open_parquet(pattern: str, settings: DataSettings) -> Splits:
         import pyarrow.parquet  # noqa: F401
     except ImportError as error:
         raise missing_extra("data.source", "pyarrow for parquet:", "hf", error) from error
-    return from_shards(pattern, settings, kind="parquet", form="parquet", read=_read, arrange=_arrange)
+    return from_shards(
+        pattern, settings, kind="parquet", form="parquet", read=_read, arrange=_arrange, unlabelled=unlabelled
+    )
 
 
 def _arrange(half: Sequence[Shard], found: Sequence[Content], settings: DataSettings) -> Arranged:

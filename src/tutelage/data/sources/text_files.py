@@ -18,17 +18,29 @@ from tutelage.settings.data import DataSettings
 Record = tuple[str, Mapping[str, Any] | ValueError]
 
 
-def open_jsonl(path: str, settings: DataSettings) -> Splits:
+def open_jsonl(path: str, settings: DataSettings, unlabelled: Texts | None = None) -> Splits:
     """Open a file of JSON objects, one per line; empty lines are skipped."""
-    return _open("jsonl", path, settings)
+    return _open("jsonl", path, settings, unlabelled)
 
 
-def open_csv(path: str, settings: DataSettings) -> Splits:
+def open_csv(path: str, settings: DataSettings, unlabelled: Texts | None = None) -> Splits:
     """Open a file of comma-separated values, whose first row names the columns."""
-    return _open("csv", path, settings)
+    return _open("csv", path, settings, unlabelled)
 
 
-def _open(kind: str, path: str, settings: DataSettings) -> Splits:
+def unlabelled_texts(kind: str, path: str, settings: DataSettings) -> Texts:
+    """Open a file of texts without labels: of kind ``texts`` with one per line, or of the other kinds by their column.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is too large, no UTF-8 or damaged, or has no such column or no texts.
+    """
+    file = text_file(kind, path, what="data.source")
+    content, source = _content(file, "data.source", settings), f"{kind}:{file.name}"
+    return read_texts(_records(kind, file, content, settings), settings, label=None, source=source, tokenizer=None)
+
+
+def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None) -> Splits:
     """Open a file, and the test file that the settings name.
 
     Raises:
@@ -40,13 +52,13 @@ def _open(kind: str, path: str, settings: DataSettings) -> Splits:
 
     def read(what: str, typed: str) -> Texts:
         file = text_file(kind, typed, what=what)
-        records = _LINES[kind](file, _content(file, what, settings))
+        records = _records(kind, file, _content(file, what, settings), settings)
         return read_texts(records, settings, label=label, source=f"{kind}:{file.name}", tokenizer=tokenizer)
 
     train = read("data.source", path)
     test = None if settings.test_shards is None else read("data.test_shards", settings.test_shards)
     source = f"{kind}:{Path(path).name}"
-    return from_texts(train, test, settings, source=source, tokenizer=tokenizer)
+    return from_texts(train, test, settings, source=source, tokenizer=tokenizer, unlabelled=unlabelled)
 
 
 def _content(file: Path, what: str, settings: DataSettings) -> bytes:
@@ -105,4 +117,23 @@ def _csv_rows(file: Path, content: bytes) -> Iterator[Record]:
             yield where, ValueError(f"{len(row)} values for {len(header)} columns")
 
 
-_LINES = {"jsonl": _json_lines, "csv": _csv_rows}
+def _plain_lines(file: Path, content: bytes, column: str | None) -> Iterator[Record]:
+    """Yield the lines that are not blank, each as the one column of a row."""
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        where = f"{file.name} line {number}"
+        try:
+            text = line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            yield where, ValueError(one_line(error))
+            continue
+        if text.strip():
+            yield where, {str(column): text}
+
+
+def _records(kind: str, file: Path, content: bytes, settings: DataSettings) -> Iterator[Record]:
+    match kind:
+        case "texts":
+            return _plain_lines(file, content, settings.text)
+        case "jsonl":
+            return _json_lines(file, content)
+    return _csv_rows(file, content)

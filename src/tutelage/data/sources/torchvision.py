@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from tutelage import records
-from tutelage.data.build import Description, Raw, check_labels, from_images, refuse_train_as_test
+from tutelage.data.build import Description, Raw, UnlabelledImages, check_labels, from_images, refuse_train_as_test
 from tutelage.data.datasets import Splits
 from tutelage.errors import InvalidValueError, NotFoundError, nearest_name, one_line
 from tutelage.images import Encoded, UnreadableError, reasoned
@@ -38,7 +38,7 @@ class VisionReader:
         return [_sample(self.dataset, position)[0] for position in positions]
 
 
-def open_vision(name: str, settings: DataSettings) -> Splits:
+def open_vision(name: str, settings: DataSettings, unlabelled: UnlabelledImages | None = None) -> Splits:
     """Open a classification data set of torchvision's by the name of its class.
 
     Raises:
@@ -78,7 +78,9 @@ def open_vision(name: str, settings: DataSettings) -> Splits:
         what = f"torchvision:{name} ({split})"
         check_labels(values[values != UNLABELLED], classes=len(classes), what=what, instead="choose another data set")
         raws.append(Raw(VisionReader(half, split), values, f"{name} {split}".encode))
-    description = Description(class_names=classes, settings=settings, source=f"torchvision:{name}")
+    description = Description(
+        class_names=classes, settings=settings, source=f"torchvision:{name}", unlabelled=unlabelled
+    )
     return from_images(raws[0], raws[1], description)
 
 

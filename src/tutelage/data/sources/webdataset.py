@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tutelage import plain_files
 from tutelage.data import shards
-from tutelage.data.build import Arranged, from_shards
+from tutelage.data.build import Arranged, UnlabelledImages, from_shards
 from tutelage.data.datasets import Splits
 from tutelage.data.shards import Content, Shard
 from tutelage.data.sources.imagefolder import EXTENSIONS
@@ -66,7 +66,7 @@ class TarReader:
         return content if len(content) == size else UnreadableError("the shard ends before the picture does")
 
 
-def open_webdataset(pattern: str, settings: DataSettings) -> Splits:
+def open_webdataset(pattern: str, settings: DataSettings, unlabelled: UnlabelledImages | None = None) -> Splits:
     """Open tar files of samples by a pattern; `data.names.shard_locations` says how one is written.
 
     Members of one name up to the first dot are a sample: a picture, by its extension, and a label, ``cls`` or as
@@ -76,7 +76,9 @@ def open_webdataset(pattern: str, settings: DataSettings) -> Splits:
         FileNotFoundError: there is no such file.
         ValueError: a shard is no tar file or is damaged, or samples have several pictures or labels that do not fit.
     """
-    return from_shards(pattern, settings, kind="webdataset", form="tar", read=_read, arrange=_arrange)
+    return from_shards(
+        pattern, settings, kind="webdataset", form="tar", read=_read, arrange=_arrange, unlabelled=unlabelled
+    )
 
 
 def _arrange(half: Sequence[Shard], found: Sequence[Content], settings: DataSettings) -> Arranged:
