@@ -5,10 +5,14 @@ import json
 import pytest
 import torch
 
-from tutelage import config
+from tutelage import config, targets
 from tutelage.config.schema import Recipe
-from tutelage.runs import record_teacher
+from tutelage.errors import UserCodeError
+from tutelage.runs import record_teacher, run_state
 from tutelage.runs.execute import execute
+from tutelage.runs.group import execute_group
+from tutelage.teacher_cache.cache import CachedTeacher
+from tutelage.teacher_cache.top_k import TopK
 
 pytest.importorskip("transformers", reason="the optional package transformers is not installed")
 WORDS = [f"{first}{second}" for first in ("cat", "rain", "roof", "door", "mat") for second in ("", "s", "ed", "ing")]
@@ -35,9 +39,8 @@ def recipe(tmp_path_factory):
         return config.parse(Recipe, {"name": "run", **common, **keys})
 
     execute(of(name="teacher", student=network(16)), folder / "teacher")
-    return lambda **keys: of(
-        student=network(8), teacher=str(folder / "teacher"), objective={"ttm": {"gamma": 1.0, "beta": 1.0}}, **keys
-    )
+    taught = {"student": network(8), "teacher": str(folder / "teacher"), "objective": {"ttm": {"gamma": 1, "beta": 1}}}
+    return lambda **keys: of(**{**taught, **keys})
 
 
 def losses_of(folder):
@@ -62,3 +65,50 @@ def test_top_classes_have_a_bound_of_their_own(recipe, tmp_path):
     assert said["errors"][-1]["gamma"] == 1.0
     execute(top, tmp_path / "run")
     assert len(losses_of(tmp_path / "run")) == 2
+
+
+OBJECTIVES = {
+    "kd": {"kd": {"temperature": 2}},
+    "wttm": {"wttm": {"gamma": 0.5, "beta": 1}},
+    "mean": {"wttm": {"gamma": 0.5, "beta": 1, "normalise": "training"}},
+}
+"""The last reads whole rows."""
+
+
+@pytest.fixture(scope="module")
+def top(recipe, tmp_path_factory):
+    """Recipes by the names of their objectives, which read top classes that were recorded."""
+    keys = {"outputs": str(tmp_path_factory.mktemp("top") / "outputs"), "outputs_limit_mb": 0.2, "outputs_top": 16}
+    recipes = {name: recipe(**keys, name=name, objective=each) for name, each in OBJECTIVES.items()}
+    record_teacher.record(recipes["kd"])
+    return recipes
+
+
+def trained(folder):
+    return [json.loads(line)["train"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_top_classes_are_read_as_they_are_stored(top, tmp_path, monkeypatch):
+    def no_rows(*_):
+        raise AssertionError("a whole row of the teacher was made")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_state, "CachedTeacher", lambda *a, sparse, **k: CachedTeacher(*a, **k))
+        for name, recipe in top.items():
+            execute(recipe, tmp_path / f"dense-{name}")
+    monkeypatch.setattr(TopK, "unpack", no_rows)
+    with monkeypatch.context() as patched:
+        patched.setattr(targets, "dense", no_rows)
+        execute(top["kd"].model_copy(update={"loss_form": "last_layer"}), tmp_path / "kd")
+        with pytest.raises(UserCodeError, match="a whole row"):
+            execute(top["mean"], tmp_path / "refused")
+    together = [(recipe, tmp_path / "group" / name) for name, recipe in top.items()]
+    assert not [each for each in execute_group(together) if isinstance(each, Exception)]
+    for name in top:
+        for folder in (tmp_path / name, tmp_path / "group" / name):
+            if folder.exists():
+                for each, dense in zip(trained(folder), trained(tmp_path / f"dense-{name}"), strict=True):
+                    for key in ("loss", "entropy", "kl_to_target", "agreement"):
+                        assert each[key] == pytest.approx(dense[key], rel=1e-6, abs=1e-7), (name, key)
+    why = json.loads((tmp_path / "kd" / "manifest.json").read_text())["speed"][0]["why"]
+    assert "not called for this student alone" in json.dumps(why)

@@ -373,7 +373,14 @@ class RunState:
         if self.outputs is None:
             return FrozenTeacher(self.teacher, taps)
         gamma = setup.single_exponent(self.objectives[stage]) if self.outputs.form else None
-        return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
+        # Top classes of images stay whole rows, whose bits unfinished runs began with.
+        return CachedTeacher(
+            self.outputs,
+            taps,
+            gamma=1.0 if gamma is None else gamma,
+            device=self.device,
+            sparse=self.outputs.ragged,
+        )
 
     def check_time(self) -> None:
         """Refuse to begin the last evaluation if there is no time for it."""
