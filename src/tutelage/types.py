@@ -91,6 +91,22 @@ class Sparse(NamedTuple):
     classes: int
 
 
+class Served(NamedTuple):
+    """What a served teacher answered for the samples of a split, at temperature 1.
+
+    Attributes:
+        logits: its log-probabilities, a row for each counted position, one sample's after another's, ``(rows, top)``.
+        offsets: first row of each sample, and the number of rows, ``(samples + 1,)`` int64.
+        left_over: mean probability of all classes but those that an answer names.
+        source: file or data set that the answers are from, and their column.
+    """
+
+    logits: Sparse
+    offsets: Tensor
+    left_over: float
+    source: str
+
+
 class Outputs(NamedTuple):
     """A network's outputs for a batch.
 

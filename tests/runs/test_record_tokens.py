@@ -108,7 +108,8 @@ def test_top_classes_are_read_as_they_are_stored(top, tmp_path, monkeypatch):
         for folder in (tmp_path / name, tmp_path / "group" / name):
             if folder.exists():
                 for each, dense in zip(trained(folder), trained(tmp_path / f"dense-{name}"), strict=True):
-                    for key in ("loss", "entropy", "kl_to_target", "agreement"):
-                        assert each[key] == pytest.approx(dense[key], rel=1e-6, abs=1e-7), (name, key)
+                    assert each["loss"] == pytest.approx(dense["loss"], rel=1e-6)
+                    for key in ("entropy", "kl_to_target", "agreement"):
+                        assert each[key] == pytest.approx(dense[key], rel=1e-5), (name, key)
     why = json.loads((tmp_path / "kd" / "manifest.json").read_text())["speed"][0]["why"]
     assert "not called for this student alone" in json.dumps(why)

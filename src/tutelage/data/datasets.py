@@ -20,7 +20,7 @@ from tutelage.rng import buffered_permutation, permutation
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
 from tutelage.text import TextInput
-from tutelage.types import UNLABELLED, Inputs, View
+from tutelage.types import UNLABELLED, Inputs, Served, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,7 @@ class Split(ABC):
             ``None`` if each is read by itself.
         shuffle_buffer: number of samples among which training samples are shuffled where they are read by unit;
             ``None`` for all.
+        served: what a served teacher answered for the samples, or ``None``.
     """
 
     labels: Tensor
@@ -81,6 +82,7 @@ class Split(ABC):
     on_device: Switch = "auto"
     units: NDArray[np.integer] | None = None
     shuffle_buffer: int | None = None
+    served: Served | None = None
 
     @property
     def per_token(self) -> bool:

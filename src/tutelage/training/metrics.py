@@ -10,6 +10,7 @@ from torch import Tensor
 
 from tutelage import losses, records, targets
 from tutelage.checks import widened
+from tutelage.losses.sparse import sparse_matching
 from tutelage.modules import StepOutput
 from tutelage.objectives import BoundObjective
 from tutelage.types import UNLABELLED, Batch, Outputs, Totals
@@ -72,7 +73,7 @@ class EpochMetrics:
                 top = sparse.index.gather(-1, sparse.values.argmax(-1, keepdim=True))[..., 0]
                 agree = summed(predicted == top)
                 if self.objective.target_gamma is not None:
-                    kl = summed(losses.ttm(logits, sparse, gamma=self.objective.target_gamma))
+                    kl = summed(sparse_matching(logits, sparse, gamma=self.objective.target_gamma)[0])
             elif teacher is not None:
                 v = widened(teacher.logits)
                 agree = summed(predicted == v.argmax(-1))
