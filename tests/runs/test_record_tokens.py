@@ -7,7 +7,6 @@ import torch
 
 from tutelage import config, targets
 from tutelage.config.schema import Recipe
-from tutelage.errors import UserCodeError
 from tutelage.runs import record_teacher, run_state
 from tutelage.runs.execute import execute
 from tutelage.runs.group import execute_group
@@ -69,47 +68,38 @@ def test_top_classes_have_a_bound_of_their_own(recipe, tmp_path):
 
 OBJECTIVES = {
     "kd": {"kd": {"temperature": 2}},
-    "wttm": {"wttm": {"gamma": 0.5, "beta": 1}},
     "mean": {"wttm": {"gamma": 0.5, "beta": 1, "normalise": "training"}},
 }
-"""The last reads whole rows."""
-
-
-@pytest.fixture(scope="module")
-def top(recipe, tmp_path_factory):
-    """Recipes by the names of their objectives, which read top classes that were recorded."""
-    keys = {"outputs": str(tmp_path_factory.mktemp("top") / "outputs"), "outputs_limit_mb": 0.2, "outputs_top": 16}
-    recipes = {name: recipe(**keys, name=name, objective=each) for name, each in OBJECTIVES.items()}
-    record_teacher.record(recipes["kd"])
-    return recipes
+"""The second reads whole rows."""
 
 
 def trained(folder):
     return [json.loads(line)["train"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_top_classes_are_read_as_they_are_stored(top, tmp_path, monkeypatch):
+def test_top_classes_are_read_as_they_are_stored(recipe, tmp_path, monkeypatch):
+    keys = {"outputs": str(tmp_path / "outputs"), "outputs_limit_mb": 0.2, "outputs_top": 16}
+    recipes = {name: recipe(**keys, name=name, objective=each) for name, each in OBJECTIVES.items()}
+    record_teacher.record(recipes["kd"])
+
+    def group(folder):
+        done = execute_group([(each, tmp_path / folder / name) for name, each in recipes.items()])
+        assert not [each for each in done if isinstance(each, Exception)]
+
     def no_rows(*_):
         raise AssertionError("a whole row of the teacher was made")
 
     with monkeypatch.context() as patched:
         patched.setattr(run_state, "CachedTeacher", lambda *a, sparse, **k: CachedTeacher(*a, **k))
-        for name, recipe in top.items():
-            execute(recipe, tmp_path / f"dense-{name}")
+        group("dense")
     monkeypatch.setattr(TopK, "unpack", no_rows)
-    with monkeypatch.context() as patched:
-        patched.setattr(targets, "dense", no_rows)
-        execute(top["kd"].model_copy(update={"loss_form": "last_layer"}), tmp_path / "kd")
-        with pytest.raises(UserCodeError, match="a whole row"):
-            execute(top["mean"], tmp_path / "refused")
-    together = [(recipe, tmp_path / "group" / name) for name, recipe in top.items()]
-    assert not [each for each in execute_group(together) if isinstance(each, Exception)]
-    for name in top:
-        for folder in (tmp_path / name, tmp_path / "group" / name):
-            if folder.exists():
-                for each, dense in zip(trained(folder), trained(tmp_path / f"dense-{name}"), strict=True):
-                    assert each["loss"] == pytest.approx(dense["loss"], rel=1e-6)
-                    for key in ("entropy", "kl_to_target", "agreement"):
-                        assert each[key] == pytest.approx(dense[key], rel=1e-5), (name, key)
-    why = json.loads((tmp_path / "kd" / "manifest.json").read_text())["speed"][0]["why"]
-    assert "not called for this student alone" in json.dumps(why)
+    group("sparse")
+    monkeypatch.setattr(targets, "dense", no_rows)
+    alone = execute(recipes["kd"].model_copy(update={"loss_form": "last_layer"}), tmp_path / "alone")
+    assert "not called for this student alone" in json.dumps(alone.manifest["speed"][0]["why"])
+    assert losses_of(tmp_path / "alone") == losses_of(tmp_path / "sparse" / "kd")
+    for name in recipes:
+        for each, dense in zip(*(trained(tmp_path / folder / name) for folder in ("sparse", "dense")), strict=True):
+            assert each["loss"] == pytest.approx(dense["loss"], rel=1e-6)
+            for key in ("entropy", "kl_to_target", "agreement"):
+                assert each[key] == pytest.approx(dense[key], rel=1e-5), (name, key)
