@@ -24,7 +24,7 @@ from tutelage.runs.execute import execute
 from tutelage.runs.networks import adopt, create_as_trained, create_student, create_teacher, with_classes
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, load
-from tutelage.runs.setup import RunInputs, check_model_outputs, evaluate_network, held_out_sets, parse
+from tutelage.runs.setup import RunInputs, check_model_outputs, evaluate_network, held_out_sets, parse, served_of
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Precision
 from tutelage.settings.run import RunSettings
@@ -249,7 +249,7 @@ def _inputs_of(
     known = None
     if isinstance(teacher, nn.Module):
         known = with_classes(adopt(teacher, splits, "teacher", trained=True), splits)
-    elif isinstance(recipe.teacher, schema.Network):
+    elif isinstance(recipe.teacher, schema.Network) and not recipe.teacher.served:
         known = create_teacher(recipe.teacher, splits, seed=recipe.seed, trust_code=trust_code)
     if isinstance(student, nn.Module):
         trainee = adopt(student, splits, "student")
@@ -264,6 +264,7 @@ def _inputs_of(
             for objective, fit in zip(passed, recipe.fits(), strict=True)
         ),
         repeatable=False,
+        served=served_of(recipe, splits),
     )
 
 

@@ -18,6 +18,10 @@ END = "<|end|>"
 """Token that ends a text in a tokenizer that `learn_bpe` learned."""
 _FILES = (records.TOKENIZER, "tokenizer_config.json", "chat_template.jinja")
 _LARGEST = 256 * 2**20  # bytes of a file; the largest that are published have 40 MB
+_PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
+_BYTES = {chr(byte): byte for byte in _PRINTED}
+_BYTES |= {chr(256 + k): byte for k, byte in enumerate(byte for byte in range(256) if byte not in _PRINTED)}
+"""Bytes by the characters that byte-level vocabularies write for them: A. Radford et al., 2019, as cited below."""
 _CHUNK = 1024  # texts encoded at once: what the library returns of each takes more room than its ids
 
 
@@ -76,6 +80,36 @@ class Tokenizer:
         settings = {"tokenizer_class": "PreTrainedTokenizerFast"} | {k: v for k, v in named.items() if v is not None}
         contents = (self.content, json.dumps(settings, indent=1, ensure_ascii=False) + "\n", self.template)
         return {name: each for name, each in zip(_FILES, contents, strict=True) if each is not None}
+
+    @cached_property
+    def ids_by_bytes(self) -> Mapping[bytes, tuple[int, ...]]:
+        """Ids by the bytes that a token stands for in a text.
+
+        A byte-level tokenizer's tokens have bytes of their own, of whole characters or not; others' are those of the
+        token decoded alone, which several may share.
+        """
+        vocabulary = self._parsed.get_vocab(with_added_tokens=True)
+        of_bytes = '"ByteLevel"' in json.dumps(json.loads(self.content).get("decoder"))
+        added = self._parsed.get_added_tokens_decoder()
+        ids: dict[bytes, tuple[int, ...]] = {}
+        for piece, token in vocabulary.items():
+            if token in added:
+                spelled = piece.encode()
+            elif of_bytes and all(character in _BYTES for character in piece):
+                spelled = bytes(_BYTES[character] for character in piece)
+            else:
+                spelled = self._parsed.decode([token], skip_special_tokens=False).encode()
+            ids[spelled] = (*ids.get(spelled, ()), token)
+        return ids
+
+    def id_of(self, piece: str) -> int | None:
+        """Return the id of a token as the vocabulary writes it, or ``None``."""
+        found: int | None = self._parsed.token_to_id(piece)
+        return found
+
+    def piece(self, token: int) -> str:
+        """Return a token as the vocabulary writes it, to show it."""
+        return str(self._parsed.id_to_token(token))
 
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None, special: bool = True) -> list[list[int]]:
         """Return each text's ids, cut to ``max_tokens``; with ``special``, with the tokens that models expect around.

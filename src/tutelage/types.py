@@ -75,20 +75,6 @@ class Hidden(NamedTuple):
     bias: Tensor | None
 
 
-class Outputs(NamedTuple):
-    """A network's outputs for a batch.
-
-    Attributes:
-        logits: logits, ``(batch, *positions, classes)``; of no class where ``hidden`` is in their place.
-        taps: features by tap, for objectives that match them.
-        hidden: what the logits are made of, only for objectives that read it: `BoundObjective.refuses_hidden`.
-    """
-
-    logits: Tensor
-    taps: Mapping[str, Tensor] = {}
-    hidden: Hidden | None = None
-
-
 class Sparse(NamedTuple):
     """A teacher's largest logits, and one logit that stands for all the others.
 
@@ -103,6 +89,38 @@ class Sparse(NamedTuple):
     index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on it
     level: Tensor
     classes: int
+
+
+class Served(NamedTuple):
+    """What a served teacher answered for the samples of a split, at temperature 1.
+
+    Attributes:
+        logits: its log-probabilities, a row for each counted position, one sample's after another's, ``(rows, top)``.
+        offsets: first row of each sample, and the number of rows, ``(samples + 1,)`` int64.
+        left_over: mean probability of all classes but those that an answer names.
+        source: file or data set that the answers are from, and their column.
+    """
+
+    logits: Sparse
+    offsets: Tensor
+    left_over: float
+    source: str
+
+
+class Outputs(NamedTuple):
+    """A network's outputs for a batch.
+
+    Attributes:
+        logits: logits, ``(batch, *positions, classes)``; of no class where ``hidden`` or ``sparse`` is in their place.
+        taps: features by tap, for objectives that match them.
+        hidden: what the logits are made of, only for objectives that read it: `BoundObjective.refuses_hidden`.
+        sparse: a teacher's largest logits, as they were recorded; terms that do not read them get whole rows.
+    """
+
+    logits: Tensor
+    taps: Mapping[str, Tensor] = {}
+    hidden: Hidden | None = None
+    sparse: Sparse | None = None
 
 
 class Progress(NamedTuple):
@@ -180,6 +198,7 @@ class Requirements:
         class_means: teacher's features whose mean per class, over the training samples, its binding reads.
         min_batch: smallest number of samples in a batch.
         host_waits: whether its computation makes the host wait for the device, so that no step can be captured.
+        sparse: whether it reads a teacher's logits as `Sparse` too.
     """
 
     teacher: bool
@@ -195,6 +214,7 @@ class Requirements:
     class_means: tuple[str, ...] = ()
     min_batch: int = 1
     host_waits: bool = False
+    sparse: bool = False
 
 
 class Term(Protocol):

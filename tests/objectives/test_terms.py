@@ -53,7 +53,8 @@ def test_the_order_of_the_parameters_is_free():
         (losses.cross_entropy, {"soft_labels": True}, Requirements(teacher=False, labels="any")),
         (losses.cross_entropy, {}, Requirements(teacher=False, labels="index")),
         (losses.confidence_penalty, {"soft_labels": True}, Requirements(teacher=False, labels="none")),
-        (losses.kd, {"coupled": True}, Requirements(teacher=True, labels="none", coupled=True)),
+        (losses.kd, {"coupled": True}, Requirements(teacher=True, labels="none", coupled=True, sparse=True)),
+        (losses.dist, {"coupled": True}, Requirements(teacher=True, labels="none", coupled=True)),
         (partial(losses.kd, temperature=2.0), {}, Requirements(teacher=True, labels="none")),
     ],
 )

@@ -5,10 +5,13 @@ import json
 import pytest
 import torch
 
-from tutelage import config
+from tutelage import config, targets
 from tutelage.config.schema import Recipe
-from tutelage.runs import record_teacher
+from tutelage.runs import record_teacher, run_state
 from tutelage.runs.execute import execute
+from tutelage.runs.group import execute_group
+from tutelage.teacher_cache.cache import CachedTeacher
+from tutelage.teacher_cache.top_k import TopK
 
 pytest.importorskip("transformers", reason="the optional package transformers is not installed")
 WORDS = [f"{first}{second}" for first in ("cat", "rain", "roof", "door", "mat") for second in ("", "s", "ed", "ing")]
@@ -35,9 +38,8 @@ def recipe(tmp_path_factory):
         return config.parse(Recipe, {"name": "run", **common, **keys})
 
     execute(of(name="teacher", student=network(16)), folder / "teacher")
-    return lambda **keys: of(
-        student=network(8), teacher=str(folder / "teacher"), objective={"ttm": {"gamma": 1.0, "beta": 1.0}}, **keys
-    )
+    taught = {"student": network(8), "teacher": str(folder / "teacher"), "objective": {"ttm": {"gamma": 1, "beta": 1}}}
+    return lambda **keys: of(**{**taught, **keys})
 
 
 def losses_of(folder):
@@ -62,3 +64,42 @@ def test_top_classes_have_a_bound_of_their_own(recipe, tmp_path):
     assert said["errors"][-1]["gamma"] == 1.0
     execute(top, tmp_path / "run")
     assert len(losses_of(tmp_path / "run")) == 2
+
+
+OBJECTIVES = {
+    "kd": {"kd": {"temperature": 2}},
+    "mean": {"wttm": {"gamma": 0.5, "beta": 1, "normalise": "training"}},
+}
+"""The second reads whole rows."""
+
+
+def trained(folder):
+    return [json.loads(line)["train"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_top_classes_are_read_as_they_are_stored(recipe, tmp_path, monkeypatch):
+    keys = {"outputs": str(tmp_path / "outputs"), "outputs_limit_mb": 0.2, "outputs_top": 16}
+    recipes = {name: recipe(**keys, name=name, objective=each) for name, each in OBJECTIVES.items()}
+    record_teacher.record(recipes["kd"])
+
+    def group(folder):
+        done = execute_group([(each, tmp_path / folder / name) for name, each in recipes.items()])
+        assert not [each for each in done if isinstance(each, Exception)]
+
+    def no_rows(*_):
+        raise AssertionError("a whole row of the teacher was made")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(run_state, "CachedTeacher", lambda *a, sparse, **k: CachedTeacher(*a, **k))
+        group("dense")
+    monkeypatch.setattr(TopK, "unpack", no_rows)
+    group("sparse")
+    monkeypatch.setattr(targets, "dense", no_rows)
+    alone = execute(recipes["kd"].model_copy(update={"loss_form": "last_layer"}), tmp_path / "alone")
+    assert "not called for this student alone" in json.dumps(alone.manifest["speed"][0]["why"])
+    assert losses_of(tmp_path / "alone") == losses_of(tmp_path / "sparse" / "kd")
+    for name in recipes:
+        for each, dense in zip(*(trained(tmp_path / folder / name) for folder in ("sparse", "dense")), strict=True):
+            assert each["loss"] == pytest.approx(dense["loss"], rel=1e-6)
+            for key in ("entropy", "kl_to_target", "agreement"):
+                assert each[key] == pytest.approx(dense[key], rel=1e-5), (name, key)

@@ -335,7 +335,7 @@ def test_top_classes_of_positions_are_read_as_they_are_stored(tmp_path):
     cache, logits, counted = recorded_tokens(tmp_path, top=8)
     batch = token_batch([7, 0, 9, 3], counted, 2)
     dense = CachedTeacher(cache)(batch).logits
-    sparse = CachedTeacher(cache, sparse=True)(batch).logits
+    sparse = CachedTeacher(cache, sparse=True)(batch).sparse
     assert sparse.values.shape == (4, POSITIONS, 8)
     torch.testing.assert_close(targets.dense(sparse), dense, rtol=0, atol=0)
     expected = logits[batch.index][batch.counted].log_softmax(-1).topk(8)

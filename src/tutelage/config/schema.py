@@ -136,6 +136,8 @@ ADDED = ("size", "config", "trained", "init", "classes")
 """Keys of a network that recipes of older versions lack."""
 MADE = "teacher"
 """Name of a student that is made of its teacher."""
+SERVED = "served"
+"""What a recipe names as its teacher if ``data.top_logprobs`` has its answers."""
 MAX_SIDE = 16_384
 """Longest side of the images that a network is fed, pixels."""
 
@@ -261,6 +263,11 @@ class Network(_Section):
         # Recipes that type neither read as they did before there were these keys.
         return {key: value for key, value in write(self).items() if value not in (None, "all") or key not in ADDED}
 
+    @property
+    def served(self) -> bool:
+        """Whether it is no network but a served teacher, whose answers are in the data."""
+        return self.name == SERVED
+
 
 class UntrainedTeacher(Network):
     """A network that is to be trained before it teaches, and stands in for that teacher until then."""
@@ -345,7 +352,7 @@ class Recipe(_Section):
         name: the run's folder under ``runs/``.
         data: where the data come from, and their views.
         student: the network to train (``model`` in the recipe of a teacher).
-        teacher: the network to learn from; none for labels alone.
+        teacher: the network to learn from; none for labels alone; ``served`` if ``data.top_logprobs`` has its answers.
         outputs: the folder of the teacher's recorded outputs, which are read instead of running it; none runs it.
         outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
         outputs_top: where all logits are above that, recording keeps so many per sample; none keeps all.
@@ -572,7 +579,21 @@ def parse(
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
     if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
+    if isinstance(recipe.teacher, Network) and recipe.teacher.served and (errors := list(_of_served(recipe))):
+        raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
     return recipe
+
+
+def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
+    """Yield what does not go together with a served teacher."""
+    if recipe.teacher != Network(name=SERVED):
+        yield InvalidValueError("teacher", "a served teacher's name alone", "more", f"type teacher={SERVED}")
+    if recipe.data.top_logprobs is None:
+        expected = "the column of a served teacher's answers"
+        yield InvalidValueError("data.top_logprobs", expected, "none", "type data.top_logprobs=<column>")
+    if recipe.outputs is not None:
+        expected = "null with a served teacher, whose answers are in the data"
+        yield InvalidValueError("outputs", expected, repr(recipe.outputs), "type outputs=null")
 
 
 def _untyped_exponents(recipe: Recipe) -> Iterator[InvalidValueError]:

@@ -20,7 +20,7 @@ from tutelage.rng import buffered_permutation, in_turn, permutation, spread
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
 from tutelage.text import TextInput
-from tutelage.types import UNLABELLED, Inputs, View
+from tutelage.types import UNLABELLED, Inputs, Served, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +93,7 @@ class Split(ABC):
             ``None`` for all.
         text_bytes: length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted.
         unlabelled: which samples come from a source without labels, or ``None``.
+        served: what a served teacher answered for the samples, or ``None``.
     """
 
     labels: Tensor
@@ -107,6 +108,7 @@ class Split(ABC):
     shuffle_buffer: int | None = None
     text_bytes: int | None = None
     unlabelled: UnlabelledSamples | None = None
+    served: Served | None = None
 
     @property
     def per_token(self) -> bool:

@@ -21,6 +21,7 @@ from tutelage.data.build import (
     unlabelled_samples,
 )
 from tutelage.data.datasets import Splits, refuse_one_class
+from tutelage.data.served import Answers, read_answers, served_of
 from tutelage.data.shards import numbered
 from tutelage.data.token_split import TokenRows, TokenSplit, flat
 from tutelage.errors import InvalidValueError, one_line
@@ -42,24 +43,29 @@ class Texts:
         spans: of each sample, if a part of its text is to be learned; else empty.
         labels: label of each sample as text, empty without one; empty for language models.
         corrupt: names of the rows that were left out.
+        answers: what a served teacher answered for each sample, or empty.
     """
 
     values: Sequence[str]
     spans: Sequence[Spans]
     labels: Sequence[str]
     corrupt: tuple[str, ...] = ()
+    answers: Sequence[Answers] = ()
 
     def subset(self, positions: NDArray[np.int64]) -> Texts:
         """Return some of the samples, without their labels as text."""
         spans = [self.spans[i] for i in positions] if self.spans else []
-        return Texts([self.values[i] for i in positions], spans, [], self.corrupt)
+        answers = [self.answers[i] for i in positions] if self.answers else []
+        return Texts([self.values[i] for i in positions], spans, [], self.corrupt, answers)
 
     def digest(self) -> str:
-        """Return the SHA-256 of texts, spans and labels."""
+        """Return the SHA-256 of texts, spans, labels and answers."""
         content = hashlib.sha256(json.dumps([self.spans, self.labels]).encode())
         for value in self.values:
             encoded = value.encode()
             content.update(len(encoded).to_bytes(8, "little") + encoded)
+        for each in self.answers:
+            content.update(each.digest())
         return content.hexdigest()
 
 
@@ -70,6 +76,7 @@ def read_texts(
     label: str | None,
     source: str,
     tokenizer: Tokenizer | None,
+    answers: str | None = None,
 ) -> Texts:
     """Return the texts of rows.
 
@@ -78,7 +85,8 @@ def read_texts(
         settings: of the data, whose columns are read.
         label: column of the labels; ``None`` for a language model's.
         source: source to show.
-        tokenizer: tokenizer whose template writes conversations.
+        tokenizer: tokenizer whose template writes conversations, and whose tokens a served teacher names.
+        answers: column of a served teacher's answers; ``None`` for none.
 
     Raises:
         InvalidValueError: a row is damaged, unless such rows are to be left out, or all are.
@@ -86,6 +94,7 @@ def read_texts(
     values: list[str] = []
     spans: list[Spans] = []
     labels: list[str] = []
+    answered: list[Answers] = []
     corrupt: list[str] = []
     reason = ""
     for where, record in records:
@@ -96,6 +105,8 @@ def read_texts(
             text.encode()  # Halves of surrogate pairs, which JSON may hold, are no text.
             if label is not None:
                 labels.append(_label_of(record.get(label)))
+            if answers is not None and tokenizer is not None:
+                answered.append(read_answers(record.get(answers), tokenizer, column=answers, where=where))
         except ValueError as error:
             corrupt.append(where)
             reason = reason or f"{where}: {one_line(error)}"
@@ -109,7 +120,7 @@ def read_texts(
         raise InvalidValueError("data.source", f"a sample in every row of {source}", reason, instead)
     if not values:
         raise InvalidValueError("data.source", f"samples in {source}", "none", "name another file")
-    return Texts(values, spans, labels, tuple(corrupt))
+    return Texts(values, spans, labels, tuple(corrupt), answered)
 
 
 def _text_of(record: Mapping[str, Any], settings: DataSettings, tokenizer: Tokenizer | None) -> tuple[str, Spans]:
@@ -227,7 +238,7 @@ def from_texts(
         if not part.values:
             continue
         if settings.per_token:
-            splits[name] = _predicted(part, tokenizer, settings)
+            splits[name] = _predicted(part, tokenizer, settings, source=source, learned=name == "train")
             left_out += 0 if settings.pack else len(part.values) - len(splits[name])
         else:
             rows = {view: _rows(part.values, each, settings) for view, each in by_name.items()}
@@ -284,18 +295,20 @@ def _end_of(tokenizer: Tokenizer, why: str) -> int:
     return tokenizer.end_id
 
 
-def _predicted(part: Texts, tokenizer: Tokenizer, settings: DataSettings) -> TokenSplit:
-    """Return a split of a language model, which predicts each next token."""
-    rows, counted, size = (
-        _packed(part.values, tokenizer, settings.pack)
-        if settings.pack is not None
-        else _continued(part, tokenizer, settings)
-    )
+def _predicted(part: Texts, tokenizer: Tokenizer, settings: DataSettings, *, source: str, learned: bool) -> TokenSplit:
+    """Return a split of a language model, which predicts each next token, with a served teacher's answers if any."""
+    served = None
+    if settings.pack is not None:
+        rows, counted, size = _packed(part.values, tokenizer, settings.pack)
+    else:
+        rows, counted, size, answers = _continued(part, tokenizer, settings)
+        if learned and part.answers:
+            served = served_of(answers, classes=tokenizer.size, source=f"{source}, column {settings.top_logprobs}")
     if not len(rows.starts):
         instead = "add texts, or type a larger data.max_tokens"
         raise InvalidValueError("data.source", "at least 2 tokens, of which one is predicted", "fewer", instead)
     labels = torch.full((len(rows.starts), 0), UNLABELLED)
-    return TokenSplit(labels=labels, rows={"": rows}, targets_counted=counted, text_bytes=size)
+    return TokenSplit(labels=labels, rows={"": rows}, targets_counted=counted, text_bytes=size, served=served)
 
 
 def _packed(values: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[TokenRows, NDArray[np.bool_], int]:
@@ -312,17 +325,20 @@ def _packed(values: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[T
     return TokenRows(ids, starts, np.minimum(length, len(ids) - 1 - starts)), np.ones(len(ids), np.bool_), size
 
 
-def _continued(part: Texts, tokenizer: Tokenizer, settings: DataSettings) -> tuple[TokenRows, NDArray[np.bool_], int]:
+def _continued(
+    part: Texts, tokenizer: Tokenizer, settings: DataSettings
+) -> tuple[TokenRows, NDArray[np.bool_], int, list[Answers]]:
     """Encode samples of which a part is to be learned; those of which nothing is left are left out.
 
     Returns:
-        Rows; which tokens are counted as targets; the length in UTF-8 of those.
+        Rows; which tokens are counted as targets; the length in UTF-8 of those; a served teacher's answers for them.
     """
     with_end = settings.prompt is not None  # A chat template writes the ends of turns itself.
     end = _end_of(tokenizer, "which ends a completion") if with_end else None
-    samples, counts, size = [], [], 0
+    samples, counts, size, answers = [], [], 0, []
     located = tokenizer.locate(part.values, special=with_end)
-    for text, spans, (ids, places) in zip(part.values, part.spans, located, strict=True):
+    answered: Sequence[Answers | None] = part.answers or [None] * len(part.values)
+    for text, spans, given, (ids, places) in zip(part.values, part.spans, answered, located, strict=True):
         starts, ends = np.array(places, np.int64).reshape(-1, 2).T
         counted = np.zeros(len(ids), np.bool_)
         for first, last in spans:
@@ -333,13 +349,15 @@ def _continued(part: Texts, tokenizer: Tokenizer, settings: DataSettings) -> tup
                 ids, counted, sizes = [*ids, end], np.append(counted, False), np.append(sizes, 0)
             counted[-1] = True
         counted[:1] = False  # Nothing predicts the first token.
+        given = given and given.aligned(np.array(ids), counted, tokenizer)
         counted = counted[: settings.max_tokens + 1]
         if counted.any():
             samples.append(np.array(ids[: len(counted)], np.int32))
             counts.append(counted)
             size += int(sizes[: len(counted)][counted].sum())
+            answers += [given.first(int(counted.sum()))] if given else []
     rows = _in_turn(samples, [len(ids) - 1 for ids in samples], tokenizer)
-    return rows, np.concatenate([np.empty(0, np.bool_), *counts]), size
+    return rows, np.concatenate([np.empty(0, np.bool_), *counts]), size, answers
 
 
 def _sizes(text: str, ends: NDArray[np.int64]) -> NDArray[np.int64]:

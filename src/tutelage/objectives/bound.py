@@ -10,13 +10,21 @@ from typing import ClassVar, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from tutelage import checks, kernels, losses
+from tutelage import checks, kernels, losses, targets
 from tutelage.checks import widened
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.kernels.divergence import LogitLoss, divergence_of
 from tutelage.objectives import gathering, projectors
 from tutelage.objectives.automatic import balanced_weight
-from tutelage.objectives.term import BindContext, PresetCall, joint_needs, named_parts, present, shape_of
+from tutelage.objectives.term import (
+    BindContext,
+    PresetCall,
+    joint_needs,
+    named_parts,
+    present,
+    shape_of,
+    teacher_logits,
+)
 from tutelage.settings.weights import Automatic, Schedule, WeightValue, scaled, weight_at
 from tutelage.types import UNLABELLED, Batch, Hidden, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
@@ -28,7 +36,8 @@ class BoundObjective(nn.Module):
     """An objective bound to one run.
 
     Whatever the networks' precision, the terms are computed in at least float32, with autocast switched off.
-    The teacher gets no gradient, nor do its features if a term maps them.
+    The teacher gets no gradient, nor do its features if a term maps them. Of a teacher's `Sparse` logits whole rows are
+    made, unless all terms that match it read them as they are.
 
     Attributes:
         needs: requirements of the terms.
@@ -48,6 +57,7 @@ class BoundObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.needs, self.target_gamma = needs, target_gamma
+        self._reads_sparse = needs.sparse and not any(call.gather for call in calls)
         parts = list(named_parts(calls))
         self.supervised = frozenset(part.name for part, _ in parts if part.term.needs.labels != "none")
         self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in parts})
@@ -151,6 +161,8 @@ class BoundObjective(nn.Module):
                 batch = batch._replace(labels=batch.labels.where(batch.counted.unsqueeze(-1), 0.0))
         if student.hidden is not None:
             return self._of_hidden(student.hidden, present(teacher).hidden, batch, progress, totals)
+        if teacher is not None and teacher.sparse is not None and not self._reads_sparse:
+            teacher = teacher._replace(logits=targets.dense(teacher.sparse), sparse=None)
         with torch.autocast(student.logits.device.type, enabled=False):
             fused = self._fused_values(student, teacher, batch) if self.fused else {}
             if len(fused) < len(self.names):  # Wide copies only if something else reads the logits.
@@ -208,7 +220,7 @@ class BoundObjective(nn.Module):
         if self.pair is None:
             return {}
         loss = cast(LogitLoss, self.terms[self.pair[1]].applied)
-        values = kernels.cross_entropy_and(loss, student.logits, present(teacher).logits, batch.labels)
+        values = kernels.cross_entropy_and(loss, student.logits, teacher_logits(teacher), batch.labels)
         return dict(zip(self.pair, values, strict=True))
 
 
@@ -342,7 +354,11 @@ def _projected(student: Outputs, routes: Mapping[str, tuple[str, int | None]], m
 
 
 def _mapped(outputs: Outputs, function: Callable[[Tensor], Tensor]) -> Outputs:
-    return Outputs(function(outputs.logits), {name: function(tap) for name, tap in outputs.taps.items()})
+    sparse = outputs.sparse
+    if sparse is not None:
+        sparse = sparse._replace(values=function(sparse.values), level=function(sparse.level))
+    taps = {name: function(tap) for name, tap in outputs.taps.items()}
+    return Outputs(function(outputs.logits), taps, sparse=sparse)
 
 
 def _constant(tensor: Tensor, wide: torch.dtype) -> Tensor:

@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.kernels.logits import READ_SPARSE
 from tutelage.objectives import projectors
 from tutelage.settings.weights import Automatic, AutomaticWeight, WeightValue, value_of
-from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Term
+from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Sparse, Term
 
-LOSS_INPUTS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor]] = {
+LOSS_INPUTS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor | Sparse]] = {
     "student_logits": lambda term, student, teacher, batch: student.logits,
-    "teacher_logits": lambda term, student, teacher, batch: present(teacher).logits,
+    "teacher_logits": lambda term, student, teacher, batch: teacher_logits(teacher),
     "student_features": lambda term, student, teacher, batch: student.taps[term.student_feature],
     "teacher_features": lambda term, student, teacher, batch: present(teacher).taps[term.teacher_tap],
     "labels": lambda term, student, teacher, batch: batch.labels,
@@ -145,6 +146,7 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         class_means=_unique(tap for n in needs for tap in n.class_means),
         min_batch=max((n.min_batch for n in needs), default=1),
         host_waits=any(n.host_waits for n in needs),
+        sparse=all(n.sparse for n in needs if n.teacher),
     )
 
 
@@ -210,6 +212,7 @@ class Apply:
             teacher_taps=(self.teacher_tap,) if "teacher_features" in reads or self.projection else (),
             projections=(self._projection,) if self._projection else (),
             min_batch=self.min_batch,
+            sparse=self.loss in READ_SPARSE,
         )
 
     @property
@@ -325,6 +328,12 @@ def present(teacher: Outputs | None) -> Outputs:
     if teacher is None:
         raise InvalidValueError("teacher", "its outputs", "none", "the objective matches a teacher, so pass one")
     return teacher
+
+
+def teacher_logits(teacher: Outputs | None) -> Tensor | Sparse:
+    """Return the teacher's logits, whole or as `Sparse`; refuse ``None``."""
+    teacher = present(teacher)
+    return teacher.logits if teacher.sparse is None else teacher.sparse
 
 
 def paired(student_taps: Sequence[str], teacher_taps: Sequence[str]) -> list[tuple[str, str]]:

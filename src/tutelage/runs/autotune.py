@@ -22,11 +22,12 @@ from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs.resume import read_recorded
 from tutelage.runs.setup import RunInputs, evaluate_network, run_context, steps_of
 from tutelage.settings.fit import Precision
+from tutelage.teacher_cache.served import ServedTeacher
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.loop import fit
 from tutelage.training.precision import has_tf32
-from tutelage.types import Batch
+from tutelage.types import Batch, Teacher
 
 GAIN = 1.2
 """Least speed-up for which bfloat16 is chosen. It rounds networks to 8 bits, so it loses a near tie."""
@@ -151,7 +152,11 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
     student = copy.deepcopy(run_inputs.student).to(accelerator.device)
     network = run_inputs.teacher and copy.deepcopy(run_inputs.teacher).to(accelerator.device)
     context = run_context(objective, replace(run_inputs, student=student, teacher=network))
-    teacher = FrozenTeacher(network, objective.needs.teacher_taps) if network and objective.needs.teacher else None
+    teacher: Teacher | None = None
+    if objective.needs.teacher and run_inputs.served is not None:
+        teacher = ServedTeacher(run_inputs.served, accelerator.device)
+    elif objective.needs.teacher and network:
+        teacher = FrozenTeacher(network, objective.needs.teacher_taps)
     train = run_inputs.splits.train
     batches = data.loader_on(
         accelerator.device, train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True

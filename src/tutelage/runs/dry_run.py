@@ -14,6 +14,7 @@ from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune, sanity_checks
 from tutelage.runs.disk import free_bytes, run_size
+from tutelage.runs.manifest import describe_served
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.setup import (
     build_inputs,
@@ -74,6 +75,10 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
             ("teacher", _network(run_inputs.teacher, splits.input_shape("teacher"))),
             ("teacher accuracy", accuracy),
         ]
+    if (served := run_inputs.served) is not None:
+        said = describe_served(served)
+        left = f"{said['mean_left_over']:.2%} of the probability left over on average"
+        summary.append(("teacher", f"served: the top {said['top']} of {splits.classes} tokens, {left}"))
     sanity_checks.warn(sanity_checks.of_labels(splits, objectives))
     sanity_checks.warn(
         sanity_checks.before_training(recipe, objectives, None if evaluation is None else evaluation.sample)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from tutelage import data, models
+from tutelage.types import Served
 from tutelage.version import __version__
 
 if TYPE_CHECKING:
@@ -112,6 +113,13 @@ def describe_network(network: Classifier) -> dict[str, Any]:
     if network.outputs is not None:
         described["class_outputs"] = network.outputs.tolist()
     return described
+
+
+def describe_served(served: Served) -> dict[str, Any]:
+    """Describe a served teacher's answers: where they are from, how many classes each names, and what is left over."""
+    positions, top = served.logits.values.shape
+    left = float(f"{served.left_over:.3g}")
+    return {"source": served.source, "positions": positions, "top": top, "mean_left_over": left}
 
 
 def without_paths(value: Any) -> Any:

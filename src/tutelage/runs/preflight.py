@@ -35,7 +35,7 @@ def networks_of(student: Network, teacher: Network | TrainedTeacher | None) -> l
         return [("model", student)]
     if isinstance(teacher, TrainedTeacher):
         return [("student", student), ("teacher.train.model", teacher.train.model)]
-    return [("student", student), ("teacher", teacher)]
+    return [("student", student), *([] if teacher.served else [("teacher", teacher)])]
 
 
 def network_errors(

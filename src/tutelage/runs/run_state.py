@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from tutelage import config, data, models, records
-from tutelage.config.schema import Recipe
+from tutelage.config.schema import SERVED, Recipe
 from tutelage.errors import RecipeError, explained
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller, FrozenTeacher
@@ -27,6 +27,7 @@ from tutelage.runs import disk, manifest, resume, sanity_checks, setup
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
+from tutelage.teacher_cache.served import ServedTeacher
 from tutelage.training.batch_norm import statistics_of
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
@@ -160,6 +161,8 @@ class RunState:
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
         """Evaluate the teacher before the first step, report it, and refuse one that is no better than chance."""
         teacher, classes, test = self.run_inputs.teacher, self.run_inputs.splits.classes, self.held_out[-1]
+        if (served := self.run_inputs.served) is not None:
+            return {"name": SERVED, **manifest.describe_served(served), "answers": self.teacher_mode()}
         if teacher is None or test.teacher is None:
             return None
         evaluation = test.teacher.evaluation
@@ -363,18 +366,29 @@ class RunState:
         """Return how the teacher takes part in training."""
         if not setup.needs_teacher(self.objectives):
             return "not asked"
+        if (served := self.run_inputs.served) is not None:
+            return f"served, the top {served.logits.values.shape[1]} of {served.logits.classes}"
         if self.outputs is None:
             return "live"
         form = self.outputs.form
         return f"recorded in float16, the top {form.kept} of {form.classes}" if form else "recorded in float16"
 
     def training_teacher(self, stage: int, taps: tuple[str, ...]) -> Teacher:
-        """Return a stage's teacher: the network or its recorded outputs."""
+        """Return a stage's teacher: the network, its recorded outputs, or a served one's answers."""
+        if self.run_inputs.served is not None:
+            return ServedTeacher(self.run_inputs.served, self.device)
         assert self.teacher is not None
         if self.outputs is None:
             return FrozenTeacher(self.teacher, taps)
         gamma = setup.single_exponent(self.objectives[stage]) if self.outputs.form else None
-        return CachedTeacher(self.outputs, taps, gamma=1.0 if gamma is None else gamma, device=self.device)
+        # Top classes of images stay whole rows, whose bits unfinished runs began with.
+        return CachedTeacher(
+            self.outputs,
+            taps,
+            gamma=1.0 if gamma is None else gamma,
+            device=self.device,
+            sparse=self.outputs.ragged,
+        )
 
     def check_time(self) -> None:
         """Refuse to begin the last evaluation if there is no time for it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tutelage import config, data, models, taps
+from tutelage import config, data, models, taps, targets
 from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight
 from tutelage.config.schema import Network, R, Recipe, UntrainedTeacher
@@ -44,7 +45,7 @@ from tutelage.training.evaluate import (
 )
 from tutelage.training.precision import float32_products
 from tutelage.training.sharding import is_sharded, is_sharded_by, sharded
-from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, View
+from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, Served, Sparse, View
 from tutelage.views import map_views, views_of
 
 T = TypeVar("T")
@@ -59,6 +60,7 @@ class RunInputs:
     teacher: Classifier | None
     objectives: tuple[Objective, ...]  # objective of each stage
     repeatable: bool = True
+    served: Served | None = None  # answers of a served teacher, which has no network
 
 
 def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> R:
@@ -110,20 +112,49 @@ def build_inputs(
         named, known = recipe.teacher, None
         make = partial(create_student, recipe.student, opened, seed=recipe.seed, trust_code=trust_code)
         student = make() if recipe.student.init is None else None
-        if isinstance(named, Network):
+        if isinstance(named, Network) and not named.served:
             create = create_untrained if isinstance(named, UntrainedTeacher) else create_teacher
             known = teacher or create(named, opened, trust_code=trust_code)
         return student or make(teacher=known), known
 
     student, teacher = one_a_node_first(networks)
-    return RunInputs(splits=opened, student=student, teacher=teacher, objectives=objectives)
+    served = served_of(recipe, opened)
+    return RunInputs(splits=opened, student=student, teacher=teacher, objectives=objectives, served=served)
+
+
+def served_of(recipe: Recipe, splits: data.Splits) -> Served | None:
+    """Return the answers of a recipe's served teacher; ``None`` if its teacher is no such."""
+    if not (isinstance(recipe.teacher, Network) and recipe.teacher.served):
+        return None
+    return require_teacher(splits.train.served, "whose answers the data have")
+
+
+def _check_served(objective: Objective) -> None:
+    """Refuse an objective that reads more of a teacher than its distribution at temperature 1."""
+    needs, what = objective.needs, f"objective {objective.name}"
+    features = any((needs.teacher_taps, needs.projections, needs.teacher_head, needs.teacher_norms, needs.class_means))
+    others = [gamma for gamma in objective.read_at if gamma is None or not math.isclose(gamma, 1, rel_tol=1e-9)]
+    if features:
+        instead = "type teacher=... for a network, or another objective"
+        raise RecipeError(what, "one of logits alone with a served teacher", "one of a network's insides", instead)
+    if others:
+        expected = (
+            "gamma 1, a temperature of 1, with a served teacher: of the classes that it does not name the total "
+            "probability is known, but not the sum of p**gamma"
+        )
+        got = ", ".join(sorted("another reading" if g is None else f"gamma {g:.4g}" for g in others))
+        raise RecipeError(what, expected, got, "type gamma=1, or temperature=1 of kd, or teacher=... for a network")
 
 
 def check_compatible(run_inputs: RunInputs) -> None:
     """Raise a `RecipeError` if data, teacher, student and objectives are not compatible."""
     splits, teacher, labels = run_inputs.splits, run_inputs.teacher, run_inputs.splits.train.labels
     soft = labels.is_floating_point()
-    check_teacher(teacher, run_inputs.objectives)
+    check_teacher(teacher or run_inputs.served, run_inputs.objectives)
+    if run_inputs.served is not None:
+        for objective in run_inputs.objectives:
+            if objective.needs.teacher:
+                _check_served(objective)
     if teacher is not None:
         refuse_shared(run_inputs.student, teacher)
     for role, network in (("student", run_inputs.student), ("teacher", teacher)):
@@ -305,12 +336,14 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
     if needs.teacher_statistics and teacher is not None:
         most = STATISTICS
         if train.per_token:  # A row per token, of as many classes as the vocabulary has.
-            most = max(
-                1, min(STATISTICS, STATISTICS_BYTES // (4 * splits.classes)) // splits.text["student"].max_tokens
-            )
+            most = max(1, _most_rows(splits) // splits.text["student"].max_tokens)
         indices = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).astype(np.int64))
         read = _teacher_outputs(asked or teacher, train, indices, lambda outputs: outputs.logits.float().cpu())
         teacher_logits = torch.cat([logits for _, logits in read])
+    if needs.teacher_statistics and (served := run_inputs.served) is not None:
+        rows = torch.linspace(0, len(served.logits.level) - 1, min(_most_rows(splits), len(served.logits.level))).long()
+        values, index, level, classes = served.logits
+        teacher_logits = targets.dense(Sparse(values[rows], index[rows], level[rows], classes))
     if needs.student_taps or needs.teacher_taps:
         probe = data.BatchLoader(train, batch_size=min(PROBED, len(train)), train=True)
         inputs = next(probe.epoch(0)).inputs
@@ -332,6 +365,11 @@ STATISTICS = 10_000
 has a label."""
 STATISTICS_BYTES = 2**28
 """Memory of the logits of these tokens."""
+
+
+def _most_rows(splits: data.Splits) -> int:
+    """Return how many positions' logits are bound as a teacher's statistics."""
+    return max(1, min(STATISTICS, STATISTICS_BYTES // (4 * splits.classes)))
 
 
 def _teacher_outputs(
@@ -398,7 +436,7 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
     *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
-    *("max_tokens", "pack", "bucket_batches", "unlabelled"),
+    *("max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
 }
 """Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 

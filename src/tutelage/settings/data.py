@@ -72,6 +72,9 @@ class DataSettings:
     messages: str | None = None
     """Column of conversations, lists of ``{role, content}``, written by the tokenizer's chat template: a language model
     learns to predict what the assistant says."""
+    top_logprobs: str | None = None
+    """Column of a served teacher's answers, its most likely tokens at each place of what is learned, with ``prompt`` or
+    ``messages`` in ``jsonl:`` or ``hf:``; for ``teacher: served``."""
     tokenizer: str | LearnedTokenizer | None = None
     """Tokenizer of texts: a ``tokenizer.json``, a folder with one, ``package:<package>/<folder>``, a Hub id, or
     ``{bpe: 2000}``, which is learned from the training split."""
@@ -160,7 +163,7 @@ class DataSettings:
 
 
 _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
-_OF_TEXT = ("tokenizer", "teacher_tokenizer", "max_tokens", "pack", "bucket_batches")
+_OF_TEXT = ("top_logprobs", "tokenizer", "teacher_tokenizer", "max_tokens", "pack", "bucket_batches")
 _OF_IMAGES = (
     *("image", "crop_padding", "flip", "random_resized_crop", "interpolation", "randaugment", "transform"),
     *("random_erasing", "mixup", "cutmix", "size", "test_crop"),
@@ -284,6 +287,15 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
         rows.append(("tokenizer", "a tokenizer for the texts", example))
     if s.messages and isinstance(s.tokenizer, LearnedTokenizer):
         rows.append(("tokenizer", "one with a chat template for data.messages", "name a folder that has one"))
+    if s.top_logprobs is not None:
+        if not (s.prompt or s.messages):
+            expected = "null without data.prompt or data.messages, whose tokens a server answers one by one"
+            rows.append(("top_logprobs", expected, "type data.top_logprobs=null"))
+        elif s.source.startswith("csv:"):
+            rows.append(("top_logprobs", "null for csv:, which has no lists", "convert the file to jsonl:"))
+        if isinstance(s.tokenizer, LearnedTokenizer):
+            expected = "the served teacher's own, together with data.top_logprobs"
+            rows.append(("tokenizer", expected, "name a folder that has it"))
     if s.pack is not None and not s.text:
         rows.append(("pack", "null without data.text, as prompts and conversations are samples", "type data.pack=null"))
     if s.pack is not None and s.max_tokens != _DEFAULTS["max_tokens"]:

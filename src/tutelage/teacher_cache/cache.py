@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict
 
 import safetensors
 import safetensors.torch
@@ -312,7 +312,7 @@ class CachedTeacher:
         taps: features to return.
         gamma: exponent at which logits in top-k form are read; at 1 the left-over mass is exact.
         device: device of the returned tensors.
-        sparse: whether logits in top-k form are returned as they are stored, `types.Sparse`.
+        sparse: whether logits in top-k form are returned as they are stored, as ``sparse`` of `types.Outputs`.
 
     Raises:
         TeacherCacheError: if the tail was not summed at the exponent.
@@ -399,7 +399,8 @@ class CachedTeacher:
         taps = {name: tensors["values"].float() for name, tensors in outputs.items()}
         if self._cache.form is not None:
             if self._sparse:
-                return Outputs(cast(Tensor, self._cache.form.as_sparse(logits, self._gamma)), taps)
+                kept = self._cache.form.as_sparse(logits, self._gamma)
+                return Outputs(kept.values[..., :0], taps, sparse=kept)
             return Outputs(self._cache.form.unpack(logits, self._gamma), taps)
         return Outputs(logits["values"].float() + logits["mean"], taps)
 

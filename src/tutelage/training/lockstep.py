@@ -218,6 +218,8 @@ def _captured_pass(outputs: Callable[[Batch], list[Outputs]], batch: Batch) -> C
     for _ in range(2):
         for eager, replayed in zip(outputs(with_own_inputs(batch)), captured(batch), strict=True):
             pairs = [(eager.logits, replayed.logits), *((eager.taps[k], replayed.taps[k]) for k in eager.taps)]
+            if eager.sparse is not None and replayed.sparse is not None:
+                pairs.append((eager.sparse.values, replayed.sparse.values))
             if not all(close([torch.zeros_like(one)], [one], [other]) for one, other in pairs):
                 raise NotCapturableError("a replayed pass differs from the eager one")
     return captured
@@ -225,5 +227,5 @@ def _captured_pass(outputs: Callable[[Batch], list[Outputs]], batch: Batch) -> C
 
 def _repeated(outputs: Sequence[Outputs], taps: Sequence[str]) -> Teacher:
     """Return a teacher that returns these outputs in turn, with the features that a student would get on its own."""
-    own = cycle([Outputs(each.logits, {name: each.taps[name] for name in taps}) for each in outputs])
+    own = cycle([each._replace(taps={name: each.taps[name] for name in taps}) for each in outputs])
     return lambda batch: next(own)

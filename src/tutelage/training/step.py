@@ -69,7 +69,9 @@ def train_step(state: TrainState, batch: Batch, teacher: Teacher | None) -> None
 
 
 def _values(outputs: Outputs) -> Tensor:
-    """Return logits, or the states that they would be made of, to see whether they are finite."""
+    """Return logits, those that were recorded or the states that they would be made of: are they finite?"""
+    if outputs.sparse is not None:
+        return outputs.sparse.values.detach()
     return (outputs.logits if outputs.hidden is None else outputs.hidden.states).detach()
 
 

@@ -153,12 +153,16 @@ def _texts(
         lacking = [name for name, rows in halves.items() if column not in rows.features]
         if lacking:
             raise _column_error(halves[lacking[0]], key, f"a column of the split {lacking[0]}", repr(column), [])
+    answers = settings.top_logprobs
+    if answers is not None and answers not in features:
+        raise _column_error(halves["train"], "top_logprobs", "a column of the split train", repr(answers), [])
     columns = [*(getattr(settings, key) for key in keys), *([label] if label else [])]
 
     def read(split: str) -> Texts:
-        rows = halves[split].select_columns(list(dict.fromkeys(columns)))
+        served = answers if split == "train" else None  # The test set needs none.
+        rows = halves[split].select_columns(list(dict.fromkeys([*columns, *([served] if served else [])])))
         records = ((f"{split} row {number}", record) for number, record in enumerate(rows))
-        return read_texts(records, settings, label=label, source=source, tokenizer=tokenizer)
+        return read_texts(records, settings, label=label, source=source, tokenizer=tokenizer, answers=served)
 
     train, *test = map(read, halves)
     names = getattr(features[label], "names", None) if label else None

@@ -53,7 +53,10 @@ def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None
     def read(what: str, typed: str) -> Texts:
         file = text_file(kind, typed, what=what)
         records = _records(kind, file, _content(file, what, settings), settings)
-        return read_texts(records, settings, label=label, source=f"{kind}:{file.name}", tokenizer=tokenizer)
+        answers = settings.top_logprobs if what == "data.source" else None
+        return read_texts(
+            records, settings, label=label, source=f"{kind}:{file.name}", tokenizer=tokenizer, answers=answers
+        )
 
     train = read("data.source", path)
     test = None if settings.test_shards is None else read("data.test_shards", settings.test_shards)

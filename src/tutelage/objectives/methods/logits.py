@@ -125,8 +125,8 @@ class Standardised:
 
     @property
     def needs(self) -> Requirements:
-        """The requirements of the inner term."""
-        return self.inner.needs
+        """The requirements of the inner term, but for logits that are standardised: whole rows."""
+        return replace(self.inner.needs, sparse=False)
 
     def bind(self, context: BindContext) -> Term:
         """Build the inner term for one run, from a context in which the teacher's logits are standardised too."""
