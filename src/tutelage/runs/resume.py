@@ -33,7 +33,7 @@ WHERE = {
     *("name", "data.source", "data.unlabelled.source", "data.test_shards", "data.image", "data.label", "outputs"),
     *("data.text", "data.prompt", "data.completion", "data.messages", "data.tokenizer", "data.teacher_tokenizer"),
 }
-"""Keys that say where run, data, tokenizers and outputs are; their content is checked by fingerprint, as the teacher's is."""
+"""Keys that say where run, data, tokenizers and outputs are; fingerprints check their content, as the teacher's."""
 
 BASE = "student's frozen part"
 """What its fingerprint is called, beside those of data and teacher."""
