@@ -85,7 +85,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         card = _of_images(settings, folder, request)
         request = replace(request, channels=card["channels"])
     text = request.text
-    call = HubCall(kind=kind, classes=classes, text=text, pad=settings.pad_token_id or 0, sentence=_described(sentence))
+    pad = getattr(settings, "pad_token_id", None) or 0  # Networks of images have none.
+    call = HubCall(kind=kind, classes=classes, text=text, pad=pad, sentence=_described(sentence))
     make = partial(_make, settings, kind, call.sentence)
     fetch = None
     if folder is not None and request.tagged:
