@@ -257,12 +257,6 @@ def check(settings: DataSettings) -> DataSettings:
 
 def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     """Return what does not go together in settings of text, or of images."""
-    if (extra := s.unlabelled) is not None and not s.per_token:
-        kinds = ("texts:", "jsonl:", "csv:", "hf:") if s.is_text else ("images:", "hf:")
-        if not extra.source.startswith(kinds):
-            expected = f"{', '.join(kinds[:-1])} or {kinds[-1]} for {'texts' if s.is_text else 'images'}"
-            example = f"type data.unlabelled={kinds[0]}<{'path' if s.is_text else 'folder'}>"
-            return [InvalidValueError("data.unlabelled.source", expected, repr(extra.source), example)]
     of_text_alone = s.source.startswith(("jsonl:", "csv:"))
     if not s.is_text:
         typed = [name for name in _OF_TEXT if getattr(s, name) != _DEFAULTS[name]]
@@ -270,7 +264,7 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
             beside = "a source of texts" if of_text_alone else " and ".join(f"data.{name}" for name in typed)
             instead = "type data.text=<column>, or data.prompt and data.completion, or data.messages"
             return [InvalidValueError("data.text", "a column of texts", f"none with {beside}", instead)]
-        return []
+        return _wrong_unlabelled(s)
     if not (of_text_alone or s.source.startswith("hf:")):
         return [InvalidValueError("data.source", "hf:, jsonl: or csv: for texts", repr(s.source), "name one of those")]
     rows = []
@@ -302,9 +296,6 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
         rows.append(("max_tokens", "its default together with data.pack, the length", "leave data.max_tokens out"))
     if s.per_token:
         untold = "null for a language model, whose labels are the next tokens"
-        if s.unlabelled is not None:
-            learned = "add its texts to those of data.source, as a language model learns from every one"
-            rows.append(("unlabelled", untold, f"{learned}, and leave data.unlabelled out"))
         rows += [
             (name, untold, f"type data.{name}=null")
             for name in ("label", "labelled", "teacher_tokenizer")
@@ -317,4 +308,22 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     ]
     if s.on_device is True:
         rows.append(("on_device", "auto or false for texts, of which each batch is padded", "type data.on_device=auto"))
-    return [InvalidValueError(f"data.{name}", want, repr(getattr(s, name)), instead) for name, want, instead in rows]
+    errors = [InvalidValueError(f"data.{name}", want, repr(getattr(s, name)), instead) for name, want, instead in rows]
+    return errors + _wrong_unlabelled(s)
+
+
+def _wrong_unlabelled(s: DataSettings) -> list[InvalidValueError]:
+    """Return why the source of unlabelled samples does not go with the other settings."""
+    if s.unlabelled is None:
+        return []
+    if s.per_token:
+        expected = "null for a language model, for which each token is the label of those before it"
+        instead = "add its texts to those of data.source, and leave data.unlabelled out"
+        return [InvalidValueError("data.unlabelled", expected, repr(s.unlabelled.source), instead)]
+    what = "texts" if s.is_text else "images"
+    kinds = ("texts:", "jsonl:", "csv:", "hf:") if s.is_text else ("images:", "hf:")
+    if s.unlabelled.source.startswith(kinds):
+        return []
+    expected = f"{', '.join(kinds[:-1])} or {kinds[-1]} for {what}"
+    instead = f"type data.unlabelled={kinds[0]}<path>"
+    return [InvalidValueError("data.unlabelled.source", expected, repr(s.unlabelled.source), instead)]
