@@ -56,7 +56,9 @@ def test_columns_and_tokenizers_of_texts_may_move_but_what_is_cut_from_them_stay
     texts = {"source": "jsonl:a.jsonl", "text": "text", "label": "class", "tokenizer": "there", "max_tokens": 32}
     moved = {"text": "review", "label": "stars", "tokenizer": "here/tokenizer.json", "source": "csv:a.csv"}
     both = {"teacher_tokenizer": "there/other"}
-    assert recipe_differences(recorded(data=texts | both), recipe(data=texts | moved | {"teacher_tokenizer": "o"})) == []
+    assert (
+        recipe_differences(recorded(data=texts | both), recipe(data=texts | moved | {"teacher_tokenizer": "o"})) == []
+    )
     assert recipe_differences(recorded(data=texts), recipe(data=texts | {"max_tokens": 48, "bucket_batches": 1})) == [
         "data.max_tokens was 32, is 48",
         "data.bucket_batches was 20, is 1",

@@ -33,7 +33,8 @@ WHERE = {
     *("name", "data.source", "data.test_shards", "data.image", "data.label", "outputs"),
     *("data.text", "data.prompt", "data.completion", "data.messages", "data.tokenizer", "data.teacher_tokenizer"),
 }
-"""Keys that say where run, data, tokenizers and outputs are; their content is checked by fingerprint, as the teacher's is."""
+"""Keys that say where run, data, tokenizers and outputs are; their content is checked by fingerprint, as the teacher's
+is."""
 
 
 def recipe_differences(recorded: Mapping[str, Any], planned: Recipe) -> list[str]:
