@@ -334,7 +334,8 @@ def _make(
                 network = auto.from_config(settings, trust_remote_code=False, dtype=torch.float32)
         except ValueError as error:
             expected = f"a network that transformers has as AutoModel{KINDS[kind]}"
-            got = f"{settings.model_type} ({one_line(error)})"
+            of_another_kind = "Unrecognized configuration class" in str(error)  # and a list of all that it is not
+            got = settings.model_type if of_another_kind else f"{settings.model_type} ({one_line(error)})"
             raise InvalidValueError("model", expected, got, "name another") from error
     if kind == "sequence" and hasattr(network, "score") and network.config.pad_token_id is None:
         network.config.pad_token_id = 0  # A decoder classifies a text at its last token that is another.
