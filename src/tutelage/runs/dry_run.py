@@ -50,8 +50,9 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     check_run(recipe, run_inputs)
     recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
+    sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not splits.train.per_token}
     summary = [
-        ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
+        ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items())),
         ("tokens" if splits.text else "pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
         ("classes", str(splits.classes)),
         ("input", _input(splits)),
@@ -98,6 +99,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         steps = steps_of(training, len(splits.train))
         total += steps * seconds
         summary.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
+    with_teacher = "" if training is None else ", the teacher's training among it"
     megabytes = memory.peak(torch.device("cpu"))
     used = "not told by the system" if megabytes is None else f"{megabytes:.0f} MB of the process at its peak"
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
@@ -111,7 +113,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     return [
         *summary,
         ("estimated disk", disk),
-        ("estimated time", f"{_duration(total)}, evaluation not counted"),
+        ("estimated time", f"{_duration(total)}{with_teacher}, evaluation not counted"),
         ("memory", used),
     ]
 
