@@ -89,10 +89,11 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         steps = fit.steps(len(splits.train), world=world())
         total += steps * seconds
         stage = f"stage {i + 1} " if len(fits) > 1 else ""
+        asked = ", the teacher asked in each: outputs save that" if recipe.outputs and objective.needs.teacher else ""
         summary += [
             (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in terms.items())),
             (f"{stage}logits", _logits(fit.batch_size, splits)),
-            (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each"),
+            (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each{asked}"),
         ]
     if training is not None:
         seconds, _ = autotune.time_step(training, build_inputs(training, trust_code=trust_code))
