@@ -460,7 +460,9 @@ def judge(
     if (classes := network.card.classes) != splits.classes:
         raise RecipeError(f"model {name}", f"{splits.classes} classes, as the data have", classes, instead)
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
-    evaluation = evaluate_network(recipe, network, dict(held_out_sets(splits, recipe))["test"])
+    batches = dict(held_out_sets(splits, recipe))["test"]
+    evaluation = evaluate_network(recipe, network, batches, text_bytes=splits.test.text_bytes)
     if not evaluation.labelled:
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
-    return evaluation.judgement(), f"{name} on {evaluation.samples} test samples of {splits.source}"
+    unit = "tokens" if splits.test.per_token else "samples"
+    return evaluation.judgement(), f"{name} on {evaluation.samples} test {unit} of {splits.source}"

@@ -319,7 +319,7 @@ def _text(path: Path, what: str) -> str:
 
 
 def _damaged(path: Path, what: str, error: Exception) -> InvalidValueError:
-    got = f"{path.name} of {path.parent.name}: {printable(one_line(error))}"
+    got = f"{path}: {printable(one_line(error))}"
     return InvalidValueError(
         what, "a tokenizer that the tokenizers library reads", got, "fetch it again, or name another"
     )

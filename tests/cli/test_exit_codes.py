@@ -78,6 +78,13 @@ def test_a_command_whose_cleanup_fails_when_it_is_stopped_is_stopped(doctor_rais
     assert doctor_raises(error)[0] == 130
 
 
+@pytest.mark.timeout(20)
+def test_errors_that_are_each_others_cause_end_a_command(doctor_raises):
+    error, other = InvalidValueError("this", "that", "another", "type that"), ValueError()
+    error.__cause__, other.__cause__ = other, error
+    assert doctor_raises(error)[0] == 2
+
+
 @pytest.mark.parametrize("where", ["print", "report", "say"])
 def test_a_command_that_is_stopped_when_its_run_is_finished_says_so(where, invoke, monkeypatch, tmp_path):
     from tutelage.report import html, results

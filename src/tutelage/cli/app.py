@@ -114,9 +114,11 @@ def main() -> None:
 def _interruption(error: BaseException) -> KeyboardInterrupt | None:
     """Return the Ctrl-C or SIGTERM that an error came of: within a library's import, some cleanup may fail."""
     below: BaseException | None = error
-    while below is not None and not isinstance(below, KeyboardInterrupt):
+    seen: list[BaseException] = []  # The chain of an error that was raised again within another may be a ring.
+    while below is not None and below not in seen and not isinstance(below, KeyboardInterrupt):
+        seen.append(below)
         below = below.__cause__ or below.__context__
-    return below
+    return below if isinstance(below, KeyboardInterrupt) else None
 
 
 def _message_and_code(error: Exception) -> tuple[str, int]:

@@ -34,6 +34,8 @@ def evaluate(
     common.echo(f"  loss      {evaluation['loss']:.4f} nats")
     common.echo(f"  entropy   {evaluation['entropy']:.4f} nats")
     common.echo(f"  ece       {percent(evaluation['ece'])} %")
+    if "perplexity" in evaluation:
+        common.echo(f"  perplexity  {evaluation['perplexity']:.2f}, {evaluation['bits_per_byte']:.3f} bits a byte")
 
 
 def report(

@@ -28,7 +28,8 @@ MOST_FAULTS = 50
 def recipe_error(kind: type[BaseModel], error: ValidationError) -> RecipeError:
     """Return the error for all that pydantic found, each about a dotted key of the schema."""
     details = error.errors(include_url=False)
-    errors = [each for detail in details[:MOST_FAULTS] for each in _errors_of(kind, detail)]
+    told = [each for detail in details[:MOST_FAULTS] for each in _errors_of(kind, detail)]
+    errors = list({str(each): each for each in told}.values())  # Each alternative of a union finds the same.
     if (left := len(details) - MOST_FAULTS) > 0:
         errors.append(RecipeError("recipe", "no fault", f"{left} more", "mend those above first"))
     return RecipeError.of(errors)
@@ -41,6 +42,8 @@ def _errors_of(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
     if what == "missing" and path and isinstance(path[-1], int):
         path, what = path[:-1], "too_short"
     location = _find(kind, path)
+    if what == "string_type" and isinstance(got, Mapping) and any(_sections(location.annotation)):
+        return ()  # It is meant to be the section, which tells its own faults.
     match what:
         case "extra_forbidden" | "unexpected_keyword_argument":
             near = _nearest(kind, location, str(path[-1]))
@@ -102,6 +105,8 @@ def _find(kind: type[BaseModel], path: Sequence[str | int]) -> SchemaLocation:
     field: FieldInfo | None = None
     for part in path:
         if (len(inside) > 1 or _alternatives(annotation)) and part in [section.__name__ for section in inside]:
+            continue
+        if part in [getattr(each, "__name__", None) for each in _alternatives(annotation)]:
             continue
         if len(inside) > 1 and (tagged := [section for section in inside if part == _tag(section)]):
             inside = tagged
@@ -205,7 +210,7 @@ def _core(annotation: Any) -> tuple[Any, bool]:
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         inner = [each for each in typing.get_args(annotation) if each is not types.NoneType]
         if len(inner) < len(typing.get_args(annotation)):
-            return _core(inner[0])[0], True
+            return (_core(inner[0])[0] if len(inner) == 1 else typing.Union[tuple(inner)]), True  # noqa: UP007
     return annotation, False
 
 

@@ -26,6 +26,7 @@ from tutelage.text import TextInput, tokenizer_of
 
 _MODULES = (cifar, mlp, timm, torchvision, hf, file)
 _SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {module.PREFIX: module.plan for module in _MODULES}
+_OF_IMAGES = frozenset(module.PREFIX for module in (cifar, mlp, timm, torchvision))
 
 
 def create(
@@ -91,7 +92,7 @@ def create(
         tagged=weights is None,
         as_trained=frozenset(as_trained),
     )
-    prefix, colon, path = name.partition(":")
+    prefix, colon, _ = name.partition(":")
     if config is not None and prefix != hf.PREFIX:
         raise InvalidValueError("config", "none for a name that is not of hf:", name, "type hf:bert, or leave it out")
     saved = None
@@ -99,7 +100,7 @@ def create(
         # torch.manual_seed would also advance the accelerators' generators, which are not forked
         torch.default_generator.manual_seed(seed)
         if colon and prefix in _SOURCES:
-            spec = _SOURCES[prefix](path, request)
+            spec = _planned(name, request)
         else:
             saved = saved_student(name)
             weights = saved / records.STUDENT if weights is None else Path(weights)
@@ -116,6 +117,14 @@ def create(
     elif weights is None and spec.fetch is not None:
         classifier.named_seed = seed
     return classifier
+
+
+def _planned(name: str, request: ModelRequest) -> ModelSpec:
+    prefix, _, path = name.partition(":")
+    if request.text is not None and prefix in _OF_IMAGES:
+        instead = "name one of hf:, such as hf:bert with its config"
+        raise InvalidValueError("model", "a network that reads texts, as the data are", f"{name}, of images", instead)
+    return _SOURCES[prefix](path, request)
 
 
 def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
@@ -183,8 +192,7 @@ def _described(network: nn.Module, card: Card, call: HubCall | None = None) -> C
 
 def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
     card = io.read_card(saved)
-    prefix, _, path = card.name.partition(":")
-    if prefix not in _SOURCES:
+    if card.name.partition(":")[0] not in _SOURCES:
         raise InvalidValueError(
             "model",
             f"a student that a name can rebuild in {saved}",
@@ -194,8 +202,8 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
         )
     size = request.as_weights(image_size=card.image_size).image_size or card.image_size
     request = dataclasses.replace(request, text=_text_of(saved, card, request.text))
-    built = _SOURCES[prefix](
-        path,
+    built = _planned(
+        card.name,
         dataclasses.replace(
             request, classes=card.classes, channels=card.channels, image_size=size, tagged=False, saved=saved
         ),

@@ -51,8 +51,9 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     check_run(recipe, run_inputs)
     recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
+    sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not splits.train.per_token}
     summary = [
-        ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in splits.sizes().items())),
+        ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items())),
         *([("unlabelled", _unlabelled(splits.train))] if splits.train.unlabelled else []),
         ("tokens" if splits.text else "pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
         ("classes", str(splits.classes)),
@@ -94,10 +95,11 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         steps = fit.steps(splits.train.per_epoch, world=world())
         total += steps * seconds
         stage = f"stage {i + 1} " if len(fits) > 1 else ""
+        asked = ", the teacher asked in each: outputs save that" if recipe.outputs and objective.needs.teacher else ""
         summary += [
             (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in terms.items())),
             (f"{stage}logits", _logits(fit.batch_size, splits)),
-            (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each"),
+            (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each{asked}"),
         ]
     if training is not None:
         teaching = build_inputs(training, trust_code=trust_code)
@@ -105,6 +107,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         steps = steps_of(training, teaching.splits.train.per_epoch)
         total += steps * seconds
         summary.append(("teacher's training", f"{steps} steps, {seconds * 1000:.1f} ms each"))
+    with_teacher = "" if training is None else ", the teacher's training among it"
     megabytes = memory.peak(torch.device("cpu"))
     used = "not told by the system" if megabytes is None else f"{megabytes:.0f} MB of the process at its peak"
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
@@ -118,7 +121,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     return [
         *summary,
         ("estimated disk", disk),
-        ("estimated time", f"{_duration(total)}, evaluation not counted"),
+        ("estimated time", f"{_duration(total)}{with_teacher}, evaluation not counted"),
         ("memory", used),
     ]
 

@@ -24,12 +24,16 @@ class RandAugment:
     """Standard deviation of the magnitude from one operation to the next, in [0, 100]."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class LearnedTokenizer:
     """A tokenizer that is learned from the texts of the training split: byte-pair encoding of bytes."""
 
     bpe: Whole = 2000
     """Largest number of tokens, in [257, 1000000]."""
+
+    def __repr__(self) -> str:
+        """Return it as it is typed."""
+        return f"{{bpe: {self.bpe}}}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,13 +306,13 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
             if getattr(s, name) is not None
         ]
     rows += [
-        (name, f"its default, {_DEFAULTS[name]!r}, for texts".replace("None", "null"), f"leave data.{name} out")
+        (name, f"its default, {_typed(_DEFAULTS[name])}, for texts", f"leave data.{name} out")
         for name in _OF_IMAGES
         if getattr(s, name) != _DEFAULTS[name]
     ]
     if s.on_device is True:
         rows.append(("on_device", "auto or false for texts, of which each batch is padded", "type data.on_device=auto"))
-    errors = [InvalidValueError(f"data.{name}", want, repr(getattr(s, name)), instead) for name, want, instead in rows]
+    errors = [InvalidValueError(f"data.{name}", want, _typed(getattr(s, name)), instead) for name, want, instead in rows]
     return errors + _wrong_unlabelled(s)
 
 
@@ -327,3 +331,7 @@ def _wrong_unlabelled(s: DataSettings) -> list[InvalidValueError]:
     expected = f"{', '.join(kinds[:-1])} or {kinds[-1]} for {what}"
     instead = f"type data.unlabelled={kinds[0]}<path>"
     return [InvalidValueError("data.unlabelled.source", expected, repr(s.unlabelled.source), instead)]
+
+
+def _typed(value: object) -> str:
+    return {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))

@@ -194,7 +194,9 @@ def _refusals(name: str) -> Iterator[None]:
     except TutelageError:
         raise
     except Exception as error:
-        expected, got = f"{name} to be made and called by transformers", printable(reason_of(error))
+        of_another_kind = "Unrecognized configuration class" in str(error)  # and a list of all that it is not
+        got = "a type that it has not for such data" if of_another_kind else printable(reason_of(error))
+        expected = f"{name} to be made and called by transformers"
         raise InvalidValueError("model", expected, got, "mend its configuration, or name another") from error
 
 
