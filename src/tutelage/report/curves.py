@@ -15,7 +15,7 @@ SETS = ("train", "validation", "test")
 
 
 def by_epoch(subject: Subject) -> list[Panel]:
-    """Return the curves: accuracy, before it perplexity where networks are judged by it, agreement, entropy, KL to the target, every term, the learning rate."""
+    """Return the curves: measure, accuracy, agreement, entropy, KL to the target, every term, the learning rate."""
     several, by = subject.comparison, subject.measure
     agreement = f"Share of {by.counted} on which student and teacher name the same class."
     entropy = "Mean Shannon entropy H(q) of the student's distribution."
@@ -45,7 +45,8 @@ def by_epoch(subject: Subject) -> list[Panel]:
 def curves_note(subject: Subject) -> str:
     """Explain the lines and bands of all curves."""
     if not subject.comparison:
-        return f"Means over a whole epoch's {subject.measure.counted}; held-out sets in evaluation mode, without augmentation."
+        counted = subject.measure.counted
+        return f"Means over a whole epoch's {counted}; held-out sets in evaluation mode, without augmentation."
     sentences = []
     if any(len(subject.of(entry)) > 1 for entry in subject.entries):
         sentences.append("Line: mean over finished runs; band: from the lowest to the highest run.")

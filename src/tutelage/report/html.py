@@ -23,7 +23,7 @@ from tutelage.report.against_teacher import against_teacher
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.figures import Panel
 from tutelage.report.reading import Run, Subject, formula, number, read, section, text
-from tutelage.report.results import Result, rows, selected, table
+from tutelage.report.results import BYTES, Result, rows, selected, table
 from tutelage.report.table import MISSING, Row, Table, fixed, judged, percent, plural
 
 GROUPS = {
@@ -308,7 +308,7 @@ def selection(subject: Subject) -> str:
     }
     held_out = "The {name} set was used for selection{by}; the test set took no part in it."
     chosen_by = [
-        sentences.get(name, held_out).format(name=name, by=f" by {metric}" if metric else "")
+        sentences.get(name, held_out).format(name=name, by=f" by {subject.measure.key}" if metric else "")
         for name, metric in dict.fromkeys((text(chosen.get("set")), text(chosen.get("metric"))) for chosen in recorded)
     ]
     return " ".join(
@@ -325,7 +325,7 @@ def selection(subject: Subject) -> str:
 def _run_table(subject: Subject) -> Table:
     """Return the table of every run."""
     by = subject.measure
-    of_text = ["Bits per byte", "Accuracy (%)"] if by is records.PERPLEXITY else []
+    of_text = [BYTES] if by is records.PERPLEXITY else []
     results = (by.heading(by.key.capitalize()), *of_text, by.heading("Best epoch"), "Agreement (%)", "Time")
     headings = ("Run", "Network", "Seed", "Status", "Epochs", *results)
     return Table(headings=headings, rows=[_run(subject, run) for run in subject.runs])
@@ -336,13 +336,12 @@ def _run(subject: Subject, run: Run) -> Row:
     folder = Path(os.path.relpath(run.folder, subject.folder)).as_posix()
     by = subject.measure
     value, best_value = number(student.get(by.key)), number(best.get(by.key))
-    of_text = [fixed(number(student.get("bits_per_byte"))), percent(number(student.get("accuracy")))]
     seconds = number(run.manifest.get("duration_s"))
     return Row(
         cells=(
             *(folder, run.entry, MISSING if run.seed is None else str(run.seed), run.status, str(len(run.epochs))),
             judged(by, value),
-            *(of_text if by is records.PERPLEXITY else []),
+            *([fixed(number(student.get("bits_per_byte")))] if by is records.PERPLEXITY else []),
             judged(by, best_value) + selected(best_value, best.get("set")),
             percent(number(student.get("agreement"))),
             MISSING if seconds is None else duration(seconds),
@@ -426,7 +425,7 @@ def definitions(subject: Subject) -> list[tuple[str, str]]:
     by = subject.measure
     of_text = [
         ("Perplexity", "exp of the mean cross-entropy per token, the last epoch's; lower is better."),
-        ("Bits per byte", "Cross-entropy in bits per byte of the text in UTF-8: comparable between tokenizers."),
+        (BYTES, "Cross-entropy in bits per byte of the text in UTF-8: comparable between tokenizers."),
     ]
     counted = by.counted
     return [
