@@ -360,7 +360,11 @@ def test_the_recipe_of_a_page_of_texts_runs(page, reviews):
         assert test["perplexity"] < 50
         evaluated = CliRunner().invoke(app, ["evaluate", "runs/notes"], catch_exceptions=False)
         assert f"perplexity  {test['perplexity']:.2f}, {test['bits_per_byte']:.3f} bits" in evaluated.output
-        shown = CliRunner().invoke(app, ["distill", name, "name=again", "outputs=o", "--dry-run"], catch_exceptions=False).output
+        shown = (
+            CliRunner()
+            .invoke(app, ["distill", name, "name=again", "outputs=o", "--dry-run"], catch_exceptions=False)
+            .output
+        )
         assert "the teacher's training among it" in shown
         assert "labelled" not in shown
         assert "the teacher asked in each: outputs save that" in shown

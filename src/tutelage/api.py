@@ -414,8 +414,8 @@ def evaluate(
         trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
 
     Returns:
-        ``accuracy`` and ``ece`` as fractions, ``loss`` and ``entropy`` in nats, and the other keys of
-        ``evaluation.json``.
+        ``accuracy`` and ``ece`` as fractions, ``loss`` and ``entropy`` in nats, of a language model ``perplexity`` and
+        ``bits_per_byte``, and the other keys of ``evaluation.json``.
 
     Raises:
         RecipeError: a setting is wrong, or the model does not fit the data.
@@ -460,9 +460,10 @@ def judge(
     if (classes := network.card.classes) != splits.classes:
         raise RecipeError(f"model {name}", f"{splits.classes} classes, as the data have", classes, instead)
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
-    batches = dict(held_out_sets(splits, recipe))["test"]
-    evaluation = evaluate_network(recipe, network, batches, text_bytes=splits.test.text_bytes)
+    test = dict(held_out_sets(splits, recipe))["test"]
+    evaluation = evaluate_network(recipe, network, test, text_bytes=splits.test.text_bytes)
     if not evaluation.labelled:
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
-    unit = "tokens" if splits.test.per_token else "samples"
-    return evaluation.judgement(), f"{name} on {evaluation.samples} test {unit} of {splits.source}"
+    judgement = evaluation.judgement()
+    counted = records.measure(judgement).counted
+    return judgement, f"{name} on {evaluation.samples} test {counted} of {splits.source}"

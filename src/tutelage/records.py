@@ -655,10 +655,53 @@ def rewrite_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:
     write_bytes(folder / METRICS, b"".join((json.dumps(e, allow_nan=False) + "\n").encode() for e in epochs))
 
 
+class Measure(NamedTuple):
+    """What a network is judged by on a held-out set, and how that is written."""
+
+    key: str  # in records, and its name
+    unit: str  # of what is written; empty for none
+    scale: int  # by which a recorded number is multiplied to be written
+    lower_is_better: bool
+    difference: str  # what a table calls the difference of two means
+    steps: str  # unit of that difference; empty for none
+    counted: str  # what is counted: means are over these
+
+    def merit(self, value: float) -> float:
+        """Return a value with the sign by which higher is better."""
+        return -value if self.lower_is_better else value
+
+    def heading(self, name: str, unit: str | None = None) -> str:
+        """Return the heading of a column of values, or of another unit."""
+        unit = self.unit if unit is None else unit
+        return f"{name} ({unit})" if unit else name
+
+    def write(self, value: float, std: float | None = None) -> str:
+        """Write a recorded value without its unit, with its standard deviation if there is one."""
+        numbers = [self.scale * each for each in (value, std) if each is not None]
+        return " ± ".join(f"{each:.2f}" if abs(each) < LARGE else f"{each:.3g}" for each in numbers)
+
+    def describe(self, means: Mapping[str, Any]) -> str:
+        """Write what is recorded: ``accuracy 15.87%``, or ``perplexity 118.81, 2.413 bits per byte``."""
+        beside = f", {means['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in means else ""
+        return f"{self.key} {self.write(means[self.key])}{self.unit}{beside}"
+
+
+ACCURACY = Measure("accuracy", "%", 100, False, "Gain", "points", "samples")
+PERPLEXITY = Measure("perplexity", "", 1, True, "Change", "", "tokens")
+LARGE = 1e6
+"""Number from which on digits after the point are left out: the perplexity of a network that diverged."""
+
+
+def measure(means: Mapping[str, Any]) -> Measure:
+    """Return what a network with these means is judged by: a language model by perplexity, any other by accuracy."""
+    return ACCURACY if means.get(PERPLEXITY.key) is None else PERPLEXITY
+
+
 def merit(means: Mapping[str, Any]) -> float | None:
     """Return what the best epoch is chosen by, higher is better: the accuracy, or of a language model -perplexity."""
-    perplexity, accuracy = means.get("perplexity"), means.get("accuracy")
-    return accuracy if perplexity is None else -perplexity
+    by = measure(means)
+    value = means.get(by.key)
+    return None if value is None else by.merit(value)
 
 
 def best_epoch(epochs: Sequence[Epoch], name: Literal["validation", "test"]) -> Best | None:

@@ -122,7 +122,7 @@ def test_runs_of_an_entry_are_pooled(tmp_path):
 
 def test_reliability_has_the_calibration_error_in_its_legend(tmp_path):
     evaluation = synthetic.write_run(tmp_path / "run")
-    made = against_teacher.reliability(against_teacher.judged(read(tmp_path / "run")))
+    made = against_teacher.reliability(against_teacher.judged(read(tmp_path / "run")), "samples")
     names = [trace.name for trace in made.figure.data if trace.name]
     assert names == [f"{who} (ECE {100 * evaluation[who]['ece']:.2f} %)" for who in ("teacher", "student")]
     assert all(0 not in trace.customdata for trace in made.figure.data[1:])
@@ -130,7 +130,7 @@ def test_reliability_has_the_calibration_error_in_its_legend(tmp_path):
 
 def test_the_entropy_histogram_is_a_share_of_the_samples(tmp_path):
     synthetic.write_run(tmp_path / "run")
-    made = against_teacher.entropy_histogram(against_teacher.judged(read(tmp_path / "run")))
+    made = against_teacher.entropy_histogram(against_teacher.judged(read(tmp_path / "run")), "samples")
     for drawn in made.figure.data:
         assert sum(drawn.y[:-1]) == pytest.approx(100)
         assert drawn.y[-1] == drawn.y[-2]

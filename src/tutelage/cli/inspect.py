@@ -18,8 +18,8 @@ def evaluate(
     best: Annotated[bool, typer.Option("--best", help="The run's best weights instead of its last.")] = False,
     trust_code: common.TrustCode = False,
 ) -> None:
-    """Evaluate a model on the test set: accuracy, loss, calibration, entropy."""
-    from tutelage.report.table import percent
+    """Evaluate a model on the test set: accuracy, loss, calibration, entropy; of a language model perplexity."""
+    from tutelage.report.table import fixed, percent
     from tutelage.runs import preflight, recipes
 
     typed = overrides or []
@@ -30,12 +30,18 @@ def evaluate(
 
     evaluation, title = api.judge(recipe, recipe.student.name, trust_code=trust)
     common.echo(title)
-    common.echo(f"  accuracy  {percent(evaluation['accuracy'])} %")
-    common.echo(f"  loss      {evaluation['loss']:.4f} nats")
-    common.echo(f"  entropy   {evaluation['entropy']:.4f} nats")
-    common.echo(f"  ece       {percent(evaluation['ece'])} %")
+    lines = {
+        "accuracy": f"{percent(evaluation['accuracy'])} %",
+        "loss": f"{evaluation['loss']:.4f} nats",
+        "entropy": f"{evaluation['entropy']:.4f} nats",
+        "ece": f"{percent(evaluation['ece'])} %",
+    }
     if "perplexity" in evaluation:
-        common.echo(f"  perplexity  {evaluation['perplexity']:.2f}, {evaluation['bits_per_byte']:.3f} bits a byte")
+        text = {"perplexity": fixed(evaluation["perplexity"], 2), "bits per byte": fixed(evaluation["bits_per_byte"])}
+        lines = text | lines
+    width = max(map(len, lines))
+    for name, value in lines.items():
+        common.echo(f"  {name:<{width}}  {value}")
 
 
 def report(

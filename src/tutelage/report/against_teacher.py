@@ -38,17 +38,18 @@ class Judged:
 def against_teacher(subject: Subject) -> list[Panel]:
     """Return the figures of the last epoch's student next to its teacher's."""
     networks = judged(subject)
-    panels = [per_class(subject, networks), entropy_histogram(networks), reliability(networks)]
+    counted = subject.measure.counted
+    panels = [per_class(subject, networks), entropy_histogram(networks, counted), reliability(networks, counted)]
     return [panel for panel in panels if panel]
 
 
 def judged(subject: Subject) -> list[Judged]:
-    """Return the teacher, the baseline and the other entries; of these, the highest mean is initially visible."""
+    """Return the teacher, the baseline and the other entries; of these, the best mean is initially visible."""
     pooled = []
     if teacher := [judgement for judgement, _ in teachers(subject)]:
         pooled.append(_pool(teacher, name="teacher", look=TEACHER))
-    students = [row for row in rows(subject) if row.role == "student" and row.accuracy is not None]
-    best = max(students, key=lambda row: row.accuracy or 0, default=None)
+    students = [row for row in rows(subject) if row.role == "student" and row.value is not None]
+    best = max(students, key=lambda row: row.merit, default=None)
     for at, entry in enumerate(subject.entries):
         if judgements := [section(run.evaluation, "student") for run in subject.of(entry)]:
             name = f"{entry} (baseline)" if entry == subject.baseline else entry
@@ -152,12 +153,12 @@ def _class_scatter(teacher: Judged, students: Sequence[Judged], names: Sequence[
     return Panel("per-class", "One mark per class; below the line the student is worse than its teacher.", figure)
 
 
-def entropy_histogram(networks: Sequence[Judged]) -> Panel | None:
-    """Return the distribution of the entropy over the samples."""
+def entropy_histogram(networks: Sequence[Judged], counted: str) -> Panel | None:
+    """Return the distribution of the entropy over the samples, or over what else is counted."""
     networks = [network for network in networks if sum(network.counts) > 0]
     if not networks:
         return None
-    figure = empty("Entropy of the predictions", "Entropy (nats)", "Share of samples (%)")
+    figure = empty("Entropy of the predictions", "Entropy (nats)", f"Share of {counted} (%)")
     for network in networks:
         total = sum(network.counts)
         shares = [100 * count / total for count in network.counts]
@@ -168,10 +169,10 @@ def entropy_histogram(networks: Sequence[Judged]) -> Panel | None:
     ]
     figure.update_xaxes(hoverformat=".3f", range=ends)
     figure.update_layout(showlegend=True)
-    return Panel("entropy-histogram", "Shannon entropy of each sample's distribution.", figure)
+    return Panel("entropy-histogram", f"Shannon entropy of each {counted.removesuffix('s')}'s distribution.", figure)
 
 
-def reliability(networks: Sequence[Judged]) -> Panel | None:
+def reliability(networks: Sequence[Judged], counted: str) -> Panel | None:
     """Return accuracy against confidence, with the expected calibration error in the legend."""
     networks = [network for network in networks if network.bins]
     if not networks:
@@ -187,7 +188,7 @@ def reliability(networks: Sequence[Judged]) -> Panel | None:
             mode="lines+markers",
             line=network.look.line(),
             marker=network.look.points(),
-            hovertemplate="confidence %{x:.1f} %, accuracy %{y:.1f} %, %{customdata:,} samples",
+            hovertemplate="confidence %{x:.1f} %, accuracy %{y:.1f} %, %{customdata:,} " + counted,
             **{**network.trace, "name": inert(network.name) + error},
         )
     figure.update_layout(hovermode="closest")

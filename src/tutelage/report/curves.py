@@ -7,6 +7,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from tutelage import records
 from tutelage.report.figures import TEACHER, Panel, Style, add_band, add_line, empty, inert, style
 from tutelage.report.reading import Points, Subject, number, points, section, teachers
 
@@ -14,18 +15,21 @@ SETS = ("train", "validation", "test")
 
 
 def by_epoch(subject: Subject) -> list[Panel]:
-    """Return the curves: accuracy, agreement, entropy, KL to the target, every term, the learning rate."""
-    several = subject.comparison
-    agreement = "Share of samples on which student and teacher name the same class."
+    """Return the curves: measure, accuracy, agreement, entropy, KL to the target, every term, the learning rate."""
+    several, by = subject.comparison, subject.measure
+    agreement = f"Share of {by.counted} on which student and teacher name the same class."
     entropy = "Mean Shannon entropy H(q) of the student's distribution."
     kl = "Mean KL between the transformed teacher and the student."
     kl += " Objectives may transform differently." if several else ""
-    loss = "Weighted sum of the terms, mean over the training samples."
+    loss = f"Weighted sum of the terms, mean over the training {by.counted}."
     loss += " Objectives differ in scale." if several else ""
     rate = "Learning rate"
     panels = [
         *(
-            _curve(subject, "accuracy", "Student accuracy", "Accuracy (%)", source=name, teacher=True)
+            _curve(
+                subject, each.key, f"Student {each.key}", each.heading(each.key.capitalize()), source=name, teacher=True
+            )
+            for each in dict.fromkeys((by, records.ACCURACY))
             for name in (SETS if several else (None,))
         ),
         _curve(subject, "agreement", "Agreement with the teacher", "Agreement (%)", caption=agreement),
@@ -41,7 +45,8 @@ def by_epoch(subject: Subject) -> list[Panel]:
 def curves_note(subject: Subject) -> str:
     """Explain the lines and bands of all curves."""
     if not subject.comparison:
-        return "Means over a whole epoch's samples; held-out sets in evaluation mode, without augmentation."
+        counted = subject.measure.counted
+        return f"Means over a whole epoch's {counted}; held-out sets in evaluation mode, without augmentation."
     sentences = []
     if any(len(subject.of(entry)) > 1 for entry in subject.entries):
         sentences.append("Line: mean over finished runs; band: from the lowest to the highest run.")
@@ -56,7 +61,7 @@ def term_by_epoch(subject: Subject, name: str) -> Panel | None:
     stages = [stage for terms in recorded for stage in (terms if isinstance(terms, list) else [terms])]
     weights = dict.fromkeys(str(stage[name]) for stage in stages if isinstance(stage, Mapping) and name in stage)
     weighted = f" Weight in the loss: {', '.join(weights)}." if weights else ""
-    caption = f"Mean over the training samples, not weighted.{weighted}"
+    caption = f"Mean over the training {subject.measure.counted}, not weighted.{weighted}"
     return _curve(subject, f"terms.{name}", f"Term {inert(name, 30)}", "Term (nats)", source="train", caption=caption)
 
 
@@ -86,11 +91,13 @@ def _curve(
     """Draw one quantity, by its name in the epochs or ``terms.NAME``; with ``teacher``, also the teacher's own value.
 
     ``source`` is a set, ``""`` for a quantity without one, or ``None`` for all sets of one run or a comparison's
-    held-out set. Percentages have two digits whatever ``digits`` says.
+    held-out set. Percentages and perplexities have two digits whatever ``digits`` says.
     """
     first, _, term = quantity.partition(".")
     keys = (first, term) if term else (first,)
-    scale, digits = (100, ".2f") if axis.endswith("(%)") else (1, digits)
+    judged = quantity in (records.ACCURACY.key, records.PERPLEXITY.key)
+    scale = 100 if axis.endswith("(%)") else 1
+    digits = ".2f" if scale == 100 or judged else digits
     figure = empty(title, "Epoch", axis)
     level_set = next((str(run.evaluation.get("set")) for run in subject.runs if run.evaluation), None)
     if subject.comparison:
@@ -109,10 +116,10 @@ def _curve(
     if not figure.data:
         return None
     longest = max(max(trace.x) for trace in figure.data)
-    judged = teachers(subject) if teacher else []
+    taught = teachers(subject) if teacher else []
     # Several teachers have no common level.
-    level = number(judged[0][0].get(first)) if len(judged) == 1 else None
-    if level is not None and judged[0][1] == level_set:
+    level = number(taught[0][0].get(first)) if len(taught) == 1 else None
+    if level is not None and taught[0][1] == level_set:
         figure.add_scatter(
             x=[1, max(longest, 2)],
             y=[scale * level] * 2,
@@ -125,7 +132,7 @@ def _curve(
     if longest == 1:
         figure.update_xaxes(range=[0, 2])
     figure.update_layout(showlegend=sum(trace.showlegend is not False for trace in figure.data) > 1)
-    set_part = f"-{source}" if subject.comparison and source and scale == 100 else ""
+    set_part = f"-{source}" if subject.comparison and source and (scale == 100 or judged) else ""
     return Panel(f"term-{term}" if term else first + set_part, caption, figure)
 
 

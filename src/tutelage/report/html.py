@@ -23,8 +23,8 @@ from tutelage.report.against_teacher import against_teacher
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.figures import Panel
 from tutelage.report.reading import Run, Subject, formula, number, read, section, text
-from tutelage.report.results import Result, rows, selected, table
-from tutelage.report.table import MISSING, Row, Table, fixed, percent, plural
+from tutelage.report.results import BYTES, Result, rows, selected, table
+from tutelage.report.table import MISSING, Row, Table, fixed, judged, percent, plural
 
 GROUPS = {
     "Run": ("name", "verb", "status", "repeatable", "started", "duration_s", "resumed", "command", "notes"),
@@ -188,7 +188,7 @@ def what(subject: Subject) -> str:
 
 def result(subject: Subject, results: Sequence[Result]) -> str:
     """Say in one or two sentences what came out."""
-    known = [row for row in results if row.role != "teacher" and row.accuracy is not None]
+    known = [row for row in results if row.role != "teacher" and row.value is not None]
     if not known:
         if subject.comparison:
             return "No result yet: no run has finished."
@@ -198,26 +198,38 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
             return f"No result: the run failed after {done}."
         return f"No result yet: the run is {run.status}, {done} done."
     students = [row for row in known if row.role == "student"]
-    top = max(students or known, key=lambda row: row.accuracy or 0)
-    reached = f"{percent(top.accuracy, top.std)} % on the {top.set} set"
+    top = max(students or known, key=lambda row: row.merit)
+    by = top.measure
+    reached = f"{'' if by.unit else f'a {by.key} of '}{_amount(by, top.value, top.std)} on the {top.set} set"
     if not subject.comparison:
         sentence = f"The student reaches {reached} after its last epoch"
     else:
         sentence = f"{top.name} reaches {reached}"
         if len(students) > 1:
             others = " besides the baseline," if len(students) < len(known) else ""
-            sentence = f"Of {len(students)} objectives{others} {top.name} has the highest mean, {reached}"
+            sentence = f"Of {len(students)} objectives{others} {top.name} has the {_extreme(by)} mean, {reached}"
         sentence += f" (n\u00a0=\u00a0{top.n})" if top.n > 1 else " (one run: its spread is not known)"
     if top.gain is not None:
         base = next(row for row in results if row.role == "baseline")
-        points = "point" if f"{abs(top.gain):.2f}" == "1.00" else "points"
-        sentence += f", {abs(top.gain):.2f} {points} {'above' if top.gain >= 0 else 'below'} the baseline {base.name}"
-        sentence += f" ({percent(base.accuracy, base.std)} %)"
-    teacher = next((row for row in results if row.role == "teacher" and row.accuracy is not None), None)
+        away = fixed(abs(top.gain), 2)
+        points = "" if not by.steps else " point" if away == "1.00" else f" {by.steps}"
+        sentence += f", {away}{points} {'above' if top.gain >= 0 else 'below'} the baseline {base.name}"
+        sentence += f" ({_amount(by, base.value, base.std)})"
+    teacher = next((row for row in results if row.role == "teacher" and row.value is not None), None)
     if teacher:
         on = "" if teacher.set == top.set else f" on the {teacher.set} set"
-        sentence += f"; the teacher has {percent(teacher.accuracy)} %{on}"
+        sentence += f"; the teacher has {_amount(by, teacher.value)}{on}"
     return f"{sentence}."
+
+
+def _amount(by: records.Measure, value: float | None, std: float | None = None) -> str:
+    """Write a value of a measure with its unit."""
+    return judged(by, value, std) + (f" {by.unit}" if by.unit else "")
+
+
+def _extreme(by: records.Measure) -> str:
+    """Name the end of a measure's scale that is the best."""
+    return "lowest" if by.lower_is_better else "highest"
 
 
 def warnings(subject: Subject) -> Iterator[str]:
@@ -242,22 +254,26 @@ def warnings(subject: Subject) -> Iterator[str]:
 
 
 def tiles(subject: Subject, results: Sequence[Result]) -> list[Tile]:
-    """Return the figures at the top: of the teacher, the baseline, and the highest mean of the other objectives."""
+    """Return the figures at the top: of the teacher, the baseline, and the best mean of the other objectives."""
     tiles = []
-    known = [row for row in results if row.role == "student" and row.accuracy is not None]
-    top = max(known, key=lambda row: row.accuracy or 0, default=None)
+    known = [row for row in results if row.role == "student" and row.value is not None]
+    top = max(known, key=lambda row: row.merit, default=None)
     for row in results:
-        accuracy, on, several = percent(row.accuracy, row.std), f"{row.set} accuracy", f"{row.name}, n = {row.n}"
+        by = row.measure
+        value, on, several = judged(by, row.value, row.std), f"{row.set} {by.key}", f"{row.name}, n = {row.n}"
+        beside = "" if row.bits_per_byte is None else f"; {row.bits_per_byte:.3f} bits per byte"
         if row.role == "teacher":
-            tiles.append(Tile(f"Teacher, {on}", percent(row.accuracy), "%", row.name))
+            tiles.append(Tile(f"Teacher, {on}", judged(by, row.value), by.unit, row.name + beside))
         elif row.role == "baseline":
-            tiles.append(Tile(f"Baseline, {on}", accuracy, "%", several))
+            tiles.append(Tile(f"Baseline, {on}", value, by.unit, several + beside))
         elif row is top:
-            highest = "Highest mean" if (row.gain or 0) >= 0 else "Highest mean of the others"
-            name, aside = (highest, several) if subject.comparison else ("Student", row.name)
-            tiles.append(Tile(f"{name}, {on}", accuracy, "%", aside))
+            best = f"{_extreme(by).capitalize()} mean" + ("" if by.merit(row.gain or 0) >= 0 else " of the others")
+            name, aside = (best, several) if subject.comparison else ("Student", row.name)
+            tiles.append(Tile(f"{name}, {on}", value, by.unit, aside + beside))
             if row.gain is not None:
-                tiles.append(Tile("Gain over the baseline", fixed(row.gain, 2, sign=True), "points", row.name))
+                than = "from" if by.lower_is_better else "over"
+                change = fixed(row.gain, 2, sign=True)
+                tiles.append(Tile(f"{by.difference} {than} the baseline", change, by.steps, row.name))
             elif row.agreement is not None:
                 tiles.append(Tile("Agreement with the teacher", percent(row.agreement), "%", f"{row.set} set"))
     seconds = number(subject.manifest.get("duration_s"))
@@ -292,11 +308,14 @@ def selection(subject: Subject) -> str:
     }
     held_out = "The {name} set was used for selection{by}; the test set took no part in it."
     chosen_by = [
-        sentences.get(name, held_out).format(name=name, by=f" by {metric}" if metric else "")
+        sentences.get(name, held_out).format(name=name, by=f" by {subject.measure.key}" if metric else "")
         for name, metric in dict.fromkeys((text(chosen.get("set")), text(chosen.get("metric"))) for chosen in recorded)
     ]
     return " ".join(
-        [*chosen_by, "The accuracy that is reported is the last epoch's, whichever epoch selection would take."]
+        [
+            *chosen_by,
+            f"The {subject.measure.key} that is reported is the last epoch's, whichever epoch selection would take.",
+        ]
     )
 
 
@@ -305,7 +324,9 @@ def selection(subject: Subject) -> str:
 
 def _run_table(subject: Subject) -> Table:
     """Return the table of every run."""
-    results = ("Accuracy (%)", "Best epoch (%)", "Agreement (%)", "Time")
+    by = subject.measure
+    of_text = [BYTES] if by is records.PERPLEXITY else []
+    results = (by.heading(by.key.capitalize()), *of_text, by.heading("Best epoch"), "Agreement (%)", "Time")
     headings = ("Run", "Network", "Seed", "Status", "Epochs", *results)
     return Table(headings=headings, rows=[_run(subject, run) for run in subject.runs])
 
@@ -313,18 +334,20 @@ def _run_table(subject: Subject) -> Table:
 def _run(subject: Subject, run: Run) -> Row:
     student, best = section(run.evaluation, "student"), section(run.evaluation, "best")
     folder = Path(os.path.relpath(run.folder, subject.folder)).as_posix()
-    accuracy, best_accuracy = number(student.get("accuracy")), number(best.get("accuracy"))
+    by = subject.measure
+    value, best_value = number(student.get(by.key)), number(best.get(by.key))
     seconds = number(run.manifest.get("duration_s"))
     return Row(
         cells=(
             *(folder, run.entry, MISSING if run.seed is None else str(run.seed), run.status, str(len(run.epochs))),
-            percent(accuracy),
-            percent(best_accuracy) + selected(best_accuracy, best.get("set")),
+            judged(by, value),
+            *([fixed(number(student.get("bits_per_byte")))] if by is records.PERPLEXITY else []),
+            judged(by, best_value) + selected(best_value, best.get("set")),
             percent(number(student.get("agreement"))),
             MISSING if seconds is None else duration(seconds),
         ),
         kind="finished" if run.finished else "unfinished",
-        exact={"folder": folder, "status": run.status, "accuracy": accuracy},
+        exact={"folder": folder, "status": run.status, by.key: value},
         link=quote(f"./{folder}/{records.REPORT}") if (run.folder / records.REPORT).exists() else "",
     )
 
@@ -399,24 +422,34 @@ def definitions(subject: Subject) -> list[tuple[str, str]]:
     """Return the definitions of the page's terms."""
     judgements = (section(run.evaluation, "student") for run in subject.runs)
     bins = next((len(judgement["reliability"]) for judgement in judgements if judgement.get("reliability")), None)
+    by = subject.measure
+    of_text = [
+        ("Perplexity", "exp of the mean cross-entropy per token, the last epoch's; lower is better."),
+        (BYTES, "Cross-entropy in bits per byte of the text in UTF-8: comparable between tokenizers."),
+    ]
+    counted = by.counted
     return [
-        ("Accuracy", "Share of labelled samples whose class is the network's most probable one; the last epoch's."),
+        *(of_text if by is records.PERPLEXITY else []),
+        (
+            "Accuracy",
+            f"Share of labelled {counted} whose class is the network's most probable one; the last epoch's.",
+        ),
         ("±", "Sample standard deviation over finished runs, with n - 1 in the denominator; none for one run."),
-        ("Agreement", "Share of samples on which student and teacher name the same class, right or wrong."),
+        ("Agreement", f"Share of {counted} on which student and teacher name the same class, right or wrong."),
         (
             "H(q), entropy",
             "Shannon entropy of the network's distribution q at temperature 1, natural logarithm (nats), "
-            "mean over samples: 0 for a certain network, log K for one that spreads evenly over K classes.",
+            f"mean over {counted}: 0 for a certain network, log K for one that spreads evenly over K classes.",
         ),
         (
             "KL to teacher",
-            "KL(p || q), mean over samples, nats: teacher's distribution p and student's q, both at temperature 1. "
+            f"KL(p || q), mean over {counted}, nats: teacher's distribution p and student's q, both at temperature 1. "
             "By epoch, KL to the transformed teacher: p is first transformed as the objective does.",
         ),
         (
             "ECE",
             "Expected calibration error: mean of |accuracy - confidence| over "
-            f"{f'{bins} ' if bins else ''}bins of the top-1 probability, weighted by their samples.",
+            f"{f'{bins} ' if bins else ''}bins of the top-1 probability, weighted by their {counted}.",
         ),
-        ("Points", "Percentage points: a difference of two accuracies in percent."),
+        *([("Points", "Percentage points: a difference of two accuracies in percent.")] if by.steps else []),
     ]

@@ -18,6 +18,7 @@ FINISHED = "finished"
 NOT_STARTED = "not started"
 NOT_EVALUATED = "finished, not evaluated"
 DAMAGED = "damaged"
+HELD_OUT = ("validation", "test")
 
 Points = dict[int, float]
 """Recorded number by epoch."""
@@ -69,6 +70,19 @@ class Subject:
         """Entries' names, the baseline first, then in order of first appearance."""
         names = dict.fromkeys(run.entry for run in self.runs)
         return tuple(sorted(names, key=lambda name: name != self.baseline))
+
+    @property
+    def measure(self) -> records.Measure:
+        """What its networks are judged by, as their evaluations say."""
+        found = (
+            means
+            for run in self.runs
+            for means in (
+                section(run.evaluation, "student"),
+                *(section(epoch, name) for epoch in run.epochs[:1] for name in HELD_OUT),
+            )
+        )
+        return next((by for means in found if (by := records.measure(means)) is not records.ACCURACY), records.ACCURACY)
 
     def objective(self, entry: str) -> object:
         """Return an entry's objective, as recorded by the first of its runs that has begun; ``None`` before that."""
@@ -257,6 +271,8 @@ def _formula(objective: object) -> str:
     return " + ".join(written)
 
 
+JUDGED = ("accuracy", "perplexity", "bits_per_byte")
+"""What a manifest says of a teacher's evaluation."""
 Judgement = tuple[Mapping[str, Any], str | None]
 """Evaluation of a network, and the set on which it was made."""
 
@@ -279,13 +295,14 @@ def teachers(subject: Subject) -> list[Judgement]:
     for run in subject.runs:
         recorded = section(run.manifest, "teacher")
         if number(recorded.get("accuracy")) is not None:
-            return [({"accuracy": recorded["accuracy"]}, text(recorded.get("set")))]
+            known = {key: recorded[key] for key in JUDGED if recorded.get(key) is not None}
+            return [(known, text(recorded.get("set")))]
     return []
 
 
 def _merged(same: Sequence[Judgement]) -> Judgement:
     """Merge evaluations of one teacher: equal on one set, averaged over several splits."""
-    keys = ("accuracy", "loss", "entropy", "ece")
+    keys = (*JUDGED, "loss", "entropy", "ece")
     means = {key: mean(number(judgement.get(key)) for judgement, _ in same) for key in keys}
     sets = list(dict.fromkeys(name for _, name in same))
     return {**same[0][0], **means}, sets[0] if len(sets) == 1 else " and ".join(map(str, sets))

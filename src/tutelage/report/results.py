@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from tutelage import records
 from tutelage.report.matched import matched_notes
-from tutelage.report.reading import Run, Subject, deviation, mean, number, read, section, teachers
+from tutelage.report.reading import JUDGED, Run, Subject, deviation, mean, number, read, section, teachers
 from tutelage.report.reading import text as string
-from tutelage.report.table import Row, Table, count, fixed, percent, plural, print_notes
+from tutelage.report.table import Row, Table, count, fixed, judged, percent, plural, print_notes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,18 +37,24 @@ class Unfinished:
 class Result:
     """One objective's runs, or the teacher. Accuracies and agreement are fractions, means over ``n`` runs.
 
-    A mean is ``None`` if one of the runs lacks the number, or the runs were evaluated on different sets.
+    A mean is ``None`` if one of the runs lacks the number, or the runs were evaluated on different sets. Fields of the
+    ``measure`` are accuracies, or of a language model perplexities, of which the lower is the better.
     """
 
     name: str  # name of the entry or the teacher
     role: Literal["teacher", "baseline", "student"]  # role of the row in the comparison
     set: str | None = None  # set on which the figures were taken
     n: int = 0  # number of finished runs; for the teacher, of different teachers
+    measure: records.Measure = records.ACCURACY  # what the networks are judged by
     accuracy: float | None = None  # accuracy of the last epoch
-    std: float | None = None  # sample standard deviation (n - 1) of the accuracy; None for one run
-    values: tuple[float | None, ...] = ()  # accuracy of each run
-    gain: float | None = None  # gain over the baseline's mean, percentage points; None for baseline and teacher
-    best: float | None = None  # accuracy of the epoch that selection would take, on ``best_set``
+    perplexity: float | None = None  # perplexity of the last epoch; None if it is no language model
+    bits_per_byte: float | None = None  # its cross-entropy in bits per byte of text
+    std: float | None = None  # sample standard deviation (n - 1) of the measure; None for one run
+    values: tuple[float | None, ...] = ()  # measure of each run
+    # difference of the measure to the baseline's mean, in percentage points or of perplexity; None for baseline and
+    # teacher
+    gain: float | None = None
+    best: float | None = None  # measure of the epoch that selection would take, on ``best_set``
     best_set: str | None = None  # set that selected it; ``"test"`` makes the figure optimistic
     agreement: float | None = None  # agreement with the teacher
     entropy: float | None = None  # entropy of the network's distribution, nats
@@ -56,6 +64,17 @@ class Result:
     damage: tuple[str, ...] = ()  # what is wrong with the records of its runs, a line for each file
     share_data_seed: bool = False  # whether the runs share order and views, and differ only in initialisation
     objective: object = None  # its objective as recorded
+
+    @property
+    def value(self) -> float | None:
+        """The mean of the measure."""
+        value: float | None = getattr(self, self.measure.key)
+        return value
+
+    @property
+    def merit(self) -> float:
+        """The mean with the sign by which higher is better; the lowest there is for no mean."""
+        return -math.inf if self.value is None else self.measure.merit(self.value)
 
 
 def rows(folder: Path | str | Subject) -> list[Result]:
@@ -79,8 +98,9 @@ def _entry(subject: Subject, name: str) -> Result:
         [section(run.evaluation, "student") for run in runs],
         [string(section(run.evaluation).get("set")) for run in runs],
         name=name,
+        measure=subject.measure,
         role="baseline" if name == subject.baseline else "student",
-        best=mean(number(best.get("accuracy")) for best in bests) if len(best_sets) == 1 else None,
+        best=mean(number(best.get(subject.measure.key)) for best in bests) if len(best_sets) == 1 else None,
         best_set=" and ".join(best_sets) or None,
         unfinished=tuple(map(unfinished, subject.of(name, finished=False))),
         damage=tuple(line for run in subject.runs if run.entry == name for line in run.damage),
@@ -89,16 +109,19 @@ def _entry(subject: Subject, name: str) -> Result:
     )
 
 
-def _averaged(judgements: Sequence[Mapping[str, Any]], sets: Sequence[str | None], **fields: Any) -> Result:
+def _averaged(
+    judgements: Sequence[Mapping[str, Any]], sets: Sequence[str | None], *, measure: records.Measure, **fields: Any
+) -> Result:
     """Return the row of evaluations on their sets; ``fields`` are its other fields."""
     names = _distinct(sets)
-    values = tuple(number(judgement.get("accuracy")) for judgement in judgements)
+    values = tuple(number(judgement.get(measure.key)) for judgement in judgements)
     means: dict[str, Any] = {}
     if len(names) == 1:
-        for key in ("accuracy", "agreement", "entropy", "kl_to_teacher", "ece"):
+        for key in (*JUDGED, "agreement", "entropy", "kl_to_teacher", "ece"):
             means[key] = mean(number(judgement.get(key)) for judgement in judgements)
         fields["std"] = deviation(values)
-    return Result(set=" and ".join(names) or None, n=len(judgements), values=values, **means, **fields)
+    on = " and ".join(names) or None
+    return Result(set=on, n=len(judgements), measure=measure, values=values, **means, **fields)
 
 
 def unfinished(run: Run) -> Unfinished:
@@ -111,39 +134,55 @@ def _distinct(sets: Iterable[str | None]) -> list[str]:
 
 
 def _with_gain(row: Result, base: Result | None) -> Result:
-    if base is None or row is base or row.accuracy is None or base.accuracy is None or row.set != base.set:
+    if base is None or row is base or row.value is None or base.value is None or row.set != base.set:
         return row
-    return replace(row, gain=100 * (row.accuracy - base.accuracy))
+    return replace(row, gain=row.measure.scale * (row.value - base.value))
 
 
 def _teacher(subject: Subject) -> list[Result]:
     """Return the teacher's row if it is known."""
-    judged = teachers(subject)
+    known = teachers(subject)
     names = {name for run in subject.runs if (name := string(section(run.manifest, "teacher").get("name")))}
     name = names.pop() if len(names) == 1 else "teacher"
     row = _averaged(
-        [judgement for judgement, _ in judged], [set_name for _, set_name in judged], name=name, role="teacher"
+        [judgement for judgement, _ in known],
+        [set_name for _, set_name in known],
+        measure=subject.measure,
+        name=name,
+        role="teacher",
     )
     damage = subject.teacher.damage if subject.teacher is not None else ()
-    return [replace(row, agreement=None, kl_to_teacher=None, damage=damage)] if judged else []
+    return [replace(row, agreement=None, kl_to_teacher=None, damage=damage)] if known else []
 
 
-HEADINGS = (
-    "Network",
-    "Accuracy (%)",
-    "n",
-    "Gain (points)",
-    "Best epoch (%)",
-    "Agreement (%)",
-    "Entropy (nats)",
-    "KL to teacher (nats)",
-)
-BEST = HEADINGS.index("Best epoch (%)")
+BEST = 4
+"""Column of the best epoch's figure."""
+BYTES = "Bits per byte"
 EXACT = (
     *("role", "set", "n", "accuracy", "std", "gain", "best", "best_set"),
     *("agreement", "entropy", "kl_to_teacher", "ece"),
 )
-"""Fields that HTML holds unrounded."""
+"""Fields that HTML holds unrounded, and a language model's two besides."""
+
+
+def headings(by: records.Measure) -> tuple[str, ...]:
+    """Return the headings of a table of networks that are judged by a measure."""
+    return (
+        "Network",
+        by.heading(by.key.capitalize()),
+        "n",
+        by.heading(by.difference, by.steps),
+        by.heading("Best epoch"),
+        *([BYTES] if by is records.PERPLEXITY else []),
+        "Agreement (%)",
+        "Entropy (nats)",
+        "KL to teacher (nats)",
+    )
+
+
+def measure_of(results: Sequence[Result]) -> records.Measure:
+    """Return what the networks of a table are judged by."""
+    return next((row.measure for row in results), records.ACCURACY)
 
 
 def main_set(results: Sequence[Result]) -> str | None:
@@ -158,16 +197,17 @@ def selected(best: float | None, name: str | None) -> str:
 
 def notes(results: Sequence[Result]) -> list[str]:
     """Say what the table's figures are, and what they leave out."""
-    name = main_set(results)
+    name, by = main_set(results), measure_of(results)
     sentences = [
-        f"Accuracy is the last epoch's{f' on the {name} set' if name else ''}; "
+        f"{by.key.capitalize()} is the last epoch's{f' on the {name} set' if name else ''}; "
         "± is the sample standard deviation over the n runs."
     ]
     if any(row.share_data_seed for row in results):
         sentences.append("Seeds share order and views (share_data_seed): ± is the spread of the initialisation alone.")
     base = next((row.name for row in results if row.role == "baseline"), None)
     if base:
-        sentences.append(f"Gain is the difference of means to {base}, in percentage points.")
+        unit = "; below 0 is better" if by.lower_is_better else ", in percentage points"
+        sentences.append(f"{by.difference} is the difference of means to {base}{unit}.")
     sentences += best_notes(results)
     sentences += matched_notes([{row.name: row.objective for row in results}])
     for row in results:
@@ -189,19 +229,24 @@ def best_notes(results: Sequence[Any]) -> list[str]:
 def table(results: Sequence[Result]) -> Table:
     """Return the table, with its notes."""
     name = main_set(results)
-    return Table(headings=HEADINGS, rows=[_row(result, name) for result in results], notes=notes(results))
+    names = headings(measure_of(results))
+    lines = [_row(result, name) for result in results]
+    extra = [names.index(BYTES)] if BYTES in names else []
+    return Table(headings=names, rows=lines, notes=notes(results), extra=extra)
 
 
 def _row(result: Result, main: str | None) -> Row:
-    """Write a row under `HEADINGS`; a figure taken on a set other than ``main`` says so."""
+    """Write a row under its `headings`; a figure taken on a set other than ``main`` says so."""
+    by, of_text = result.measure, result.measure is records.PERPLEXITY
     role = "" if result.role in ("student", result.name) else f" ({result.role})"
     elsewhere = f" [{result.set}]" if result.set and result.set != main else ""
     cells = (
         result.name + role,
-        percent(result.accuracy, result.std) + elsewhere,
+        judged(by, result.value, result.std) + elsewhere,
         count(result.n, len(result.unfinished)),
         fixed(result.gain, 2, sign=True),
-        percent(result.best) + selected(result.best, result.best_set),
+        judged(by, result.best) + selected(result.best, result.best_set),
+        *([fixed(result.bits_per_byte)] if of_text else []),
         percent(result.agreement),
         fixed(result.entropy),
         fixed(result.kl_to_teacher),
@@ -209,8 +254,9 @@ def _row(result: Result, main: str | None) -> Row:
     # Units and roles under their names, and a mark for anything selected on the test set.
     short = [" ".join(cell.split()) for cell in cells]
     short[0] = short[0].replace(" (", "\n(")
-    short[BEST] = percent(result.best) + ("*" if result.best is not None and result.best_set == "test" else "")
+    short[BEST] = judged(by, result.best) + ("*" if result.best is not None and result.best_set == "test" else "")
     exact = {key.replace("_", "-"): getattr(result, key) for key in EXACT}
+    exact |= {"perplexity": result.perplexity, "bits-per-byte": result.bits_per_byte} if of_text else {}
     exact = {"entry": result.name, **exact, "unfinished": len(result.unfinished)}
     return Row(cells=cells, short=short, kind=result.role, exact=exact)
 

@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
+from tutelage import records
 from tutelage.errors import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 MISSING = "–"
+ROOMY = 100
+"""Columns of a terminal that has room for more than 80 hold."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,7 @@ class Table:
     rows: Sequence[Row]  # rows, top to bottom
     notes: Sequence[str] = ()  # notes on the figures, a sentence or two each
     wrapped: Sequence[int] = ()  # columns whose cells may break on a terminal
+    extra: Sequence[int] = ()  # columns that a terminal shows if it is wider than 80
 
     def markdown(self) -> str:
         """Return the table as GitHub Markdown, followed by its notes."""
@@ -60,7 +64,10 @@ class Table:
         from rich.text import Text
 
         shown = rich.Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+        left_out = self.extra if console.width < ROOMY else ()
         for at, heading in enumerate(map(printable, self.headings)):
+            if at in left_out:
+                continue
             # Text, not markup: a name may contain brackets.
             shown.add_column(
                 Text(heading.replace(" ", "\n") if at else heading),
@@ -68,7 +75,8 @@ class Table:
                 no_wrap=at not in self.wrapped,
             )
         for row in self.rows:
-            cells = ("\n".join(map(printable, cell.split("\n"))) for cell in row.short or row.cells)
+            shorts = [cell for at, cell in enumerate(row.short or row.cells) if at not in left_out]
+            cells = ("\n".join(map(printable, cell.split("\n"))) for cell in shorts)
             shown.add_row(*map(Text, cells), style="dim" if row.kind == "teacher" else "")
         console.print(shown)
 
@@ -126,7 +134,13 @@ def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     """Write a number with fixed digits, or a dash for ``None``."""
     if value is None:
         return MISSING
-    return f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    form = f".{digits}{'f' if abs(value) < records.LARGE else 'g'}"
+    return f"{value:{'+' if sign else ''}{form}}"
+
+
+def judged(by: records.Measure, value: float | None, std: float | None = None) -> str:
+    """Write a value of a measure as it does, or a dash for ``None``."""
+    return MISSING if value is None else by.write(value, std)
 
 
 def plural(number: int, unit: str) -> str:

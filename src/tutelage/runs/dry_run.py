@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tutelage import data, models
+from tutelage import data, models, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
@@ -62,19 +62,22 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     ]
     evaluation = None
     if run_inputs.teacher is not None:
-        accuracy = "it is trained first"
+        of_text = splits.test.text_bytes is not None
+        by, judged = records.PERPLEXITY if of_text else records.ACCURACY, "it is trained first"
         if training is None:
             teacher, few = FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test)
-            evaluation = evaluate_network(recipe, teacher, few, "teacher", sample=True)
-            samples = f"a sample of {evaluation.samples} test samples"
-            accuracy = (
+            # The length of the whole text will do for a perplexity, which does not depend on it.
+            text_bytes = splits.test.text_bytes
+            evaluation = evaluate_network(recipe, teacher, few, "teacher", sample=True, text_bytes=text_bytes)
+            value = evaluation.perplexity if of_text else evaluation.accuracy
+            judged = (
                 "unknown: none has a label"
-                if evaluation.accuracy is None
-                else f"{evaluation.accuracy:.2%} on {samples}"
+                if value is None
+                else f"{by.write(value)}{by.unit} on a sample of {evaluation.samples} test {by.counted}"
             )
         summary += [
             ("teacher", _network(run_inputs.teacher, splits.input_shape("teacher"))),
-            ("teacher accuracy", accuracy),
+            (f"teacher {by.key}", judged),
         ]
     if (served := run_inputs.served) is not None:
         said = describe_served(served)

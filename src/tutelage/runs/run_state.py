@@ -128,7 +128,7 @@ class RunState:
             "speed": previous.get("speed") or [{} for _ in self.fits],
             "objective_resolved": previous.get("objective_resolved") or [{} for _ in self.fits],
             "class": previous.get("class") or [],
-            "selection": {"set": self.selection, "metric": "accuracy", "reported": "last epoch"},
+            "selection": {"set": self.selection, "metric": self._metric(), "reported": "last epoch"},
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if run_inputs.repeatable else None,
             "files": {},  # digests of what does not change any more
             "notes": [*splits.notes, *map(manifest.without_paths, rebuilt), *warned],
@@ -139,6 +139,11 @@ class RunState:
         self.distillers: dict[int, Distiller] = {}
         self.contexts: dict[int, BindContext] = {}
         by_main(self._write_first_records)
+
+    def _metric(self) -> str:
+        """Return what the best epoch is chosen by."""
+        of_text = self.run_inputs.splits.test.text_bytes is not None
+        return (records.PERPLEXITY if of_text else records.ACCURACY).key
 
     def _write_first_records(self) -> None:
         records.write_bytes(self.folder / records.RECIPE, config.dump(self.recipe).encode())
@@ -166,13 +171,14 @@ class RunState:
         if teacher is None or test.teacher is None:
             return None
         evaluation = test.teacher.evaluation
-        better, accuracy = evaluation.better_than_chance, evaluation.accuracy
+        better, means = evaluation.better_than_chance, evaluation.means(test.name)
+        by, accuracy = records.measure(means), means["accuracy"]
         if announce:
             for line in describe_fit(teacher, self.run_inputs.splits.input_shape("teacher")):
                 self.reporter.say(f"teacher {teacher.card.name}: {line}")
         if accuracy is not None and announce:
-            samples = f"{evaluation.samples} {test.name} samples"
-            self.reporter.say(f"teacher {teacher.card.name}: accuracy {accuracy:.2%} on {samples}")
+            counted = f"{evaluation.samples} {test.name} {by.counted}"
+            self.reporter.say(f"teacher {teacher.card.name}: {by.describe(means)} on {counted}")
         if better is False and not self.recipe.weak_teacher:
             raise RecipeError(
                 "teacher",
@@ -180,8 +186,8 @@ class RunState:
                 f"an accuracy of {accuracy:.2%}",
                 "type teacher=... for one that is trained, check the order of its classes, or type weak_teacher=true",
             )
-        measured = {"accuracy": accuracy, "set": test.name, "mode": "eval", "answers": self.teacher_mode()}
-        return {**manifest.describe_network(teacher), **measured}
+        measured = {"accuracy": accuracy, **evaluation.of_text(), "set": test.name, "mode": "eval"}
+        return {**manifest.describe_network(teacher), **measured, "answers": self.teacher_mode()}
 
     def doubts(self) -> Iterator[str]:
         """Yield what is to be told of the run before its first step."""
@@ -426,7 +432,8 @@ class RunState:
         by_main(lambda: self._write_result(evaluation))
         self.finished = True
         if evaluation is not None:
-            self.reporter.say(f"{self.recipe.name}: {test.name} accuracy {evaluation['student']['accuracy']:.2%}")
+            judged = evaluation["student"]
+            self.reporter.say(f"{self.recipe.name}: {test.name} {records.measure(judged).describe(judged)}")
 
     def _write_result(self, evaluation: records.Evaluation | None) -> None:
         written = [records.STUDENT, records.CARD, records.BEST, records.METRICS]
@@ -470,7 +477,7 @@ def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validatio
     held, train = epoch[selection], epoch["train"]
     parts = [f"epoch {epoch['epoch']}/{epochs}", f"loss {train['loss']:.4f}"]
     if held is not None and held["accuracy"] is not None:
-        parts.append(f"{selection} accuracy {held['accuracy']:.2%}")
+        parts.append(f"{selection} {records.measure(held).describe(held)}")
     if train["entropy"] is not None:
         parts.append(f"H(q) {train['entropy']:.3f} nats")
     if train["agreement"] is not None:

@@ -312,7 +312,9 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     ]
     if s.on_device is True:
         rows.append(("on_device", "auto or false for texts, of which each batch is padded", "type data.on_device=auto"))
-    errors = [InvalidValueError(f"data.{name}", want, _typed(getattr(s, name)), instead) for name, want, instead in rows]
+    errors = [
+        InvalidValueError(f"data.{name}", want, _typed(getattr(s, name)), instead) for name, want, instead in rows
+    ]
     return errors + _wrong_unlabelled(s)
 
 

@@ -28,7 +28,10 @@ TEACHER = "teacher"
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One method on one pair, or the pair's teacher. Accuracies are in percent, differences in percentage points."""
+    """One method on one pair, or the pair's teacher. Accuracies are in percent, differences in percentage points.
+
+    Fields of the ``measure`` are accuracies, or of a language model perplexities, of which the lower is the better.
+    """
 
     pair: str  # name in the study
     method: str  # name in the study; ``teacher`` for the teacher
@@ -36,17 +39,19 @@ class Row:
     n: int = 0  # number of finished runs; for the teacher, of different teachers
     # mean of the last epoch's test accuracy over the n runs; None if one of them lacks it
     accuracy: float | None = None
+    perplexity: float | None = None  # mean of the last epoch's test perplexity, instead, of a language model
+    measure: records.Measure = records.ACCURACY  # what the networks are judged by
     std: float | None = None  # sample standard deviation (n - 1); None for one run
-    values: tuple[float | None, ...] = ()  # accuracy of each run
-    best: float | None = None  # mean accuracy of the epoch that selection would take, on ``best_set``
+    values: tuple[float | None, ...] = ()  # measure of each run
+    best: float | None = None  # mean measure of the epoch that selection would take, on ``best_set``
     best_set: str | None = None  # set that selected it; ``"test"`` makes the figure optimistic
     published: float | None = None  # published mean
     published_std: float | None = None  # its standard deviation, if the source gives one
     published_n: int | None = None  # number of its runs, if the source says
-    difference: float | None = None  # accuracy less the published mean
+    difference: float | None = None  # measure less the published mean
     z: float | None = None  # difference over ``sqrt(std**2 / n + published_std**2 / published_n)``
     untested: str | None = None  # reason for no z although there is a difference
-    status: str | None = None  # reason for no accuracy
+    status: str | None = None  # reason for no value
     unfinished: tuple[Unfinished, ...] = ()  # runs that are in no mean
     # milliseconds per training step, without evaluation: mean over runs of the median over epochs
     step_ms: float | None = None
@@ -54,6 +59,12 @@ class Row:
     costs_of: str | None = None  # method with which the last two are compared
     step_ratio: float | None = None  # ``step_ms`` over that method's
     memory_ratio: float | None = None  # ``memory_mb`` over that method's
+
+    @property
+    def value(self) -> float | None:
+        """The mean of the measure, in percent if it is an accuracy."""
+        value: float | None = getattr(self, self.measure.key)
+        return value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +148,7 @@ def table_of(study: records.Study, subjects: Mapping[str, Subject]) -> StudyTabl
                 method,
                 subject.of(method),
                 subject.of(method, finished=False),
+                subject.measure,
                 study["missing"].get(method) or "not run",
             )
             for method in study["methods"]
@@ -164,37 +176,42 @@ def _teacher(subject: Subject) -> Row:
     teacher = subject.teacher
     if teacher is not None and teacher.status != NOT_STARTED:
         done, left = ([teacher], []) if teacher.finished else ([], [teacher])
-        return _row(subject.name, TEACHER, done, left)
-    accuracies: dict[str, float | None] = {}
+        return _row(subject.name, TEACHER, done, left, subject.measure)
+    judged: dict[str, float | None] = {}
     for run in subject.runs:
         judgement = section(run.evaluation, "teacher")
         if run.finished and judgement:
             fingerprint = str(section(run.manifest, "teacher").get("fingerprint"))
-            accuracies[fingerprint] = _percent(judgement.get("accuracy"))
-    values = tuple(accuracies.values())
+            judged[fingerprint] = _scaled(subject.measure, judgement)
+    values = tuple(judged.values())
     status = None if values else "not run" if teacher else "not measured"
-    row = _row(subject.name, TEACHER, [], [])
-    return replace(row, n=len(values), accuracy=mean(values), std=deviation(values), values=values, status=status)
+    row = _row(subject.name, TEACHER, [], [], subject.measure)
+    average: dict[str, Any] = {row.measure.key: mean(values)}
+    return replace(row, n=len(values), **average, std=deviation(values), values=values, status=status)
 
 
-def _row(pair: str, method: str, done: Sequence[Run], left: Sequence[Run], missing: str | None = None) -> Row:
+def _row(
+    pair: str, method: str, done: Sequence[Run], left: Sequence[Run], by: records.Measure, missing: str | None = None
+) -> Row:
     """Return a row of finished and unfinished runs; ``missing`` says why there are neither."""
-    values = tuple(_percent(section(run.evaluation, "student").get("accuracy")) for run in done)
+    values = tuple(_scaled(by, section(run.evaluation, "student")) for run in done)
     bests = [section(run.evaluation, "best") for run in done]
     sets = {string(best.get("set")) for best in bests}
     best_set = next(iter(sets)) if len(sets) == 1 else None
     status = None
     if not done:
         status = f"0 of {len(left)} finished" if left else missing or "not run"
+    average: dict[str, Any] = {by.key: mean(values)}
     return Row(
         pair=pair,
         method=method,
         role="teacher" if method == TEACHER else "student",
         n=len(done),
-        accuracy=mean(values),
+        **average,
+        measure=by,
         std=deviation(values),
         values=values,
-        best=mean(_percent(best.get("accuracy")) for best in bests) if len(sets) == 1 else None,
+        best=mean(_scaled(by, best) for best in bests) if len(sets) == 1 else None,
         best_set=best_set,
         status=status,
         unfinished=tuple(map(unfinished, left)),
@@ -232,9 +249,9 @@ def _costs(runs: Sequence[Run]) -> tuple[float | None, float | None]:
     return mean(steps), mean(memories)
 
 
-def _percent(value: object) -> float | None:
-    fraction = number(value)
-    return None if fraction is None else 100 * fraction
+def _scaled(by: records.Measure, means: Mapping[str, Any]) -> float | None:
+    value = number(means.get(by.key))
+    return None if value is None else by.scale * value
 
 
 def _against(row: Row, value: records.Published | None) -> Row:
@@ -242,9 +259,9 @@ def _against(row: Row, value: records.Published | None) -> Row:
     if value is None:
         return row
     row = replace(row, published=value["mean"], published_std=value["std"], published_n=value["n"])
-    if row.accuracy is None:
+    if row.value is None:
         return row
-    difference = row.accuracy - value["mean"]
+    difference = row.value - value["mean"]
     z, untested = z_score(difference, row.std, row.n, value["std"], value["n"])
     return replace(row, difference=difference, z=z, untested=untested)
 
@@ -275,9 +292,9 @@ def z_score(
 
 # In words
 
-PUBLISHED = ("Published (%)", "Difference (points)", "z")
+PUBLISHED = ("Published", "Difference", "z")
 COSTS = ("Step (ms)", "Memory (MB)")
-HEADINGS = ("Method", "Accuracy (%)", "n", "Best epoch (%)", *PUBLISHED, *COSTS)
+COLUMNS = ("Method", "Measure", "n", "Best epoch", *PUBLISHED, *COSTS)
 EXACT = (
     *("pair", "method", "n", "accuracy", "std", "best", "published", "difference", "z", "status"),
     *("step_ms", "memory_mb"),
@@ -286,19 +303,32 @@ WARNING = "This is not the protocol that the study states, so the published valu
 """Warning above the table and the study's deviations."""
 
 
+def measure_of(rows: Sequence[Row]) -> records.Measure:
+    """Return what the networks of a study are judged by; of those without runs nothing is known."""
+    return next((row.measure for row in rows if row.measure is not records.ACCURACY), records.ACCURACY)
+
+
+def heading(column: str, by: records.Measure) -> str:
+    """Return the heading of one of `COLUMNS` in a table of networks that are judged by a measure."""
+    if column == "Measure":
+        return by.heading(by.key.capitalize())
+    units = {"Best epoch": by.unit, "Published": by.unit, "Difference": by.steps}
+    return by.heading(column, units.get(column, ""))
+
+
 def _spread(value: float | None, std: float | None) -> str:
     return fixed(value, 2) + ("" if value is None or std is None else f" ± {std:.2f}")
 
 
 def cells(row: Row) -> dict[str, str]:
-    """Write a row under `HEADINGS`."""
+    """Write a row by its `COLUMNS`."""
 
     def cost(value: float | None, ratio: float | None) -> str:
         return fixed(value, 0) + ("" if ratio is None else f" ({ratio:.2f} x {row.costs_of})")
 
     written = (
         row.method,
-        row.status or _spread(row.accuracy, row.std),
+        row.status or _spread(row.value, row.std),
         count(row.n, len(row.unfinished)) if row.n or row.unfinished else MISSING,
         fixed(row.best, 2) + selected(row.best, row.best_set),
         _spread(row.published, row.published_std) + (f" (n = {row.published_n})" if row.published_n else ""),
@@ -307,13 +337,14 @@ def cells(row: Row) -> dict[str, str]:
         cost(row.step_ms, row.step_ratio),
         cost(row.memory_mb, row.memory_ratio),
     )
-    return dict(zip(HEADINGS, written, strict=True))
+    return dict(zip(COLUMNS, written, strict=True))
 
 
 def notes(table: StudyTable) -> list[str]:
     """Say what the table's figures are, and what they leave out."""
+    judged = measure_of(table.rows).key.capitalize()
     sentences = [
-        "Accuracy is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."
+        f"{judged} is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."
     ]
     sentences += best_notes(table.rows)
     if any(row.published is not None for row in table.rows):
@@ -339,16 +370,18 @@ def pair_table(table: StudyTable, rows: Sequence[Row], *, pair: str | None = Non
     published = any(row.published is not None for row in table.rows)
     costs = any(row.costs_of is not None for row in table.rows)
     hidden = (*(() if published else PUBLISHED), *(() if costs else COSTS))
-    headings = [name for name in HEADINGS if name not in hidden]
+    columns = [name for name in COLUMNS if name not in hidden]
+    by = measure_of(table.rows)
     lines = []
     for row in rows:
         written = cells(row)
-        shown = [written[name] for name in headings]
+        shown = [written[name] for name in columns]
         short = [cell.replace(" [selected on test]", "*") for cell in shown]
-        exact = {key: getattr(row, key) for key in EXACT}
+        exact = {key: getattr(row, key) for key in EXACT} | {by.key: row.value}
         lines.append(tables.Row(cells=shown, short=short, kind=row.role, exact=exact))
-    wrapped = [at for at, name in enumerate(headings) if name in ("Method", "Accuracy (%)", "z")]
-    return tables.Table(headings=[pair or "Method", *headings[1:]], rows=lines, wrapped=wrapped)
+    wrapped = [at for at, name in enumerate(columns) if name in ("Method", "Measure", "z")]
+    headings = [heading(name, by) for name in columns[1:]]
+    return tables.Table(headings=[pair or "Method", *headings], rows=lines, wrapped=wrapped)
 
 
 def whole_table(table: StudyTable) -> tables.Table:
@@ -374,7 +407,13 @@ def write_tables(folder: Path | str) -> None:
     """Write a study's table into its folder, as Markdown and as JSON with unrounded numbers."""
     table = read_table(folder)
     records.write_bytes(Path(folder) / MARKDOWN, markdown(table).encode())
-    records.write_json(Path(folder) / JSON, asdict(table))
+    records.write_json(Path(folder) / JSON, asdict(table) | {"rows": [*map(_fields, table.rows)]})
+
+
+def _fields(row: Row) -> dict[str, Any]:
+    """Return a row's fields, a perplexity only of a language model."""
+    left_out = ("measure",) if row.measure is records.PERPLEXITY else ("measure", "perplexity")
+    return {key: value for key, value in asdict(row).items() if key not in left_out}
 
 
 def print_study(folder: Path | str, console: Console) -> None:

@@ -41,6 +41,8 @@ ALIKE = 1e-6
 """Largest difference between logits of several samples, relative to the largest logit, at which they are the same."""
 FEW = 16
 """Number of samples below which nothing follows from their answers being the same."""
+LARGEST_LOSS = 350.0
+"""Mean cross-entropy in nats of which a perplexity is made; of larger ones the square overflows."""
 NAMED = 16
 """Number of samples of a non-finite step or evaluation that are named."""
 SAMPLED = 512
@@ -215,9 +217,11 @@ class Evaluation:
     @property
     def perplexity(self) -> float | None:
         """``exp`` of the mean cross-entropy per labelled token; ``None`` if it is no text's, or none has a label."""
-        return math.exp(min(self.loss / self.labelled, 700)) if self.labelled and self.text_bytes is not None else None
+        if not self.labelled or self.text_bytes is None:
+            return None
+        return math.exp(min(self.loss / self.labelled, LARGEST_LOSS))
 
-    def _of_text(self) -> TextMeasures:
+    def of_text(self) -> TextMeasures:
         """Return the measures of a language model; none if it is not of tokens."""
         if self.perplexity is None or self.text_bytes is None:
             return {}
@@ -226,7 +230,7 @@ class Evaluation:
     def means(self, name: str) -> EvaluationMeans:
         """Return the means over the set of this name."""
         return {
-            **self._of_text(),
+            **self.of_text(),
             "set": name,
             "accuracy": self.accuracy,
             "loss": self.loss / self.labelled if self.labelled else None,
@@ -253,7 +257,7 @@ class Evaluation:
             },
             "reliability": bins,
         }
-        judgement.update(self._of_text())  # type: ignore[typeddict-item]  # of some keys alone
+        judgement.update(self.of_text())  # type: ignore[typeddict-item]  # of some keys alone
         if self.agreeing is not None and self.kl_to_teacher is not None:
             judgement["agreement"] = self.agreeing / self.samples
             judgement["kl_to_teacher"] = self.kl_to_teacher / self.samples

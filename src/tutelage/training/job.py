@@ -306,9 +306,9 @@ class FitState:
         )
         if self.now.epoch == 0 and evaluation.answers_alike:
             expected = "answers that differ from sample to sample"
-            got = (
-                f"the same logits for all {evaluation.samples} {held.name} samples: its units are dead, or see nothing"
-            )
+            counted = records.measure(evaluation.of_text()).counted
+            all_of = f"all {evaluation.samples} {held.name} {counted}"
+            got = f"the same logits for {all_of}: its units are dead, or see nothing"
             instead = "lower optimizer.lr, type schedule.warmup=1, or look at its activations and its first weights"
             warnings.warn(message("student after epoch 1", expected, got, instead), stacklevel=2)
         return evaluation.means(held.name)
