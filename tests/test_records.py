@@ -332,3 +332,11 @@ def test_damaged_lines_of_metrics_are_left_out_and_named(tmp_path):
     assert [e["epoch"] for e in epochs] == [1, 3]
     assert len(damage) == 1
     assert "line 2" in damage[0]
+
+
+def test_a_language_model_is_judged_by_its_perplexity_and_anything_else_by_its_accuracy():
+    text = {"accuracy": 0.1587, "perplexity": 118.8094, "bits_per_byte": 2.41257}
+    assert records.measure(text).describe(text) == "perplexity 118.81, 2.413 bits per byte"
+    assert records.measure({"accuracy": 0.1587}).describe({"accuracy": 0.1587}) == "accuracy 15.87%"
+    assert (records.merit(text), records.merit({"accuracy": 0.1587}), records.merit({})) == (-118.8094, 0.1587, None)
+    assert records.PERPLEXITY.write(1e151, 2.0) == "1e+151 ± 2.00"

@@ -163,3 +163,20 @@ def test_a_class_without_samples_leaves_a_gap(tmp_path):
 def test_names_are_escaped_in_labels():
     assert figures.inert('<a href="javascript:x">') == "&lt;a href=&quot;javascript:x&quot;&gt;"
     assert figures.inert("w" * 90) == "w" * 39 + "…"
+
+
+def test_language_models_have_curves_of_perplexity_before_those_of_accuracy(tmp_path):
+    synthetic.write_comparison_of_text(tmp_path)
+    subject = read(tmp_path)
+    made = curves.by_epoch(subject)
+    expected = ["perplexity-validation", "perplexity-test", "accuracy-train", "accuracy-validation", "accuracy-test"]
+    assert [one.key for one in made[:5]] == expected
+    one = panel(made, "perplexity-test")
+    assert one.figure.layout.yaxis.title.text == "Perplexity"
+    assert list(trace(one, "kd").y) == pytest.approx(np.mean(synthetic.PERPLEXITIES["kd"]) + np.arange(4, -1, -1))
+    assert list(trace(one, "teacher, test (9.50)").y) == [9.5, 9.5]
+    assert "tokens" in panel(made, "agreement-test").caption
+    shown = {network.name: network.shown for network in against_teacher.judged(subject)}
+    assert shown == {"teacher": True, "ce (baseline)": True, "kd": True, "wttm": False}  # the lowest perplexity's
+    captions = [one.caption for one in against_teacher.against_teacher(subject)]
+    assert "Shannon entropy of each token's distribution." in captions

@@ -236,3 +236,31 @@ def test_a_runs_own_report_is_linked_where_there_is_one(tmp_path):
     written(tmp_path / "kd-0")
     assert "./kd-0/report.html" in Page(written(tmp_path)).links
     assert "./kd-1/report.html" not in Page(written(tmp_path)).links
+
+
+def test_a_page_of_language_models_shows_perplexity(tmp_path):
+    synthetic.write_comparison_of_text(tmp_path)
+    subject, found = read(tmp_path), results.rows(tmp_path)
+    page = Page(written(tmp_path))
+    assert "Of 2 objectives besides the baseline, kd has the lowest mean, a perplexity of 20.25 ± 0.25" in page.text
+    assert "10.50 below the baseline ce (30.75 ± 0.25); the teacher has 9.50." in page.text
+    assert "used for selection by perplexity; the test set took no part in it. The perplexity that is" in page.text
+    assert "Perplexity exp of the mean cross-entropy per token" in page.text
+    assert "samples on which" not in page.text
+    assert [tuple(tile) for tile in html.tiles(subject, found)] == [
+        ("Teacher, test perplexity", "9.50", "", "cifar:resnet32x4; 0.812 bits per byte"),
+        ("Baseline, test perplexity", "30.75 ± 0.25", "", "ce, n = 3; 1.236 bits per byte"),
+        ("Lowest mean, test perplexity", "20.25 ± 0.25", "", "kd, n = 3; 1.085 bits per byte"),
+        ("Change from the baseline", "-10.50", "", "kd"),
+    ]
+    assert [float(row["data-perplexity"]) for row in page.rows] == pytest.approx([row.value for row in found])
+    assert "Perplexity Bits per byte Best epoch Agreement (%) Time ce-0 ce 0 finished 5 31.00" in page.text
+
+
+def test_a_perplexity_above_the_baselines_is_not_called_the_lowest(tmp_path):
+    synthetic.write_comparison_of_text(tmp_path, baseline="kd")
+    subject, found = read(tmp_path), results.rows(tmp_path)
+    assert "Lowest mean of the others, test perplexity" in [tile.name for tile in html.tiles(subject, found)]
+    said = html.result(subject, found)
+    assert "wttm has the lowest mean, a perplexity of 24.83 ± 0.76" in said
+    assert "4.58 above the baseline kd (20.25 ± 0.25)" in said

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import subprocess
 import sys
 
@@ -223,3 +224,43 @@ def test_the_report_does_not_import_torch():
 
 def test_columns_of_text_are_as_wide_as_their_widest_cell():
     assert aligned([("a", "bb", "c"), ("dddd", "", "")]) == ["a     bb  c", "dddd"]
+
+
+def test_language_models_are_averaged_and_compared_by_perplexity(tmp_path):
+    synthetic.write_comparison_of_text(tmp_path)
+    found, base = by_name(tmp_path), np.mean(synthetic.PERPLEXITIES["ce"])
+    for name, values in synthetic.PERPLEXITIES.items():
+        row = found[name]
+        assert row.values == values
+        assert (row.perplexity, row.value, row.std) == pytest.approx(
+            (np.mean(values), np.mean(values), np.std(values, ddof=1))
+        )
+        assert row.best == pytest.approx(np.mean(values) - 1)
+        assert row.gain == (None if name == "ce" else pytest.approx(np.mean(values) - base))
+        assert row.accuracy == pytest.approx(np.mean(synthetic.ACCURACIES[name]))
+    head, _, teacher, ce, kd, *_ = results.table(results.rows(tmp_path)).markdown().splitlines()
+    assert head.startswith("| Network | Perplexity | n | Change | Best epoch | Bits per byte | Agreement (%) |")
+    assert teacher.startswith("| cifar:resnet32x4 (teacher) | 9.50 | 1 | – | – | 0.812 |")
+    assert ce.startswith("| ce (baseline) | 30.75 ± 0.25 | 3 | – | 29.75 \\[validation\\] |")
+    assert kd.startswith("| kd | 20.25 ± 0.25 | 3 | -10.50 | 19.25 \\[validation\\] | 1.085 |")
+    notes = results.notes(results.rows(tmp_path))
+    assert notes[0].startswith("Perplexity is the last epoch's on the test set")
+    assert notes[1] == "Change is the difference of means to ce; below 0 is better."
+
+
+@pytest.mark.parametrize(("width", "shown"), [(80, False), (120, True)])
+def test_a_narrow_terminal_leaves_bits_per_byte_out(tmp_path, width, shown):
+    synthetic.write_comparison_of_text(tmp_path)
+    output = io.StringIO()
+    results.print_table(results.rows(tmp_path), Console(file=output, width=width))
+    assert ("1.085" in output.getvalue()) == shown
+    assert "20.25 ± 0.25  3  -10.50" in output.getvalue()
+    assert "…" not in output.getvalue()
+
+
+def test_a_diverged_language_model_is_averaged_and_written_short(tmp_path):
+    synthetic.write_comparison_of_text(tmp_path)
+    synthetic.of_text(tmp_path / "kd-0", math.exp(350))
+    (kd,) = [row for row in results.table(results.rows(tmp_path)).rows if row.exact["entry"] == "kd"]
+    assert kd.cells[1] == "3.36e+151 ± 5.81e+151"
+    assert kd.cells[3] == "+3.4e+151"

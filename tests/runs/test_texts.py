@@ -10,7 +10,7 @@ import tutelage
 from tutelage import config, models, objectives
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import RecipeError
-from tutelage.runs import disk, record_teacher, setup
+from tutelage.runs import disk, dry_run, record_teacher, setup
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
@@ -102,14 +102,30 @@ def test_a_network_whose_head_alone_is_trained_stays_in_evaluation_mode():
     }
 
 
-def test_a_language_model_is_judged_by_perplexity(lines, tmp_path):
-    packed = {"pack": 16}
-    run = execute(recipe(lines, student="hf:llama", data=packed, name="lm"), tmp_path / "lm")
+def test_a_language_model_is_judged_by_perplexity(lines, tmp_path, invoke):
+    packed, noted, said = {"pack": 16}, [], []
+    reporter = Reporter()
+    reporter.note, reporter.say = noted.append, said.append
+    lm = recipe(lines, student="hf:llama", data=packed, name="lm")
+    run = execute(lm, tmp_path / "lm", options=RunOptions(reporter=reporter))
     test = [epoch["test"] for epoch in run.epochs]
     assert test[-1]["perplexity"] < test[0]["perplexity"] < 280
     assert 0 < test[-1]["bits_per_byte"] < 8
     evaluation = json.loads((tmp_path / "lm" / "evaluation.json").read_text())
     assert evaluation["best"]["perplexity"] == min(each["perplexity"] for each in test)
+    assert noted[0].split(", ")[2] == f"test perplexity {test[0]['perplexity']:.2f}"
+    shown = f"perplexity {test[-1]['perplexity']:.2f}, {test[-1]['bits_per_byte']:.3f} bits per byte"
+    assert said[-1] == f"lm: test {shown}"
+    assert json.loads((tmp_path / "lm" / "manifest.json").read_text())["selection"]["metric"] == "perplexity"
+    title, *judged = invoke("evaluate", str(tmp_path / "lm"))[1].splitlines()
+    assert f"on {test[-1]['samples']} test tokens of" in title
+    assert judged[0] == f"  perplexity     {test[-1]['perplexity']:.2f}"
+    assert judged[1] == f"  bits per byte  {test[-1]['bits_per_byte']:.3f}"
+    taught = recipe(lines, student="hf:llama", data=packed, teacher=str(tmp_path / "lm"), epochs=1)
+    summary = dict(dry_run.dry_run(taught, runs=tmp_path / "runs"))
+    assert summary["teacher perplexity"].startswith(f"{test[-1]['perplexity']:.2f} on a sample of")
+    execute(taught, tmp_path / "taught", options=RunOptions(reporter=reporter))
+    assert f"teacher hf:llama: {shown} on {test[-1]['samples']} test tokens" in said
     with pytest.raises(ValueError, match="one class per text"):
         tutelage.load(tmp_path / "lm").predict("rain")
 

@@ -236,3 +236,24 @@ def test_costs_are_held_against_the_method_that_the_study_names(tmp_path):
     assert "600 (1.50 x kd)" in shown
     assert "Published (%)" not in shown
     assert "Step (ms)" not in study.markdown(study.read_table(write(tmp_path)))
+
+
+def test_a_study_of_language_models_is_of_perplexity(tmp_path):
+    place = write(tmp_path, published=[("big/small", "kd", 21.0, 0.25, 5)])
+    for method, values in {"kd": (20.0, 20.5), "wttm": (25.0, 25.5, 24.0)}.items():
+        for seed, value in enumerate(values):
+            synthetic.of_text(tmp_path / f"big-small/{method}-seed{seed}", value)
+    synthetic.of_text(tmp_path / "t", 9.5)
+    table = read_table(place)
+    kd = row(table, "big/small", "kd")
+    assert (kd.value, kd.perplexity, kd.accuracy, kd.best, kd.difference) == (20.25, 20.25, None, 19.25, -0.75)
+    shown = study.markdown(table)
+    assert "| Method | Perplexity | n | Best epoch | Published | Difference | z |" in shown
+    assert "| teacher | 9.50 | 1 |" in shown
+    assert "| kd | 20.25 ± 0.35 | 2 | 19.25 \\[selected on test\\] | 21.00 ± 0.25 (n = 5) | -0.75 |" in shown
+    assert "- Perplexity is the last epoch's on the test set" in shown
+    study.write_tables(place)
+    rows = json.loads((place / study.JSON).read_text())["rows"]
+    assert [each.get("perplexity") for each in rows[:2]] == [9.5, 20.25]
+    assert "perplexity" not in rows[-1]  # of a pair without runs nothing is known
+    write_report(place)

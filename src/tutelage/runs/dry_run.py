@@ -20,6 +20,7 @@ from tutelage.runs.setup import (
     build_inputs,
     check_run,
     evaluate_network,
+    measure_of,
     steps_of,
     torch_settings,
 )
@@ -29,7 +30,7 @@ from tutelage.training.precision import fallback
 from tutelage.types import Batch
 
 SAMPLE = 512
-"""Number of test samples on which the teacher's accuracy is estimated."""
+"""Number of test samples on which the teacher is judged."""
 
 
 @explaining()
@@ -62,14 +63,13 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     ]
     evaluation = None
     if run_inputs.teacher is not None:
-        of_text = splits.test.text_bytes is not None
-        by, judged = records.PERPLEXITY if of_text else records.ACCURACY, "it is trained first"
+        by, judged = measure_of(splits), "it is trained first"
         if training is None:
             teacher, few = FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test)
             # The length of the whole text will do for a perplexity, which does not depend on it.
             text_bytes = splits.test.text_bytes
             evaluation = evaluate_network(recipe, teacher, few, "teacher", sample=True, text_bytes=text_bytes)
-            value = evaluation.perplexity if of_text else evaluation.accuracy
+            value = evaluation.perplexity if by is records.PERPLEXITY else evaluation.accuracy
             judged = (
                 "unknown: none has a label"
                 if value is None

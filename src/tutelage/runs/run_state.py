@@ -128,7 +128,7 @@ class RunState:
             "speed": previous.get("speed") or [{} for _ in self.fits],
             "objective_resolved": previous.get("objective_resolved") or [{} for _ in self.fits],
             "class": previous.get("class") or [],
-            "selection": {"set": self.selection, "metric": self._metric(), "reported": "last epoch"},
+            "selection": {"set": self.selection, "metric": setup.measure_of(splits).key, "reported": "last epoch"},
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if run_inputs.repeatable else None,
             "files": {},  # digests of what does not change any more
             "notes": [*splits.notes, *map(manifest.without_paths, rebuilt), *warned],
@@ -139,11 +139,6 @@ class RunState:
         self.distillers: dict[int, Distiller] = {}
         self.contexts: dict[int, BindContext] = {}
         by_main(self._write_first_records)
-
-    def _metric(self) -> str:
-        """Return what the best epoch is chosen by."""
-        of_text = self.run_inputs.splits.test.text_bytes is not None
-        return (records.PERPLEXITY if of_text else records.ACCURACY).key
 
     def _write_first_records(self) -> None:
         records.write_bytes(self.folder / records.RECIPE, config.dump(self.recipe).encode())

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tutelage import config, data, models, taps, targets
+from tutelage import config, data, models, records, taps, targets
 from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight
 from tutelage.config.schema import Network, R, Recipe, UntrainedTeacher
@@ -527,6 +527,11 @@ def evaluate_network(
         sample=sample,
         text_bytes=text_bytes,
     )
+
+
+def measure_of(splits: data.Splits) -> records.Measure:
+    """Return what networks are judged by on the test set."""
+    return records.ACCURACY if splits.test.text_bytes is None else records.PERPLEXITY
 
 
 def ask_teacher(recipe: Recipe, teacher: nn.Module, batches: Batches, split: data.Split) -> TeacherOutputs:
