@@ -42,7 +42,7 @@ TAPS = ("student_taps", "teacher_taps")
     ("kind", "names"),
     [
         (Batch, ("index", "inputs", "labels", "view", "counted")),
-        (Outputs, ("logits", "taps", "hidden")),
+        (Outputs, ("logits", "taps", "hidden", "sparse")),
         (Progress, ("epoch", "step", "fraction", "scheduled")),
         (Totals, ("samples", "labelled", "positions")),
         (Loss, ("total", "parts")),
@@ -50,7 +50,7 @@ TAPS = ("student_taps", "teacher_taps")
             Requirements,
             (
                 *("teacher", "labels", "coupled", *TAPS, "projections", "teacher_statistics", "indices"),
-                *("teacher_head", "teacher_norms", "class_means", "min_batch", "host_waits"),
+                *("teacher_head", "teacher_norms", "class_means", "min_batch", "host_waits", "sparse"),
             ),
         ),
         (Projection, ("student", "teacher", "kind", "always")),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -102,10 +103,17 @@ class Tokenizer:
             ids[spelled] = (*ids.get(spelled, ()), token)
         return ids
 
-    def id_of(self, piece: str) -> int | None:
-        """Return the id of a token as the vocabulary writes it, or ``None``."""
-        found: int | None = self._parsed.token_to_id(piece)
-        return found
+    @cached_property
+    def ids_by_text(self) -> Mapping[str, tuple[int, ...]]:
+        """Ids by a token's text, as `ids_by_bytes` has it, and by what the vocabulary writes for it."""
+        ids: dict[str, tuple[int, ...]] = {}
+        for spelled, tokens in self.ids_by_bytes.items():
+            with suppress(UnicodeDecodeError):  # a part of a character
+                ids[spelled.decode()] = tokens
+        for piece, token in self._parsed.get_vocab(with_added_tokens=True).items():
+            if token not in (known := ids.get(piece, ())):
+                ids[piece] = (*known, token)
+        return ids
 
     def piece(self, token: int) -> str:
         """Return a token as the vocabulary writes it, to show it."""

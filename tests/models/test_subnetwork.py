@@ -92,6 +92,16 @@ def test_other_networks_are_refused_and_fused_projections_are_not_cut():
         models.from_teacher(source, width=8)
 
 
+@torch.no_grad()
+def test_a_student_of_images_is_fed_as_its_teacher():
+    sizes = SIZES | {"image_size": 8, "patch_size": 4, "num_channels": 1}
+    source, images = models.create("hf:vit", config=sizes, classes=3, channels=1).eval(), torch.rand(2, 1, 8, 8)
+    student = models.from_teacher(source).eval()
+    assert torch.equal(student(images), source(images))
+    assert (student.card.mean, student.card.image_size) == (source.card.mean, (8, 8))
+    assert models.from_teacher(source, layers="last", width=16)(images).isfinite().all()
+
+
 @pytest.mark.slow
 @torch.no_grad()
 def test_a_teachers_adapters_are_merged_in_the_student():

@@ -85,6 +85,7 @@ def misspelt_arguments() -> None:
     objectives.wttm(gama=0.1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     objectives.wttm(0.1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     objectives.wttm(gamma="auto")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    objectives.nkd(weight="auto")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     objectives.renyi_penalty(weight=0.1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     objectives.attention_transfer(student_taps=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

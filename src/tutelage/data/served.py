@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,7 +130,7 @@ def read_answers(value: object, tokenizer: Tokenizer, *, column: str, where: str
 
 
 def _positions(value: object, column: str) -> Sequence[object]:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         if isinstance(value.get("content"), list):
             value = value["content"]
         elif isinstance(tokens := value.get("tokens"), list) and isinstance(top := value.get("top_logprobs"), list):
@@ -145,8 +146,8 @@ def _answer(position: object, tokenizer: Tokenizer) -> tuple[int, dict[int, floa
     """Return a position's token, `UNSAID` or `AMONG`, and log-probabilities by id."""
     if position is None:
         return UNSAID, {}
-    if not (isinstance(position, Mapping) and "top_logprobs" in position):
-        of_prompt = isinstance(position, Mapping) and any(isinstance(each, Mapping) for each in position.values())
+    if not (isinstance(position, dict) and "top_logprobs" in position):
+        of_prompt = isinstance(position, dict) and any(isinstance(each, dict) for each in position.values())
         return AMONG if of_prompt else UNSAID, dict(_entries(position, tokenizer))
     token = _id_of(position.get("token"), position.get("bytes"), tokenizer)
     kept = dict(_entries(position["top_logprobs"] or [], tokenizer))
@@ -166,39 +167,37 @@ def _entries(value: object, tokenizer: Tokenizer) -> Iterator[tuple[int, float]]
 
 
 def _pairs(value: object, tokenizer: Tokenizer) -> Iterator[tuple[int, object]]:
-    if isinstance(value, Mapping):
+    if isinstance(value, dict):
         for key, entry in value.items():
-            if isinstance(entry, Mapping):  # Its key is an id, which JSON has as text.
+            if isinstance(entry, dict):  # Its key is an id, which JSON has as text.
                 yield _id_of(int(key) if str(key).isdecimal() else key, None, tokenizer), entry.get("logprob")
             elif entry is not None:  # Parquet has all keys in every row.
                 yield _id_of(key, None, tokenizer), entry
         return
-    if not isinstance(value, list) or not all(isinstance(entry, Mapping) for entry in value):
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
         raise ValueError("no list of tokens with a logprob")
     for entry in value:
         yield _id_of(entry.get("token"), entry.get("bytes"), tokenizer), entry.get("logprob")
 
 
 def _id_of(token: object, spelled: object, tokenizer: Tokenizer) -> int:
-    if isinstance(token, str) and token.startswith(_BY_ID) and token[len(_BY_ID) :].isdecimal():
-        token = int(token[len(_BY_ID) :])
+    if isinstance(token, str) and (number := token.removeprefix(_BY_ID)) != token and number.isdecimal():
+        token = int(number)
     if isinstance(token, int) and not isinstance(token, bool):
         if not 0 <= token < tokenizer.size:
             raise ValueError(f"id {token}, where data.tokenizer has {tokenizer.size} tokens")
         return token
-    found: set[int] = set()
+    found: tuple[int, ...] = ()
     for each in (spelled, token):
-        if isinstance(each, list) and each and all(isinstance(byte, int) and 0 <= byte < 256 for byte in each):
-            found = {*tokenizer.ids_by_bytes.get(bytes(each), ())}
-        elif isinstance(each, str):
-            found = {*tokenizer.ids_by_bytes.get(each.encode(errors="replace"), ())}
-            found |= {piece for piece in (tokenizer.id_of(each),) if piece is not None}
-        if found:
-            break
+        if isinstance(each, str):
+            found = found or tokenizer.ids_by_text.get(each, ())
+        elif isinstance(each, list):
+            with suppress(TypeError, ValueError):  # no bytes
+                found = found or tokenizer.ids_by_bytes.get(bytes(each), ())
     if len(found) != 1:
         which = f"one of the ids {', '.join(map(str, sorted(found)[:3]))}" if found else "unknown to data.tokenizer"
         raise ValueError(f"token {token!r:.40}, {which}; let the server write ids, as token_id:<id>")
-    return found.pop()
+    return found[0]
 
 
 def _log_probability(value: object) -> float:

@@ -39,7 +39,9 @@ def matched_notes(tables: Iterable[Mapping[str, object]]) -> list[str]:
         tables: recorded objectives by the rows' names, for each pair of networks; what differs for one pair, differs.
     """
     differences: dict[tuple[str, str], set[str]] = {}
-    at_one = set()  # pairs of rows whose target is the teacher itself, where there is no difference at all
+    at_one: set[tuple[str, str]] = (
+        set()
+    )  # pairs of rows whose target is the teacher itself, where there is no difference at all
     for objectives in tables:
         read = {name: terms for name, objective in objectives.items() if (terms := _read(objective))}
         for kd, (_, ours) in ((name, each) for name, each in read.items() if each[0] in MATCHED.values()):
@@ -78,16 +80,17 @@ def _read(objective: object) -> tuple[str, _Terms] | None:
         return None
     others = [entry for name, _, entry in entries if name != of[0]]
     ((_, arguments, entry),) = (each for each in entries if each[0] == of[0])
+    scale: Any = entry.get("scale", 1)
     try:
         given: dict[str, Any] = {**(arguments if isinstance(arguments, Mapping) else {})}
         for name in ("beta", "weight", "supervised"):
             if name in given:
-                weight = weight_from_recipe(given[name], argument=name, automatic=True)
-                given[name] = scaled(weight, entry.get("scale", 1))
+                given[name] = scaled(weight_from_recipe(given[name], argument=name, automatic=True), scale)
         kd = matched_kd(given) if of[0] in MATCHED else given
         sample_weights = kd.get("normalise", "none") if of[0] in ("wttm", MATCHED["wttm"]) else ""
-        weights = (weight_to_recipe(kd[name]) for name in ("weight", "supervised"))
-        return of[0], _Terms(kd["temperature"], *weights, sample_weights, kd.get("logits", "raw"), others)
+        weight, supervised = (weight_to_recipe(kd[name]) for name in ("weight", "supervised"))
+        logits = kd.get("logits", "raw")
+        return of[0], _Terms(kd["temperature"], weight, supervised, sample_weights, logits, others)
     except (ValueError, TypeError, KeyError, AttributeError):  # a damaged record, or one of a newer version
         return None
 
