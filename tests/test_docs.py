@@ -354,7 +354,7 @@ def test_the_recipe_of_a_page_of_texts_runs(page, reviews):
     if page == "docs/text.md":
         assert test["accuracy"] > 0.8
         Path("report.txt").write_text("it broke, it stopped: returned")
-        (prediction,) = blocks(page, "python")
+        prediction, *_ = blocks(page, "python")
         assert [each.name for each in eval(prediction)] == ["good", "bad"]
     else:
         assert test["perplexity"] < 50

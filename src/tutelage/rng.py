@@ -158,17 +158,12 @@ def in_turn(seed: int, epoch: int, samples: NDArray[np.int64], count: int) -> ND
         samples: indices of at least 1 sample.
         count: number per epoch.
     """
-    place = np.arange(epoch * count, (epoch + 1) * count)
-    rounds = (
-        [
-            samples[np.argsort(draw(seed, number, samples, ORDER), kind="stable")]
-            for number in range(place[0] // len(samples), place[-1] // len(samples) + 1)
-        ]
-        if count
-        else []
-    )
-    start = epoch * count % len(samples)
-    return np.concatenate([samples[:0], *rounds])[start : start + count]
+    first, behind = epoch * count, (epoch + 1) * count
+    rounds = [
+        samples[np.argsort(draw(seed, number, samples, ORDER), kind="stable")]
+        for number in range(first // len(samples), -(-behind // len(samples)))
+    ]
+    return np.concatenate([samples[:0], *rounds])[first % len(samples) :][:count]
 
 
 def spread(

@@ -1,4 +1,4 @@
-"""Submodules of a network: how a tap names one, which of them is the head, and the mode that each is in.
+"""Submodules of a network: how a tap names one, which is the head, the mode of each, and what is frozen.
 
 A *tap* is the path of a submodule, such as ``layer3``, for its output, or that path and ``:input``, such as
 ``fc:input``, for its first input.
@@ -39,17 +39,15 @@ def unwrapped(network: nn.Module) -> nn.Module:
     return inside
 
 
-def frozen_state(network: nn.Module) -> frozenset[str]:
-    """Return the names in a network's state of what is frozen and not saved: its card's network may have some."""
-    if unwrapped(network) is network:
-        return frozenset()
-    return frozenset(f"network.{name}" for name in getattr(network, "frozen", ()))
+def frozen_names(network: nn.Module) -> frozenset[str]:
+    """Return what of the network inside a module that has a card is frozen and not saved, by its names there."""
+    return frozenset() if unwrapped(network) is network else frozenset(getattr(network, "frozen", ()))
 
 
 def trained_state(network: nn.Module) -> dict[str, Any]:
     """Return the state of the network inside a module that has a card, without what is frozen."""
-    frozen = frozen_state(network)
-    return {name: value for name, value in unwrapped(network).state_dict().items() if f"network.{name}" not in frozen}
+    frozen = frozen_names(network)
+    return {name: value for name, value in unwrapped(network).state_dict().items() if name not in frozen}
 
 
 @contextmanager

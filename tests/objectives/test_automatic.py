@@ -251,6 +251,7 @@ def test_weights_may_have_mean_one_over_the_training_set_or_the_batch():
             labels="none",
             coupled=normalise == "batch",
             teacher_statistics=normalise == "training",
+            sparse=normalise == "none",
         )
 
 

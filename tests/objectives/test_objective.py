@@ -178,17 +178,17 @@ def test_what_the_error_says_to_type_works():
 @pytest.mark.parametrize(
     ("objective", "needs"),
     [
-        (objectives.cross_entropy(), Requirements(teacher=False, labels="any")),
-        (objectives.confidence_penalty(), Requirements(teacher=False, labels="none")),
-        (objectives.renyi_penalty(order=2, weight=1), Requirements(teacher=False, labels="none")),
-        (objectives.kd(), Requirements(teacher=True, labels="any")),
-        (objectives.kd(supervised=0), Requirements(teacher=True, labels="none")),
-        (objectives.kd(weight=0, supervised=1), Requirements(teacher=False, labels="any")),
-        (objectives.ttm(gamma=0.1, beta=1), Requirements(teacher=True, labels="any")),
-        (objectives.wttm(gamma=0.1, beta=1, supervised=0), Requirements(teacher=True, labels="none")),
+        (objectives.cross_entropy(), Requirements(teacher=False, labels="any", sparse=True)),
+        (objectives.confidence_penalty(), Requirements(teacher=False, labels="none", sparse=True)),
+        (objectives.renyi_penalty(order=2, weight=1), Requirements(teacher=False, labels="none", sparse=True)),
+        (objectives.kd(), Requirements(teacher=True, labels="any", sparse=True)),
+        (objectives.kd(supervised=0), Requirements(teacher=True, labels="none", sparse=True)),
+        (objectives.kd(weight=0, supervised=1), Requirements(teacher=False, labels="any", sparse=True)),
+        (objectives.ttm(gamma=0.1, beta=1), Requirements(teacher=True, labels="any", sparse=True)),
+        (objectives.wttm(gamma=0.1, beta=1, supervised=0), Requirements(teacher=True, labels="none", sparse=True)),
         (
             objectives.wttm(gamma=0.1, beta=1, supervised=0) + objectives.cross_entropy(),
-            Requirements(teacher=True, labels="any"),
+            Requirements(teacher=True, labels="any", sparse=True),
         ),
     ],
 )

@@ -255,7 +255,7 @@ class Network(_Section):
         if taken:
             got = f"{taken[0]}={messages.shown(value[taken[0]])}"
             expected = "nothing else that describes the network, which is its teacher's"
-            raise InvalidValueError("student.init", expected, got, f"leave {taken[0]} out, or init")
+            raise InvalidValueError("init", expected, got, f"leave {taken[0]} out, or init")
         return {**value, "name": MADE}
 
     @pydantic.model_serializer(mode="wrap")
@@ -286,7 +286,7 @@ def _trained(network: Network) -> Network:
 def _not_made(network: Network) -> Network:
     """Refuse a teacher that is to be made of a teacher."""
     if network.init is not None:
-        raise InvalidValueError("", "no init of a teacher", "one", "name the network; init is a student's key")
+        raise InvalidValueError("init", "none for a teacher", "one", "name the network; init is a student's key")
     return network
 
 
@@ -579,13 +579,21 @@ def parse(
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
     if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
-    if isinstance(recipe.teacher, Network) and recipe.teacher.served and (errors := list(_of_served(recipe))):
+    if errors := list(_of_served(recipe)):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
     return recipe
 
 
 def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
-    """Yield what does not go together with a served teacher."""
+    """Yield what does not go together with a served teacher, or with another one."""
+    if recipe.teacher is None:
+        return
+    if not (isinstance(recipe.teacher, Network) and recipe.teacher.served):
+        if recipe.data.top_logprobs is not None:
+            expected, got = f"null where the teacher is not {SERVED}", repr(recipe.data.top_logprobs)
+            instead = f"type teacher={SERVED}, or data.top_logprobs=null"
+            yield InvalidValueError("data.top_logprobs", expected, got, instead)
+        return
     if recipe.teacher != Network(name=SERVED):
         yield InvalidValueError("teacher", "a served teacher's name alone", "more", f"type teacher={SERVED}")
     if recipe.data.top_logprobs is None:

@@ -21,6 +21,7 @@ NEVER = -1e4
 SLACK = 1e-3
 """How far servers' rounding may take a sum of probabilities above 1, or a mean above the largest."""
 UNSAID, AMONG = -1, -2
+"""What stands for the token at a position: the answer does not say it, or it is one of those that it names."""
 _BY_ID = "token_id:"
 _SERVER = "serve the texts with the tokenizer of data.tokenizer, or name the server's as data.tokenizer"
 
@@ -237,10 +238,14 @@ def served_of(answers: Sequence[Answers], *, classes: int, source: str) -> Serve
     level = np.full(len(counts), NEVER, np.float32)
     spread = (left > 0) & (others > 0)
     level[spread] = np.maximum(np.log(left[spread] / others[spread]), NEVER)
-    for row in np.flatnonzero(counts < top):
-        free = np.setdiff1d(np.arange(top), index[row, : counts[row]])
-        index[row, counts[row] :] = free[: top - counts[row]]
-        values[row, counts[row] :] = level[row]
+    short = np.flatnonzero(counts < top)
+    own, named = inside[short], index[short]
+    taken = np.zeros(own.shape, np.bool_)
+    rows, places = np.nonzero(own & (named < top))
+    taken[rows, named[rows, places]] = True
+    others_of = np.arange(top) - counts[short, None]  # place among the tokens that a row does not name
+    free = np.take_along_axis(taken.argsort(1, kind="stable"), others_of.clip(0), 1)
+    index[short], values[short] = np.where(own, named, free), np.where(own, values[short], level[short, None])
     sparse = Sparse(torch.from_numpy(values), torch.from_numpy(index), torch.from_numpy(level), classes)
     lengths = [int(each.counts.size) for each in answers]
     return Served(sparse, torch.tensor([0, *lengths]).cumsum(0), float(left.mean()) if len(left) else 0.0, source)

@@ -239,7 +239,7 @@ def weighted_kd(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, temp
 
     Example:
         >>> weighted_kd(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]]), temperature=2.0)
-        tensor([2.3731])
+        tensor([2.3730])
     """
     checks.positive(temperature, "temperature", example=4.0)
     gamma, factor = 1 / temperature, temperature * temperature

@@ -25,6 +25,7 @@ from tutelage.models import lora
 from tutelage.models.card import JSON_NAMES, Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.names import weights_file
+from tutelage.submodules import trained_state
 from tutelage.tensor_files import to_bytes
 
 SUFFIX = ".safetensors"
@@ -271,7 +272,7 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     folder, network = Path(folder), classifier.network
     path, state = folder / records.STUDENT, classifier.network.state_dict()
     described: dict[str, Any] = {"card": classifier.card.to_json(), "name": classifier.card.name}
-    trained = {name: value for name, value in state.items() if name not in classifier.frozen}
+    trained = trained_state(classifier)
     if (adapters := classifier.adapters) is not None:
         described["adapters"] = adapters._asdict()
     # The name makes float32 weights.

@@ -166,7 +166,7 @@ def _completed(state: Mapping[str, Tensor], network: nn.Module, path: Path, save
         ValueError: if the base is another one than it was trained on.
     """
     own = network.state_dict()
-    if path == saved / records.BEST and not own.keys() <= state.keys() <= own.keys():
+    if path == saved / records.BEST and state.keys() != own.keys():
         records.require_whole(saved, records.STUDENT)
         state = {**io.read(saved / records.STUDENT), **state}
     _, base = io.read_parts(saved)

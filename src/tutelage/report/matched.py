@@ -39,20 +39,18 @@ def matched_notes(tables: Iterable[Mapping[str, object]]) -> list[str]:
         tables: recorded objectives by the rows' names, for each pair of networks; what differs for one pair, differs.
     """
     differences: dict[tuple[str, str], set[str]] = {}
-    at_one: set[tuple[str, str]] = (
-        set()
-    )  # pairs of rows whose target is the teacher itself, where there is no difference at all
+    temperatures: dict[tuple[str, str], list[float]] = {}
     for objectives in tables:
         read = {name: terms for name, objective in objectives.items() if (terms := _read(objective))}
         for kd, (_, ours) in ((name, each) for name, each in read.items() if each[0] in MATCHED.values()):
             for ttm, (_, theirs) in ((name, each) for name, each in read.items() if each[0] in MATCHED):
                 found = {word for word, a, b in zip(WORDS, ours, theirs, strict=True) if not _close(a, b)}
                 differences.setdefault((kd, ttm), set()).update(found)
-                (at_one.add if _close(ours.temperature, 1.0) else at_one.discard)((kd, ttm))
+                temperatures.setdefault((kd, ttm), []).append(ours.temperature)
     matched = [pair for pair, found in differences.items() if not found]
     sentences = [
-        f"{kd} and {ttm} are one objective: at gamma = 1 nothing is between them."
-        if (kd, ttm) in at_one
+        f"{kd} and {ttm} are one objective: at gamma = 1 they are the same."
+        if all(_close(each, 1.0) for each in temperatures[kd, ttm])
         else f"{kd} is matched to {ttm}: {TESTS}."
         for kd, ttm in matched
     ]

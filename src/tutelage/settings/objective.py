@@ -135,17 +135,17 @@ def matched_kd(ttm: Mapping[str, Any]) -> dict[str, Any]:
     return {"temperature": 1 / gamma, "weight": weight, **same}
 
 
-def _matched(name: str, entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
+def _matched(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
     """Return the preset that ``kd: {matched_to: {ttm: {...}}}`` stands for, with its arguments."""
-    where, matches = f"objective.{name}.{MATCHED_TO}", [of for of, kd in MATCHED.items() if name in ("kd", kd)]
+    where = f"objective.kd.{MATCHED_TO}"
     try:
         spec = read_objective(entry, signatures)
     except TutelageError as error:
         raise error.renamed(lambda what: where + what.removeprefix("objective")) from None
     of = spec.presets[0] if spec.presets else None
-    if of is None or len(spec.presets) > 1 or of.preset not in matches or of.scale != 1 or of.gather:
-        expected = f"one {' or '.join(matches)} with its arguments"
-        instead = f"for example {{{matches[0]}: {{gamma: 0.25, beta: 4}}}}, and a scale beside {name}"
+    if of is None or len(spec.presets) > 1 or of.preset not in MATCHED or of.scale != 1 or of.gather:
+        expected = f"one {' or '.join(MATCHED)} with its arguments"
+        instead = "for example {ttm: {gamma: 0.25, beta: 4}}, and a scale beside kd"
         raise InvalidValueError(where, expected, repr(entry), instead)
     try:
         arguments = matched_kd(read_arguments(of.preset, signatures[of.preset], of.arguments))
@@ -172,12 +172,12 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         instead = f"{nearest(name, signatures, otherwise='for example kd;')} `tutelage list objectives` lists them"
         raise InvalidValueError("objective", "a preset's name", repr(name), instead)
     defaulted: frozenset[str] | None = None
-    if name in MATCHED.values() and isinstance(arguments, Mapping) and MATCHED_TO in arguments:
+    if name == "kd" and isinstance(arguments, Mapping) and MATCHED_TO in arguments:
         if len(arguments) > 1:
             others = ", ".join(str(key) for key in arguments if key != MATCHED_TO)
             instead = "leave those out: they follow from what it is matched to"
-            raise InvalidValueError(f"objective.{name}", f"{MATCHED_TO} alone", f"{others} beside it", instead)
-        matched = _matched(name, arguments[MATCHED_TO], signatures)
+            raise InvalidValueError("objective.kd", f"{MATCHED_TO} alone", f"{others} beside it", instead)
+        matched = _matched(arguments[MATCHED_TO], signatures)
         name, arguments, defaulted = matched.preset, matched.arguments, matched.defaulted
     known = list(signatures[name])
     if not isinstance(arguments, Mapping):
@@ -223,7 +223,8 @@ def untyped_exponents(
         for name, preset in gammas.items():
             argument = signatures[preset].get("gamma")
             if argument and name in call.defaulted and argument.kind in ("exponent", "automatic_number"):
-                key, expected = f"{where}.{call.preset}.{name}", "a gamma that was typed, where each token has a label"
+                typed = "kd" if name.startswith(MATCHED_TO) else call.preset  # whatever it stands for
+                key, expected = f"{where}.{typed}.{name}", "a gamma that was typed, where each token has a label"
                 instead = f"type {key}=1, or a little below: docs/tokens.md shows why"
                 yield InvalidValueError(key, expected, f"the default of {preset}", instead)
 

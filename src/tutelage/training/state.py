@@ -18,7 +18,7 @@ from tutelage.plain_files import misfit
 from tutelage.records import Epoch
 from tutelage.settings.fit import FitSettings
 from tutelage.settings.weights import Schedule
-from tutelage.submodules import frozen_state
+from tutelage.submodules import frozen_names
 from tutelage.taps import when_gradient
 from tutelage.training import optim
 from tutelage.training.activations import checkpointed_blocks, recomputing
@@ -319,7 +319,7 @@ class TrainState:
             tensors = {**tensors, **read(checkpoint.shards, target)}
         self.distiller.load_state_dict(
             under("lesson.", {name: like(tensors[name], value) for name, value in own.items()}),
-            strict=not frozen_state(self.distiller.student),
+            strict=not frozen_names(self.distiller.student),
         )
         moments = {
             name: local_part(like(tensor, target(name))) if tensor.ndim else tensor
@@ -342,8 +342,14 @@ class TrainState:
 
 def _own_tensors(distiller: Distiller) -> dict[str, Tensor]:
     """Return a distiller's tensors by their names in a checkpoint, without what of its student is frozen."""
-    frozen = {f"student.{name}" for name in frozen_state(distiller.student)}
-    return {f"lesson.{name}": tensor for name, tensor in distiller.state_dict().items() if name not in frozen}
+    frozen = _frozen_tensors(distiller)
+    named = ((f"lesson.{name}", tensor) for name, tensor in distiller.state_dict().items())
+    return {name: tensor for name, tensor in named if name not in frozen}
+
+
+def _frozen_tensors(distiller: Distiller) -> set[str]:
+    """Return the names that what of a student is frozen has in checkpoints of earlier versions."""
+    return {f"lesson.student.network.{name}" for name in frozen_names(distiller.student)}
 
 
 def _number_in(moment: str) -> int:
@@ -394,9 +400,8 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
         expected["blame_values"] = empty_values(len(distiller.objective.names), torch.device("cpu")).shape
     if missing := expected.keys() - found.keys():
         raise ValueError(f"no tensor {min(missing)}")
-    # Checkpoints of earlier versions hold what is frozen too.
-    frozen = {f"lesson.student.{name}" for name in frozen_state(distiller.student)}
-    if unknown := {name for name in found if name.startswith("lesson.")} - expected.keys() - frozen:
+    lessons = {name for name in found if name.startswith("lesson.")}
+    if unknown := lessons - expected.keys() - _frozen_tensors(distiller):
         raise ValueError(f"the tensor {min(unknown)}, which the student lacks")
     for name, shape in expected.items():
         if found[name] != shape:
