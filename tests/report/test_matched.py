@@ -78,7 +78,7 @@ def test_a_row_that_is_matched_elsewhere_needs_no_sentence():
 def test_at_gamma_one_there_is_nothing_to_test():
     ttm = objectives.ttm(gamma=1, beta=2)
     (said,) = matched_notes([{"a": recipe(objectives.kd_matched_to(ttm)), "b": recipe(ttm)}])
-    assert said == "a and b are one objective: at gamma = 1 nothing is between them."
+    assert said == "a and b are one objective: at gamma = 1 they are the same."
 
 
 def test_what_differs_for_one_pair_of_networks_differs():
