@@ -254,8 +254,8 @@ class Network(_Section):
         taken += ["name"] * (value.get("name", MADE) != MADE)
         if taken:
             got = f"{taken[0]}={messages.shown(value[taken[0]])}"
-            expected = "nothing else that describes the network, which is its teacher's"
-            raise InvalidValueError("init", expected, got, f"leave {taken[0]} out, or init")
+            expected = "nothing beside init that describes the network, which is its teacher's"
+            raise InvalidValueError("", expected, got, f"leave {taken[0]} out, or init")
         return {**value, "name": MADE}
 
     @pydantic.model_serializer(mode="wrap")
@@ -286,7 +286,7 @@ def _trained(network: Network) -> Network:
 def _not_made(network: Network) -> Network:
     """Refuse a teacher that is to be made of a teacher."""
     if network.init is not None:
-        raise InvalidValueError("init", "none for a teacher", "one", "name the network; init is a student's key")
+        raise InvalidValueError("", "no init of a teacher", "one", "name the network; init is a student's key")
     return network
 
 

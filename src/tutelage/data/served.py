@@ -211,11 +211,14 @@ def _check_mass(values: NDArray[np.float64], classes: int) -> None:
     """Refuse log-probabilities that are not the largest of a distribution.
 
     Raises:
-        ValueError: the probabilities add up to more than 1, or others must be larger than all of them.
+        ValueError: the probabilities add up to more than 1, or those of all tokens to less, or others must be larger
+            than all of them.
     """
     mass, others = float(np.exp(values).sum()), classes - len(values)
     if mass > 1 + SLACK:
         raise ValueError(f"probabilities that add up to {mass:.4g}, above 1; ask the server for temperature 1")
+    if not others and mass < 1 - SLACK:
+        raise ValueError(f"probabilities of all tokens that add up to {mass:.4g}; ask the server for temperature 1")
     left = max(1 - mass, 0.0)
     if others and left / others > math.exp(values.max()) * (1 + SLACK):
         raise ValueError(f"probabilities of at most {math.exp(values.max()):.3g}, so these are not the largest")
