@@ -345,7 +345,7 @@ def test_top_classes_of_positions_are_read_as_they_are_stored(tmp_path):
 
 def test_other_positions_than_were_recorded_are_refused(tmp_path):
     cache, _, counted = recorded_tokens(tmp_path)
-    with pytest.raises(TeacherCacheError, match="counted positions, as were recorded"):
+    with pytest.raises(TeacherCacheError, match="counted positions, as the teacher answered"):
         CachedTeacher(cache)(token_batch([7, 0], torch.ones_like(counted), 0))
 
 

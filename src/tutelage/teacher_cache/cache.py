@@ -419,16 +419,33 @@ class CachedTeacher:
             ranks = ranks[order.argsort()]
         rows = []
         for (k, samples), rank in zip(parts, ranks.split([len(each) for _, each in parts]), strict=True):
-            offsets = self._chunks[LOGITS][k]["offsets"]
-            starts, ends = offsets[samples], offsets[samples + 1]
-            if self._device.type == "cpu" and not torch.equal(ends - starts, rank[:, -1]):
-                expected = f"samples of {(ends - starts).tolist()} counted positions, as were recorded"
-                instead = "record them again with `tutelage record`, in another folder"
-                raise TeacherCacheError("outputs", expected, rank[:, -1].tolist(), instead)
-            row = starts[:, None] + (rank - 1).clamp(min=0)
-            last = self._chunks[LOGITS][k]["values"].shape[0] - 1
-            rows.append((k, row.clamp(max=last).unflatten(1, counted.shape[1:])))
+            chunk = self._chunks[LOGITS][k]
+            row = rows_of_positions(chunk["offsets"], samples, rank, last=len(chunk["values"]) - 1)
+            rows.append((k, row.unflatten(1, counted.shape[1:])))
         return rows
+
+
+def rows_of_positions(offsets: Tensor, samples: Tensor, rank: Tensor, *, last: int) -> Tensor:
+    """Return the row of each position among those that hold the counted positions of one sample after another.
+
+    Args:
+        offsets: first row of each sample, and the number of rows, ``(all samples + 1,)``.
+        samples: samples to read, ``(samples,)``.
+        rank: number of counted positions up to each, ``(samples, positions)``.
+        last: number of the last row.
+
+    Returns:
+        ``(samples, positions)``; for a position that is not counted the row of another.
+
+    Raises:
+        TeacherCacheError: on the CPU, if a sample has another number of counted positions than it has rows.
+    """
+    starts, ends = offsets[samples], offsets[samples + 1]
+    if rank.device.type == "cpu" and not torch.equal(ends - starts, rank[:, -1]):
+        expected = f"samples of {(ends - starts).tolist()} counted positions, as the teacher answered"
+        instead = "record them again with `tutelage record`, in another folder"
+        raise TeacherCacheError("outputs", expected, rank[:, -1].tolist(), instead)
+    return (starts[:, None] + (rank - 1).clamp(min=0)).clamp(max=last)
 
 
 def _parts(index: Tensor, rows: int) -> tuple[Tensor, list[tuple[int, Tensor]]]:

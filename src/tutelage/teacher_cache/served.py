@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from tutelage.teacher_cache.cache import rows_of_positions
 from tutelage.types import Batch, Outputs, Served, Sparse
 
 
@@ -27,7 +28,6 @@ class ServedTeacher:
         """
         values, index, level, classes = self._logits
         counted = torch.ones_like(batch.labels, dtype=torch.bool) if batch.counted is None else batch.counted
-        ranks = counted.flatten(1).cumsum(1) - 1
-        rows = (self._offsets[batch.index][:, None] + ranks.clamp(min=0)).clamp(max=len(level) - 1)
-        rows = rows.view(counted.shape)
+        rank = counted.flatten(1).cumsum(1)
+        rows = rows_of_positions(self._offsets, batch.index, rank, last=len(level) - 1).view(counted.shape)
         return Outputs(values[rows][..., :0], sparse=Sparse(values[rows], index[rows], level[rows], classes))
