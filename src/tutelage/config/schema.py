@@ -195,11 +195,8 @@ def _check_layers(value: Any) -> Any:
     return value
 
 
-_From: Any = pydantic.create_model(  # as `from` is a word of Python's
-    "_From",
-    __base__=_Section,
-    **{"from": (Literal["teacher"], Field(description="teacher", examples=["teacher"]))},  # type: ignore[call-overload]
-)
+_FROM: Any = {"from": (Literal["teacher"], Field(description="teacher", examples=["teacher"]))}
+_From: Any = pydantic.create_model("_From", __base__=_Section, **_FROM)  # as `from` is a word of Python's
 
 
 class Init(_From):  # type: ignore[misc]
