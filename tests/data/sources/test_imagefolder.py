@@ -235,7 +235,7 @@ def test_random_boxes_equal_a_plain_computation(root):
     assert not torch.equal(views, splits.train.fetch(np.arange(15)))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 1, pytest.param(3, marks=pytest.mark.slow)])
 def test_workers_do_not_change_anything(root, workers):
     def batches(count):
         splits = open_data(settings(root, size=14, random_resized_crop=True, flip=True, workers=count))
