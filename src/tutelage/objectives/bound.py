@@ -92,11 +92,11 @@ class BoundObjective(nn.Module):
         self.pair, self.fused = _fusible({name: self.terms[name] for name in local}), False
         self._unseen = True  # no soft labels were looked at
 
-    def check_labels(self, batch: Batch) -> None:
+    def check_labels(self, batch: Batch, *, again: bool = False) -> None:
         """Refuse soft labels that are no distributions at a counted position, for losses that take them for such.
 
-        A loss of the user's own may take others. On the CPU every batch is looked at, elsewhere the first: there the
-        host waits.
+        A loss of the user's own may take others. Only the first batch is looked at, since on an accelerator the host
+        waits, unless ``again``; a call looks at every batch on the CPU.
 
         Raises:
             ValueError: if they are none.
@@ -104,7 +104,7 @@ class BoundObjective(nn.Module):
         labels = batch.labels
         if not labels.is_floating_point() or torch.compiler.is_compiling():
             return
-        if (self._unseen or labels.device.type == "cpu") and any(map(_reads_distributions, self.terms.values())):
+        if (self._unseen or again) and any(map(_reads_distributions, self.terms.values())):
             checks.distributions(labels, counted=batch.counted)
         self._unseen = False
 
@@ -156,7 +156,7 @@ class BoundObjective(nn.Module):
             The weighted sum, ``()``, and each term's mean.
         """
         if batch.labels.is_floating_point():
-            self.check_labels(batch)
+            self.check_labels(batch, again=batch.labels.device.type == "cpu")
             if batch.counted is not None:  # Whatever else stands there: a row of 0 says nothing.
                 batch = batch._replace(labels=batch.labels.where(batch.counted.unsqueeze(-1), 0.0))
         if student.hidden is not None:

@@ -36,15 +36,7 @@ def create_student(
     typed = _typed_size(network, splits, view)
     reads = _reads(splits, view, typed)
     if network.init is None:
-        student = models.create(
-            network.name,
-            weights=network.weights,
-            config=network.config,
-            classes=splits.classes,
-            seed=seed,
-            trust_code=trust_code,
-            **reads,
-        )
+        student = _named(network, splits, seed=seed, trust_code=trust_code, **reads)
     else:
         source = require_teacher(teacher, "of which student.init makes the student")
         layers, width = network.init.layers, network.init.width
@@ -69,6 +61,13 @@ def create_student(
         class_names=splits.class_names,
     )
     return _with_entrance(student, splits, view)
+
+
+def _named(network: Network, splits: data.Splits, **arguments: Any) -> Classifier:
+    """Make a network by its name, for the data's classes."""
+    return models.create(
+        network.name, weights=network.weights, config=network.config, classes=splits.classes, **arguments
+    )
 
 
 @contextmanager
@@ -112,16 +111,9 @@ def create_as_trained(
 ) -> Classifier:
     """Make a network with what its weights were trained with, or else with the data's; a typed size comes first."""
     typed = _typed_size(network, splits, view)
-    trained = models.create(
-        network.name,
-        weights=network.weights,
-        config=network.config,
-        classes=splits.classes,
-        seed=seed,
-        as_trained=("classes", "channels") if typed else ("classes", "channels", "image_size"),
-        trust_code=trust_code,
-        **_reads(splits, view, typed),
-    )
+    as_trained = ("classes", "channels") if typed else ("classes", "channels", "image_size")
+    reads = _reads(splits, view, typed)
+    trained = _named(network, splits, seed=seed, trust_code=trust_code, as_trained=as_trained, **reads)
     return _with_entrance(trained, splits, view, stretched=typed is not None)
 
 
