@@ -37,7 +37,7 @@ from tutelage.settings.fit import (
     Switch,
     Threads,
 )
-from tutelage.settings.numbers import LARGEST_COUNT, Whole
+from tutelage.settings.numbers import LARGEST_COUNT, ShortFor, Whole
 from tutelage.settings.objective import (
     REQUIRED,
     SIGNATURES,
@@ -72,11 +72,6 @@ def _objective(value: Any, info: ValidationInfo) -> ObjectiveSpec:
     if info.context is not None and spec.presets:
         info.context["check"](spec)
     return spec
-
-
-def _short_for(key: str) -> BeforeValidator:
-    """A name alone, such as ``student: cifar:resnet20``, is short for ``{name: ...}``."""
-    return BeforeValidator(lambda value: {key: value} if isinstance(value, str) else value)
 
 
 def _of_kind(default: str) -> BeforeValidator:
@@ -120,12 +115,12 @@ Seeds = Annotated[Whole, Ge(1), Le(10_000)]
 """Number of runs, of which each is planned before the first is begun."""
 SeedField = Annotated[Whole, Ge(0), pydantic.AfterValidator(_check_seed)]
 _CROSS_ENTROPY = read_objective("cross_entropy", built_in_presets())
-DataField = Annotated[DataSettings, pydantic.AfterValidator(data.check), _short_for("source")]
+DataField = Annotated[DataSettings, pydantic.AfterValidator(data.check), ShortFor("source")]
 ObjectiveField = Annotated[
     ObjectiveSpec, pydantic.PlainValidator(_objective), pydantic.PlainSerializer(ObjectiveSpec.to_recipe)
 ]
-OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.name), _short_for("name")]
-ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), _short_for("name")]
+OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.name), ShortFor("name")]
+ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
 
 
 class _Section(BaseModel):
@@ -287,7 +282,7 @@ def _not_made(network: Network) -> Network:
     return network
 
 
-NetworkField = Annotated[Network, pydantic.AfterValidator(_trained), _short_for("name")]
+NetworkField = Annotated[Network, pydantic.AfterValidator(_trained), ShortFor("name")]
 
 
 class Stage(_Section):
@@ -338,7 +333,7 @@ TeacherField = Annotated[
     Annotated[Network, pydantic.AfterValidator(_not_made), pydantic.Tag("Network")]
     | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")],
     pydantic.Discriminator(_kind_of_teacher),
-    _short_for("name"),
+    ShortFor("name"),
 ]
 
 
