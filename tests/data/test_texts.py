@@ -118,6 +118,12 @@ def test_a_damaged_line_is_named_by_its_number_or_left_out(tmp_path, line):
     assert open_data(dataclasses.replace(settings, on_corrupt="skip")).sizes()["corrupt"] == 1
 
 
+def test_skipping_is_not_advised_where_it_is_typed(tmp_path):
+    with refused(InvalidValueError, "data.source", got="no text in 'nope'") as caught:
+        opened(tmp_path, text="nope", on_corrupt="skip")
+    assert "on_corrupt" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("content", "got"),
     [

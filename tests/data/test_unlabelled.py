@@ -108,7 +108,7 @@ def test_a_broken_image_stops_or_is_left_out_and_counted(folders, tmp_path):
     for name, content in {"a.png": good, "b.png": good[:60], "c.png": good}.items():
         (tmp_path / "photos" / name).write_bytes(content)
     (tmp_path / "pets").symlink_to(folders / "pets")
-    with refused(InvalidValueError, "data.source", got="b.png"):
+    with refused(InvalidValueError, "data.unlabelled.source", got="b.png"):
         opened(tmp_path)
     skipped = opened(tmp_path, on_corrupt="skip")
     assert (skipped.sizes()["train"], skipped.sizes()["corrupt"], skipped.train.corrupt) == (18, 1, ["b.png"])

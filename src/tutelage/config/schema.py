@@ -199,8 +199,8 @@ class Init(_From):  # type: ignore[misc]
 
     Attributes:
         from: ``teacher``.
-        layers: ``every_second`` (0, 2, 4, ...), the ``first`` or the ``last`` half, or their numbers from 0; none for
-            all.
+        layers: ``every_second`` (0, 2, 4, ...), the ``first`` or the ``last`` half, or their numbers from 0, in
+            that order, each as often as it is named; none for all.
         width: hidden size, of which the leading channels are copied; none for the teacher's.
     """
 

@@ -18,12 +18,12 @@ from torch import Tensor
 from tutelage import images, rng
 from tutelage.data import cache, shards
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, UnlabelledSamples, refuse_one_class
-from tutelage.data.names import shown
+from tutelage.data.names import of_unlabelled, shown
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.shards import Content, CopyAhead, Shard
 from tutelage.data.streamed import StreamSplit
 from tutelage.data.workers import WorkerPool
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidValueError, TutelageError
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
@@ -225,7 +225,10 @@ def _with_unlabelled(
     if saved is not None:
         decoded = Pixels(saved[1]["unlabelled"], extra.raw.labels)
     else:
-        decoded = _decode(extra.raw, layout, settings)
+        try:
+            decoded = _decode(extra.raw, layout, settings)
+        except TutelageError as error:
+            raise error.renamed(of_unlabelled) from error
         if decoded.with_frames is not None:
             notes = [*description.notes, images.frames_note(decoded.with_frames)]
             description = replace(description, notes=notes)

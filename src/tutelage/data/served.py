@@ -23,7 +23,7 @@ SLACK = 1e-3
 UNSAID, AMONG = -1, -2
 """What stands for the token at a position: the answer does not say it, or it is one of those that it names."""
 _BY_ID = "token_id:"
-_SERVER = "serve the texts with the tokenizer of data.tokenizer, or name the server's as data.tokenizer"
+_SERVER = "ask again where an answer is cut; else serve the texts by data.tokenizer, or type the server's there"
 
 
 @dataclass(frozen=True)

@@ -96,11 +96,14 @@ def read_texts(
     labels: list[str] = []
     answered: list[Answers] = []
     corrupt: list[str] = []
+    columns: list[str] = []
     reason = ""
     for where, record in records:
         try:
             if isinstance(record, ValueError):
                 raise record
+            if label is not None and label not in columns:
+                columns = list(record)
             text, learned = _text_of(record, settings, tokenizer)
             text.encode()  # Halves of surrogate pairs, which JSON may hold, are no text.
             if label is not None:
@@ -116,10 +119,17 @@ def read_texts(
         values.append(text)
         spans += [learned] if learned else []
     if corrupt and (settings.on_corrupt == "stop" or not values):
-        instead = "mend it, name other columns, or type data.on_corrupt=skip to leave such rows out"
-        raise InvalidValueError("data.source", f"a sample in every row of {source}", reason, instead)
+        expected, instead = f"a sample in every row of {source}", "mend it, name other columns"
+        if settings.on_corrupt == "stop":
+            instead += ", or type data.on_corrupt=skip to leave such rows out"
+        else:
+            expected = f"a sample in any of the {len(corrupt)} rows of {source}"
+        raise InvalidValueError("data.source", expected, reason, instead)
     if not values:
         raise InvalidValueError("data.source", f"samples in {source}", "none", "name another file")
+    if label is not None and label not in columns:
+        got = f"no {label!r} among the columns {', '.join(columns)}"
+        raise InvalidValueError("data.label", f"labels in {source}", got, "type data.label=... for another column")
     return Texts(values, spans, labels, tuple(corrupt), answered)
 
 

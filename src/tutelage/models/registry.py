@@ -254,7 +254,8 @@ def _text_of(saved: Path, card: Card, asked: TextInput | None) -> TextInput | No
         return TextInput(tokenizer=tokenizer, max_tokens=card.max_tokens, per_token=card.per_token)
     if asked.tokenizer.fingerprint != card.tokenizer:
         expected, got = f"the tokenizer of {saved.name}, {card.tokenizer}", asked.tokenizer.fingerprint
-        instead = f"type data.teacher_tokenizer={saved} for a teacher of texts, or data.tokenizer"
+        own = f"data.teacher_tokenizer={saved} for a teacher that has its own"
+        instead = f"type data.tokenizer={saved}, or {own}"
         raise InvalidValueError("model", expected, got, instead)
     return asked
 

@@ -62,7 +62,7 @@ def from_teacher(
         raise InvalidValueError("init", expected, f"one of {teacher.outputs.tolist()[:3]} and others", _INSTEAD)
     if text is not None and call.text is not None and text.tokenizer.fingerprint != call.text.tokenizer.fingerprint:
         expected = f"the tokenizer of {name}, whose embeddings are copied"
-        raise InvalidValueError("init", expected, "another", "leave data.teacher_tokenizer out")
+        raise InvalidValueError("init", expected, "another", "type the teacher's as data.tokenizer, and no other")
     network = teacher.network if teacher.adapters is None else lora.merged(teacher.network)
     inner: Any = network.encoder if isinstance(network, SentenceClassifier) else network
     depth = int(getattr(inner.config, "num_hidden_layers", None) or 0)

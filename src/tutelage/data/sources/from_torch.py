@@ -282,5 +282,7 @@ def _label(label: Any, position: int) -> int:
         shape = f" of shape {tuple(label.shape)}" if isinstance(label, (torch.Tensor, np.ndarray)) else ""
         kind = f"{label.dtype} values" if shape else type(label).__name__
         expected = f"a class index as the label of sample {position}, a whole number"
-        instead = "return one whole number, or None where unlabelled (soft labels are the teacher's to give)"
+        instead = (
+            "return one whole number, or None where unlabelled; docs/python.md has a loop for several classes each"
+        )
         raise InvalidTypeError("data", expected, f"{kind}{shape}", instead) from error
