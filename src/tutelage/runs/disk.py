@@ -56,7 +56,7 @@ def size_left(recipe: Recipe, student: nn.Module, folder: Path) -> int:
 def size_of_all(planned: Iterable[tuple[Recipe, Path]], splits: data.Splits, trust_code: bool | frozenset[str]) -> int:
     """Estimate the bytes that runs in their folders still write, without what is recorded of a teacher.
 
-    A student that cannot be made counts nothing: its run says why. One that is made of its teacher does neither.
+    A student that cannot be made counts nothing: its run says why. Nor does one that is made of its teacher.
     """
     students: dict[str, nn.Module] = {}
     size = 0
