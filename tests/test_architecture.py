@@ -23,7 +23,7 @@ LAYERS = (
     (("__main__",), ("cli",), ("api", "doctor"), ("integrations",), ("benchmark",)),
     (("studies", "tune", "export"), ("runs", "report")),
     (("models", "data", "training", "teacher_cache", "config"),),
-    (("modules",), ("objectives",), ("kernels",), ("losses",), ("taps", "targets")),
+    (("modules",), ("objectives",), ("kernels",), ("losses",), ("metrics", "taps", "targets")),
     (
         ("adapters",),
         ("images", "checks", "rng", "submodules", "tensor_files", "text", "views"),

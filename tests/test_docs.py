@@ -188,7 +188,7 @@ def test_records_of_a_real_run_have_the_documented_keys(real_run):
     def keys(kind):
         return set(typing.get_type_hints(kind))
 
-    of_text = keys(records.TextMeasures)
+    of_text = keys(records.TaskMeasures)
     for epoch in real_run.epochs:
         assert set(epoch) == keys(records.Epoch) - {"overflowed_steps", "samples_by_rank"}
         assert set(epoch["train"]) == keys(records.TrainMeans)

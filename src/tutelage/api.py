@@ -24,7 +24,15 @@ from tutelage.runs.execute import execute
 from tutelage.runs.networks import adopt, create_as_trained, create_student, create_teacher, with_classes
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, load
-from tutelage.runs.setup import RunInputs, check_model_outputs, evaluate_network, held_out_sets, parse, served_of
+from tutelage.runs.setup import (
+    RunInputs,
+    check_model_outputs,
+    evaluate_network,
+    held_out_sets,
+    metric_of,
+    parse,
+    served_of,
+)
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Precision
 from tutelage.settings.run import RunSettings
@@ -457,12 +465,12 @@ def judge(
     else:
         network = one_a_node_first(lambda: create_as_trained(recipe.student, splits, "student", trust_code=trust_code))
     instead = "name the data that it was trained on, data.source=..."
-    if (classes := network.card.classes) != splits.classes:
-        raise RecipeError(f"model {name}", f"{splits.classes} classes, as the data have", classes, instead)
+    if (classes := network.card.classes) != splits.outputs:
+        raise RecipeError(f"model {name}", f"{splits.outputs} classes, as the data have", classes, instead)
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
     test = dict(held_out_sets(splits, recipe))["test"]
-    evaluation = evaluate_network(recipe, network, test, text_bytes=splits.test.text_bytes)
-    if not evaluation.labelled:
+    evaluation = evaluate_network(recipe, network, test, text_bytes=splits.test.text_bytes, metric=metric_of(splits))
+    if not evaluation.is_judged:
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     judgement = evaluation.judgement()
     counted = records.measure(judgement).counted

@@ -67,16 +67,26 @@ class TrainMeans(TypedDict):
     samples: int
 
 
-class TextMeasures(TypedDict):
-    """What a language model is judged by besides, over the counted tokens that have a label."""
+class TaskMeasures(TypedDict):
+    """What a network is judged by besides, where it does not tell one class per sample."""
 
+    # Of a language model, over the counted tokens that have a label.
     perplexity: NotRequired[float]  # exp of the mean cross-entropy per token; lower is better
     bits_per_byte: NotRequired[
         float
     ]  # cross-entropy in bits per byte of the text in UTF-8: comparable between tokenizers
+    # Of pixels: mean over the classes that a pixel has, or is given, of intersection over union.
+    mean_iou: NotRequired[float | None]
+    # Of labels: means over those with a positive sample. F1 is at probability 1/2; ``micro`` is of all answers at once.
+    mean_average_precision: NotRequired[float | None]
+    macro_f1: NotRequired[float | None]
+    micro_f1: NotRequired[float | None]
+    # Of embeddings, by cosine similarity.
+    recall_at_1: NotRequired[float | None]  # fraction of samples whose nearest other sample has the same label
+    cosine: NotRequired[float | None]  # mean similarity to the teacher's
 
 
-class EvaluationMeans(TextMeasures):
+class EvaluationMeans(TaskMeasures):
     """Means over a whole held-out set, in evaluation mode, without augmentation.
 
     Where samples have several positions, such as tokens, means and ``samples`` are of the positions that count.
@@ -85,7 +95,7 @@ class EvaluationMeans(TextMeasures):
     set: str
     accuracy: float | None
     loss: float | None  # cross-entropy, nats
-    entropy: float
+    entropy: float | None  # none of embeddings
     kl_to_target: float | None
     agreement: float | None
     samples: int
@@ -126,13 +136,16 @@ class Histogram(TypedDict):
     counts: list[int]
 
 
-class Judgement(TextMeasures):
-    """A network on a held-out set, in detail. Accuracies are fractions, entropies and losses nats."""
+class Judgement(TaskMeasures):
+    """A network on a held-out set, in detail. Accuracies are fractions, entropies and losses nats.
 
-    accuracy: float
-    loss: float
-    entropy: float
-    ece: float  # expected calibration error over the reliability bins, a fraction
+    Of embeddings there are none of these.
+    """
+
+    accuracy: float | None
+    loss: float | None
+    entropy: float | None
+    ece: float | None  # expected calibration error over the reliability bins, a fraction
     per_class: list[float | None]  # accuracy by class; none for a class without samples; empty where tokens are classes
     entropy_histogram: Histogram
     reliability: list[Bin]
@@ -141,14 +154,13 @@ class Judgement(TextMeasures):
     kl_to_target: NotRequired[float | None]
 
 
-class Best(TypedDict):
-    """The epoch that selection would choose."""
+class Best(TaskMeasures):
+    """The epoch that selection would choose, with the measure by which it does."""
 
     set: str
-    accuracy: float
+    accuracy: float | None
     epoch: int
     stage: int
-    perplexity: NotRequired[float]  # of a language model, by which it was chosen
 
 
 class Evaluation(TypedDict):
@@ -688,17 +700,25 @@ class Measure(NamedTuple):
 
 ACCURACY = Measure("accuracy", "%", 100, False, "Gain", "points", "samples")
 PERPLEXITY = Measure("perplexity", "", 1, True, "Change", "", "tokens")
+MEAN_IOU = Measure("mean_iou", "%", 100, False, "Gain", "points", "pixels")
+MEAN_AVERAGE_PRECISION = Measure("mean_average_precision", "%", 100, False, "Gain", "points", "labels")
+RECALL_AT_1 = Measure("recall_at_1", "%", 100, False, "Gain", "points", "samples")
+COSINE = Measure("cosine", "", 1, False, "Gain", "", "samples")
+MEASURES = (PERPLEXITY, MEAN_IOU, MEAN_AVERAGE_PRECISION, RECALL_AT_1, COSINE)
+"""What others than classifiers of samples are judged by, the first that is known."""
+OF_TASKS = tuple(TaskMeasures.__annotations__)
+"""Keys of the measures besides accuracy."""
 LARGE = 1e6
 """Number from which on digits after the point are left out: the perplexity of a network that diverged."""
 
 
 def measure(means: Mapping[str, Any]) -> Measure:
-    """Return what a network with these means is judged by: a language model by perplexity, any other by accuracy."""
-    return ACCURACY if means.get(PERPLEXITY.key) is None else PERPLEXITY
+    """Return what a network with these means is judged by: its task's measure, or else accuracy."""
+    return next((by for by in MEASURES if means.get(by.key) is not None), ACCURACY)
 
 
 def merit(means: Mapping[str, Any]) -> float | None:
-    """Return what the best epoch is chosen by, higher is better: the accuracy, or of a language model -perplexity."""
+    """Return what the best epoch is chosen by, higher is better: the accuracy, or its task's measure."""
     by = measure(means)
     value = means.get(by.key)
     return None if value is None else by.merit(value)
@@ -706,9 +726,11 @@ def merit(means: Mapping[str, Any]) -> float | None:
 
 def best_epoch(epochs: Sequence[Epoch], name: Literal["validation", "test"]) -> Best | None:
     """Return the first epoch with the highest `merit` on a held-out set; none where that set has no labels."""
-    scored = [(e, held) for e in epochs if (held := e[name]) is not None and held["accuracy"] is not None]
+    scored = [(e, held) for e in epochs if (held := e[name]) is not None and merit(held) is not None]
     if not scored:
         return None
     epoch, held = max(scored, key=lambda pair: merit(pair[1]) or 0.0)
-    best: Best = {"set": name, "accuracy": held["accuracy"] or 0.0, "epoch": epoch["epoch"], "stage": epoch["stage"]}
-    return best | {"perplexity": held["perplexity"]} if "perplexity" in held else best
+    best: Best = {"set": name, "accuracy": held["accuracy"], "epoch": epoch["epoch"], "stage": epoch["stage"]}
+    if (by := measure(held)) is not ACCURACY:
+        best[by.key] = held[by.key]  # type: ignore[literal-required]
+    return best

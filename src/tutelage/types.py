@@ -5,15 +5,19 @@ Tuples of tensors are named tuples because accelerate and DDP walk those; a data
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 UNLABELLED = -100
 """Class index of a sample without a label; such a sample takes part in no supervised term."""
+Task: TypeAlias = Literal["classes", "labels", "pixels", "embedding"]
+"""What a network answers for a sample. One of several ``classes``; whether each of several ``labels`` holds, each a
+position with the classes no and yes; the class of each of its ``pixels``; or an ``embedding``, a vector of no classes
+in the place of logits."""
 PADDING = -1
 """Token id that fills a text's row up to the longest of its batch: no tokenizer has it, so no text can hold it."""
 
@@ -215,6 +219,30 @@ class Requirements:
     min_batch: int = 1
     host_waits: bool = False
     sparse: bool = False
+
+
+class Metric(Protocol):
+    """What networks are judged by on a held-out set besides accuracy: a fold over its batches.
+
+    Attributes:
+        of_classes: whether outputs are logits of classes, which accuracy, cross-entropy and entropy can be taken of.
+    """
+
+    of_classes: bool
+
+    def fold(self, state: Any, number: int, logits: Tensor, labels: Tensor, teacher: Tensor | None) -> Any:
+        """Return the state with another batch; ``None`` is that of none.
+
+        Args:
+            state: what the last call returned in this process, which may be changed.
+            number: number of the batch in the set.
+            logits: outputs at its counted positions, one after another, ``(positions, classes)``, on the CPU.
+            labels: their labels, ``(positions,)`` int64, -100 where there are none.
+            teacher: the teacher's outputs there, ``(positions, classes)``, if there is a teacher.
+        """
+
+    def end(self, states: Sequence[Any]) -> dict[str, float | None]:
+        """Return the measures by name, given the states of all processes that had a batch."""
 
 
 class Term(Protocol):

@@ -150,7 +150,7 @@ def test_beside_a_teacher_by_hand(gamma):
 def test_an_epochs_means_are_the_judgements():
     outputs = answers(unlabelled=37)
     metrics, detail = evaluated(outputs).means("validation"), judged(outputs)
-    of_text = records.TextMeasures.__annotations__.keys()
+    of_text = records.TaskMeasures.__annotations__.keys()
     assert metrics.keys() == records.EvaluationMeans.__annotations__.keys() - of_text
     assert (metrics["set"], metrics["samples"]) == ("validation", 400)
     for key in ("accuracy", "loss", "entropy"):

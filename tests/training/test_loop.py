@@ -94,7 +94,7 @@ def test_a_record_has_the_schemas_keys_and_counts():
         assert record.keys() == records.Epoch.__annotations__.keys() - {"overflowed_steps", "samples_by_rank"}
         assert record["train"].keys() == records.TrainMeans.__annotations__.keys()
         for name in ("validation", "test"):
-            of_text = records.TextMeasures.__annotations__.keys()
+            of_text = records.TaskMeasures.__annotations__.keys()
             assert record[name].keys() == records.EvaluationMeans.__annotations__.keys() - of_text
             assert record[name]["set"] == name
         assert record["seconds"] > 0

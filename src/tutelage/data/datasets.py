@@ -20,7 +20,7 @@ from tutelage.rng import buffered_permutation, in_turn, permutation, spread
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
 from tutelage.text import TextInput
-from tutelage.types import UNLABELLED, Inputs, Served, View
+from tutelage.types import UNLABELLED, Inputs, Served, Task, View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,8 +211,8 @@ class Splits:
         train: training samples.
         validation: samples held out of training, or ``None``.
         test: samples held out by the source.
-        classes: number of classes.
-        class_names: one name per class; empty where the classes are tokens.
+        classes: number of classes of a position, the last axis of logits; 2 for labels, the width of an embedding.
+        class_names: one name per class, or per label; empty where the classes are tokens, or there are none.
         channels: number of channels of an image; ``None`` for others.
         image_size: height and width, pixels; ``None`` for others.
         source: source as typed, a local path reduced to its last component.
@@ -224,6 +224,7 @@ class Splits:
         interpolation: interpolation of resizes, ``bilinear`` or ``bicubic``.
         views: shapes of the views of a sample by name, ``(channels, height, width)``; empty where it has one for all.
         text: what a network of each name reads of a text, ``student`` and ``teacher``; empty for images.
+        task: what a network answers for a sample.
     """
 
     train: Split
@@ -241,6 +242,12 @@ class Splits:
     interpolation: str = "bilinear"
     views: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     text: Mapping[str, TextInput] = field(default_factory=dict)
+    task: Task = "classes"
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of a network per sample, or per position: of labels one each, of others the classes."""
+        return len(self.class_names) if self.task == "labels" else self.classes
 
     @property
     def of_images(self) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 from tutelage.errors import InvalidValueError
 from tutelage.submodules import is_tap
+from tutelage.types import Task
 
 JSON_NAMES = {"stages": "taps", "stage_inputs": "preactivations"}
 """Names in files of the fields that have another name there."""
@@ -46,6 +47,8 @@ class Card:
         max_tokens: largest number of tokens of a text, at least 1; ``None`` for a network of images.
         per_token: whether each token of a text is classified, instead of the text.
         tokenizer: fingerprint of the tokenizer of its ids.
+        task: what it answers for a sample. Of labels ``classes`` is their number, and ``class_names`` are theirs; of an
+            embedding it is its width.
 
     Raises:
         ValueError: if a number of classes, of channels, of statistics, of names or of taps contradicts another.
@@ -73,12 +76,15 @@ class Card:
     max_tokens: int | None = None
     per_token: bool = False
     tokenizer: str | None = None
+    task: Task = "classes"
 
     def __post_init__(self) -> None:
         for argument in ("classes", "channels"):
             value = getattr(self, argument)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise self._error(argument, "a whole number of at least 1", f"type {argument}=3")
+        if self.task not in get_args(Task):
+            raise self._error("task", ", ".join(get_args(Task)), "type task='classes'")
         if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
             raise self._error("image_size", "(height, width) in pixels", "type image_size=(32, 32)")
         if self.interpolation not in ("bilinear", "bicubic"):
@@ -119,7 +125,8 @@ class Card:
         """Return the card as a JSON value; tuples become lists, two fields keep older names, some are of text alone."""
         fields = dataclasses.asdict(self).items()
         written = {JSON_NAMES.get(k, k): list(v) if isinstance(v, tuple) else v for k, v in fields}
-        return {k: v for k, v in written.items() if self.max_tokens is not None or k not in OF_TEXT}
+        left_out = () if self.max_tokens is not None else OF_TEXT
+        return {k: v for k, v in written.items() if k not in left_out and (k, v) != ("task", "classes")}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> Card:

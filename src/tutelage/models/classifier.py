@@ -94,7 +94,10 @@ class Classifier(nn.Module):
                 if the card has no statistics and ``resizes`` is false; a mapping for an `Adapter` with keywords.
 
         Returns:
-            ``(batch, classes)``; more axes in between for networks that classify more than one item per sample.
+            ``(batch, classes)``; more axes in between for networks that classify more than one item per sample. Of
+            labels ``(batch, labels, 2)``: 0 for no, and the network's output for yes, so that a softmax is a sigmoid of
+            the output. Of pixels ``(batch, height, width, classes)``, of which the network returns
+            ``(batch, classes, ...)``, perhaps of another size: they are interpolated bilinearly to that of the inputs.
 
         Raises:
             TypeError: if the inputs are integers, or the network does not return one tensor.
@@ -105,24 +108,39 @@ class Classifier(nn.Module):
         if isinstance(inputs, Mapping):
             logits = self.network(inputs)
         else:
-            if self.resizes:
-                inputs = entrance(inputs, self.card)
-            inputs = self.normalise(inputs)
-            logits = self.network(inputs) if self.call is None else self.call(self.network, inputs)
+            own = self.normalise(entrance(inputs, self.card) if self.resizes else inputs)
+            logits = self.network(own) if self.call is None else self.call(self.network, own)
         if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(views_of(inputs)[0]):
             got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             expected = "the network to return logits, one tensor of shape (batch, classes)"
             instead = 'name the field of its logits: tutelage.Adapter(network, output="logits")'
             raise InvalidTypeError(self.card.name, expected, got, instead)
-        if self.outputs is None:
-            return logits
+        if self.card.task == "pixels":
+            logits = self._of_pixels(logits, inputs)
+        if self.outputs is not None:
+            logits = self._of_outputs(logits, self.outputs)
+        return torch.stack((torch.zeros_like(logits), logits), -1) if self.card.task == "labels" else logits
+
+    def _of_pixels(self, logits: Tensor, inputs: Inputs) -> Tensor:
+        """Return a network's logits for each of the pixels that came in, with the classes on the last axis."""
+        if logits.ndim != 4:
+            expected = "logits of pixels, (batch, classes, height, width)"
+            instead = "name a network of semantic segmentation"
+            raise InvalidValueError(self.card.name, expected, tuple(logits.shape), instead)
+        size = views_of(inputs)[0].shape[-2:]
+        if logits.shape[-2:] != size:
+            logits = torch.nn.functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return logits.movedim(1, -1)
+
+    def _of_outputs(self, logits: Tensor, outputs: Tensor) -> Tensor:
+        """Return the outputs that stand for the card's classes, in their order."""
         if self._least_outputs > logits.shape[-1]:  # On a GPU an index out of range ends the process.
             expected = (
                 f"a network of {self._least_outputs} outputs or more, as the classes of {self.card.name} name them"
             )
             instead = "give outputs=[...] with numbers below that"
             raise InvalidValueError("outputs", expected, f"one of {logits.shape[-1]}", instead)
-        return logits.index_select(-1, self.outputs)
+        return logits.index_select(-1, outputs)
 
     def predict(self, samples: Any) -> list[Prediction]:
         """Classify raw images or texts, one or a sequence of them; see `predict.predict` and `predict.predict_text`.

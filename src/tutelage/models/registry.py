@@ -23,6 +23,7 @@ from tutelage.models.names import saved_student
 from tutelage.models.sources import cifar, file, hf, mlp, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec
 from tutelage.text import TextInput, tokenizer_of
+from tutelage.types import Task
 
 _MODULES = (cifar, mlp, timm, torchvision, hf, file)
 _SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {module.PREFIX: module.plan for module in _MODULES}
@@ -41,6 +42,7 @@ def create(
     text: TextInput | None = None,
     config: Mapping[str, Any] | None = None,
     trust_code: bool | frozenset[str] = False,
+    task: Task | None = None,
 ) -> Classifier:
     """Make the classifier that a name stands for.
 
@@ -62,6 +64,8 @@ def create(
         text: tokenizer and length of the texts that it reads; ``None`` for images. A saved student keeps its own.
         config: of an ``hf:type`` name, such as ``hf:bert``: configuration of the network, whose weights are random.
         trust_code: whether ``file:`` names, which run code, are allowed: all of them, or only these.
+        task: what it is to answer for a sample; ``None`` for one of several classes, or a saved student's own, which no
+            other replaces.
 
     Returns:
         The classifier, on the CPU, in training mode.
@@ -89,6 +93,7 @@ def create(
         text=text,
         config=config,
         trust_code=trust_code,
+        task=task or "classes",
         tagged=weights is None,
         as_trained=frozenset(as_trained),
     )
@@ -110,6 +115,11 @@ def create(
         if classes not in (None, card.classes) and "classes" not in as_trained:
             structure.replace_head(network, old=card.classes, new=classes)
             card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
+        if saved is None:
+            card = dataclasses.replace(card, task=task or "classes")
+        elif task not in (None, card.task):
+            expected, instead = f"one that answers {task}, as the data ask", "name another, or other data"
+            raise InvalidValueError("model", expected, f"{saved.name}, which answers {card.task}", instead)
         classifier = _described(network, card, spec.call)
     classifier.asked_size = image_size
     if saved is not None:
@@ -201,7 +211,7 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
             f"tutelage.models.load(module, tutelage.models.read({str(saved / records.STUDENT)!r}))",
         )
     size = request.as_weights(image_size=card.image_size).image_size or card.image_size
-    request = dataclasses.replace(request, text=_text_of(saved, card, request.text))
+    request = dataclasses.replace(request, text=_text_of(saved, card, request.text), task=card.task)
     built = _planned(
         card.name,
         dataclasses.replace(
@@ -233,6 +243,7 @@ def _build_base(saved: Path, card: Card, request: ModelRequest, seed: int, *, cl
             seed=seed,
             text=request.text,
             trust_code=request.trust_code,
+            task=request.task,
         )
     except TutelageError as error:
         raise error.within(f"{saved.name} holds what was trained on {card.name} alone") from error
@@ -267,6 +278,7 @@ def adopt(
     classes: int | None = None,
     channels: int = 3,
     image_size: tuple[int, int] | None = None,
+    task: Task = "classes",
 ) -> Classifier:
     """Wrap a user's module, whose inputs are not normalised.
 
@@ -276,6 +288,7 @@ def adopt(
         classes: number of classes; ``None`` for that of the last linear layer.
         channels: number of input channels.
         image_size: size ``(height, width)`` in pixels.
+        task: what it answers for a sample.
 
     Raises:
         TypeError: if it is not a module.
@@ -289,7 +302,7 @@ def adopt(
     if classes is None:
         instead = "type tutelage.models.adopt(module, classes=10)"
         raise InvalidValueError("classes", f"a number for {name}, which has no linear layer", "none", instead)
-    return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size))
+    return _described(module, Card(name=name, classes=classes, channels=channels, image_size=image_size, task=task))
 
 
 def listing_json() -> str:

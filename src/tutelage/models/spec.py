@@ -13,6 +13,7 @@ from torch import nn
 from tutelage.models.card import Card
 from tutelage.models.hf_calls import HubCall
 from tutelage.text import TextInput
+from tutelage.types import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +23,7 @@ class ModelRequest:
     classes: int | None = None  # number of classes; None for the model's own
     channels: int = 3  # number of input channels
     image_size: tuple[int, int] | None = None  # ``(height, width)`` in pixels; None for the model's own
+    task: Task = "classes"  # what it answers for a sample
     text: TextInput | None = None  # what it reads if it reads text; None for images
     config: Mapping[str, Any] | None = None  # configuration of a network without weights, where its source takes one
     saved: Path | None = None  # folder of a saved student, whose files describe the network instead of the name

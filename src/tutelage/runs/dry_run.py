@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 
-from tutelage import data, models, records
+from tutelage import data, models
 from tutelage.config.schema import Recipe
 from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
@@ -21,6 +22,7 @@ from tutelage.runs.setup import (
     check_run,
     evaluate_network,
     measure_of,
+    metric_of,
     steps_of,
     torch_settings,
 )
@@ -68,8 +70,10 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
             teacher, few = FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test)
             # The length of the whole text will do for a perplexity, which does not depend on it.
             text_bytes = splits.test.text_bytes
-            evaluation = evaluate_network(recipe, teacher, few, "teacher", sample=True, text_bytes=text_bytes)
-            value = evaluation.perplexity if by is records.PERPLEXITY else evaluation.accuracy
+            evaluation = evaluate_network(
+                recipe, teacher, few, "teacher", sample=True, text_bytes=text_bytes, metric=metric_of(splits)
+            )
+            value = cast("float | None", evaluation.means("test").get(by.key))
             judged = (
                 "unknown: none has a label"
                 if value is None

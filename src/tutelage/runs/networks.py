@@ -66,7 +66,12 @@ def create_student(
 def _named(network: Network, splits: data.Splits, **arguments: Any) -> Classifier:
     """Make a network by its name, for the data's classes."""
     return models.create(
-        network.name, weights=network.weights, config=network.config, classes=splits.classes, **arguments
+        network.name,
+        weights=network.weights,
+        config=network.config,
+        classes=splits.outputs,
+        task=splits.task,
+        **arguments,
     )
 
 
@@ -123,7 +128,7 @@ def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = 
     A teacher is ``trained``: without such a size its weights' own counts, if its card names weights.
     """
     shape = _reads(splits, view) if splits.of_images else {}
-    network = models.adopt(module, f"object:{type(module).__name__}", classes=splits.classes, **shape)
+    network = models.adopt(module, f"object:{type(module).__name__}", classes=splits.outputs, task=splits.task, **shape)
     if network is not module or not splits.of_images:
         return network
     channels, height, width = splits.input_shape(view)
@@ -182,9 +187,9 @@ def with_classes(teacher: Classifier, splits: data.Splits, classes: Sequence[int
     card = teacher.card
     if classes is not None:
         outputs = [_output(each, card) for each in classes]
-        if len(outputs) != splits.classes or len(set(outputs)) < len(outputs):
-            expected = f"an output of {card.name} for each of the data's {splits.classes} classes, none of them twice"
-            instead = f"type {splits.classes} different ones, in the order of the data's classes"
+        if len(outputs) != splits.outputs or len(set(outputs)) < len(outputs):
+            expected = f"an output of {card.name} for each of the data's {splits.outputs} classes, none of them twice"
+            instead = f"type {splits.outputs} different ones, in the order of the data's classes"
             raise RecipeError("teacher.classes", expected, f"{len(outputs)}, {len(set(outputs))} different", instead)
     elif _are_names(card.class_names) and set(splits.class_names) <= set(card.class_names or ()):
         outputs = [(card.class_names or ()).index(name) for name in splits.class_names]
@@ -192,7 +197,7 @@ def with_classes(teacher: Classifier, splits: data.Splits, classes: Sequence[int
         return teacher
     if outputs == list(range(card.classes)):
         return teacher
-    card = replace(card, classes=splits.classes, class_names=splits.class_names)
+    card = replace(card, classes=splits.outputs, class_names=splits.class_names)
     mapped = Classifier(teacher.network, card, outputs=outputs)
     mapped.resizes = teacher.resizes
     return mapped
@@ -224,13 +229,13 @@ def check_classes(teacher: Classifier, splits: data.Splits) -> None:
     names = tuple(card.class_names or ())
     what = f"teacher {card.name}"
     instead = "fine-tune it on these data with `tutelage train`, or name another teacher"
-    if card.classes >= splits.classes:
+    if card.classes >= splits.outputs:
         instead = f"type teacher.classes=[...] with its output for each class of the data in order, {instead}"
     if card.fresh_head:
-        expected = f"weights for {splits.classes} classes, as the data have"
+        expected = f"weights for {splits.outputs} classes, as the data have"
         raise RecipeError(what, expected, "weights for another number", instead)
     shared = set(names) & set(wanted)
-    if card.classes == splits.classes and (names == wanted or not shared):
+    if card.classes == splits.outputs and (names == wanted or not shared):
         return
     got = f"{card.classes} classes"
     if sorted(names) == sorted(wanted):
@@ -243,7 +248,7 @@ def check_classes(teacher: Classifier, splits: data.Splits) -> None:
             [name for name in these if name not in those] for these, those in ((wanted, names), (names, wanted))
         )
         got += f"; {_some(lacking)} of the data's are not among them, and {_some(other)} of them not among the data's"
-    raise RecipeError(what, f"the {splits.classes} classes of the data and the student", got, instead)
+    raise RecipeError(what, f"the {splits.outputs} classes of the data and the student", got, instead)
 
 
 def _some(names: Sequence[str]) -> str:

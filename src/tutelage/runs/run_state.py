@@ -87,9 +87,12 @@ class RunState:
         self.held_out: list[EvalSet] = []
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
-                teacher_outputs[name] = setup.ask_teacher(recipe, teacher, batches, splits.by_name()[name])
+                teacher_outputs[name] = setup.ask_teacher(
+                    recipe, teacher, batches, splits.by_name()[name], setup.metric_of(splits)
+                )
             given = None if teacher is None else teacher_outputs[name]
-            self.held_out.append(EvalSet(name, batches, given, splits.by_name()[name].text_bytes))
+            text_bytes, metric = splits.by_name()[name].text_bytes, setup.metric_of(splits)
+            self.held_out.append(EvalSet(name, batches, given, text_bytes, metric))
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
         by_main(
@@ -171,7 +174,7 @@ class RunState:
         if announce:
             for line in describe_fit(teacher, self.run_inputs.splits.input_shape("teacher")):
                 self.reporter.say(f"teacher {teacher.card.name}: {line}")
-        if accuracy is not None and announce:
+        if records.merit(means) is not None and announce:
             counted = f"{evaluation.samples} {test.name} {by.counted}"
             self.reporter.say(f"teacher {teacher.card.name}: {by.describe(means)} on {counted}")
         if better is False and not self.recipe.weak_teacher:
@@ -181,7 +184,7 @@ class RunState:
                 f"an accuracy of {accuracy:.2%}",
                 "type teacher=... for one that is trained, check the order of its classes, or type weak_teacher=true",
             )
-        measured = {"accuracy": accuracy, **evaluation.of_text(), "set": test.name, "mode": "eval"}
+        measured = {"accuracy": accuracy, **evaluation.of_task(), "set": test.name, "mode": "eval"}
         return {**manifest.describe_network(teacher), **measured, "answers": self.teacher_mode()}
 
     def doubts(self) -> Iterator[str]:
@@ -413,9 +416,10 @@ class RunState:
             teacher=logits,
             gamma=self.target_gamma,
             text_bytes=test.text_bytes,
+            metric=test.metric,
         )
         evaluation: records.Evaluation | None = None
-        if result.labelled:
+        if result.is_judged:
             evaluation = {
                 "set": test.name,
                 "samples": len(splits.test),
@@ -471,7 +475,7 @@ class RunState:
 def _epoch_line(epoch: records.Epoch, epochs: int, selection: Literal["validation", "test"], what: str) -> str:
     held, train = epoch[selection], epoch["train"]
     parts = [f"epoch {epoch['epoch']}/{epochs}", f"loss {train['loss']:.4f}"]
-    if held is not None and held["accuracy"] is not None:
+    if held is not None and records.merit(held) is not None:
         parts.append(f"{selection} {records.measure(held).describe(held)}")
     if train["entropy"] is not None:
         parts.append(f"H(q) {train['entropy']:.3f} nats")

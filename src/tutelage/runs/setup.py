@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from tutelage import config, data, models, records, taps, targets
+from tutelage import config, data, metrics, models, records, taps, targets
 from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight
 from tutelage.config.schema import Network, R, Recipe, UntrainedTeacher
@@ -45,7 +45,7 @@ from tutelage.training.evaluate import (
 )
 from tutelage.training.precision import float32_products
 from tutelage.training.sharding import is_sharded, is_sharded_by, sharded
-from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Outputs, Served, Sparse, View
+from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Metric, Outputs, Served, Sparse, View
 from tutelage.views import map_views, views_of
 
 T = TypeVar("T")
@@ -511,6 +511,7 @@ def evaluate_network(
     keep: KeptLogits | None = None,
     sample: bool = False,
     text_bytes: int | None = None,
+    metric: Metric | None = None,
 ) -> Evaluation:
     """Put a network `on_device`, and evaluate it there as `evaluate` does."""
     settings = recipe.fits()[0].settings
@@ -526,15 +527,25 @@ def evaluate_network(
         keep=keep,
         sample=sample,
         text_bytes=text_bytes,
+        metric=metric,
     )
 
 
 def measure_of(splits: data.Splits) -> records.Measure:
     """Return what networks are judged by on the test set."""
+    if splits.task != "classes":
+        return metrics.MEASURES[splits.task]
     return records.ACCURACY if splits.test.text_bytes is None else records.PERPLEXITY
 
 
-def ask_teacher(recipe: Recipe, teacher: nn.Module, batches: Batches, split: data.Split) -> TeacherOutputs:
+def metric_of(splits: data.Splits) -> Metric | None:
+    """Return what networks are judged by on held-out sets besides accuracy; ``None`` for one class a sample."""
+    return metrics.of(splits.task, outputs=splits.outputs)
+
+
+def ask_teacher(
+    recipe: Recipe, teacher: nn.Module, batches: Batches, split: data.Split, metric: Metric | None = None
+) -> TeacherOutputs:
     """Evaluate the teacher on a held-out set, and keep its logits; those of tokens are computed again when needed."""
     kept, text_bytes = KeptLogits(), split.text_bytes
     evaluation = evaluate_network(
@@ -545,6 +556,7 @@ def ask_teacher(recipe: Recipe, teacher: nn.Module, batches: Batches, split: dat
         keep=None if split.per_token else kept,
         sample=True,
         text_bytes=text_bytes,
+        metric=metric,
     )
     if not split.per_token:
         return TeacherOutputs(evaluation, kept)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
-from typing import IO, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol, cast
 
 import torch
 from scipy.stats import binomtest
@@ -22,13 +22,13 @@ from tutelage import losses, records, targets
 from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight, widened
 from tutelage.errors import InvalidTypeError, RunError
-from tutelage.records import Bin, EvaluationMeans, Judgement, TextMeasures
+from tutelage.records import Bin, EvaluationMeans, Judgement, TaskMeasures
 from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
 from tutelage.training.distributed import gathered_objects, of_all, rank, to_device, world
 from tutelage.training.precision import float32_products, mixed_precision, network_dtype
 from tutelage.training.sharding import is_sharded
-from tutelage.types import UNLABELLED, Batch, Batches, Deals
+from tutelage.types import UNLABELLED, Batch, Batches, Deals, Metric
 from tutelage.views import views_of
 
 BINS = 15
@@ -149,6 +149,7 @@ class EvalSet(NamedTuple):
     batches: Batches  # whole set, in order, without augmentation
     teacher: TeacherOutputs | None = None  # teacher on it, evaluated once; None without a teacher
     text_bytes: int | None = None  # length in UTF-8 of the text whose tokens are counted; None if it is no such text
+    metric: Metric | None = None  # what networks are judged by there besides
 
 
 class _Counts(NamedTuple):
@@ -179,6 +180,7 @@ class _Part:
     sample: dict[int, Tensor] = field(default_factory=dict)  # some of the logits, by the batch's number
     bad: list[int] = field(default_factory=list)  # samples with logits that are not finite
     bad_inputs: list[int] = field(default_factory=list)  # those among them whose inputs are not finite either
+    folded: Any = None  # state of the metric
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,13 +203,15 @@ class Evaluation:
     agreeing: int | None  # number of those whose largest logit is the teacher's too; None without one
     classes: int
     loss: float  # sum over labelled samples, nats; the next three are sums over all
-    entropy: float
+    entropy: float | None
     kl_to_target: float | None
     kl_to_teacher: float | None
     confidences: list[float]  # sum over the labelled samples of each bin
     counts: _Counts
     sample: Tensor
     text_bytes: int | None = None  # as of `EvalSet`
+    folded: TaskMeasures = field(default_factory=lambda: TaskMeasures())  # what the metric says
+    of_classes: bool = True  # as of the metric
 
     @property
     def accuracy(self) -> float | None:
@@ -221,27 +225,43 @@ class Evaluation:
             return None
         return math.exp(min(self.loss / self.labelled, LARGEST_LOSS))
 
-    def of_text(self) -> TextMeasures:
-        """Return the measures of a language model; none if it is not of tokens."""
+    def of_task(self) -> TaskMeasures:
+        """Return the measures besides accuracy: of the metric, or of a language model; none for one class a sample."""
         if self.perplexity is None or self.text_bytes is None:
-            return {}
+            return self.folded
         return {"perplexity": self.perplexity, "bits_per_byte": self.loss / math.log(2) / max(self.text_bytes, 1)}
 
     def means(self, name: str) -> EvaluationMeans:
         """Return the means over the set of this name."""
         return {
-            **self.of_text(),
+            **self.of_task(),
             "set": name,
             "accuracy": self.accuracy,
             "loss": self.loss / self.labelled if self.labelled else None,
-            "entropy": self.entropy / self.samples,
+            "entropy": None if self.entropy is None else self.entropy / self.samples,
             "kl_to_target": None if self.kl_to_target is None else self.kl_to_target / self.samples,
             "agreement": None if self.agreeing is None else self.agreeing / self.samples,
             "samples": self.samples,
         }
 
+    @property
+    def is_judged(self) -> bool:
+        """Whether anything is known of how good the network is: some sample has a label, or the metric needs none."""
+        return bool(self.labelled) or any(value is not None for value in self.folded.values())
+
     def judgement(self) -> Judgement:
-        """Return the metrics in detail; some sample must have a label."""
+        """Return the metrics in detail, where `is_judged`."""
+        if self.entropy is None or not self.labelled:
+            unknown: Judgement = {
+                "accuracy": None,
+                "loss": None,
+                "entropy": None,
+                "ece": None,
+                "per_class": [],
+                "entropy_histogram": {"edges": [], "counts": []},
+                "reliability": [],
+            }
+            return unknown | self.folded  # type: ignore[return-value]  # of some keys alone
         bins = [self._bin(k) for k in range(BINS)]
         of_class = zip(self.counts.right_of_class.tolist(), self.counts.of_class.tolist(), strict=True)
         per_class = [right / known if known else None for right, known in of_class]
@@ -257,7 +277,7 @@ class Evaluation:
             },
             "reliability": bins,
         }
-        judgement.update(self.of_text())  # type: ignore[typeddict-item]  # of some keys alone
+        judgement.update(self.of_task())  # type: ignore[typeddict-item]  # of some keys alone
         if self.agreeing is not None and self.kl_to_teacher is not None:
             judgement["agreement"] = self.agreeing / self.samples
             judgement["kl_to_teacher"] = self.kl_to_teacher / self.samples
@@ -278,7 +298,7 @@ class Evaluation:
     def answers_alike(self) -> bool:
         """Whether it answers all samples alike, whatever it is shown; a few samples may be alike themselves."""
         low, high = self.counts.low, self.counts.high
-        labels = int((self.counts.of_class > 0).sum()) + (self.labelled < self.samples)
+        labels = int((self.counts.of_class > 0).sum()) + (self.labelled < self.samples) + (not self.of_classes)
         largest = max(1.0, float(high.max()), -float(low.min()))
         return self.samples >= FEW and labels > 1 and float((high - low).max()) <= ALIKE * largest
 
@@ -304,6 +324,7 @@ def evaluate(
     keep: KeptLogits | None = None,
     sample: bool = False,
     text_bytes: int | None = None,
+    metric: Metric | None = None,
 ) -> Evaluation:
     """Evaluate a network on every sample, in evaluation mode; its mode is restored.
 
@@ -321,6 +342,7 @@ def evaluate(
         keep: where to keep the network's logits; the evaluation then holds a sample of them too.
         sample: whether the evaluation is to hold a sample of them.
         text_bytes: length of the text whose tokens are counted, as of `EvalSet`.
+        metric: what the network is judged by besides.
 
     Raises:
         NonFiniteError: if logits are not finite, as no metric would mean anything; it names ``who`` and the samples.
@@ -335,7 +357,7 @@ def evaluate(
         with evaluation_mode(network), float32_products(device, precision):
             for number, batch in _dealt(batches):
                 logits = asked(number, batch)
-                _add(part, batch, logits, None if teacher is None else teacher(number, batch), gamma)
+                _add(part, number, batch, logits, None if teacher is None else teacher(number, batch), gamma, metric)
                 if keep is not None:
                     keep[number] = logits
                 if (sample or keep is not None) and number % -(-steps // SAMPLED) == 0:
@@ -347,7 +369,20 @@ def evaluate(
     # An error in one process alone ends it at once: the others of a sharded network wait for its parameters.
     parts = gathered_objects(part()) if is_sharded(network) else of_all(part)
     evaluation = _joined(parts, network, who, has_teacher=teacher is not None, gamma=gamma)
-    return replace(evaluation, text_bytes=text_bytes)
+    if metric is None:
+        return replace(evaluation, text_bytes=text_bytes)
+    folded = cast(TaskMeasures, metric.end([part.folded for part in parts if part.folded is not None]))
+    if metric.of_classes:
+        return replace(evaluation, folded=folded)
+    return replace(
+        evaluation,
+        folded=folded,
+        of_classes=False,
+        agreeing=None,
+        entropy=None,
+        kl_to_target=None,
+        kl_to_teacher=None,
+    )
 
 
 def counted_rows(values: Tensor, batch: Batch) -> Tensor:
@@ -369,8 +404,16 @@ def _some(logits: Tensor, most: int) -> Tensor:
     return logits[:: -(-len(logits) // most)].clone()
 
 
-def _add(part: _Part, batch: Batch, logits: Tensor, teacher: Tensor | None, gamma: float | None) -> None:
-    """Add a batch to what a process found before."""
+def _add(
+    part: _Part,
+    number: int,
+    batch: Batch,
+    logits: Tensor,
+    teacher: Tensor | None,
+    gamma: float | None,
+    metric: Metric | None,
+) -> None:
+    """Add a batch of a number to what a process found before."""
     part.samples += len(batch.index)
     bad = torch.isfinite(logits).all(-1).logical_not()
     if bool(bad.any()):
@@ -384,6 +427,10 @@ def _add(part: _Part, batch: Batch, logits: Tensor, teacher: Tensor | None, gamm
         instead = "type labels.argmax(-1) where they are soft, or evaluate multi-hot ones in a loop of your own"
         raise InvalidTypeError("labels", "int64 class indices in evaluation", batch.labels.dtype, instead)
     labels, log_q = counted_rows(batch.labels, batch).cpu(), logits.log_softmax(-1)
+    if metric is not None:
+        part.folded = metric.fold(part.folded, number, logits, labels, teacher)
+        if not metric.of_classes:
+            labels = torch.full_like(labels, UNLABELLED)
     known, classes, entropy = labels != UNLABELLED, logits.shape[-1], targets.shannon_entropy(log_q)
     confidence, predicted = log_q.exp().max(-1)
     right, labelled, confidence = (predicted == labels)[known], labels[known], confidence[known]

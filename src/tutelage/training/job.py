@@ -303,10 +303,11 @@ class FitState:
             teacher=held.teacher and held.teacher.logits,
             gamma=self.train.distiller.objective.target_gamma,
             text_bytes=held.text_bytes,
+            metric=held.metric,
         )
         if self.now.epoch == 0 and evaluation.answers_alike:
             expected = "answers that differ from sample to sample"
-            counted = records.measure(evaluation.of_text()).counted
+            counted = records.measure(evaluation.of_task()).counted
             all_of = f"all {evaluation.samples} {held.name} {counted}"
             got = f"the same logits for {all_of}: its units are dead, or see nothing"
             instead = "lower optimizer.lr, type schedule.warmup=1, or look at its activations and its first weights"
