@@ -308,7 +308,8 @@ def importers(library: str) -> set[str]:
     ("library", "packages"),
     [
         ("accelerate", {"training"}),
-        ("timm", {"data", "models"}),
+        ("timm", {"data", "integrations", "models"}),
+        ("lightning", {"integrations"}),
         ("datasets", {"data"}),
         ("matplotlib", {"studies"}),
         ("plotly", {"report"}),
@@ -319,7 +320,7 @@ def test_a_library_has_one_importer(library, packages):
     assert importers(library) == packages
 
 
-@pytest.mark.parametrize("library", ["timm", "datasets", "matplotlib"])
+@pytest.mark.parametrize("library", ["timm", "datasets", "lightning", "matplotlib"])
 def test_optional_libraries_are_imported_where_they_are_needed_alone(library):
     for path in files():
         for module, line, top in imports(path.read_text(), package=package_at(path)):
