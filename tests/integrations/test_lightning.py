@@ -15,11 +15,14 @@ import tutelage
 from tutelage import Distiller, FrozenTeacher, Progress, objectives
 from tutelage.errors import MissingExtraError, TutelageError
 from tutelage.integrations import lightning as integration
+from tutelage.objectives import Objective, WeightedTerm
+from tutelage.objectives.methods.contrastive import CRD
 
 # Lightning warns of its own habits, such as few workers.
 pytestmark = pytest.mark.filterwarnings("ignore:::(lightning|pytorch_lightning|lightning_fabric)")
 SGD = partial(torch.optim.SGD, lr=0.1, momentum=0.9)
 WTTM = objectives.wttm(gamma=0.5, beta=objectives.Linear(2.0, 0.0))
+BANKS = CRD(negatives=4, temperature=0.1, momentum=0.5, dimension=5, student_taps=("1",), teacher_taps=("1",))
 
 
 @pytest.fixture
@@ -119,7 +122,7 @@ def test_what_does_not_fit_is_refused(module_class):
         "teacher: expected a torch.nn.Module, got str": (student, "resnet50", WTTM),
         "student: expected a torch.nn.Module, got NoneType": (None, teacher, WTTM),
         "share no module": (student, student, WTTM),
-        "context: expected the shape": (student, teacher, objectives.similarity(student_tap="1", teacher_tap="1")),
+        "context: expected the shape": (student, teacher, objectives.fitnet(student_tap="0", teacher_tap="0")),
     }
     for message, arguments in wrong.items():
         with pytest.raises(TutelageError, match=message):
@@ -129,7 +132,7 @@ def test_what_does_not_fit_is_refused(module_class):
         trainer(accumulate_grad_batches=2).fit(coupled, loader())
     with pytest.raises(TutelageError, match="Trainer: expected a known number of steps"):
         trainer(max_epochs=-1).fit(make(student, teacher, WTTM), loader())
-    crd = objectives.crd(student_tap="1", teacher_tap="1")
+    crd = Objective.of(WeightedTerm("crd", 1.0, BANKS))
     context = tutelage.network_context(crd, student, teacher, rows(2)[0], labels=rows()[1])
     with pytest.raises(TutelageError, match=r"batch.index: expected the samples' indices"):
         trainer().fit(make(student, teacher, crd, context), loader())
@@ -192,7 +195,7 @@ def test_labels_that_are_missing_or_soft_are_judged_as_they_are(module_class):
 @pytest.mark.slow
 def test_banks_and_maps_are_trained_and_kept_as_in_a_loop_of_ones_own(module_class, tmp_path):
     student, teacher = networks()
-    objective = objectives.cross_entropy() + objectives.crd(student_tap="1", teacher_tap="1", negatives=4, dimension=5)
+    objective = objectives.cross_entropy() + Objective.of(WeightedTerm("crd", 1.0, BANKS))
     context = partial(tutelage.network_context, labels=rows()[1], inputs=rows(2)[0])
     other = copy.deepcopy(student)
 
@@ -218,11 +221,8 @@ def test_a_run_that_stopped_resumes_from_its_checkpoint(module_class, tmp_path):
     whole, stopped, resumed = made(), made(), made()
     trainer(tmp_path / "whole", max_epochs=3).fit(whole, loader())
     path = tmp_path / "last.ckpt"
-    first = trainer(tmp_path / "stopped", max_epochs=3, limit_train_batches=5)
-    first.fit_loop.max_epochs = 3
-    stopping = type("Stop", (__import__("lightning").pytorch.Callback,), {})()
-    stopping.on_train_epoch_end = lambda trainer, _: setattr(trainer, "should_stop", trainer.current_epoch == 1)
-    first.callbacks.append(stopping)
+    first = trainer(tmp_path / "stopped", max_epochs=3)
+    stopped.on_train_epoch_end = lambda: setattr(first, "should_stop", first.current_epoch == 1)
     first.fit(stopped, loader())
     first.save_checkpoint(path)
     trainer(tmp_path / "resumed", max_epochs=3).fit(resumed, loader(), ckpt_path=path)
@@ -256,8 +256,9 @@ def _fit_a_share(rank, folder):
     student, teacher = networks()
     objective = objectives.ttm(gamma=0.5, beta=1.0)
     module = integration.DistillationModule(student, teacher, objective, optimizer=SGD)
-    fitted = trainer(strategy="ddp", devices=2)
-    fitted.fit(module, loader(size=4), loader(size=4))
+    fitted = trainer(strategy="ddp", devices=2, use_distributed_sampler=False)
+    share = DataLoader(TensorDataset(*(column[rank::2] for column in rows())), batch_size=4)
+    fitted.fit(module, share, share)
     torch.save((student.state_dict(), dict(fitted.callback_metrics)), folder / f"{rank}.pt")
 
 
