@@ -204,6 +204,7 @@ def test_decay_and_layers_are_the_students_own(timm):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # the compiler's own
 def test_compiled_networks_are_those_that_are_kept(timm):
     inputs, labels = images()
     task = task_of(objectives.cross_entropy() + objectives.fitnet(), example=inputs)
