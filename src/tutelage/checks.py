@@ -154,16 +154,17 @@ def feature_pair(
     same: Literal["shape", "batch"] = "shape",
     min_batch: int = 1,
     stage: str = "",
+    kind: str = "features",
 ) -> tuple[Tensor, Tensor]:
     """Return both networks' features, as `features` does; the teacher's without a gradient.
 
-    ``stage`` is appended to the arguments' names in messages.
+    ``stage`` is appended to the arguments' names in messages, which are of this ``kind``.
 
     Raises:
         TypeError: if they are not floating tensors.
         ValueError: if they have other axes, differ in what must be the same, or are fewer samples than ``min_batch``.
     """
-    student_name, teacher_name = f"student_features{stage}", f"teacher_features{stage}"
+    student_name, teacher_name = f"student_{kind}{stage}", f"teacher_{kind}{stage}"
     student = features(student, student_name, axes=axes)
     teacher = features(teacher, teacher_name, axes=axes).detach()
     if same == "shape":
@@ -173,7 +174,7 @@ def feature_pair(
         raise InvalidValueError(teacher_name, expected, len(teacher), "feed both networks the same batch")
     if len(student) < min_batch:
         expected = f"at least {min_batch} samples to compare or to normalise over"
-        raise InvalidValueError("student_features", expected, len(student), "use larger batches")
+        raise InvalidValueError(f"student_{kind}", expected, len(student), "use larger batches")
     return student, teacher
 
 

@@ -42,7 +42,7 @@ class UnlabelledImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """A source of at least 2 classes, without its images: its name and notes for display, its settings checked."""
+    """A source without its images: its name and notes for display, its checked settings; at least 2 classes if any."""
 
     class_names: Sequence[str]
     settings: DataSettings
@@ -51,7 +51,8 @@ class Description:
     unlabelled: UnlabelledImages | None = None  # further training images
 
     def __post_init__(self) -> None:
-        refuse_one_class(self.class_names, self.source)
+        if self.settings.embedding is None:
+            refuse_one_class(self.class_names, self.source)
 
 
 @dataclass(frozen=True)
@@ -295,7 +296,7 @@ def hold_out_test(
     held_out = stratified(labels, count=round(count * HELD_OUT), seed=seed, stream=rng.TEST)
     kept = np.setdiff1d(np.arange(count), held_out)
     lost = np.setdiff1d(labels, np.append(labels[kept], UNLABELLED))
-    if lost.size:
+    if lost.size and settings.embedding is None:
         raise InvalidValueError(
             "data.source",
             f"{what} enough of every class to hold a fifth out for test",

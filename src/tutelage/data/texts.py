@@ -212,11 +212,13 @@ def from_texts(
         ValueError: labels are outside the classes or missing, there are too few samples, or a tokenizer does not fit.
     """
     halves = [train] if test is None else [train, test]
-    if settings.per_token:
-        names, labels = (), [np.zeros(len(half.values), np.int64) for half in halves]
+    if settings.per_token or not train.labels:  # Without a column of labels no classes are learned.
+        value = 0 if settings.per_token else UNLABELLED
+        names, labels = (), [np.full(len(half.values), value, np.int64) for half in halves]
     else:
         names, labels = numbered([np.array(half.labels, np.str_) for half in halves], names, source=source)
-        refuse_one_class(names, source, what="texts")
+        if settings.embedding is None:
+            refuse_one_class(names, source, what="texts")
     if test is None:
         usable, tested, note = hold_out_test(labels[0], settings, names, what="texts")
         notes, test = [*notes, note], train

@@ -117,10 +117,13 @@ def create(
             card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
         if saved is None:
             card = dataclasses.replace(card, task=task or "classes")
-        elif task not in (None, card.task):
+        elif task not in (None, card.task) and not (task == "embedding" and "classes" in as_trained):
             expected, instead = f"one that answers {task}, as the data ask", "name another, or other data"
             raise InvalidValueError("model", expected, f"{saved.name}, which answers {card.task}", instead)
         classifier = _described(network, card, spec.call)
+        of_classes = saved is None or classifier.card.task == "classes"
+        if task == "embedding" and "classes" in as_trained and of_classes and prefix != file.PREFIX:
+            classifier = _without_head(classifier)
     classifier.asked_size = image_size
     if saved is not None:
         classifier.adapters, _ = io.read_parts(saved)
@@ -197,6 +200,21 @@ def _described(network: nn.Module, card: Card, call: HubCall | None = None) -> C
         card = dataclasses.replace(card, **structure.read(network, classes=card.classes)._asdict())
     if call is not None:
         call = dataclasses.replace(call, classes=card.classes)
+    return Classifier(network, card, call=call)
+
+
+def _without_head(classifier: Classifier) -> Classifier:
+    """Return a trained classifier's network without its head: it answers with what the head reads."""
+    card, network = classifier.card, classifier.network
+    layer = None if card.head is None else network.get_submodule(card.head)
+    if not isinstance(layer, nn.Linear):
+        instead = "name a network that ends in a linear layer, or one of your own that returns embeddings, by file:"
+        raise InvalidValueError("model", "a known head, whose input is the embedding", f"none in {card.name}", instead)
+    network.set_submodule(str(card.head), nn.Identity())
+    card = dataclasses.replace(
+        card, classes=layer.in_features, class_names=None, head=None, fresh_head=False, task="embedding"
+    )
+    call = classifier.call and dataclasses.replace(classifier.call, classes=card.classes)
     return Classifier(network, card, call=call)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from tutelage.config.schema import LoRA, Network
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Card, Classifier
 from tutelage.models.lora import Adapters
+from tutelage.objectives import Objective
 from tutelage.runs.preflight import require_teacher
 
 SHOWN = 3
@@ -58,7 +59,7 @@ def create_student(
         margin=splits.margin,
         interpolation=splits.interpolation,
         divisor=splits.divisor,
-        class_names=splits.class_names,
+        class_names=splits.class_names or None,
     )
     return _with_entrance(student, splits, view)
 
@@ -103,6 +104,10 @@ def create_teacher(
         RecipeError: if the images would be stretched, or the classes cannot be mapped as typed.
     """
     teacher = create_as_trained(network, splits, "teacher", seed=seed, trust_code=trust_code)
+    if splits.task == "embedding":
+        if network.classes is not None:
+            raise RecipeError("teacher.classes", "null with data.embedding", "classes", "type teacher.classes=null")
+        return teacher
     return with_classes(teacher, splits, network.classes)
 
 
@@ -249,6 +254,17 @@ def check_classes(teacher: Classifier, splits: data.Splits) -> None:
         )
         got += f"; {_some(lacking)} of the data's are not among them, and {_some(other)} of them not among the data's"
     raise RecipeError(what, f"the {splits.outputs} classes of the data and the student", got, instead)
+
+
+def check_width(teacher: Classifier, splits: data.Splits, objectives: Iterable[Objective]) -> None:
+    """Refuse a teacher whose embedding has another width than the student's, unless similarities alone are compared."""
+    if (width := teacher.card.classes) == splits.classes:
+        return
+    for objective in objectives:
+        if any(part.term.needs.embeddings and not part.term.needs.coupled for part, _ in objective.parts):
+            expected = f"an embedding as wide as data.embedding={splits.classes} for objective {objective.name}"
+            instead = f"type data.embedding={width}, or in_batch_similarity, which compares similarities alone"
+            raise RecipeError(f"teacher {teacher.card.name}", expected, f"one of {width}", instead)
 
 
 def _some(names: Sequence[str]) -> str:

@@ -134,7 +134,12 @@ class _Recording:
         todo: list[tuple[int, range]],
         epochs: int,
     ) -> None:
-        self._recipe, self._outputs, self._classes, self._epochs = recipe, outputs, splits.classes, epochs
+        self._recipe, self._outputs, self._classes, self._epochs = (
+            recipe,
+            outputs,
+            outputs.key["classes"],
+            epochs,
+        )
         self._accelerator = accelerator_on(recipe.device)
         self._device, split = self._accelerator.device, splits.train
         # A token's logits take what an image's do, and a sample has many.
@@ -264,6 +269,9 @@ def _positions(split: data.Split) -> tuple[int, int]:
 
 def _check(recipe: Recipe, inputs: RunInputs) -> None:
     setup.check_compatible(inputs)
+    if recipe.outputs_top is not None and inputs.splits.task == "embedding":
+        expected = "null with data.embedding, of which no number may be left out"
+        raise RecipeError("outputs_top", expected, recipe.outputs_top, "type outputs_top=null")
     setup.check_teacher_outputs(recipe, inputs, setup.probe_inputs(recipe, inputs))
 
 

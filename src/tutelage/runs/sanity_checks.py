@@ -50,7 +50,8 @@ def before_training(recipe: Recipe, objectives: Sequence[Objective], teacher: Te
         if teacher is not None:
             yield from _of_exponents(objective, teacher)
     if teacher is not None and any(objective.needs.teacher for objective in objectives):
-        yield from of_answers("teacher", teacher)
+        if not any(objective.needs.embeddings for objective in objectives):
+            yield from of_answers("teacher", teacher)
         if len(teacher) > 1 and not recipe.weak_teacher and bool((teacher == teacher[0]).all()):
             got, instead = "the same for every sample", "name a teacher that is trained, and check its input's size"
             yield message("teacher", "answers that differ from sample to sample", got, instead)
@@ -76,7 +77,11 @@ def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
     Fewer labels than classes lack some by necessity, which is not told.
     """
     labels = splits.train.labels
-    if splits.train.per_token or all(objective.needs.labels == "none" for objective in objectives):
+    if (
+        splits.train.per_token
+        or splits.task == "embedding"
+        or all(objective.needs.labels == "none" for objective in objectives)
+    ):
         return
     if labels.is_floating_point():
         counts = (labels > 0).sum(0)

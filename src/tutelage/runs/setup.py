@@ -26,7 +26,7 @@ from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs import sanity_checks
 from tutelage.runs.manifest import without_paths
-from tutelage.runs.networks import check_classes, create_student, create_teacher, create_untrained
+from tutelage.runs.networks import check_classes, check_width, create_student, create_teacher, create_untrained
 from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
@@ -163,6 +163,7 @@ def check_compatible(run_inputs: RunInputs) -> None:
             raise RecipeError(f"{role} {network.card.name}", "finite weights", weight, instead)
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
+        _check_task(objective, splits)
         unlabelled = not soft and not splits.train.per_token and not (labels != UNLABELLED).any()
         if needs.labels != "none" and unlabelled:
             expected = f"labels for the supervised objective {name}"
@@ -185,8 +186,28 @@ def check_compatible(run_inputs: RunInputs) -> None:
                     taps.batch_norm(teacher, tap)
         except InvalidValueError as error:
             raise RecipeError.of([error.within(f"objective {name}")]) from None
-    if teacher is not None:
+    if teacher is not None and splits.task == "embedding":
+        check_width(teacher, splits, run_inputs.objectives)
+    elif teacher is not None:
         check_classes(teacher, splits)
+
+
+def _check_task(objective: Objective, splits: data.Splits) -> None:
+    """Refuse an objective of classes where networks answer with embeddings, or one of embeddings elsewhere."""
+    what, known = f"objective {objective.name}", "cosine, embedding_mse or in_batch_similarity"
+    needs = [part.term.needs for part, _ in objective.parts]
+    if splits.task != "embedding":
+        if any(each.embeddings for each in needs):
+            expected = "data.embedding, the width of the vectors that it compares"
+            instead = "type data.embedding=<width>, or an objective of logits or of features"
+            raise RecipeError(what, expected, f"data of {splits.classes} classes", instead)
+        return
+    for each in needs:
+        of_features = each.student_taps or each.projections
+        if each.labels != "none" or each.teacher_head or not (each.embeddings or of_features):
+            expected = "one of embeddings with data.embedding, such as " + known
+            got = "one that reads labels" if each.labels != "none" else "one that reads logits of classes"
+            raise RecipeError(what, expected, got, "type one of those, or data.embedding=null to classify")
 
 
 def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
@@ -243,10 +264,15 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs 
         teacher.to(device),
         f"teacher {teacher.card.name}",
         map_views(lambda view: view.to(device), inputs_for(teacher, inputs, "teacher")),
-        classes=run_inputs.splits.classes,
+        classes=width_of(teacher, run_inputs.splits),
         settings=recipe.fits()[0].settings,
         instead="name a teacher that was trained on these classes",
     )
+
+
+def width_of(network: Classifier, splits: data.Splits) -> int:
+    """Return the size of the last axis of a network's outputs: the data's classes, or the width of its embedding."""
+    return network.card.classes if splits.task == "embedding" else splits.classes
 
 
 def trial_device(recipe: Recipe, who: str) -> torch.device:
@@ -465,7 +491,7 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         "views": {name: value for name, value in asdict(recipe.data).items() if name not in VIEW_IRRELEVANT},
         "data_seed": recipe.data_seed,
         "precision": recipe.precision,
-        "classes": splits.classes,
+        "classes": width_of(teacher, splits),
     }
     if teacher.outputs is not None:
         key["teacher"]["classes"] = teacher.outputs.tolist()
@@ -533,6 +559,8 @@ def evaluate_network(
 
 def measure_of(splits: data.Splits) -> records.Measure:
     """Return what networks are judged by on the test set."""
+    if splits.task == "embedding" and not bool((splits.test.labels != UNLABELLED).any()):
+        return records.COSINE
     if splits.task != "classes":
         return metrics.MEASURES[splits.task]
     return records.ACCURACY if splits.test.text_bytes is None else records.PERPLEXITY

@@ -67,6 +67,9 @@ class DataSettings:
     """Label column of an ``hf:`` or ``parquet:`` source; unset uses the only class-label column. In ``webdataset:`` the
     extension of a text, by default ``cls``, or ``json.<key>`` for a key in a sample's JSON. In ``jsonl:`` and ``csv:``
     the key or column of class names or numbers, by default ``label``."""
+    embedding: Whole | None = None
+    """Width of a vector with which networks answer in place of classes, in [1, 65536]. Labels, if the source has some,
+    are read by no objective: recall is measured by them. Unset classifies."""
     text: str | None = None
     """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images."""
     prompt: str | None = None
@@ -190,6 +193,12 @@ def check(settings: DataSettings) -> DataSettings:
     rows = [
         ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
         ("labelled", s.labelled is None or 0 <= s.labelled <= LARGEST_COUNT, per_class, "null"),
+        (
+            "embedding",
+            s.embedding is None or 1 <= s.embedding <= 65536,
+            "a width in [1, 65536], or null to classify",
+            "384",
+        ),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
         (
             "shuffle_buffer",
@@ -255,8 +264,25 @@ def check(settings: DataSettings) -> DataSettings:
         below = f"a border below data.size, {s.size} pixels"
         instead = f"type data.crop_padding={s.size // 8}"
         errors = [InvalidValueError("data.crop_padding", below, s.crop_padding, instead)]
-    raise_all(errors or _contradictions(s))
+    raise_all(errors or _contradictions(s) or _wrong_with_embedding(s))
     return settings
+
+
+def _wrong_with_embedding(s: DataSettings) -> list[InvalidValueError]:
+    """Return the settings that do not go with embeddings."""
+    if s.embedding is None:
+        return []
+    rows = [
+        ("embedding", s.per_token, "null for a language model, which predicts tokens", "null"),
+        ("labelled", s.labelled is not None, "null with data.embedding, as no objective reads labels", "null"),
+        ("mixup", s.mixup > 0, "0 with data.embedding", "0"),
+        ("cutmix", s.cutmix > 0, "0 with data.embedding", "0"),
+    ]
+    return [
+        InvalidValueError(f"data.{name}", expected, _typed(getattr(s, name)), f"type data.{name}={value}")
+        for name, wrong, expected, value in rows
+        if wrong
+    ]
 
 
 def _contradictions(s: DataSettings) -> list[InvalidValueError]:

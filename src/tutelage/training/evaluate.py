@@ -368,21 +368,14 @@ def evaluate(
 
     # An error in one process alone ends it at once: the others of a sharded network wait for its parameters.
     parts = gathered_objects(part()) if is_sharded(network) else of_all(part)
-    evaluation = _joined(parts, network, who, has_teacher=teacher is not None, gamma=gamma)
+    of_classes = metric is None or metric.of_classes
+    evaluation = _joined(parts, network, who, has_teacher=of_classes and teacher is not None, gamma=gamma)
     if metric is None:
         return replace(evaluation, text_bytes=text_bytes)
     folded = cast(TaskMeasures, metric.end([part.folded for part in parts if part.folded is not None]))
     if metric.of_classes:
         return replace(evaluation, folded=folded)
-    return replace(
-        evaluation,
-        folded=folded,
-        of_classes=False,
-        agreeing=None,
-        entropy=None,
-        kl_to_target=None,
-        kl_to_teacher=None,
-    )
+    return replace(evaluation, folded=folded, of_classes=False, entropy=None)
 
 
 def counted_rows(values: Tensor, batch: Batch) -> Tensor:
@@ -430,7 +423,7 @@ def _add(
     if metric is not None:
         part.folded = metric.fold(part.folded, number, logits, labels, teacher)
         if not metric.of_classes:
-            labels = torch.full_like(labels, UNLABELLED)
+            labels, teacher = torch.full_like(labels, UNLABELLED), None
     known, classes, entropy = labels != UNLABELLED, logits.shape[-1], targets.shannon_entropy(log_q)
     confidence, predicted = log_q.exp().max(-1)
     right, labelled, confidence = (predicted == labels)[known], labels[known], confidence[known]

@@ -83,8 +83,11 @@ def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | T
     assert not isinstance(unlabelled, Texts)
     dtypes = {name: str(getattr(feature, "dtype", None)) for name, feature in splits["train"].features.items()}
     image = _column(splits["train"], "image", Image, settings.image)
-    label = _column(splits["train"], "label", ClassLabel, settings.label, dtypes=dtypes)
-    names, labels = _labels(halves, label)
+    if _without_labels(splits["train"], settings):
+        names: list[str] = []
+        labels = {n: np.full(len(rows), UNLABELLED, np.int64) for n, rows in halves.items()}
+    else:
+        names, labels = _labels(halves, _column(splits["train"], "label", ClassLabel, settings.label, dtypes=dtypes))
 
     @functools.cache
     def files() -> bytes:
@@ -96,6 +99,14 @@ def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | T
     ]
     description = Description(class_names=names, settings=settings, source=shown, notes=notes, unlabelled=unlabelled)
     return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
+
+
+def _without_labels(rows: Any, settings: DataSettings) -> bool:
+    """Whether embeddings are learned, for which a source need not have a column of labels, and none is meant."""
+    from datasets import ClassLabel
+
+    columns = [feature for feature in rows.features.values() if isinstance(feature, ClassLabel)]
+    return settings.embedding is not None and settings.label is None and len(columns) != 1
 
 
 def _reader(rows: Any, image: str, split: str) -> HubReader:
@@ -147,7 +158,7 @@ def _texts(
     features, tokenizer = halves["train"].features, open_tokenizer(settings)
     keys = [key for key in ("text", "prompt", "completion", "messages") if getattr(settings, key) is not None]
     label = None if settings.per_token else settings.label
-    if label is None and not settings.per_token:
+    if label is None and not settings.per_token and not _without_labels(halves["train"], settings):
         label = _column(halves["train"], "label", ClassLabel, None, dtypes={n: str(f) for n, f in features.items()})
     for key, column in [*((key, getattr(settings, key)) for key in keys), *([("label", label)] if label else [])]:
         lacking = [name for name, rows in halves.items() if column not in rows.features]

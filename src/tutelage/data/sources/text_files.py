@@ -48,7 +48,7 @@ def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None
         ValueError: a file is too large, no UTF-8 or damaged, or its columns or labels do not fit.
     """
     tokenizer = open_tokenizer(settings)
-    label = None if settings.per_token else settings.label or "label"
+    label = settings.label if settings.per_token or settings.embedding is not None else settings.label or "label"
 
     def read(what: str, typed: str) -> Texts:
         file = text_file(kind, typed, what=what)
