@@ -97,6 +97,7 @@ class DistillationTrainer(Trainer):
             self._named = None if self._adapter.keywords else _parameters(_inner(teacher)) - set(self.label_names)
             keys += self._named or (self._adapter.keywords or {}).values()
         self._not_students = set(keys) - _parameters(student)
+        self._reads_decoded = getattr(getattr(student, "config", None), "is_encoder_decoder", False)
         self._step: tuple[Tensor, Totals] | None = None
         self._term_sums: Tensor | None = None
         self._terms_from = 0  # number of steps before those
@@ -145,6 +146,9 @@ class DistillationTrainer(Trainer):
             return super().compute_loss(model, given, return_outputs, number)
         batch = self._batch(inputs)
         given.pop(self.label_key or "", None)
+        if self._reads_decoded and "decoder_input_ids" not in given:
+            instead = "type data_collator=DataCollatorForSeq2Seq(tokenizer, model=model)"
+            raise InvalidValueError("decoder_input_ids", "those of an encoder-decoder", "none", instead)
         outputs = model(**given)
         logits = _logits_of(outputs)
         taught = None if self.teacher is None else self._taught(inputs, batch)
@@ -263,11 +267,6 @@ class DistillationTrainer(Trainer):
             expected = "1 for an objective that couples a batch's samples"
             instead = "its value would change with the micro-batches: type gradient_accumulation_steps=1"
             raise InvalidValueError("gradient_accumulation_steps", expected, args.gradient_accumulation_steps, instead)
-        if args.per_device_train_batch_size < needs.min_batch:
-            expected = f"at least {needs.min_batch} for {objective.name}"
-            instead = f"type per_device_train_batch_size={needs.min_batch}"
-            got = args.per_device_train_batch_size
-            raise InvalidValueError("per_device_train_batch_size", expected, got, instead)
         if len(self.label_names) > 1 or (needs.labels != "none" and not self.label_names):
             instead = 'type TrainingArguments(label_names=["labels"])'
             raise InvalidValueError("label_names", "one name", self.label_names, instead)
@@ -313,9 +312,10 @@ def _unfit(objective: Objective, what: str) -> InvalidValueError:
 
 
 def _inner(network: nn.Module) -> nn.Module:
-    """Return the network that a peft model or an adapter calls, whose ``forward`` names what is read."""
+    """Return the network that an adapter, a compiled or a peft model calls, whose ``forward`` names what is read."""
     if isinstance(network, Adapter):
         network = network.network
+    network = getattr(network, "_orig_mod", network)
     base = getattr(network, "get_base_model", None)
     return cast(nn.Module, base()) if callable(base) else network
 
