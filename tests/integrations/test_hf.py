@@ -2,12 +2,13 @@
 
 import copy
 import gc
+import re
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tests._helpers import SHARED
+from tests._helpers import ROOT, SHARED
 from tests._helpers.processes import processes
 from torch import nn
 from torch.nn.utils.rnn import pad_sequence
@@ -15,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tutelage import Adapter, losses, objectives
 from tutelage.errors import TutelageError
 
-transformers = pytest.importorskip("transformers")
+tokenizers, transformers = pytest.importorskip("tokenizers"), pytest.importorskip("transformers")
 from tutelage.integrations.hf import DistillationTrainer  # noqa: E402
 
 NEWS = SHARED / "data" / "ag_news_small" / "data"
@@ -266,6 +267,32 @@ def test_a_teacher_reads_views_of_its_own(how, tmp_path):
     made = trainer(tmp_path, bert(0), rows, **given[how])
     made.train()
     assert sorted(bag.seen[0].tolist()) == sorted([k % 4, 8] for k in range(8))
+
+
+def words(*known):
+    """A tokenizer that knows some words."""
+    vocabulary = {word: k for k, word in enumerate(["[PAD]", "[UNK]", *known])}
+    made = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="[UNK]"))
+    made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=made, pad_token="[PAD]", unk_token="[UNK]")
+
+
+def test_the_page_pads_the_columns_of_two_tokenizers(tmp_path):
+    (block,) = re.findall(
+        r"^```python\n(def collate.*?)^trainer", (ROOT / "docs" / "hf_trainer.md").read_text(), re.M | re.S
+    )
+    page = {"tokenizer": words("a", "b"), "its_tokenizer": words("b")}
+    exec(block, page)
+    rows = [
+        {**page["tokenizer"](text), "teacher_input_ids": page["its_tokenizer"](text)["input_ids"], "labels": k}
+        for k, text in enumerate(["a b", "b a a b", "a"])
+    ]
+    batch = page["collate"]([dict(row) for row in rows])
+    assert batch["input_ids"].tolist() == [[2, 3, 0, 0], [3, 2, 2, 3], [2, 0, 0, 0]]
+    assert batch["teacher_input_ids"].tolist() == [[1, 2, 0, 0], [2, 1, 1, 2], [1, 0, 0, 0]]
+    assert batch["teacher_attention_mask"].tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    rest = {"teacher": bert(1), "teacher_inputs": page["keys"], "collator": page["collate"]}
+    trainer(tmp_path, bert(0), rows, **rest).train()
 
 
 def test_a_teacher_of_half_precision_teaches(tmp_path):

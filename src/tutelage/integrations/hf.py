@@ -15,7 +15,7 @@ from tutelage.config.schema import known_presets
 from tutelage.errors import InvalidTypeError, InvalidValueError, missing_extra, raise_all
 from tutelage.modules import FrozenTeacher, refuse_shared
 from tutelage.objectives import Objective
-from tutelage.objectives.bound import count
+from tutelage.objectives.bound import BoundObjective, count
 from tutelage.settings.objective import untyped_exponents
 from tutelage.training.distributed import summed
 from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Totals
@@ -84,7 +84,7 @@ class DistillationTrainer(Trainer):
         self.counted_key = counted
         self.next_token = _shifts_labels(student) if next_token is None else next_token
         self._check_fit(objective, student)
-        self.objective = objective.bind()
+        self.objective: BoundObjective = objective.bind()
         if next(itertools.chain(self.objective.parameters(), self.objective.buffers()), None) is not None:
             raise _unfit(objective, "weights or memory of its own")
         # num_items_in_batch is the loss's affair: without it, the mean over a micro-batch is divided by their number.
@@ -177,7 +177,7 @@ class DistillationTrainer(Trainer):
         # The columns that survive ``remove_unused_columns``: the teacher's too.
         if self._signature_columns is None:
             super()._set_signature_columns_if_needed()
-            self._signature_columns = [*cast(list[str], self._signature_columns), *sorted(self._not_students)]
+            cast(list[str], self._signature_columns).extend(sorted(self._not_students))
 
     def _adapted(self, teacher: nn.Module, keys: Sequence[str] | Mapping[str, str] | None) -> Adapter:
         """Return the teacher on the trainer's device, as a network that takes what it names."""
@@ -327,7 +327,7 @@ def _parameters(network: nn.Module) -> set[str]:
 
 def _shifts_labels(student: nn.Module) -> bool:
     """Whether a student's own loss takes a token's logits for those of the next one."""
-    loss = LOSS_MAPPING.get(getattr(student, "loss_type", None))
+    loss = LOSS_MAPPING.get(getattr(student, "loss_type", ""))
     return loss is ForCausalLMLoss and not getattr(getattr(student, "config", None), "is_encoder_decoder", False)
 
 
