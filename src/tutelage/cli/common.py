@@ -34,7 +34,9 @@ Overrides = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
-TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file: and export: models in a recipe; they run code.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Allow file: and export: models of a recipe, which run code.")
+]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 
 On = Annotated[

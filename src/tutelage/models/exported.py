@@ -16,7 +16,7 @@ from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 COLOURS = (1, 3)
-"""Numbers of channels that pictures have: a last axis of one of them where the second has another is a channels' axis."""
+"""Numbers of channels that pictures have: the last axis is the channels' where it alone has one of them."""
 
 
 class Port(NamedTuple):
@@ -192,7 +192,9 @@ def _output(name: str, outputs: Sequence[Port], typed: int | str | None) -> int:
     port = outputs[number]
     if port.dtype not in (torch.float16, torch.float32, torch.float64):
         instead = "type output=... for the logits, or export the network without argmax or labels at its end"
-        raise InvalidValueError("output", f"logits, floating point, of {name}", f"{port.name!r}, {_kind(port)}", instead)
+        raise InvalidValueError(
+            "output", f"logits, floating point, of {name}", f"{port.name!r}, {_kind(port)}", instead
+        )
     return number
 
 

@@ -155,8 +155,8 @@ def _with_statistics(spec: ModelSpec, mean: Sequence[float] | None, std: Sequenc
     if mean is not None and std is not None and not len(mean) == len(std) == card.channels:
         expected = f"a mean and a std for each of the {card.channels} channels of {card.name}"
         raise InvalidValueError("mean", expected, f"{len(mean)} and {len(std)}", "type as many")
-    statistics = {key: None if each is None else tuple(each) for key, each in (("mean", mean), ("std", std))}
-    return dataclasses.replace(spec, card=dataclasses.replace(card, **statistics))
+    means, deviations = (None if each is None else tuple(each) for each in (mean, std))
+    return dataclasses.replace(spec, card=dataclasses.replace(card, mean=means, std=deviations))
 
 
 def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:

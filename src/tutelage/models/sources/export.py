@@ -38,7 +38,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     file = names.exported_file(name, trust_code=request.trust_code)
     try:
         with _silent(), file.open("rb") as opened:
-            program: Any = torch.export.load(opened)  # type: ignore[arg-type]
+            program: Any = torch.export.load(opened)
     except Exception as error:  # whatever is in the file
         got = f"{path} of {file.stat().st_size} bytes ({reason_of(error)[:120]})"
         instead = f"fetch it again, or export it with torch {torch.__version__.partition('+')[0]}"

@@ -96,7 +96,9 @@ def _port(argument: Any) -> Port:
 
 def _reason(error: Exception) -> str:
     """Return what onnxruntime says, without the file, and the place in its own code, in front."""
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : |Load model from .* failed:|/\S+:\d+ .*\) (?=[A-Z])", "", one_line(error))
+    return re.sub(
+        r"^\[ONNXRuntimeError\] : \d+ : |Load model from .* failed:|/\S+:\d+ .*\) (?=[A-Z])", "", one_line(error)
+    )
 
 
 # The format of ONNX files: nested fields of Protocol Buffers. Large files keep tensors in other files beside them.
@@ -115,9 +117,12 @@ _INSIDE: dict[str, dict[int, str]] = {
 
 def _digest(file: Path) -> bytes:
     """Return the SHA-256 of an ONNX file; of the digests of all its files if there are others."""
-    with file.open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        with memoryview(content) as view:
-            others = sorted(set(_locations(view, "model")))
+    with (
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        others = sorted(set(_locations(view, "model")))
     digests = [digest_of(file), *(digest_of(file.parent / PurePath(other)) for other in others)]
     return hashlib.sha256(b"".join(digests)).digest() if others else digests[0]
 
