@@ -93,10 +93,12 @@ class Exported(nn.Module):
         Raises:
             RunError: if the file gives something else than a row of logits per sample.
         """
-        size = self._graph.most or max(1, len(inputs))
+        dtype = torch.promote_types(inputs.dtype, torch.float32)
+        if not len(inputs):
+            return inputs.new_empty(0, self._classes, dtype=dtype)
         with torch.autocast(inputs.device.type, enabled=False):
-            logits = torch.cat([self._part(part) for part in inputs.detach().split(size)])
-        return logits.to(inputs.device, torch.promote_types(inputs.dtype, torch.float32))
+            logits = torch.cat([self._part(part) for part in inputs.detach().split(self._graph.most or len(inputs))])
+        return logits.to(inputs.device, dtype)
 
     def _part(self, inputs: Tensor) -> Tensor:
         """Return the logits of as many samples as the file takes, or fewer."""
