@@ -111,7 +111,7 @@ def distill(
         name: of the run; by default the student's and the objective's.
         runs: the folder of all runs.
         reporter: shows the progress; by default nothing is shown.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
@@ -337,7 +337,7 @@ def compare(
         name: of the comparison; by default the student's and the objectives'.
         runs: the folder of all runs.
         reporter: shows the progress; by default nothing is shown.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
@@ -382,7 +382,7 @@ def predict(
         model: a run or its folder, a model's name, or a classifier.
         images: one or a sequence of: a path, a PIL image, or a uint8 array ``(height, width[, channels])``.
         best: a run's best weights instead of its last.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
 
     Returns:
         One prediction per image: the likeliest class, its name, and the probability that the classifier gives it.
@@ -419,7 +419,7 @@ def evaluate(
         precision: what the network is computed in.
         device: where to compute.
         channels_last: memory layout of convolutions.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
 
     Returns:
         ``accuracy`` and ``ece`` as fractions, ``loss`` and ``entropy`` in nats, of a language model ``perplexity`` and

@@ -26,7 +26,7 @@ def evaluate(
     typed = overrides or []
     trust = common.trusted(trust_code, typed, [model])
     recipe = recipes.to_evaluate(model, typed, best=best)
-    preflight.check_names(recipe, trust_code=trust)
+    preflight.check_names(recipe, trust_code=trust, evaluate=True)
     from tutelage import api
 
     evaluation, title = api.judge(recipe, recipe.student.name, trust_code=trust)

@@ -37,7 +37,7 @@ from tutelage.settings.fit import (
     Switch,
     Threads,
 )
-from tutelage.settings.numbers import LARGEST_COUNT, ShortFor, Whole
+from tutelage.settings.numbers import LARGEST_COUNT, SMALLEST, ShortFor, Whole
 from tutelage.settings.objective import (
     REQUIRED,
     SIGNATURES,
@@ -127,7 +127,7 @@ class _Section(BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
-ADDED = ("size", "config", "trained", "init", "classes")
+ADDED = ("size", "config", "trained", "init", "classes", "mean", "std", "output")
 """Keys of a network that recipes of older versions lack."""
 MADE = "teacher"
 """Name of a student that is made of its teacher."""
@@ -146,6 +146,32 @@ def _check_outputs(value: Any) -> Any:
         expected = "a list of the teacher's outputs, one for each class of the data, or null"
         instead = "type whole numbers >= 0, or the teacher's class names in quotes"
         raise InvalidValueError("classes", expected, messages.shown(value), instead)
+    return value
+
+
+def _check_statistics(key: str, value: Any, *, least: float) -> Any:
+    """Refuse what is no mean or deviation of values in [0, 1], such as one of values up to 255."""
+    entries = value if isinstance(value, list | tuple) else [None]
+    if value is not None and not all(
+        isinstance(entry, int | float) and not isinstance(entry, bool) and least <= entry <= 1
+        for entry in entries or [None]
+    ):
+        above = "above 0 and at most 1" if least else "in [0, 1]"
+        expected = f"a list of numbers {above}, one for each channel, or null"
+        instead = "divide them by 255 where white is 255, for example [0.485, 0.456, 0.406]"
+        raise InvalidValueError(key, expected, messages.shown(value), instead)
+    return value
+
+
+_check_mean = partial(_check_statistics, "mean", least=0.0)
+_check_std = partial(_check_statistics, "std", least=SMALLEST)
+
+
+def _check_output(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value is not None and not number and not (isinstance(value, str) and value):
+        expected = "the name or the number of an output, or null"
+        raise InvalidValueError("output", expected, messages.shown(value), "for example output=logits")
     return value
 
 
@@ -226,6 +252,11 @@ class Network(_Section):
         init: of a student alone, and in place of its name: what it is made of, its teacher; see `Init`.
         classes: of a teacher alone: its output for each class of the data, by number or by its class's name; none for
             all of them in order, or by the names of both where they say it.
+        mean: mean of each channel, where white is 1, of a network whose name has no statistics, such as of ``file:``,
+            ``onnx:`` and ``export:``; none feeds it values in [0, 1].
+        std: standard deviation of each channel, beside ``mean``.
+        output: of an ``onnx:`` or ``export:`` name whose file has several outputs: the one with the logits, by its name
+            or number.
     """
 
     name: str = Field(description="a model's name", examples=["cifar:resnet20"])
@@ -235,6 +266,9 @@ class Network(_Section):
     trained: TrainedField = "all"
     init: Init | None = None
     classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
+    mean: Annotated[tuple[float, ...] | None, BeforeValidator(_check_mean)] = None
+    std: Annotated[tuple[float, ...] | None, BeforeValidator(_check_std)] = None
+    output: Annotated[int | str | None, BeforeValidator(_check_output)] = None
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -242,13 +276,20 @@ class Network(_Section):
         """Name a student that is made of its teacher so, and refuse what would describe another one."""
         if not isinstance(value, Mapping) or value.get("init") is None:
             return value
-        taken = [key for key in ("weights", "config", "classes") if value.get(key) is not None]
+        taken = [key for key in ("weights", "config", "classes", "mean", "output") if value.get(key) is not None]
         taken += ["name"] * (value.get("name", MADE) != MADE)
         if taken:
             got = f"{taken[0]}={messages.shown(value[taken[0]])}"
             expected = "nothing beside init that describes the network, which is its teacher's"
             raise InvalidValueError("", expected, got, f"leave {taken[0]} out, or init")
         return {**value, "name": MADE}
+
+    @pydantic.model_validator(mode="after")
+    def _statistics(self) -> Network:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            got = f"{messages.shown(self.mean)} and {messages.shown(self.std)}"
+            raise InvalidValueError("", "a mean and a std for each channel, or neither", got, "give both")
+        return self
 
     @pydantic.model_serializer(mode="wrap")
     def _written(self, write: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:

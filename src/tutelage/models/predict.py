@@ -28,7 +28,7 @@ from tutelage.images import (
     pixels_of,
     rescale,
 )
-from tutelage.submodules import evaluation_mode
+from tutelage.submodules import device_of, evaluation_mode
 from tutelage.types import PADDING
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     sequence = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not sequence:
         return []
-    device = next(classifier.parameters()).device
+    device = device_of(classifier)
     with evaluation_mode(classifier):
         logits = classifier(torch.stack(_views(sequence, card)).to(device))
     return _predictions(logits, classifier, card, [_name(image, k) for k, image in enumerate(sequence)], "images")
@@ -124,7 +124,7 @@ def predict_text(classifier: nn.Module, card: Card, text: TextInput, texts: Any)
         raise InvalidValueError("predict", "a model with one class per text", f"{card.name}, one per token", instead)
     sequence = texts if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
     contents = [_content(each, k) for k, each in enumerate(sequence)]
-    device = next(classifier.parameters()).device
+    device = device_of(classifier)
     logits = [torch.empty(0, card.classes)]
     with evaluation_mode(classifier):
         for first in range(0, len(contents), AT_ONCE):

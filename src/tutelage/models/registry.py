@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,15 @@ from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.hf_calls import HubCall
 from tutelage.models.lora import Adapters, inject
-from tutelage.models.names import saved_student
-from tutelage.models.sources import cifar, file, hf, mlp, timm, torchvision
+from tutelage.models.names import EXPORTED, saved_student
+from tutelage.models.sources import cifar, export, file, hf, mlp, onnx, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec
 from tutelage.text import TextInput, tokenizer_of
 from tutelage.types import Task
 
-_MODULES = (cifar, mlp, timm, torchvision, hf, file)
+_MODULES = (cifar, mlp, timm, torchvision, hf, file, onnx, export)
 _SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {module.PREFIX: module.plan for module in _MODULES}
-_OF_IMAGES = frozenset(module.PREFIX for module in (cifar, mlp, timm, torchvision))
+_OF_IMAGES = frozenset(module.PREFIX for module in (cifar, mlp, timm, torchvision, onnx, export))
 
 
 def create(
@@ -41,6 +41,9 @@ def create(
     as_trained: Collection[str] = (),
     text: TextInput | None = None,
     config: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    output: int | str | None = None,
     trust_code: bool | frozenset[str] = False,
     task: Task | None = None,
 ) -> Classifier:
@@ -52,7 +55,8 @@ def create(
 
     Args:
         name: name such as ``cifar:resnet20``, ``mlp:64``, ``timm:arch[.tag]``, ``torchvision:arch[.WEIGHTS]``,
-            ``hf:org/name``, ``file:path.py:function``, or the path of a folder with a saved student.
+            ``hf:org/name``, ``file:path.py:function``, ``onnx:path.onnx``, ``export:path.pt2``, or the path of a folder
+            with a saved student.
         classes: number of classes; ``None`` for the model's own.
         channels: number of input channels; a saved student keeps its own.
         image_size: size ``(height, width)`` in pixels; ``None`` for the model's own.
@@ -63,7 +67,11 @@ def create(
             name's weights were trained with, if it fixes any. A checkpoint of ``weights`` says its classes alone.
         text: tokenizer and length of the texts that it reads; ``None`` for images. A saved student keeps its own.
         config: of an ``hf:type`` name, such as ``hf:bert``: configuration of the network, whose weights are random.
-        trust_code: whether ``file:`` names, which run code, are allowed: all of them, or only these.
+        mean: mean of each channel of images in [0, 1], of a network whose name has no statistics; their number is that
+            of its channels.
+        std: standard deviation of each, above 0.
+        output: of an ``onnx:`` or ``export:`` name whose file has several outputs: name or number of its logits.
+        trust_code: whether ``file:`` and ``export:`` names, which run code, are allowed: all of them, or only these.
         task: what it is to answer for a sample; ``None`` for one of several classes, or a saved student's own, which no
             other replaces.
 
@@ -88,10 +96,12 @@ def create(
         )
     request = ModelRequest(
         classes=classes,
-        channels=channels,
+        channels=channels if mean is None else len(mean),
         image_size=image_size,
         text=text,
         config=config,
+        mean=None if mean is None else tuple(mean),
+        output=output,
         trust_code=trust_code,
         task=task or "classes",
         tagged=weights is None,
@@ -100,14 +110,20 @@ def create(
     prefix, colon, _ = name.partition(":")
     if config is not None and prefix != hf.PREFIX:
         raise InvalidValueError("config", "none for a name that is not of hf:", name, "type hf:bert, or leave it out")
+    if output is not None and prefix not in EXPORTED:
+        expected = "none for a name that is not of onnx: or export:"
+        raise InvalidValueError("output", expected, name, "leave it out; tutelage.Adapter(network, output=...) has one")
     saved = None
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also advance the accelerators' generators, which are not forked
         torch.default_generator.manual_seed(seed)
         if colon and prefix in _SOURCES:
-            spec = _planned(name, request)
+            spec = _with_statistics(_planned(name, request), mean, std)
         else:
             saved = saved_student(name)
+            if mean is not None:
+                instead = "leave mean and std out"
+                raise InvalidValueError("mean", f"none for {name}, a run with its own", list(mean), instead)
             weights = saved / records.STUDENT if weights is None else Path(weights)
             records.require_whole(saved, records.CARD, *([weights.name] if weights.parent == saved else []))
             spec = _rebuilt(saved, request)
@@ -122,7 +138,7 @@ def create(
             raise InvalidValueError("model", expected, f"{saved.name}, which answers {card.task}", instead)
         classifier = _described(network, card, spec.call)
         of_classes = saved is None or classifier.card.task == "classes"
-        if task == "embedding" and "classes" in as_trained and of_classes and prefix != file.PREFIX:
+        if task == "embedding" and "classes" in as_trained and of_classes and prefix not in (file.PREFIX, *EXPORTED):
             classifier = _without_head(classifier)
     classifier.asked_size = image_size
     if saved is not None:
@@ -138,6 +154,22 @@ def _planned(name: str, request: ModelRequest) -> ModelSpec:
         instead = "name one of hf:, such as hf:bert with its config"
         raise InvalidValueError("model", "a network that reads texts, as the data are", f"{name}, of images", instead)
     return _SOURCES[prefix](path, request)
+
+
+def _with_statistics(spec: ModelSpec, mean: Sequence[float] | None, std: Sequence[float] | None) -> ModelSpec:
+    """Put statistics on the card of a network of images that has none."""
+    if mean is None and std is None:
+        return spec
+    card, typed = spec.card, None if mean is None else list(mean)
+    of_text = card.max_tokens is not None
+    if card.mean is not None or of_text:
+        whose = "a network of text" if of_text else "which has its own"
+        raise InvalidValueError("mean", f"none for {card.name}, {whose}", typed, "leave mean and std out")
+    if mean is not None and std is not None and not len(mean) == len(std) == card.channels:
+        expected = f"a mean and a std for each of the {card.channels} channels of {card.name}"
+        raise InvalidValueError("mean", expected, f"{len(mean)} and {len(std)}", "type as many")
+    means, deviations = (None if each is None else tuple(each) for each in (mean, std))
+    return dataclasses.replace(spec, card=dataclasses.replace(card, mean=means, std=deviations))
 
 
 def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:

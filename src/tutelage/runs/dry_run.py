@@ -176,7 +176,8 @@ def _input(splits: data.Splits) -> str:
 def _network(network: models.Classifier, shape: tuple[int, ...]) -> str:
     card = network.card
     count, weights = models.parameters(network), card.weights or "random"
-    facts = f"{card.name}: {count:,} parameters, {card.classes} classes, weights {weights}"
+    counted = f"{count:,} parameters, " if count else ""  # An ONNX file does not tell them.
+    facts = f"{card.name}: {counted}{card.classes} classes, weights {weights}"
     return "; ".join([facts, *describe_fit(network, shape)])
 
 

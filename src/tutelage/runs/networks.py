@@ -15,7 +15,7 @@ from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Card, Classifier
 from tutelage.models.lora import Adapters
 from tutelage.objectives import Objective
-from tutelage.runs.preflight import require_teacher
+from tutelage.runs.preflight import require_teacher, require_trainable
 
 SHOWN = 3
 """Number of class names, or of outputs, in a message."""
@@ -34,10 +34,11 @@ def create_student(
 
     One that is made of its ``teacher`` has that one's size.
     """
+    require_trainable(network, view)
     typed = _typed_size(network, splits, view)
     reads = _reads(splits, view, typed)
     if network.init is None:
-        student = _named(network, splits, seed=seed, trust_code=trust_code, **reads)
+        student = _named(network, splits, view, seed=seed, trust_code=trust_code, **reads)
     else:
         source = require_teacher(teacher, "of which student.init makes the student")
         layers, width = network.init.layers, network.init.width
@@ -64,16 +65,13 @@ def create_student(
     return _with_entrance(student, splits, view)
 
 
-def _named(network: Network, splits: data.Splits, **arguments: Any) -> Classifier:
+def _named(network: Network, splits: data.Splits, view: str, **arguments: Any) -> Classifier:
     """Make a network by its name, for the data's classes."""
-    return models.create(
-        network.name,
-        weights=network.weights,
-        config=network.config,
-        classes=splits.outputs,
-        task=splits.task,
-        **arguments,
-    )
+    keys = {key: getattr(network, key) for key in ("weights", "config", "mean", "std", "output")}
+    try:
+        return models.create(network.name, classes=splits.outputs, task=splits.task, **keys, **arguments)
+    except InvalidValueError as error:
+        raise error.renamed(lambda what: f"{view}.{what}" if what in ("mean", "output") else what) from error
 
 
 @contextmanager
@@ -123,7 +121,7 @@ def create_as_trained(
     typed = _typed_size(network, splits, view)
     as_trained = ("classes", "channels") if typed else ("classes", "channels", "image_size")
     reads = _reads(splits, view, typed)
-    trained = _named(network, splits, seed=seed, trust_code=trust_code, as_trained=as_trained, **reads)
+    trained = _named(network, splits, view, seed=seed, trust_code=trust_code, as_trained=as_trained, **reads)
     return _with_entrance(trained, splits, view, stretched=typed is not None)
 
 

@@ -30,6 +30,7 @@ from tutelage.runs.networks import check_classes, check_width, create_student, c
 from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
+from tutelage.submodules import device_of
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.activations import checkpointed_blocks
 from tutelage.training.distributed import accelerator_on, by_all, cast_module, dealt, once_a_node, one_a_node_first
@@ -411,7 +412,7 @@ def _teacher_outputs(
     Outputs are computed in float32, whatever the run's precision is; several processes share the batches, and all get
     what is read of each.
     """
-    frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
+    frozen, device = FrozenTeacher(teacher, taps), device_of(teacher)
 
     def outputs_of(requests: Sequence[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], T]]:
         for index, inputs in split.stream(requests):

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from tutelage import records
 from tutelage.config.schema import Network, Recipe, known_presets
 from tutelage.errors import RecipeError, raise_all
+from tutelage.models.names import RUNS_CODE
 from tutelage.runs import manifest, preflight, resume
 from tutelage.runs.run import finished
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
@@ -154,7 +155,8 @@ def check_names(request: StudyRequest) -> None:
         networks = [
             (f"pairs.{name}.{key}", Network(name=network.name))
             for key, network in preflight.networks_of(pair.student, pair.teacher)
-            if "/" not in network.name and not network.name.startswith("file:")  # a finished run needs no path any more
+            if "/" not in network.name
+            and not network.name.startswith(RUNS_CODE)  # a finished run needs no path any more
         ]
         errors.append(list(preflight.network_errors(networks)))
     wrong = [error for each in errors for error in each] if all(errors) else []
