@@ -157,7 +157,8 @@ class CompletionSampler:
         device = self._device
         # In the network's own precision: rounding is not what this is about.
         with evaluation_mode(self.network), torch.no_grad(), torch.autocast(device.type, enabled=False):
-            texts = torch.arange(2 * _PROBED, device=device).reshape(2, _PROBED)[:, : self.max_tokens] % 2
+            places = torch.arange(2 * _PROBED, device=device).reshape(2, _PROBED)[:, : self.max_tokens]
+            texts = (places % 3 == 1).long()  # of the two tokens that any vocabulary has
             self._require_causal(texts)
             self._cached = self._has_exact_cache(texts)
 
