@@ -131,7 +131,7 @@ class Next(nn.Module):
     [({}, [1, 2, 3, 0, 1]), ({"end": 2}, [1]), ({"new_tokens": 3}, [1, 2, 3]), ({"max_tokens": 4}, [1, 2, 3, 0])],
 )
 def test_a_text_ends_at_its_end_or_at_most_so_long(changes, inputs):
-    batch = Batch(torch.tensor([0]), torch.tensor([[1, 1]]), torch.tensor([[-100, 1]]), View(0, 0))
+    batch = Batch(torch.tensor([0]), torch.ones(1, 9).long(), torch.ones(1, 9).long(), View(0, 0))
     settings = {"share": 1, "new_tokens": 5, "max_tokens": 16, "end": None, **changes}
     sample = CompletionSampler(Next(), torch.tensor([1]), **settings)
     after = sample(batch)

@@ -110,7 +110,8 @@ class CompletionSampler:
         )
         # A text's last token is a target alone, and each target stands in the place of the token before it.
         before_last = places < ends[:, None] - 1
-        ids[chosen] = nn.functional.pad(texts, (0, 1), value=PADDING)[:, :width].where(before_last, PADDING)
+        texts = nn.functional.pad(texts, (0, max(0, width - texts.shape[1])))[:, :width]
+        ids[chosen] = texts.where(before_last, PADDING)
         labels[chosen] = UNLABELLED
         counted[chosen] = before_last & (places >= begins[:, None] - 1)
         longest = int((ids != PADDING).any(0).nonzero().max()) + 1

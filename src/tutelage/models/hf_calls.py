@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -103,12 +103,12 @@ class CachedCall:
     def __init__(self, network: nn.Module, call: HubCall) -> None:
         from transformers import DynamicCache
 
-        taken = inspect.signature(network.forward).parameters
+        taken, config = inspect.signature(network.forward).parameters, cast(Any, network).config
         names = [name for name in ("cache", "past_key_values") if name in taken]  # of newer versions, of older ones
         if not names:
             raise ValueError("a network without a cache")
         self._network, self._call = network, call
-        self._arguments: dict[str, Any] = {names[0]: DynamicCache(config=network.config), "use_cache": True}
+        self._arguments: dict[str, Any] = {names[0]: DynamicCache(config=config), "use_cache": True}
         if "logits_to_keep" in taken:
             self._arguments["logits_to_keep"] = 1
         self._takes_places = "position_ids" in taken
