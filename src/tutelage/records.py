@@ -65,6 +65,8 @@ class TrainMeans(TypedDict):
     agreement: float | None
     """Fraction of samples on which student and teacher predict the same class; none without a teacher in the step."""
     samples: int
+    unlabelled: NotRequired[int]
+    """Counted positions without a label, as what a student wrote itself; only where there are some beside others."""
 
 
 class TaskMeasures(TypedDict):

@@ -29,6 +29,7 @@ from tutelage.settings.fit import (
     Fit,
     FitSettings,
     LossForm,
+    OnPolicy,
     Optimizer,
     Positive,
     Precision,
@@ -121,6 +122,7 @@ ObjectiveField = Annotated[
 ]
 OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.name), ShortFor("name")]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
+OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
 
 
 class _Section(BaseModel):
@@ -335,6 +337,7 @@ class Stage(_Section):
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
     clip: Positive | None = None
+    on_policy: OnPolicyField | None = None
 
 
 class Training(_Section):
@@ -393,8 +396,9 @@ class Recipe(_Section):
             error of ``U_gamma``, at an exponent of the recipe's, is larger; none is 0.01, and 0.25 for tokens.
         objective: a preset, or a list of them with scales.
         batch_size: samples per optimizer step, over all micro-batches and processes.
+        on_policy: samples whose completion the student writes itself, a share or a mapping; none for none.
         seed: of the initialisation and of dropout.
-        data_seed: of order and augmentation.
+        data_seed: of order and augmentation, and of what the student writes.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, a GPU by its number.
         threads: of the CPU; none for torch's own choice. Exact resume needs the same number.
         deterministic: ask torch for deterministic algorithms; exact resume on CUDA needs it.
@@ -442,6 +446,7 @@ class Recipe(_Section):
     checkpoint_activations: bool = FitSettings.checkpoint_activations
     sync_bn: Switch = FitSettings.sync_bn
     shard: Shard = FitSettings.shard
+    on_policy: OnPolicyField | None = None
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] | Annotated[str, Field(pattern=DEVICE)] = Field(
@@ -464,7 +469,17 @@ class Recipe(_Section):
         settings = {field.name: keys[field.name] for field in fields(FitSettings)}
         if settings["precision"] == "auto":  # not resolved yet
             settings["precision"] = "fp32"
-        return Fit(objective=keys["objective"], settings=FitSettings(**settings), batch_size=keys["batch_size"])
+        on_policy: OnPolicy | None = keys["on_policy"]
+        if on_policy is not None and not on_policy.share:
+            on_policy = None
+        if on_policy is not None:  # Texts of any length fit no graph, and a replay would run beside the sampling.
+            settings["graphs"] = False
+        return Fit(
+            objective=keys["objective"],
+            settings=FitSettings(**settings),
+            batch_size=keys["batch_size"],
+            on_policy=on_policy,
+        )
 
     def training(self, name: str) -> Recipe | None:
         """Return the recipe of the teacher that is to be trained first; none where there is no such."""
@@ -487,6 +502,7 @@ class Recipe(_Section):
             "teacher": None,
             "outputs": None,
             "objective": _CROSS_ENTROPY,
+            "on_policy": None,
             "stages": (),
         }
         inherited = {name: getattr(self, name) for name in Recipe.model_fields}
@@ -612,9 +628,35 @@ def parse(
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
     if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
-    if errors := list(_of_served(recipe)):
+    if errors := [*_of_served(recipe), *_of_on_policy(recipe)]:
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
     return recipe
+
+
+def _of_on_policy(recipe: Recipe) -> Iterator[InvalidValueError]:
+    """Yield what does not go together with completions that the student writes."""
+    if not any(fit.on_policy for fit in recipe.fits()):
+        return
+    off, data = "or leave on_policy out", recipe.data
+    if not (data.prompt or data.messages):
+        expected = "data.prompt and data.completion, or data.messages: prompts that the student continues"
+        got = "packed texts" if data.pack else "texts with a class" if data.is_text else "no texts"
+        yield InvalidValueError("on_policy", expected, got, f"name such columns, {off}")
+    if recipe.teacher is None:
+        expected = "a teacher that judges what the student writes"
+        yield InvalidValueError("on_policy", expected, "none", f"add teacher=..., {off}")
+    if isinstance(recipe.teacher, Network) and recipe.teacher.served:
+        expected = "a teacher that reads what the student writes"
+        yield InvalidValueError("on_policy", expected, "a served one, of known answers", f"name a network, {off}")
+    if recipe.outputs is not None:
+        expected = "null with on_policy, as nobody knows beforehand what the student writes"
+        yield InvalidValueError("outputs", expected, repr(recipe.outputs), f"type outputs=null, {off}")
+    if recipe.shard in ("student", "both"):
+        expected = "none or teacher with on_policy, as the student samples on each device alone"
+        yield InvalidValueError("shard", expected, repr(recipe.shard), f"type shard=none, {off}")
+    if recipe.graphs is True:
+        expected = "auto or false with on_policy, whose batches differ in length"
+        yield InvalidValueError("graphs", expected, "true", f"type graphs=false, {off}")
 
 
 def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:

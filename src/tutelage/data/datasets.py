@@ -94,6 +94,8 @@ class Split(ABC):
         text_bytes: length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted.
         unlabelled: which samples come from a source without labels, or ``None``.
         served: what a served teacher answered for the samples, or ``None``.
+        prompts: number of each text's tokens before the last part that is learned, ``(len,)``, at least 1; ``None``
+            without such parts.
     """
 
     labels: Tensor
@@ -109,6 +111,7 @@ class Split(ABC):
     text_bytes: int | None = None
     unlabelled: UnlabelledSamples | None = None
     served: Served | None = None
+    prompts: NDArray[np.int64] | None = None
 
     @property
     def per_token(self) -> bool:

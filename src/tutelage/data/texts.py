@@ -309,18 +309,20 @@ def _end_of(tokenizer: Tokenizer, why: str) -> int:
 
 def _predicted(part: Texts, tokenizer: Tokenizer, settings: DataSettings, *, source: str, learned: bool) -> TokenSplit:
     """Return a split of a language model, which predicts each next token, with a served teacher's answers if any."""
-    served = None
+    served = prompts = None
     if settings.pack is not None:
         rows, counted, size = _packed(part.values, tokenizer, settings.pack)
     else:
-        rows, counted, size, answers = _continued(part, tokenizer, settings)
+        rows, counted, size, answers, prompts = _continued(part, tokenizer, settings)
         if learned and part.answers:
             served = served_of(answers, classes=tokenizer.size, source=f"{source}, column {settings.top_logprobs}")
     if not len(rows.starts):
         instead = "add texts, or type a larger data.max_tokens"
         raise InvalidValueError("data.source", "at least 2 tokens, of which one is predicted", "fewer", instead)
     labels = torch.full((len(rows.starts), 0), UNLABELLED)
-    return TokenSplit(labels=labels, rows={"": rows}, targets_counted=counted, text_bytes=size, served=served)
+    return TokenSplit(
+        labels=labels, rows={"": rows}, targets_counted=counted, text_bytes=size, served=served, prompts=prompts
+    )
 
 
 def _packed(values: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[TokenRows, NDArray[np.bool_], int]:
@@ -339,22 +341,25 @@ def _packed(values: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[T
 
 def _continued(
     part: Texts, tokenizer: Tokenizer, settings: DataSettings
-) -> tuple[TokenRows, NDArray[np.bool_], int, list[Answers]]:
+) -> tuple[TokenRows, NDArray[np.bool_], int, list[Answers], NDArray[np.int64]]:
     """Encode samples of which a part is to be learned; those of which nothing is left are left out.
 
     Returns:
-        Rows; which tokens are counted as targets; the length in UTF-8 of those; a served teacher's answers for them.
+        Rows; which tokens are counted as targets; the length in UTF-8 of those; a served teacher's answers for them;
+        the number of each row's tokens before the last part that is learned.
     """
     with_end = settings.prompt is not None  # A chat template writes the ends of turns itself.
     end = _end_of(tokenizer, "which ends a completion") if with_end else None
-    samples, counts, size, answers = [], [], 0, []
+    samples, counts, size, answers, prompts = [], [], 0, [], []
     located = tokenizer.locate(part.values, special=with_end)
     answered: Sequence[Answers | None] = part.answers or [None] * len(part.values)
     for text, spans, given, (ids, places) in zip(part.values, part.spans, answered, located, strict=True):
         starts, ends = np.array(places, np.int64).reshape(-1, 2).T
-        counted = np.zeros(len(ids), np.bool_)
+        counted, begins = np.zeros(len(ids), np.bool_), []
         for first, last in spans:
-            counted |= (starts < last) & (ends > first)
+            inside = (starts < last) & (ends > first)
+            counted |= inside
+            begins += np.flatnonzero(inside)[:1].tolist()
         sizes = _sizes(text, ends)
         if end is not None:
             if not ids or ids[-1] != end:
@@ -368,8 +373,11 @@ def _continued(
             counts.append(counted)
             size += int(sizes[: len(counted)][counted].sum())
             answers += [given.first(int(counted.sum()))] if given else []
+            # A part may have no tokens but the end, or be cut off.
+            known = [begin for begin in begins if begin < len(counted)] or [int(np.argmax(counted))]
+            prompts.append(max(1, known[-1]))
     rows = _in_turn(samples, [len(ids) - 1 for ids in samples], tokenizer)
-    return rows, np.concatenate([np.empty(0, np.bool_), *counts]), size, answers
+    return rows, np.concatenate([np.empty(0, np.bool_), *counts]), size, answers, np.array(prompts, np.int64)
 
 
 def _sizes(text: str, ends: NDArray[np.int64]) -> NDArray[np.int64]:

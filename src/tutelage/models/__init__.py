@@ -9,6 +9,7 @@ from tutelage.lazy import forward
 if TYPE_CHECKING:
     from tutelage.models.card import Card as Card
     from tutelage.models.classifier import Classifier as Classifier
+    from tutelage.models.generate import CompletionSampler as CompletionSampler
     from tutelage.models.io import fingerprint as fingerprint
     from tutelage.models.io import frozen_fingerprint as frozen_fingerprint
     from tutelage.models.io import load as load
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 _MODULES = {
     "Card": ".card",
     "Classifier": ".classifier",
+    "CompletionSampler": ".generate",
     "available": ".names",
     "from_teacher": ".subnetwork",
     **dict.fromkeys(("adopt", "create"), ".registry"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from tutelage import records
@@ -83,3 +85,52 @@ class HubCall:
             }
             files[INDEX] = json.dumps(index, indent=1) + "\n"
         return files if self.text is None else files | self.text.tokenizer.files()
+
+
+class CachedCall:
+    """Calls of a language model on texts that grow by a token from call to call: earlier tokens are not computed again.
+
+    The first texts are padded in front, so that each one's tokens are in a row, whatever the others' lengths.
+
+    Args:
+        network: language model of the library.
+        call: how it is called.
+
+    Raises:
+        ValueError: if it has no argument for a cache.
+    """
+
+    def __init__(self, network: nn.Module, call: HubCall) -> None:
+        from transformers import DynamicCache
+
+        taken, config = inspect.signature(network.forward).parameters, cast(Any, network).config
+        names = [name for name in ("cache", "past_key_values") if name in taken]  # of newer versions, of older ones
+        if not names:
+            raise ValueError("a network without a cache")
+        self._network, self._call = network, call
+        self._arguments: dict[str, Any] = {names[0]: DynamicCache(config=config), "use_cache": True}
+        if "logits_to_keep" in taken:
+            self._arguments["logits_to_keep"] = 1
+        self._takes_places = "position_ids" in taken
+        self._mask: Tensor | None = None
+
+    def __call__(self, texts: Tensor, lengths: Tensor, grown: Tensor) -> Tensor:
+        """Return the logits of each text's next token, ``(batch, classes)``.
+
+        Args:
+            texts: ids ``(batch, width)`` int64.
+            lengths: number of each text's tokens, ``(batch,)``, at least 1.
+            grown: whether a text has one more than at the call before, ``(batch,)`` bool; others' logits mean nothing.
+        """
+        if self._mask is None:
+            columns = torch.arange(int(lengths.max()), device=texts.device) - (lengths.max() - lengths)[:, None]
+            self._mask = (columns >= 0).long()
+            ids, places = texts.gather(1, columns.clamp(min=0)), columns.clamp(min=0)
+            ids = ids.masked_fill(self._mask == 0, self._call.pad)
+        else:
+            self._mask = torch.cat([self._mask, grown[:, None].long()], 1)
+            places = lengths[:, None] - 1
+            ids = texts.gather(1, places)
+        arguments = self._arguments | ({"position_ids": places} if self._takes_places else {})
+        logits: Tensor = self._network(input_ids=ids, attention_mask=self._mask, **arguments).logits
+        return logits[:, -1, : self._call.classes]

@@ -315,7 +315,9 @@ class RunState:
         title += f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else ""
         steps = len(loader) * self.fits[stage].settings.epochs
         self.reporter.begin(title, steps * len(starts), sum(starts))
-        batches = self.reporter.track(loader, starts)
+        student = self.run_inputs.student
+        made = setup.with_sampled(loader, self.fits[stage], self.run_inputs, student, device=self.device)
+        batches = self.reporter.track(made, starts)
         return batches if self.deadline is None else TimedBatches(batches, self.deadline)
 
     def record_epoch(self, stage: int, epoch: records.Epoch) -> None:

@@ -44,6 +44,7 @@ from tutelage.training.evaluate import (
     counted_rows,
     evaluate,
 )
+from tutelage.training.on_policy import OnPolicyBatches
 from tutelage.training.precision import float32_products
 from tutelage.training.sharding import is_sharded, is_sharded_by, sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Metric, Outputs, Served, Sparse, View
@@ -224,6 +225,7 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
 
 def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     check_compatible(run_inputs)
+    _check_on_policy(recipe, run_inputs)
     accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), run_inputs.splits.train.per_epoch
     student, settings = run_inputs.student, fits[0].settings
     if settings.checkpoint_activations:
@@ -244,10 +246,49 @@ def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
             instead="change its last layer",
         )
         sanity_checks.warn(sanity_checks.of_answers("student", logits))
+        for fit in fits:
+            if fit.on_policy is not None:
+                _sampler(fit, run_inputs, student).prepare()
         sizes = [size for fit in fits for size in _micro_batches(samples, fit, world)]
         size, layer = smallest_batch(student, who, inputs, sizes, settings=settings)
         least[f"the {who}" + f", its {layer}" * bool(layer)] = size
     check_last_batch(samples, run_inputs.objectives, fits, world=world, networks=least)
+
+
+def _check_on_policy(recipe: Recipe, run_inputs: RunInputs) -> None:
+    """Refuse an objective that learns nothing of what the student writes."""
+    for objective, fit in zip(run_inputs.objectives, recipe.fits(), strict=True):
+        needs = [part.term.needs for part, _ in objective.parts]
+        if fit.on_policy is not None and not any(each.teacher and each.labels == "none" for each in needs):
+            expected = "an objective that matches the teacher without labels, which what the student writes has not"
+            instead = "type objective=..., or leave on_policy out"
+            raise RecipeError("on_policy", expected, objective.name, instead)
+
+
+def _sampler(fit: Fit, run_inputs: RunInputs, student: nn.Module) -> models.CompletionSampler:
+    """Return what lets a student write completions of training samples."""
+    assert fit.on_policy is not None
+    prompts, text = run_inputs.splits.train.prompts, run_inputs.splits.text["student"]
+    assert prompts is not None
+    return models.CompletionSampler(
+        student,
+        torch.from_numpy(prompts),
+        share=fit.on_policy.share,
+        new_tokens=fit.on_policy.new_tokens,
+        max_tokens=text.max_tokens,
+        end=text.tokenizer.end_id,
+        temperature=fit.on_policy.temperature,
+    )
+
+
+def with_sampled(
+    batches: Batches, fit: Fit, run_inputs: RunInputs, student: nn.Module, *, device: torch.device
+) -> Batches:
+    """Return a stage's batches, with the completions that the student writes if it is to."""
+    if fit.on_policy is None:
+        return batches
+    sampler = _sampler(fit, run_inputs, student)
+    return OnPolicyBatches(batches, sampler, device=device, precision=fit.settings.precision)
 
 
 def probe_inputs(recipe: Recipe, run_inputs: RunInputs) -> Inputs | None:

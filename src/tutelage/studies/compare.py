@@ -183,6 +183,9 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
             path = f"{name}-seed{k}"
             settings |= {"name": f"{comparison.name}/{path}", "objective": objective}
             recipe = Recipe.model_construct(**settings)
+            if not needs_teacher(recipe):  # of what the student writes it would learn nothing
+                stages = tuple(stage.model_copy(update={"on_policy": None}) for stage in recipe.stages)
+                recipe = recipe.model_copy(update={"on_policy": None, "stages": stages})
             if recipe.outputs is not None:
                 of_seed = recipe.outputs if recipe.data.is_text else f"{recipe.outputs}/data{data_seed}"
                 outputs = of_seed if needs_teacher(recipe) else None

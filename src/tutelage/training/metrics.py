@@ -86,7 +86,7 @@ class EpochMetrics:
     def means(self, sums: Mapping[str, float], *, has_teacher: bool) -> records.TrainMeans:
         """Turn an epoch's sums, over all processes, into means."""
         n, labelled = max(sums["positions"], 1.0), max(sums["labelled"], 1.0)
-        return {
+        means: records.TrainMeans = {
             "loss": sums["loss"] / n,
             "terms": {
                 name: sums[name] / (labelled if name in self.objective.supervised else n)
@@ -98,6 +98,9 @@ class EpochMetrics:
             "agreement": _mean(sums["agree"], n) if has_teacher else None,
             "samples": int(sums["samples"]),
         }
+        if sums["labelled"] < sums["positions"] and sums["positions"] > sums["samples"]:
+            means["unlabelled"] = int(sums["positions"] - sums["labelled"])
+        return means
 
 
 def _mean(total: float, n: float) -> float | None:
