@@ -127,7 +127,7 @@ class _Section(BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
-ADDED = ("size", "config", "trained", "init", "classes")
+ADDED = ("size", "config", "trained", "init", "classes", "reads")
 """Keys of a network that recipes of older versions lack."""
 MADE = "teacher"
 """Name of a student that is made of its teacher."""
@@ -226,6 +226,7 @@ class Network(_Section):
         init: of a student alone, and in place of its name: what it is made of, its teacher; see `Init`.
         classes: of a teacher alone: its output for each class of the data, by number or by its class's name; none for
             all of them in order, or by the names of both where they say it.
+        reads: ``image`` or ``text``, where each sample of the data is both.
     """
 
     name: str = Field(description="a model's name", examples=["cifar:resnet20"])
@@ -235,6 +236,7 @@ class Network(_Section):
     trained: TrainedField = "all"
     init: Init | None = None
     classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
+    reads: Literal["image", "text"] | None = None
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -322,6 +324,11 @@ class TrainedTeacher(_Section):
     """A teacher that the run trains first, from labels."""
 
     train: Training
+
+    @property
+    def reads(self) -> str | None:
+        """What the network reads that is trained."""
+        return self.train.model.reads
 
 
 def _kind_of_teacher(value: Any) -> str:
@@ -424,6 +431,17 @@ class Recipe(_Section):
         if settings["precision"] == "auto":  # not resolved yet
             settings["precision"] = "fp32"
         return Fit(objective=keys["objective"], settings=FitSettings(**settings), batch_size=keys["batch_size"])
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """What ``student`` and ``teacher`` read of samples that are an image and a text each; empty for others."""
+        networks = {"student": self.student, "teacher": self.teacher} if self.data.is_pair else {}
+        return {name: network.reads for name, network in networks.items() if network and network.reads}
+
+    @property
+    def views_text(self) -> bool:
+        """Whether the teacher reads text, which no view varies."""
+        return self.data.is_text and self.reads.get("teacher") != "image"
 
     def training(self, name: str) -> Recipe | None:
         """Return the recipe of the teacher that is to be trained first; none where there is no such."""
@@ -571,7 +589,7 @@ def parse(
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
     if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
-    if errors := list(_of_served(recipe)):
+    if errors := [*_of_served(recipe), *_of_pairs(recipe)]:
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
     return recipe
 
@@ -594,6 +612,24 @@ def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
     if recipe.outputs is not None:
         expected = "null with a served teacher, whose answers are in the data"
         yield InvalidValueError("outputs", expected, repr(recipe.outputs), "type outputs=null")
+
+
+def _of_pairs(recipe: Recipe) -> Iterator[InvalidValueError]:
+    """Yield what does not go together with samples that are an image and a text each, or with other samples."""
+    read = {"model" if recipe.teacher is None else "student": recipe.student.reads}
+    if recipe.teacher is not None:
+        read["teacher.train.model" if isinstance(recipe.teacher, TrainedTeacher) else "teacher"] = recipe.teacher.reads
+    for key, kind in read.items():
+        if recipe.data.is_pair and kind is None:
+            expected = "image or text, as data.image and data.text name a column each"
+            yield InvalidValueError(f"{key}.reads", expected, "none", f"type {key}.reads=image, or {key}.reads=text")
+        elif kind is not None and not recipe.data.is_pair:
+            expected = "null where samples are not an image and a text each"
+            instead = f"type {key}.reads=null, or data.image=... and data.text=..."
+            yield InvalidValueError(f"{key}.reads", expected, kind, instead)
+    if recipe.student.init is not None and len(set(read.values())) > 1:
+        expected, instead = "what the teacher reads, of which the student is made", "type the same for both"
+        yield InvalidValueError("student.reads", expected, recipe.student.reads, instead)
 
 
 def _untyped_exponents(recipe: Recipe) -> Iterator[InvalidValueError]:

@@ -53,6 +53,10 @@ class TorchSplit(Split):
     dataset: Mapped
     keys: Keys | None = None  # of mappings of tensors; None for images
 
+    def is_bytes(self, view: Tensor) -> bool:
+        """Whether they are 8-bit images: these are float, and other tensors are taken as they are."""
+        return False
+
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Inputs:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1], such views by name, or the keys' tensors."""
         seed, epoch = view if view is not None else (0, 0)
