@@ -45,8 +45,11 @@ def test_each_network_reads_its_own_view_of_a_sample(folder):
     pairs = opened(folder, validation=0.25, crop_padding=1, flip=True)
     splits = read_by(pairs, BOTH)
     images, texts = read_by(pairs, {"student": "image"}), read_by(pairs, dict.fromkeys(BOTH, "text"))
-    assert splits.input_shape("student") == (1, 8, 8) and splits.input_shape("teacher") == ()
-    assert set(splits.text) == {"teacher"} and set(texts.text) == set(BOTH) and not images.text
+    assert splits.input_shape("student") == (1, 8, 8)
+    assert splits.input_shape("teacher") == ()
+    assert set(splits.text) == {"teacher"}
+    assert set(texts.text) == set(BOTH)
+    assert not images.text
     assert splits.fingerprint == images.fingerprint == texts.fingerprint
     for name, split in splits.by_name().items():
         index, alone = np.arange(len(split)), images.by_name()[name]
@@ -88,9 +91,7 @@ def test_streamed_images_in_worker_processes_keep_their_texts(folder):
     finally:
         streamed.close()
     restored = pickle.loads(pickle.dumps(streamed))
-    assert torch.equal(
-        restored.train.fetch(np.arange(2))["teacher"], streamed.train.fetch(np.arange(2))["teacher"]
-    )
+    assert torch.equal(restored.train.fetch(np.arange(2))["teacher"], streamed.train.fetch(np.arange(2))["teacher"])
 
 
 @pytest.mark.parametrize("streamed", [False, True])
@@ -109,7 +110,8 @@ def test_a_sample_without_a_readable_image_or_text_is_left_out_as_a_whole(tmp_pa
             captions = texts_of(splits, split, batch.inputs["teacher"])
             for image, caption in zip(batch.inputs["student"], captions, strict=True):
                 original = next(r for r in rows if caption == r["caption"] and r not in (rows[3], rows[9]))
-                assert original["label"] in caption and image.shape == (1, 8, 8)
+                assert original["label"] in caption
+                assert image.shape == (1, 8, 8)
             labels = [splits.class_names[label] for label in batch.labels.tolist()]
             assert all(label in caption.split() for label, caption in zip(labels, captions, strict=True))
     assert read == 36
@@ -137,13 +139,12 @@ def test_columns_of_hf_give_the_same_samples_as_files(folder, tmp_path, monkeypa
     (tmp_path / "hub").mkdir()
     parquet.write_table(table.replace_schema_metadata(metadata), tmp_path / "hub" / "train-00000-of-00001.parquet")
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    hub, files = (
-        read_by(opened(folder, **source), BOTH) for source in ({"source": f"hf:{tmp_path / 'hub'}"}, {})
-    )
+    hub, files = (read_by(opened(folder, **source), BOTH) for source in ({"source": f"hf:{tmp_path / 'hub'}"}, {}))
     index = np.arange(len(hub.train))
     ours, theirs = (each.train.fetch(index, view=View(0, 1)) for each in (hub, files))
     assert all(torch.equal(ours[name], theirs[name]) for name in BOTH)
-    assert torch.equal(hub.test.labels, files.test.labels) and hub.class_names == files.class_names
+    assert torch.equal(hub.test.labels, files.test.labels)
+    assert hub.class_names == files.class_names
     with refused(InvalidValueError, "data.text", got="no"):
         opened(folder, source=f"hf:{tmp_path / 'hub'}", text="no")
 
@@ -185,9 +186,11 @@ class Own:
 
 def test_a_view_of_a_users_data_set_may_be_token_ids():
     splits = from_datasets(Own(), Own(), classes=2)
-    assert splits.input_shape("teacher") == (1, 4, 4) and splits.input_shape("student") == ()
+    assert splits.input_shape("teacher") == (1, 4, 4)
+    assert splits.input_shape("student") == ()
     inputs = splits.train.fetch(np.array([0, 2]))
-    assert inputs["student"].tolist() == [[0] * 5, [2] * 5] and inputs["teacher"].shape == (2, 1, 4, 4)
+    assert inputs["student"].tolist() == [[0] * 5, [2] * 5]
+    assert inputs["teacher"].shape == (2, 1, 4, 4)
     (batch,) = UploadLoader(splits.train, device=torch.device("cpu"), batch_size=3, train=False).epoch(0)
     assert batch.inputs["student"].dtype == torch.int64
     with pytest.raises(InvalidTypeError, match="float image"):

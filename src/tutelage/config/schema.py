@@ -131,6 +131,7 @@ ADDED = ("size", "config", "trained", "init", "classes", "reads")
 """Keys of a network that recipes of older versions lack."""
 MADE = "teacher"
 """Name of a student that is made of its teacher."""
+Reads = Literal["image", "text"]
 SERVED = "served"
 """What a recipe names as its teacher if ``data.top_logprobs`` has its answers."""
 MAX_SIDE = 16_384
@@ -236,7 +237,7 @@ class Network(_Section):
     trained: TrainedField = "all"
     init: Init | None = None
     classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
-    reads: Literal["image", "text"] | None = None
+    reads: Reads | None = None
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -326,7 +327,7 @@ class TrainedTeacher(_Section):
     train: Training
 
     @property
-    def reads(self) -> str | None:
+    def reads(self) -> Reads | None:
         """What the network reads that is trained."""
         return self.train.model.reads
 
@@ -616,7 +617,7 @@ def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
 
 def _of_pairs(recipe: Recipe) -> Iterator[InvalidValueError]:
     """Yield what does not go together with samples that are an image and a text each, or with other samples."""
-    read = {"model" if recipe.teacher is None else "student": recipe.student.reads}
+    read: dict[str, Reads | None] = {"model" if recipe.teacher is None else "student": recipe.student.reads}
     if recipe.teacher is not None:
         read["teacher.train.model" if isinstance(recipe.teacher, TrainedTeacher) else "teacher"] = recipe.teacher.reads
     for key, kind in read.items():

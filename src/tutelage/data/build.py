@@ -67,7 +67,8 @@ class Raw:
 
     def subset(self, positions: NDArray[np.int64]) -> Raw:
         """Return some of the images."""
-        units, texts = (None if each is None else each[positions] for each in (self.units, self.texts))
+        units = None if self.units is None else self.units[positions]
+        texts = None if self.texts is None else self.texts[positions]
         reader = images.Subset(self.reader, positions)
         return Raw(reader, self.labels[positions], self.identity, units, self.ahead, texts)
 
@@ -443,7 +444,8 @@ def _decode(raw: Raw, layout: images.Layout, settings: DataSettings, *, alike: t
     if half.faults and (settings.on_corrupt == "stop" or not len(half.kept)):
         images.stop_on(half.faults[0])
     corrupt = tuple(fault.name for fault in half.faults)
-    units, texts = (None if each is None else each[half.kept] for each in (raw.units, raw.texts))
+    units = None if raw.units is None else raw.units[half.kept]
+    texts = None if raw.texts is None else raw.texts[half.kept]
     return Pixels(half.pixels, raw.labels[half.kept], corrupt, half.with_frames, units, texts)
 
 

@@ -12,6 +12,7 @@ from tutelage.data.datasets import Split, Splits
 from tutelage.data.token_split import TokenSplit
 from tutelage.errors import InvalidValueError
 from tutelage.types import Inputs, View
+from tutelage.views import view_of
 
 KINDS = ("image", "text")
 """What a network may read."""
@@ -57,8 +58,7 @@ class PairedSplit(Split):
 
     def _views(self, index: NDArray[np.int64], images: Inputs) -> Inputs:
         ids = self.tokens.fetch(index)
-        assert isinstance(ids, Mapping)
-        return {name: images if kind == "image" else ids[name] for name, kind in self.reads.items()}
+        return {name: view_of(images if kind == "image" else ids, name) for name, kind in self.reads.items()}
 
 
 def read_by(splits: Splits, reads: Mapping[str, str]) -> Splits:
@@ -102,7 +102,7 @@ def read_by(splits: Splits, reads: Mapping[str, str]) -> Splits:
             divisor=images.divisor,
             on_device=images.on_device,
             images=images,
-            tokens=replace(tokens, rows={reader: tokens.rows.get(reader, tokens.rows.get("")) for reader in text}),
+            tokens=replace(tokens, rows={name: tokens.rows[name if name in tokens.rows else ""] for name in text}),
             reads=reads,
         )
 

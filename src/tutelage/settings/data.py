@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, fields, replace
 from operator import attrgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tutelage.errors import InvalidValueError, raise_all
 from tutelage.settings.fit import Switch
@@ -170,7 +170,8 @@ class DataSettings:
 
     def without_views(self) -> DataSettings:
         """Return the settings without those that change images."""
-        return replace(self, **{name: _DEFAULTS[name] for name in _OF_IMAGES})
+        defaults: dict[str, Any] = {name: _DEFAULTS[name] for name in _OF_IMAGES}
+        return replace(self, **defaults)
 
     @property
     def per_token(self) -> bool:

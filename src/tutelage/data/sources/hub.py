@@ -103,9 +103,9 @@ def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | T
         kept = texts[-1].kept(f"{split} row {number}" for number in range(len(rows)))
         paired.append(replace(raw.subset(kept), texts=np.arange(len(kept))))
     key = None if any(text.corrupt for text in texts) else _key(halves, image, settings)
-    splits = from_images(paired[0], paired[1] if test_name else None, description, key=key)
+    images = from_images(paired[0], paired[1] if test_name else None, description, key=key)
     test = texts[1] if test_name else None
-    return beside_images(splits, texts[0], test, settings, tokenizer=open_tokenizer(settings))
+    return beside_images(images, texts[0], test, settings, tokenizer=open_tokenizer(settings))
 
 
 def _reader(rows: Any, image: str, split: str) -> HubReader:
