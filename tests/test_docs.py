@@ -20,6 +20,7 @@ import yaml
 from docs import key_tables
 from PIL import Image
 from tests._helpers import ROOT
+from tests._helpers.pairs import write_pairs
 from typer.testing import CliRunner
 
 import tutelage
@@ -347,7 +348,7 @@ def reviews(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", ["docs/text.md", "docs/tokens.md"])
 def test_the_recipe_of_a_page_of_texts_runs(page, reviews):
     pytest.importorskip("transformers", reason="the optional package transformers is not installed")
-    ((name, content),) = named_recipes(page).items()
+    name, content = next(iter(named_recipes(page).items()))
     Path(name).write_text(content)
     done = CliRunner().invoke(app, ["distill", name, "device=cpu", "threads=1"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -395,6 +396,20 @@ def test_the_on_policy_recipe_of_the_page_of_tokens_runs(tmp_path, monkeypatch):
     }
     exec(loop.replace("max_tokens=512", "max_tokens=64"), names)
     assert names["loss"].total.requires_grad
+
+
+@pytest.mark.slow
+def test_the_recipe_of_images_and_texts_runs(tmp_path, monkeypatch):
+    pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+    monkeypatch.chdir(tmp_path)
+    for row in (rows := write_pairs(tmp_path, 400)):
+        row |= {"file": row.pop("picture"), "class": row.pop("label")}
+    Path("captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("captions.yaml").write_text(named_recipes("docs/text.md")["captions.yaml"])
+    done = CliRunner().invoke(app, ["distill", "captions.yaml", "device=cpu", "threads=1"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    for folder in (Path("runs/captions"), Path("runs/captions/teacher")):
+        assert json.loads((folder / "evaluation.json").read_text())["student"]["accuracy"] > 0.8
 
 
 def test_what_gamma_leaves_of_a_sure_teacher_is_as_tabulated():

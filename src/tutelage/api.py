@@ -15,6 +15,7 @@ from tutelage import config, data, models, objectives, records
 from tutelage.config import schema
 from tutelage.config.schema import TOGETHER, Comparison, R, Recipe
 from tutelage.data.custom_transforms import name_of
+from tutelage.data.pairs import read_by
 from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError, explaining
 from tutelage.models import Classifier
 from tutelage.models.predict import Prediction
@@ -253,8 +254,8 @@ def _inputs_of(
     trust_code: bool | frozenset[str],
 ) -> RunInputs:
     """Build a run's inputs where some of them are the caller's objects; ``passed`` are its fits' objectives."""
-    splits = _splits_of(source, recipe.data, student, teacher, transform=transform)
-    known = None
+    opened = _splits_of(source, recipe.data, student, teacher, transform=transform)
+    splits, known = read_by(opened, recipe.reads), None
     if isinstance(teacher, nn.Module):
         known = with_classes(adopt(teacher, splits, "teacher", trained=True), splits)
     elif isinstance(recipe.teacher, schema.Network) and not recipe.teacher.served:
@@ -459,7 +460,7 @@ def judge(
     """
     name = recipe.student.name
     accelerator_on(recipe.device)
-    splits = once_a_node(lambda: _splits_of(source, recipe.data, model))
+    splits = read_by(once_a_node(lambda: _splits_of(source, recipe.data, model)), recipe.reads)
     if isinstance(model, nn.Module):
         network = adopt(model, splits, "student", trained=True)
     else:

@@ -129,10 +129,11 @@ class _Section(BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
-ADDED = ("size", "config", "trained", "init", "classes", "mean", "std", "output")
+ADDED = ("size", "config", "trained", "init", "classes", "mean", "std", "output", "reads")
 """Keys of a network that recipes of older versions lack."""
 MADE = "teacher"
 """Name of a student that is made of its teacher."""
+Reads = Literal["image", "text"]
 SERVED = "served"
 """What a recipe names as its teacher if ``data.top_logprobs`` has its answers."""
 MAX_SIDE = 16_384
@@ -259,6 +260,7 @@ class Network(_Section):
         std: standard deviation of each channel, beside ``mean``.
         output: of an ``onnx:`` or ``export:`` name whose file has several outputs: the one with the logits, by its name
             or number.
+        reads: ``image`` or ``text``, where each sample of the data is both.
     """
 
     name: str = Field(description="a model's name", examples=["cifar:resnet20"])
@@ -271,6 +273,7 @@ class Network(_Section):
     mean: Annotated[tuple[float, ...] | None, BeforeValidator(_check_mean)] = None
     std: Annotated[tuple[float, ...] | None, BeforeValidator(_check_std)] = None
     output: Annotated[int | str | None, BeforeValidator(_check_output)] = None
+    reads: Reads | None = None
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -366,6 +369,11 @@ class TrainedTeacher(_Section):
     """A teacher that the run trains first, from labels."""
 
     train: Training
+
+    @property
+    def reads(self) -> Reads | None:
+        """What the network reads that is trained."""
+        return self.train.model.reads
 
 
 def _kind_of_teacher(value: Any) -> str:
@@ -480,6 +488,17 @@ class Recipe(_Section):
             batch_size=keys["batch_size"],
             on_policy=on_policy,
         )
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """What ``student`` and ``teacher`` read of samples that are an image and a text each; empty for others."""
+        networks = {"student": self.student, "teacher": self.teacher} if self.data.is_pair else {}
+        return {name: network.reads for name, network in networks.items() if network and network.reads}
+
+    @property
+    def views_text(self) -> bool:
+        """Whether the teacher reads text, which no view varies."""
+        return self.data.is_text and self.reads.get("teacher") != "image"
 
     def training(self, name: str) -> Recipe | None:
         """Return the recipe of the teacher that is to be trained first; none where there is no such."""
@@ -628,7 +647,7 @@ def parse(
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
     if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
-    if errors := [*_of_served(recipe), *_of_on_policy(recipe)]:
+    if errors := [*_of_served(recipe), *_of_on_policy(recipe), *_of_pairs(recipe)]:
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
     return recipe
 
@@ -677,6 +696,24 @@ def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
     if recipe.outputs is not None:
         expected = "null with a served teacher, whose answers are in the data"
         yield InvalidValueError("outputs", expected, repr(recipe.outputs), "type outputs=null")
+
+
+def _of_pairs(recipe: Recipe) -> Iterator[InvalidValueError]:
+    """Yield what does not go together with samples that are an image and a text each, or with other samples."""
+    read: dict[str, Reads | None] = {"model" if recipe.teacher is None else "student": recipe.student.reads}
+    if recipe.teacher is not None:
+        read["teacher.train.model" if isinstance(recipe.teacher, TrainedTeacher) else "teacher"] = recipe.teacher.reads
+    for key, kind in read.items():
+        if recipe.data.is_pair and kind is None:
+            expected = "image or text, as data.image and data.text name a column each"
+            yield InvalidValueError(f"{key}.reads", expected, "none", f"type {key}.reads=image, or {key}.reads=text")
+        elif kind is not None and not recipe.data.is_pair:
+            expected = "null where samples are not an image and a text each"
+            instead = f"type {key}.reads=null, or data.image=... and data.text=..."
+            yield InvalidValueError(f"{key}.reads", expected, kind, instead)
+    if recipe.student.init is not None and len(set(read.values())) > 1:
+        expected, instead = "what the teacher reads, of which the student is made", "type the same for both"
+        yield InvalidValueError("student.reads", expected, recipe.student.reads, instead)
 
 
 def _untyped_exponents(recipe: Recipe) -> Iterator[InvalidValueError]:

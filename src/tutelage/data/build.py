@@ -64,11 +64,14 @@ class Raw:
     identity: Callable[[], bytes]  # maker of bytes that change with the images; called only if they are streamed
     units: NDArray[np.integer] | None = None  # as of `Split`
     ahead: CopyAhead | None = None  # as of `StreamSplit`
+    texts: NDArray[np.int64] | None = None  # as of `Split`
 
     def subset(self, positions: NDArray[np.int64]) -> Raw:
         """Return some of the images."""
         units = None if self.units is None else self.units[positions]
-        return Raw(images.Subset(self.reader, positions), self.labels[positions], self.identity, units, self.ahead)
+        texts = None if self.texts is None else self.texts[positions]
+        reader = images.Subset(self.reader, positions)
+        return Raw(reader, self.labels[positions], self.identity, units, self.ahead, texts)
 
     def joined(self, other: Raw) -> Raw:
         """Return these images, and those of another source behind them."""
@@ -90,6 +93,7 @@ class Pixels:
     corrupt: tuple[str, ...] = ()  # names of images that were left out
     with_frames: str | None = None  # name of the first image that has further frames or pages
     units: NDArray[np.integer] | None = None  # as of `Split`
+    texts: NDArray[np.int64] | None = None  # as of `Split`
 
     def joined(self, other: Pixels) -> Pixels:
         """Return these images, and those of another source behind them."""
@@ -188,7 +192,10 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
     saved = cache.load(key) if key is not None and (layout is None or _fits(samples, layout, settings)) else None
     pixels: list[Pixels] = []
     if saved is not None:
-        layout, pixels = saved[0], [Pixels(saved[1][name], raw.labels, units=raw.units) for name, raw in halves.items()]
+        layout, pixels = (
+            saved[0],
+            [Pixels(saved[1][name], raw.labels, units=raw.units, texts=raw.texts) for name, raw in halves.items()],
+        )
     elif layout is None and (guessed := _decode_alike(list(halves.values()), settings, samples)) is not None:
         layout, pixels = guessed
     elif layout is None:
@@ -263,6 +270,7 @@ def from_pixels(
             pool=pool,
             corrupt=list(half.corrupt) if part == "train" or half is not joined else [],
             units=None if half.units is None else half.units[positions],
+            texts=None if half.texts is None else half.texts[positions],
             shuffle_buffer=settings.shuffle_buffer,
             **fields,
         )
@@ -364,6 +372,7 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
             pool=pool,
             on_device=description.settings.on_device,
             units=None if half.units is None else half.units[positions],
+            texts=None if half.texts is None else half.texts[positions],
             ahead=half.ahead,
             shuffle_buffer=description.settings.shuffle_buffer,
             **fields,
@@ -437,7 +446,8 @@ def _decode(raw: Raw, layout: images.Layout, settings: DataSettings, *, alike: t
         images.stop_on(half.faults[0])
     corrupt = tuple(fault.name for fault in half.faults)
     units = None if raw.units is None else raw.units[half.kept]
-    return Pixels(half.pixels, raw.labels[half.kept], corrupt, half.with_frames, units)
+    texts = None if raw.texts is None else raw.texts[half.kept]
+    return Pixels(half.pixels, raw.labels[half.kept], corrupt, half.with_frames, units, texts)
 
 
 def _divide(

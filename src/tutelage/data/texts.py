@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from tutelage.data import cache
 from tutelage.data.build import (
@@ -57,6 +58,11 @@ class Texts:
         spans = [self.spans[i] for i in positions] if self.spans else []
         answers = [self.answers[i] for i in positions] if self.answers else []
         return Texts([self.values[i] for i in positions], spans, [], self.corrupt, answers)
+
+    def kept(self, names: Iterable[str]) -> NDArray[np.int64]:
+        """Return the numbers of the rows, given all of their names, that were not left out."""
+        corrupt = {*self.corrupt}
+        return np.array([number for number, name in enumerate(names) if name not in corrupt], np.int64)
 
     def digest(self) -> str:
         """Return the SHA-256 of texts, spans, labels and answers."""
@@ -238,13 +244,7 @@ def from_texts(
         own = parts["train"]
         parts["train"] = Texts([*own.values, *extra], [], [], (*own.corrupt, *unlabelled.corrupt))
         of_part["train"] = np.append(of_part["train"], np.full(len(extra), UNLABELLED))
-    if tokenizer is None:
-        assert isinstance(settings.tokenizer, LearnedTokenizer)
-        tokenizer = learn_bpe(parts["train"].values, settings.tokenizer.bpe)
-    teacher = tokenizer
-    if settings.teacher_tokenizer is not None:
-        teacher = tokenizer_of(settings.teacher_tokenizer, what="data.teacher_tokenizer")
-    by_name = {"": tokenizer} if teacher is tokenizer else {"student": tokenizer, "teacher": teacher}
+    tokenizer, teacher, by_name = _tokenizers(tokenizer, settings, parts["train"].values)
     splits, left_out = {}, 0
     for name, part in parts.items():
         if not part.values:
@@ -253,8 +253,7 @@ def from_texts(
             splits[name] = _predicted(part, tokenizer, settings, source=source, learned=name == "train")
             left_out += 0 if settings.pack else len(part.values) - len(splits[name])
         else:
-            rows = {view: _rows(part.values, each, settings) for view, each in by_name.items()}
-            splits[name] = TokenSplit(labels=torch.from_numpy(of_part[name]), rows=rows)
+            splits[name] = _classified(torch.from_numpy(of_part[name]), part.values, by_name, settings)
         if name == "train":
             splits[name] = replace(splits[name], bucket_batches=settings.bucket_batches, unlabelled=without_labels)
         splits[name].corrupt.extend(part.corrupt if name == "train" or test is not train else ())
@@ -276,6 +275,73 @@ def from_texts(
         notes=tuple(notes),
         text={"student": TextInput(tokenizer=tokenizer, **read), "teacher": TextInput(tokenizer=teacher, **read)},
     )
+
+
+def beside_images(
+    splits: Splits, train: Texts, test: Texts | None, settings: DataSettings, *, tokenizer: Tokenizer | None
+) -> Splits:
+    """Return splits of images with the texts that belong to them beside.
+
+    Args:
+        splits: images, whose splits say by `Split.texts` which text is whose.
+        train: texts of the half that training images are from.
+        test: those of the half of test images; ``None`` if it is the same.
+        settings: of the data.
+        tokenizer: what `open_tokenizer` returned.
+    """
+    values = {}
+    for name, split in splits.by_name().items():
+        half = train if name != "test" or test is None else test
+        assert split.texts is not None
+        values[name] = [half.values[number] for number in split.texts]
+    student, teacher, by_name = _tokenizers(tokenizer, settings, values["train"])
+    texts = {}
+    for name, split in splits.by_name().items():
+        # One list, as images that cannot be read may be found out later.
+        texts[name] = replace(_classified(split.labels, values[name], by_name, settings), corrupt=split.corrupt)
+        if name == "train" or (name == "test" and test is not None):
+            split.corrupt.extend((train if name == "train" else test or train).corrupt)
+    content = [str(splits.fingerprint), *(half.digest() for half in (train, test) if half is not None)]
+    content += [f"{each.fingerprint} {each.end_id}" for each in by_name.values()] + [str(settings.max_tokens)]
+    fingerprint = hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
+    beside = Splits(
+        train=replace(texts["train"], bucket_batches=settings.bucket_batches),
+        validation=texts.get("validation"),
+        test=texts["test"],
+        classes=splits.classes,
+        class_names=splits.class_names,
+        source=splits.source,
+        fingerprint=fingerprint,
+        notes=splits.notes,
+        text={
+            name: TextInput(tokenizer=each, max_tokens=settings.max_tokens)
+            for name, each in (("student", student), ("teacher", teacher))
+        },
+    )
+    return replace(splits, fingerprint=fingerprint, beside=beside)
+
+
+def _tokenizers(
+    tokenizer: Tokenizer | None, settings: DataSettings, training: Sequence[str]
+) -> tuple[Tokenizer, Tokenizer, dict[str, Tokenizer]]:
+    """Return the student's tokenizer, learned from the training texts if need be, the teacher's, and what reads what.
+
+    The last are those of a `TokenSplit`: one for all under ``""``, or one for each network by its name.
+    """
+    if tokenizer is None:
+        assert isinstance(settings.tokenizer, LearnedTokenizer)
+        tokenizer = learn_bpe(training, settings.tokenizer.bpe)
+    if settings.teacher_tokenizer is None:
+        return tokenizer, tokenizer, {"": tokenizer}
+    teacher = tokenizer_of(settings.teacher_tokenizer, what="data.teacher_tokenizer")
+    return tokenizer, teacher, {"student": tokenizer, "teacher": teacher}
+
+
+def _classified(
+    labels: Tensor, values: Sequence[str], by_name: Mapping[str, Tokenizer], settings: DataSettings
+) -> TokenSplit:
+    """Return a split of texts with a label each."""
+    return TokenSplit(labels=labels, rows={view: _rows(values, each, settings) for view, each in by_name.items()})
 
 
 def _ids(

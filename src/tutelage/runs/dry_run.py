@@ -55,10 +55,11 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
     sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not splits.train.per_token}
+    place = data.describe_place(splits, accelerator_on(recipe.device).device)
     summary = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items())),
         *([("unlabelled", _unlabelled(splits.train))] if splits.train.unlabelled else []),
-        ("tokens" if splits.text else "pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
+        ("tokens" if splits.text and not splits.of_images else "pixels", place),
         ("classes", str(splits.classes)),
         ("input", _input(splits)),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
@@ -167,6 +168,10 @@ def _input(splits: data.Splits) -> str:
     """Describe a batch of the data."""
     if not splits.text:
         return f"(batch, {', '.join(map(str, splits.input_shape('')))}), values in [0, 1]"
+    if splits.of_images:
+        ((name, text),) = splits.text.items()
+        image = f"(batch, {', '.join(map(str, splits.input_shape('')))}), values in [0, 1]"
+        return f"{image}; the {name}'s (batch, up to {text.max_tokens} tokens), token ids below {text.tokenizer.size:,}"
     student, teacher = splits.text["student"], splits.text["teacher"]
     ids = f"token ids below {student.tokenizer.size:,}"
     own = f"; the teacher's below {teacher.tokenizer.size:,}" if teacher != student else ""

@@ -204,7 +204,7 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
     if any(isinstance(teacher, TrainedTeacher) for teacher in teachers) or teachers[1:] not in ([], teachers[:1]):
         return False
     stages = [[(fit.settings.epochs, fit.batch_size) for fit in recipe.fits()] for recipe in pair]
-    if any(getattr(first, name) != getattr(second, name) for name in _SHARED) or stages[0] != stages[1]:
+    if any(getattr(first, name) != getattr(second, name) for name in (*_SHARED, "reads")) or stages[0] != stages[1]:
         return False
     both_use_teacher = all(map(needs_teacher, pair))
     return not both_use_teacher or (first.outputs == second.outputs and _exponents(first) == _exponents(second))

@@ -44,14 +44,14 @@ def create_student(
         layers, width = network.init.layers, network.init.width
         with _about(view):
             student = models.from_teacher(source, layers=layers, width=width, text=reads.get("text"))
-        reads |= {} if typed or splits.text else {"image_size": student.card.image_size or reads["image_size"]}
+        reads |= {} if typed or view in splits.text else {"image_size": student.card.image_size or reads["image_size"]}
     if network.trained == "head":
         student.train_head_alone()
     elif isinstance(network.trained, LoRA):
         rank, alpha, targets = network.trained.lora, network.trained.alpha, network.trained.targets
         with _about(view):
             student.train_adapters(Adapters(rank, alpha or float(rank), targets or ()), seed=seed)
-    if not splits.of_images:
+    if not splits.input_shape(view):
         student.card = replace(student.card, class_names=splits.class_names or None)
         return student
     student.card = replace(
@@ -130,9 +130,10 @@ def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = 
 
     A teacher is ``trained``: without such a size its weights' own counts, if its card names weights.
     """
-    shape = _reads(splits, view) if splits.of_images else {}
+    of_images = bool(splits.input_shape(view))
+    shape = _reads(splits, view) if of_images else {}
     network = models.adopt(module, f"object:{type(module).__name__}", classes=splits.outputs, task=splits.task, **shape)
-    if network is not module or not splits.of_images:
+    if network is not module or not of_images:
         return network
     channels, height, width = splits.input_shape(view)
     by_weights = network.card.image_size if trained and network.card.weights is not None else None
@@ -146,9 +147,9 @@ def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = 
 
 def _reads(splits: data.Splits, view: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
     """Return the arguments of `models.create` for what a network reads: text, or images of a size or the data's."""
-    if splits.text:
+    if view in splits.text:
         return {"text": splits.text[view]}
-    if not splits.of_images:
+    if not splits.input_shape(view):
         return {}
     channels, height, width = splits.input_shape(view)
     return {"channels": channels, "image_size": size or (height, width)}
@@ -158,7 +159,7 @@ def _typed_size(network: Network, splits: data.Splits, view: str) -> tuple[int, 
     """Return the height and width whose shorter side was typed, in the aspect ratio of the data's images."""
     if network.size is None:
         return None
-    if not splits.of_images:
+    if not splits.input_shape(view):
         raise RecipeError(f"{view}.size", "null where samples are no images", network.size, f"type {view}.size=null")
     _, height, width = splits.input_shape(view)
     scale = network.size / min(height, width)
@@ -167,7 +168,7 @@ def _typed_size(network: Network, splits: data.Splits, view: str) -> tuple[int, 
 
 def _with_entrance(network: Classifier, splits: data.Splits, view: str, *, stretched: bool = True) -> Classifier:
     """Let a network bring the data's images to its card's size and channels; without ``stretched`` no other aspect."""
-    if not splits.of_images:
+    if not splits.input_shape(view):
         return network
     channels, height, width = splits.input_shape(view)
     card = network.card

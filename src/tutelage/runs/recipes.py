@@ -75,7 +75,9 @@ def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False
     kept = {key: value[key] for key in shared if key in value}
     if isinstance(kept.get("data"), Mapping):  # Evaluation views have no transform: its library need not be there.
         kept["data"] = {**kept["data"], "transform": None}
-    changed = config.override({"name": "evaluate", **kept, **settings, "student": model}, overrides)
+    student = value.get("student")
+    reads = {"reads": student["reads"]} if isinstance(student, Mapping) and "reads" in student else {}
+    changed = config.override({"name": "evaluate", **kept, **settings, "student": {"name": model, **reads}}, overrides)
     recipe = config.parse(Recipe, changed, where="evaluate", overrides=overrides)
     if not best:
         return recipe

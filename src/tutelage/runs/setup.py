@@ -108,7 +108,7 @@ def build_inputs(
         trust_code: whether ``file:`` models, which run code, are allowed: all of them, or only those of these names.
     """
     objectives = build_objectives(recipe)
-    opened = splits or once_a_node(lambda: data.open_data(recipe.data))
+    opened = data.read_by(splits or once_a_node(lambda: data.open_data(recipe.data)), recipe.reads)
 
     def networks() -> tuple[Classifier, Classifier | None]:
         named, known = recipe.teacher, None
@@ -522,6 +522,8 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     if splits.fingerprint is None:
         instead = "outputs recorded of it could not be told from another's: type outputs=null"
         raise RecipeError("data", "a source whose content is known", "one without a fingerprint", instead)
+    of_text = "teacher" in splits.text
+    viewed = recipe.data.without_views() if of_text else recipe.data
     key: dict[str, Any] = {
         "teacher": {
             "name": without_paths(teacher.card.name),
@@ -530,7 +532,7 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
             "std": list(teacher.card.std or ()),
         },
         "data": splits.fingerprint,
-        "views": {name: value for name, value in asdict(recipe.data).items() if name not in VIEW_IRRELEVANT},
+        "views": {name: value for name, value in asdict(viewed).items() if name not in VIEW_IRRELEVANT},
         "data_seed": recipe.data_seed,
         "precision": recipe.precision,
         "classes": width_of(teacher, splits),
@@ -539,13 +541,13 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         key["teacher"]["classes"] = teacher.outputs.tolist()
     if (shape := teacher.resized_to) is not None:
         key["teacher"]["input"] = shape
-    if (library := transform_library(recipe.data)) is not None:
+    if (library := transform_library(viewed)) is not None:
         key["transform"] = " ".join(library)
-    if splits.text:
+    if of_text:
         key["teacher"]["tokenizer"] = splits.text["teacher"].tokenizer.fingerprint
         del key["data_seed"]  # which draws views, and no view varies a text
     return TeacherCache(
-        Path(recipe.outputs), key, samples=len(splits.train), ragged=splits.train.per_token, varies=not splits.text
+        Path(recipe.outputs), key, samples=len(splits.train), ragged=splits.train.per_token, varies=not of_text
     )
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tutelage.errors import InvalidValueError, raise_all
 from tutelage.settings.fit import Switch
@@ -62,7 +62,9 @@ class DataSettings:
     """Shards of the test set of a ``webdataset:`` or ``parquet:`` source, or the test file of a ``jsonl:`` or ``csv:``
     one; unset takes it from the training samples."""
     image: str | None = None
-    """Image column of an ``hf:`` or ``parquet:`` source, extension in ``webdataset:``; unset uses the only one."""
+    """Image column of an ``hf:`` or ``parquet:`` source, extension in ``webdataset:``; unset uses the only one. Beside
+    ``text`` each sample has both, and each network ``reads`` one: of ``hf:`` a column of images, of ``jsonl:`` and
+    ``csv:`` one of their paths, from the file's folder."""
     label: str | None = None
     """Label column of an ``hf:`` or ``parquet:`` source; unset uses the only class-label column. In ``webdataset:`` the
     extension of a text, by default ``cls``, or ``json.<key>`` for a key in a sample's JSON. In ``jsonl:`` and ``csv:``
@@ -71,7 +73,8 @@ class DataSettings:
     """Width of a vector with which networks answer in place of classes, in [1, 65536]. Labels, if the source has some,
     are read by no objective: recall is measured by them. Unset classifies."""
     text: str | None = None
-    """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images."""
+    """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images.
+    Beside ``image`` each sample has both."""
     prompt: str | None = None
     """Column of prompts, each continued by its ``completion``: a language model learns to predict that."""
     completion: str | None = None
@@ -162,6 +165,16 @@ class DataSettings:
     def is_text(self) -> bool:
         """Whether samples are texts."""
         return any((self.text, self.prompt, self.completion, self.messages))
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether each sample is an image and a text."""
+        return self.text is not None and self.image is not None
+
+    def without_views(self) -> DataSettings:
+        """Return the settings without those that change images."""
+        defaults: dict[str, Any] = {name: _DEFAULTS[name] for name in _OF_IMAGES}
+        return replace(self, **defaults)
 
     @property
     def per_token(self) -> bool:
@@ -320,7 +333,9 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
         if isinstance(s.tokenizer, LearnedTokenizer):
             expected = "the served teacher's own, together with data.top_logprobs"
             rows.append(("tokenizer", expected, "name a folder that has it"))
-    if s.pack is not None and not s.text:
+    if s.is_pair and s.pack is not None:
+        rows.append(("pack", "null for texts of images, each of which is a sample", "type data.pack=null"))
+    elif s.pack is not None and not s.text:
         rows.append(("pack", "null without data.text, as prompts and conversations are samples", "type data.pack=null"))
     if s.pack is not None and s.max_tokens != _DEFAULTS["max_tokens"]:
         rows.append(("max_tokens", "its default together with data.pack, the length", "leave data.max_tokens out"))
@@ -334,9 +349,9 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     rows += [
         (name, f"its default, {_typed(_DEFAULTS[name])}, for texts", f"leave data.{name} out")
         for name in _OF_IMAGES
-        if getattr(s, name) != _DEFAULTS[name]
+        if getattr(s, name) != _DEFAULTS[name] and not s.is_pair
     ]
-    if s.on_device is True:
+    if s.on_device is True and not s.is_pair:
         rows.append(("on_device", "auto or false for texts, of which each batch is padded", "type data.on_device=auto"))
     errors = [
         InvalidValueError(f"data.{name}", want, _typed(getattr(s, name)), instead) for name, want, instead in rows
@@ -351,6 +366,9 @@ def _wrong_unlabelled(s: DataSettings) -> list[InvalidValueError]:
     if s.per_token:
         expected = "null for a language model, for which each token is the label of those before it"
         instead = "add its texts to those of data.source, and leave data.unlabelled out"
+        return [InvalidValueError("data.unlabelled", expected, repr(s.unlabelled.source), instead)]
+    if s.is_pair:
+        expected, instead = "null where each sample is an image and a text", "type data.unlabelled=null"
         return [InvalidValueError("data.unlabelled", expected, repr(s.unlabelled.source), instead)]
     what = "texts" if s.is_text else "images"
     kinds = ("texts:", "jsonl:", "csv:", "hf:") if s.is_text else ("images:", "hf:")

@@ -352,7 +352,9 @@ def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher
     recipe = parse(Recipe, value, where=f"{request.study.name}: {pair}, {name}")
     changes: dict[str, Any]
     if needs_teacher(recipe):
-        network = Network(name=(request.runs / teacher).as_posix()) if teacher else networks.teacher
+        network = networks.teacher
+        if teacher:
+            network = Network(name=(request.runs / teacher).as_posix(), reads=network.reads)
         changes = {"name": f"{request.pool}/{slug(pair)}/{slug(name)}", "teacher": network}
     else:
         # A run without a teacher is the same for all teachers.

@@ -53,6 +53,10 @@ class TorchSplit(Split):
     dataset: Mapped
     keys: Keys | None = None  # of mappings of tensors; None for images
 
+    def is_bytes(self, view: Tensor) -> bool:
+        """Whether they are 8-bit images: these are float, and other tensors are taken as they are."""
+        return False
+
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Inputs:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1], such views by name, or the keys' tensors."""
         seed, epoch = view if view is not None else (0, 0)
@@ -75,7 +79,7 @@ class TorchSplit(Split):
                 raise InvalidValueError("data", f"{what} of one shape, {_shown(images[0])}", got, instead)
         columns = zip(*map(views_of, images), strict=True)
         batch = as_views([torch.stack(column) for column in columns], images[0])
-        for stacked in views_of(batch) if self.keys is None else ():
+        for stacked in filter(torch.is_floating_point, views_of(batch) if self.keys is None else ()):
             low, high = float(stacked.min()), float(stacked.max())
             if not (low >= -SLACK and high <= 1 + SLACK):  # NaN is in no range
                 outside = [not (float(i.min()) >= -SLACK and float(i.max()) <= 1 + SLACK) for i in stacked]
@@ -107,7 +111,7 @@ def from_datasets(
             a class index; if unlabelled -100, ``None``, or the image alone. All images have one shape. Labels are read
             from ``targets`` if present and not transformed, else in one pass over the samples. Instead of an image
             there may be a mapping of views of it, ``{"student": ..., "teacher": ...}``, of which each network reads
-            its own.
+            its own; one of them may be an int64 tensor, such as token ids ``(tokens,)``, which is taken as it is.
         test: data set of the same form.
         classes: number of classes.
         validation: data set of the same form, or ``None``.
@@ -170,7 +174,12 @@ def from_datasets(
         splits[part] = TorchSplit(
             dataset=dataset, labels=torch.from_numpy(targets), workers=workers, pool=pool, keys=keys
         )
-    channels, *size = view_of(first, "student").shape if keys is None else (None,)
+    images: dict[str, tuple[int, ...]] = {}
+    if keys is None:
+        view_of(first, "student")  # It is refused here if it is not there.
+        views = first if isinstance(first, Mapping) else {"": first}
+        images = {name: tuple(view.shape) if view.is_floating_point() else () for name, view in views.items()}
+    channels, *size = images.get("student") or next(filter(None, images.values()), (None,))
     return Splits(
         train=splits["train"],
         validation=splits.get("validation"),
@@ -181,7 +190,7 @@ def from_datasets(
         image_size=(size[0], size[1]) if size else None,
         source=source,
         fingerprint=None,
-        views=_shapes(first) if isinstance(first, Mapping) and keys is None else {},
+        views=images if isinstance(first, Mapping) else {},
     )
 
 
@@ -221,7 +230,7 @@ def _sample(dataset: Mapped, position: int, keys: Keys | None) -> tuple[Inputs, 
             )
             raise InvalidTypeError("data", expected, f"the keys {', '.join(map(repr, image))}", instead)
         # In the order of their names, as a mapping's own may differ from sample to sample.
-        views = {str(name): _image(image[name], position) for name in sorted(image)}
+        views = {str(name): _view(image[name], position) for name in sorted(image)}
         return views, _label(label, position)
     return _image(image, position), _label(label, position)
 
@@ -243,6 +252,11 @@ def _tensors(sample: Any, keys: Keys, position: int) -> tuple[Inputs, int]:
         raise InvalidTypeError("data", f"tensors in sample {position}", str(error), instead) from error
     label = sample.get(keys.labels) if label is None else label
     return (views[keys.inputs] if isinstance(keys.inputs, str) else views), _label(label, position)
+
+
+def _view(view: Any, position: int) -> Tensor:
+    """Return one of several views: an image, or an int64 tensor as it is."""
+    return view if isinstance(view, torch.Tensor) and view.dtype == torch.int64 else _image(view, position)
 
 
 def _image(image: Any, position: int) -> Tensor:

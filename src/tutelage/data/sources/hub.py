@@ -17,7 +17,7 @@ from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, UnlabelledImages, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.names import local_folder
-from tutelage.data.texts import Texts, from_texts, open_tokenizer, read_texts
+from tutelage.data.texts import Texts, beside_images, from_texts, open_tokenizer, read_texts
 from tutelage.errors import InvalidValueError, NotFoundError, missing_extra, one_line
 from tutelage.images import READER_VERSION, Encoded
 from tutelage.settings.data import DataSettings
@@ -77,7 +77,7 @@ def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | T
     named_otherwise = test_name in _TESTS[1:]
     notes = [f"The source has no test split: its {test_name} split is used for test."] if named_otherwise else []
     halves = {n: splits[n] for n in ("train", test_name) if n is not None}
-    if settings.is_text:
+    if settings.is_text and not settings.is_pair:
         assert not isinstance(unlabelled, UnlabelledImages)
         return _texts(halves, settings, source=shown, notes=notes, unlabelled=unlabelled)
     assert not isinstance(unlabelled, Texts)
@@ -98,7 +98,17 @@ def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | T
         for split, rows in halves.items()
     ]
     description = Description(class_names=names, settings=settings, source=shown, notes=notes, unlabelled=unlabelled)
-    return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
+    if not settings.is_pair:
+        return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
+    texts, paired = [], []
+    for raw, (split, rows) in zip(raws, halves.items(), strict=True):
+        texts.append(_read_texts(rows, split, settings, source=shown))
+        kept = texts[-1].kept(f"{split} row {number}" for number in range(len(rows)))
+        paired.append(replace(raw.subset(kept), texts=np.arange(len(kept))))
+    key = None if any(text.corrupt for text in texts) else _key(halves, image, settings)
+    images = from_images(paired[0], paired[1] if test_name else None, description, key=key)
+    test = texts[1] if test_name else None
+    return beside_images(images, texts[0], test, settings, tokenizer=open_tokenizer(settings))
 
 
 def _without_labels(rows: Any, settings: DataSettings) -> bool:
@@ -132,16 +142,20 @@ def unlabelled_rows(name: str, settings: DataSettings) -> UnlabelledImages | Tex
     rows, folder = splits[split], Path(name).expanduser()
     shown = f"hf:{folder.resolve().name}" if local else f"hf:{name}"
     if settings.is_text:
-        assert settings.text is not None
-        if settings.text not in rows.features:
-            raise _column_error(rows, "text", f"a column of {shown}", repr(settings.text), [])
-        records = ((f"{split} row {k}", record) for k, record in enumerate(rows.select_columns([settings.text])))
-        return read_texts(records, settings, label=None, source=shown, tokenizer=None)
+        return _read_texts(rows, split, settings, source=shown)
     image = _column(rows, "image", Image, settings.image)
     labels = np.full(len(rows), UNLABELLED, np.int64)
     files = partial(_files, folder) if local else bytes
     raw = Raw(_reader(rows, image, split), labels, partial(_identity, rows, split, files))
     return UnlabelledImages(raw=raw, key=_key({split: rows}, image, replace(settings, size=None, test_crop=None)))
+
+
+def _read_texts(rows: Any, split: str, settings: DataSettings, *, source: str) -> Texts:
+    """Read a split's column of texts, without labels."""
+    if settings.text not in rows.features:
+        raise _column_error(rows, "text", f"a column of {source}", repr(settings.text), [])
+    records = ((f"{split} row {k}", record) for k, record in enumerate(rows.select_columns([settings.text])))
+    return read_texts(records, settings, label=None, source=source, tokenizer=None)
 
 
 def _texts(

@@ -86,7 +86,7 @@ def open_folder(path: str, settings: DataSettings, unlabelled: UnlabelledImages 
         Raw(FolderReader(root, files.names), labels, cache(partial(listing, files, max_bytes=MAX_BYTES)))
         for files, labels in halves
     ]
-    key = _key([files for files, _ in halves], settings)
+    key = pixels_key([files for files, _ in halves], settings)
     return from_images(raws[0], raws[1] if test_root is not None else None, description, key=key)
 
 
@@ -127,7 +127,7 @@ def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> tuple[Fi
     return files, np.repeat(np.arange(len(classes)), counts)
 
 
-def _key(halves: Sequence[Files], settings: DataSettings) -> str:
+def pixels_key(halves: Sequence[Files], settings: DataSettings) -> str:
     """Name the layout and the decoded pixels by the files and their times."""
     files = [[str(half.root.resolve()), digest(half.names), digest(half.stats)] for half in halves]
     division = [settings.test, settings.split_seed] if len(halves) == 1 else None

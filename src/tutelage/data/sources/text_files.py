@@ -1,18 +1,27 @@
-"""``jsonl:`` and ``csv:``: files of texts, a sample per line or row."""
+"""``jsonl:`` and ``csv:``: files of texts, a sample per line or row, perhaps with an image each."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tutelage import plain_files
+from tutelage.data.build import Description, Raw, from_images
 from tutelage.data.datasets import Splits
+from tutelage.data.file_hashes import listing, named
 from tutelage.data.names import text_file
-from tutelage.data.texts import Texts, from_texts, open_tokenizer, read_texts
+from tutelage.data.shards import numbered
+from tutelage.data.sources.imagefolder import FolderReader, pixels_key
+from tutelage.data.texts import Texts, beside_images, from_texts, open_tokenizer, read_texts
 from tutelage.errors import InvalidValueError, one_line
+from tutelage.images import MAX_BYTES
 from tutelage.settings.data import DataSettings
 
 Record = tuple[str, Mapping[str, Any] | ValueError]
@@ -47,6 +56,8 @@ def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None
         FileNotFoundError: there is no such file.
         ValueError: a file is too large, no UTF-8 or damaged, or its columns or labels do not fit.
     """
+    if settings.is_pair:
+        return _open_pairs(kind, path, settings)
     tokenizer = open_tokenizer(settings)
     label = settings.label if settings.per_token or settings.embedding is not None else settings.label or "label"
 
@@ -62,6 +73,53 @@ def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None
     test = None if settings.test_shards is None else read("data.test_shards", settings.test_shards)
     source = f"{kind}:{Path(path).name}"
     return from_texts(train, test, settings, source=source, tokenizer=tokenizer, unlabelled=unlabelled)
+
+
+def _open_pairs(kind: str, path: str, settings: DataSettings) -> Splits:
+    """Open a file, and perhaps a test file, of texts and paths of images, which begin at the file's folder."""
+    tokenizer, source = open_tokenizer(settings), f"{kind}:{Path(path).name}"
+    texts, images = [], []
+    for what, typed in (("data.source", path), ("data.test_shards", settings.test_shards)):
+        if typed is None:
+            continue
+        file = text_file(kind, typed, what=what)
+        records = [
+            _with_path(each, settings) for each in _records(kind, file, _content(file, what, settings), settings)
+        ]
+        label, shown = settings.label or "label", f"{kind}:{file.name}"
+        texts.append(read_texts(records, settings, label=label, source=shown, tokenizer=tokenizer))
+        kept = [records[number][1] for number in texts[-1].kept(where for where, _ in records)]
+        images.append(named(file.parent, [row[settings.image] for row in kept if isinstance(row, Mapping)]))
+    names, labels = numbered([np.array(half.labels, np.str_) for half in texts], None, source=source)
+    raws = [
+        Raw(
+            FolderReader(files.root, files.names),
+            classes,
+            cache(partial(listing, files, max_bytes=MAX_BYTES)),
+            texts=np.arange(len(classes)),
+        )
+        for files, classes in zip(images, labels, strict=True)
+    ]
+    test = raws[1] if len(raws) > 1 else None
+    description = Description(class_names=names, settings=settings, source=source)
+    splits = from_images(raws[0], test, description, key=pixels_key(images, settings))
+    return beside_images(splits, texts[0], texts[1] if test else None, settings, tokenizer=tokenizer)
+
+
+def _with_path(record: Record, settings: DataSettings) -> Record:
+    """Return a row, or that it names no image."""
+    where, row = record
+    if isinstance(row, ValueError):
+        return record
+    path = row.get(str(settings.image))
+    try:
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise ValueError("it is none")
+        os.fsencode(path)
+    except ValueError as error:
+        columns = f", of the columns {', '.join(map(str, row))}" if settings.image not in row else ""
+        return where, ValueError(f"no path of an image in {settings.image!r}: {one_line(error)}{columns}")
+    return record
 
 
 def _content(file: Path, what: str, settings: DataSettings) -> bytes:
