@@ -203,6 +203,7 @@ class Requirements:
         min_batch: smallest number of samples in a batch.
         host_waits: whether its computation makes the host wait for the device, so that no step can be captured.
         sparse: whether it reads a teacher's logits as `Sparse` too.
+        members: taps of the teacher, among ``teacher_taps``, that are logits: those of an ensemble's members.
     """
 
     teacher: bool
@@ -219,6 +220,7 @@ class Requirements:
     min_batch: int = 1
     host_waits: bool = False
     sparse: bool = False
+    members: tuple[str, ...] = ()
 
 
 class Metric(Protocol):

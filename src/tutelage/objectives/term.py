@@ -147,6 +147,7 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         min_batch=max((n.min_batch for n in needs), default=1),
         host_waits=any(n.host_waits for n in needs),
         sparse=all(n.sparse for n in needs if n.teacher),
+        members=_unique(tap for n in needs for tap in n.members),
     )
 
 
