@@ -50,9 +50,7 @@ FAILED = 1
 """The exit code where the run or the machine failed, and not what was typed."""
 
 
-_NETWORK = (
-    r"(?:pairs\.[^.]+\.)?(?:student|model|teacher(?:\.train\.model|(?:\.members)?\.[0-9]+)?)(?:\.name)?"
-)
+_NETWORK = r"(?:pairs\.[^.]+\.)?(?:student|model|teacher(?:\.train\.model|(?:\.members)?\.[0-9]+)?)(?:\.name)?"
 """Pattern of a key whose value names a network."""
 
 

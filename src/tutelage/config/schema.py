@@ -324,8 +324,23 @@ class TrainedTeacher(_Section):
     train: Training
 
 
+MOST_MEMBERS = 100
+"""Teachers of one run."""
+
+
+def _several(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not 2 <= len(value) <= MOST_MEMBERS:
+        expected = f"a list of 2 to {MOST_MEMBERS} models"
+        instead = "type [runs/a, runs/b], or teacher=... for one"
+        raise InvalidValueError("", expected, messages.shown(value), instead)
+    return value
+
+
 def _ready(value: Any) -> Any:
     """Refuse a member that has to be trained first, or whose answers are in the data."""
+    if not isinstance(value, str | Mapping | Network):
+        expected = "a model's name, a run's folder, or a mapping with one"
+        raise InvalidValueError("", expected, messages.shown(value), "for example runs/teacher")
     name = value.get("name") if isinstance(value, Mapping) else value
     if isinstance(value, Mapping) and "train" in value:
         instead = "train it with `tutelage train`, and name its folder"
@@ -348,8 +363,8 @@ class Teachers(_Section):
         combine: what is averaged: ``probabilities``, ``logits``, or the objective's ``terms``, each computed for each.
     """
 
-    members: tuple[MemberField, ...] = Field(
-        min_length=2, max_length=100, description="a list of 2 to 100 models", examples=["[runs/a, runs/b]"]
+    members: Annotated[tuple[MemberField, ...], BeforeValidator(_several)] = Field(
+        description=f"a list of 2 to {MOST_MEMBERS} models", examples=["[runs/a, runs/b]"]
     )
     weights: tuple[Positive, ...] | None = Field(
         None, description="a list of numbers > 0, one for each member, or null", examples=["[0.5, 0.5]"]
@@ -371,7 +386,7 @@ class Teachers(_Section):
         members = info.data.get("members")
         if value is not None and members is not None and len(value) != len(members):
             expected = f"{len(members)} numbers, one for each member"
-            instead = f"for example weights={[1] * len(members)}"
+            instead = f"for example teacher.weights={[1] * len(members)}"
             raise InvalidValueError("", expected, messages.shown(list(value)), instead)
         return value
 

@@ -79,11 +79,11 @@ class _Members(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         answers = [member(inputs_for(member, inputs, "teacher")) for member in self.members]
-        for member, answer in zip(self.members, answers, strict=True):
+        for k, answer in enumerate(answers):
             if answer.shape != answers[0].shape:
-                expected = f"logits of shape {tuple(answers[0].shape)}, as those of {self.members[0].card.name}"
-                instead = "type classes: [...] beside a member's name, with its output for each class of the data"
-                raise InvalidValueError(f"member {member.card.name}", expected, tuple(answer.shape), instead)
+                expected = f"logits of shape {tuple(answers[0].shape)}, as those of member 0"
+                instead = "type classes=[...] with its output for each class of the data, or name another"
+                raise InvalidValueError(f"teacher.members.{k}", expected, tuple(answer.shape), instead)
         return combined(answers, self.weights, of=self.of)
 
 

@@ -173,9 +173,8 @@ class BoundObjective(nn.Module):
                 teacher = teacher and _mapped(teacher, partial(_constant, wide=wide))
             local = _Inputs(student, teacher, batch, totals or count(batch, student.logits))
             several = student.logits.ndim > 2 or batch.counted is not None
-            rows = (
-                _as_rows(local, self.needs.members) if several and any(call.coupled for call in self._calls) else local
-            )
+            coupled = several and any(call.coupled for call in self._calls)
+            rows = _as_rows(local, self.needs.members) if coupled else local
             parts, weighted = {}, []
             for call, maps in zip(self._calls, self.projectors, strict=True):
                 inputs = rows if call.coupled else local

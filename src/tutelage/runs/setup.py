@@ -122,9 +122,9 @@ def build_inputs(
         make = partial(create_student, recipe.student, opened, seed=recipe.seed, trust_code=trust_code)
         student = make() if recipe.student.init is None else None
         if isinstance(named, Teachers) or (isinstance(named, Network) and not named.served):
-            create: Callable[..., Classifier] = (
-                create_untrained if isinstance(named, UntrainedTeacher) else create_teacher
-            )
+            create: Callable[..., Classifier] = create_teacher
+            if isinstance(named, UntrainedTeacher):
+                create = create_untrained
             known = teacher or create(named, opened, trust_code=trust_code)
         return student or make(teacher=known), known
 
