@@ -204,6 +204,7 @@ class Requirements:
         host_waits: whether its computation makes the host wait for the device, so that no step can be captured.
         sparse: whether it reads a teacher's logits as `Sparse` too.
         embeddings: whether it reads outputs as embeddings, which are no logits of classes.
+        members: taps of the teacher, among ``teacher_taps``, that are logits: those of an ensemble's members.
     """
 
     teacher: bool
@@ -221,6 +222,7 @@ class Requirements:
     host_waits: bool = False
     sparse: bool = False
     embeddings: bool = False
+    members: tuple[str, ...] = ()
 
 
 class Metric(Protocol):

@@ -52,7 +52,7 @@ FAILED = 1
 """The exit code where the run or the machine failed, and not what was typed."""
 
 
-_NETWORK = r"(?:pairs\.[^.]+\.)?(?:student|model|teacher|teacher\.train\.model)(?:\.name)?"
+_NETWORK = r"(?:pairs\.[^.]+\.)?(?:student|model|teacher(?:\.train\.model|(?:\.members)?\.[0-9]+)?)(?:\.name)?"
 """Pattern of a key whose value names a network."""
 
 
@@ -73,6 +73,8 @@ def trusted(trust_code: bool, overrides: Iterable[str], models: Sequence[str] = 
             key, value = values.pop()
             if isinstance(value, dict):
                 values += [(f"{key}.{name}" if key else str(name), inner) for name, inner in value.items()]
+            elif isinstance(value, list):
+                values += [(f"{key}.{k}", inner) for k, inner in enumerate(value)]
             elif isinstance(value, str) and re.fullmatch(_NETWORK, key):
                 typed.add(value)
     return trust_code or frozenset(name for name in typed if name.startswith(model_names.RUNS_CODE))

@@ -376,15 +376,108 @@ class TrainedTeacher(_Section):
         return self.train.model.reads
 
 
+MOST_MEMBERS = 100
+"""Teachers of one run."""
+
+
+def _several(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not 2 <= len(value) <= MOST_MEMBERS:
+        expected = f"a list of 2 to {MOST_MEMBERS} models"
+        instead = "type [runs/a, runs/b], or teacher=... for one"
+        raise InvalidValueError("", expected, messages.shown(value), instead)
+    return value
+
+
+def _ready(value: Any) -> Any:
+    """Refuse a member that has to be trained first, or whose answers are in the data."""
+    if not isinstance(value, str | Mapping | Network):
+        expected = "a model's name, a run's folder, or a mapping with one"
+        raise InvalidValueError("", expected, messages.shown(value), "for example runs/teacher")
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping) and "train" in value:
+        instead = "train it with `tutelage train`, and name its folder"
+        raise InvalidValueError("", "a network that is trained", "one to train first", instead)
+    if name == SERVED:
+        instead = f"name networks alone, or type teacher={SERVED}"
+        raise InvalidValueError("", "a network, as its answers are averaged with others'", SERVED, instead)
+    return value
+
+
+MemberField = Annotated[Network, pydantic.AfterValidator(_not_made), pydantic.BeforeValidator(_ready), ShortFor("name")]
+
+
+class Teachers(_Section):
+    """Several teachers, which teach as one or each by itself.
+
+    Attributes:
+        members: at least two networks, each with its own size and map of classes.
+        weights: weight of each member, divided by their sum; none for equal ones.
+        combine: what is averaged: ``probabilities``, ``logits``, or the objective's ``terms``, each computed for each.
+    """
+
+    members: Annotated[tuple[MemberField, ...], BeforeValidator(_several)] = Field(
+        description=f"a list of 2 to {MOST_MEMBERS} models", examples=["[runs/a, runs/b]"]
+    )
+    weights: tuple[Positive, ...] | None = Field(
+        None, description="a list of numbers > 0, one for each member, or null", examples=["[0.5, 0.5]"]
+    )
+    combine: Literal["probabilities", "logits", "terms"] = "probabilities"
+
+    @field_validator("members")
+    @classmethod
+    def _members_differ(cls, value: tuple[Network, ...]) -> tuple[Network, ...]:
+        for k, member in enumerate(value):
+            if member in value[:k]:
+                instead = "name it once, and give it a larger weight"
+                raise InvalidValueError("", "networks that differ", f"{member.name} twice", instead)
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _one_for_each(cls, value: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        members = info.data.get("members")
+        if value is not None and members is not None and len(value) != len(members):
+            expected = f"{len(members)} numbers, one for each member"
+            instead = f"for example teacher.weights={[1] * len(members)}"
+            raise InvalidValueError("", expected, messages.shown(list(value)), instead)
+        return value
+
+    @property
+    def reads(self) -> Reads | None:
+        """What they read of samples that are an image and a text each: all the same."""
+        return self.members[0].reads
+
+
 def _kind_of_teacher(value: Any) -> str:
-    trained = "train" in value if isinstance(value, Mapping) else isinstance(value, TrainedTeacher)
-    return (TrainedTeacher if trained else Network).__name__
+    for kind, key in ((TrainedTeacher, "train"), (Teachers, "members")):
+        if key in value if isinstance(value, Mapping) else isinstance(value, kind):
+            return kind.__name__
+    return Network.__name__
 
 
-TeacherField = Annotated[
+def _written_out(value: Any) -> Any:
+    """A list of networks is short for a mapping with them as its members."""
+    return {"members": value} if isinstance(value, list | tuple) else value
+
+
+def _alone(value: Any) -> Any:
+    if isinstance(value, list | tuple) or (isinstance(value, Mapping) and "members" in value):
+        instead = "name one here, and type tutelage compare or distill for several"
+        raise InvalidValueError("", "one teacher", "several", instead)
+    return value
+
+
+_ONE_TEACHER = (
     Annotated[Network, pydantic.AfterValidator(_not_made), pydantic.Tag("Network")]
-    | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")],
+    | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")]
+)
+OneTeacherField = Annotated[
+    _ONE_TEACHER, pydantic.Discriminator(_kind_of_teacher), BeforeValidator(_alone), ShortFor("name")
+]
+TeacherField = Annotated[
+    _ONE_TEACHER | Annotated[Teachers, pydantic.Tag("Teachers")],
     pydantic.Discriminator(_kind_of_teacher),
+    BeforeValidator(_written_out),
     ShortFor("name"),
 ]
 
@@ -396,7 +489,8 @@ class Recipe(_Section):
         name: the run's folder under ``runs/``.
         data: where the data come from, and their views.
         student: the network to train (``model`` in the recipe of a teacher).
-        teacher: the network to learn from; none for labels alone; ``served`` if ``data.top_logprobs`` has its answers.
+        teacher: the network to learn from, or several; none for labels alone; ``served`` if ``data.top_logprobs`` has
+            its answers.
         outputs: the folder of the teacher's recorded outputs, which are read instead of running it; none runs it.
         outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
         outputs_top: where all logits are above that, recording keeps so many per sample; none keeps all.
@@ -427,7 +521,7 @@ class Recipe(_Section):
     data: DataField = DataSettings()
     student: NetworkField = Field(description="a model's name", examples=["cifar:resnet20"])
     teacher: TeacherField | None = Field(
-        None, description="a model's name, a run's folder or {train: ...}", examples=["runs/teacher"]
+        None, description="a model's name, a run's folder, several of them or {train: ...}", examples=["runs/teacher"]
     )
     outputs: str | None = None
     outputs_limit_mb: Positive = 20_000.0
@@ -701,7 +795,14 @@ def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
 def _of_pairs(recipe: Recipe) -> Iterator[InvalidValueError]:
     """Yield what does not go together with samples that are an image and a text each, or with other samples."""
     read: dict[str, Reads | None] = {"model" if recipe.teacher is None else "student": recipe.student.reads}
-    if recipe.teacher is not None:
+    if isinstance(recipe.teacher, Teachers):
+        of_members = {f"teacher.members.{k}": member.reads for k, member in enumerate(recipe.teacher.members)}
+        read |= of_members
+        for key, kind in of_members.items():
+            if kind not in (None, recipe.teacher.reads):
+                expected = f"{recipe.teacher.reads}, as the first of several teachers reads"
+                yield InvalidValueError(f"{key}.reads", expected, kind, f"type {key}.reads={recipe.teacher.reads}")
+    elif recipe.teacher is not None:
         read["teacher.train.model" if isinstance(recipe.teacher, TrainedTeacher) else "teacher"] = recipe.teacher.reads
     for key, kind in read.items():
         if recipe.data.is_pair and kind is None:

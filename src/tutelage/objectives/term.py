@@ -150,6 +150,7 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         host_waits=any(n.host_waits for n in needs),
         sparse=all(n.sparse for n in needs if n.teacher),
         embeddings=any(n.embeddings for n in needs),
+        members=_unique(tap for n in needs for tap in n.members),
     )
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tutelage.config.schema import Network, Recipe, TrainedTeacher
+from tutelage.config.schema import Network, Recipe, Teachers, TrainedTeacher
 from tutelage.data import names as data_names
 from tutelage.errors import RecipeError, TutelageError, raise_all
 from tutelage.models import names as model_names
@@ -35,12 +35,14 @@ def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False, ev
     raise_all([*errors, *source_errors(recipe.data)])
 
 
-def networks_of(student: Network, teacher: Network | TrainedTeacher | None) -> list[tuple[str, Network]]:
+def networks_of(student: Network, teacher: Network | Teachers | TrainedTeacher | None) -> list[tuple[str, Network]]:
     """Return the networks of a recipe by their keys."""
     if teacher is None:
         return [("model", student)]
     if isinstance(teacher, TrainedTeacher):
         return [("student", student), ("teacher.train.model", teacher.train.model)]
+    if isinstance(teacher, Teachers):
+        return [("student", student), *((f"teacher.members.{k}", each) for k, each in enumerate(teacher.members))]
     return [("student", student), *([] if teacher.served else [("teacher", teacher)])]
 
 

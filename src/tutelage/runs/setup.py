@@ -19,9 +19,10 @@ from torch import nn
 from tutelage import config, data, metrics, models, records, taps, targets
 from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight
-from tutelage.config.schema import Network, R, Recipe, UntrainedTeacher
+from tutelage.config.schema import Network, R, Recipe, Teachers, UntrainedTeacher
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
+from tutelage.models.ensembles import by_tap, normalised
 from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs import sanity_checks
@@ -77,7 +78,15 @@ def check_objectives(recipe: Recipe, *, where: str = "recipe", overrides: Sequen
 
 def build_objectives(recipe: Recipe) -> tuple[Objective, ...]:
     """Build the objective of each stage."""
-    return tuple(from_spec(fit.objective) for fit in recipe.fits())
+    return tuple(for_teacher(recipe, from_spec(fit.objective)) for fit in recipe.fits())
+
+
+def for_teacher(recipe: Recipe, objective: Objective) -> Objective:
+    """Return an objective as the recipe's teacher is read: where several teach by terms, each term for each of them."""
+    several = recipe.teacher
+    if not isinstance(several, Teachers) or several.combine != "terms":
+        return objective
+    return objective.per_member(by_tap(normalised(len(several.members), several.weights)))
 
 
 def needs_teacher(run: Recipe | Iterable[Objective]) -> bool:
@@ -114,8 +123,10 @@ def build_inputs(
         named, known = recipe.teacher, None
         make = partial(create_student, recipe.student, opened, seed=recipe.seed, trust_code=trust_code)
         student = make() if recipe.student.init is None else None
-        if isinstance(named, Network) and not named.served:
-            create = create_untrained if isinstance(named, UntrainedTeacher) else create_teacher
+        if isinstance(named, Teachers) or (isinstance(named, Network) and not named.served):
+            create: Callable[..., Classifier] = create_teacher
+            if isinstance(named, UntrainedTeacher):
+                create = create_untrained
             known = teacher or create(named, opened, trust_code=trust_code)
         return student or make(teacher=known), known
 
