@@ -65,7 +65,7 @@ def create_student(
 
 def _named(network: Network, splits: data.Splits, **arguments: Any) -> Classifier:
     """Make a network by its name, for the data's classes."""
-    return models.create(
+    made = models.create(
         network.name,
         weights=network.weights,
         config=network.config,
@@ -73,6 +73,10 @@ def _named(network: Network, splits: data.Splits, **arguments: Any) -> Classifie
         task=splits.task,
         **arguments,
     )
+    if "image_size" in arguments and made.call is not None and made.call.text is not None:  # of a run's folder
+        instead = "type reads: text for it" if network.reads else "name a network of images"
+        raise InvalidValueError("model", "a network that reads images", f"{made.card.name}, of texts", instead)
+    return made
 
 
 @contextmanager
