@@ -69,9 +69,13 @@ def _named(network: Network, splits: data.Splits, view: str, **arguments: Any) -
     """Make a network by its name, for the data's classes."""
     keys = {key: getattr(network, key) for key in ("weights", "config", "mean", "std", "output")}
     try:
-        return models.create(network.name, classes=splits.outputs, task=splits.task, **keys, **arguments)
+        made = models.create(network.name, classes=splits.outputs, task=splits.task, **keys, **arguments)
     except InvalidValueError as error:
         raise error.renamed(lambda what: f"{view}.{what}" if what in ("mean", "output") else what) from error
+    if "image_size" in arguments and made.call is not None and made.call.text is not None:  # of a run's folder
+        instead = "type reads: text for it" if network.reads else "name a network of images"
+        raise InvalidValueError("model", "a network that reads images", f"{made.card.name}, of texts", instead)
+    return made
 
 
 @contextmanager
