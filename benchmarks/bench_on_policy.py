@@ -60,7 +60,7 @@ def recipe(folder, name, **changes):
 
 @torch.no_grad()
 def divergences(student, teacher, split, text, *, share):
-    """Return the mean KL(p || q) and KL(q || p) per counted token of a split, with ``share`` 1 as the student writes."""
+    """Return the mean KL(p || q) and KL(q || p) per counted token of a split; share 1: of what the student writes."""
     settings = {"new_tokens": NEW, "max_tokens": text.max_tokens, "end": text.tokenizer.end_id}
     sample = models.CompletionSampler(student, torch.from_numpy(split.prompts), share=share, **settings)
     sums = torch.zeros(3, dtype=torch.float64)
