@@ -115,8 +115,13 @@ class Split(ABC):
         """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""
         return False
 
-    def targets(self, index: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """Return the labels of samples, and which of their positions count, as in `types.Batch`."""
+    @property
+    def labelled(self) -> int:
+        """Number of samples with a label."""
+        return len(self) if self.per_token else int((self.labels != UNLABELLED).sum())
+
+    def targets(self, index: Tensor, inputs: Inputs, view: View | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the labels of samples in a view, and which of their positions count, as in `types.Batch`."""
         return self.labels[index], None
 
     def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
@@ -274,5 +279,5 @@ class Splits:
         """Return counts: samples per split, training samples with a label, and unreadable images so far."""
         present = self.by_name()
         sizes = {name: len(split) for name, split in present.items()}
-        sizes["labelled"] = len(self.train) if self.train.per_token else int((self.train.labels != UNLABELLED).sum())
+        sizes["labelled"] = self.train.labelled
         return sizes | {"corrupt": len({name for split in present.values() for name in split.corrupt})}

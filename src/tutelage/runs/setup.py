@@ -436,7 +436,7 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
     *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
-    *("max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
+    *("mask", "max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
 }
 """Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 
