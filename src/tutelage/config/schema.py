@@ -571,6 +571,12 @@ def parse(
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
     if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
+    if recipe.data.has_masks and recipe.outputs is not None:
+        expected = "null with masks, as the logits of every pixel would be too many to keep"
+        error = InvalidValueError(
+            "outputs", expected, repr(recipe.outputs), "type outputs=null to ask the teacher itself"
+        )
+        raise RecipeError.of([error]).renamed(partial(_place, where, overrides))
     if errors := list(_of_served(recipe)):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
     return recipe

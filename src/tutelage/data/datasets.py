@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -119,6 +120,10 @@ class Split(ABC):
     def labelled(self) -> int:
         """Number of samples with a label."""
         return len(self) if self.per_token else int((self.labels != UNLABELLED).sum())
+
+    def pixels_of_classes(self) -> Tensor | None:
+        """Return the number of pixels of each class; ``None`` where pixels have none, or must be decoded for it."""
+        return None
 
     def targets(self, index: Tensor, inputs: Inputs, view: View | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the labels of samples in a view, and which of their positions count, as in `types.Batch`."""
@@ -253,6 +258,13 @@ class Splits:
     def outputs(self) -> int:
         """Number of outputs of a network per sample, or per position: of labels one each, of others the classes."""
         return len(self.class_names) if self.task == "labels" else self.classes
+
+    @property
+    def positions(self) -> int:
+        """Largest number of positions of a training sample, each of which is classified."""
+        if self.task == "pixels" and self.image_size is not None:
+            return math.prod(self.image_size)
+        return self.text["student"].max_tokens if self.train.per_token else 1
 
     @property
     def of_images(self) -> bool:

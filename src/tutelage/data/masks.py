@@ -160,7 +160,7 @@ class MaskSplit(MemorySplit):
         """Number of samples whose mask is known."""
         return int(self.known.sum())
 
-    def counts(self) -> Tensor:
+    def pixels_of_classes(self) -> Tensor:
         """Return the number of pixels of each class in the known masks, ``(256,)``."""
         return torch.bincount(self.masks[self.positions[self.known]].flatten(), minlength=256)
 
