@@ -670,13 +670,21 @@ def rewrite_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:
 class Measure(NamedTuple):
     """What a network is judged by on a held-out set, and how that is written."""
 
-    key: str  # in records, and its name
+    key: str  # in records
+    name: str
     unit: str  # of what is written; empty for none
     scale: int  # by which a recorded number is multiplied to be written
     lower_is_better: bool
     difference: str  # what a table calls the difference of two means
     steps: str  # unit of that difference; empty for none
     counted: str  # what is counted: means are over these
+    definition: str = ""
+    beside: str | None = None  # key of what is shown beside it, one of `COMPANIONS`
+
+    @property
+    def title(self) -> str:
+        """Its name at the beginning of a line."""
+        return self.name[0].upper() + self.name[1:]
 
     def merit(self, value: float) -> float:
         """Return a value with the sign by which higher is better."""
@@ -694,16 +702,50 @@ class Measure(NamedTuple):
 
     def describe(self, means: Mapping[str, Any]) -> str:
         """Write what is recorded: ``accuracy 15.87%``, or ``perplexity 118.81, 2.413 bits per byte``."""
-        beside = f", {means['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in means else ""
-        return f"{self.key} {self.write(means[self.key])}{self.unit}{beside}"
+        return f"{self.name} {self.write(means[self.key])}{self.unit}{self.describe_beside(means, ', ')}"
+
+    def describe_beside(self, means: Mapping[str, Any], separator: str) -> str:
+        """Write what is shown beside it behind a separator: ``, 2.413 bits per byte``; nothing if it is not known."""
+        value = means.get(self.beside) if self.beside is not None else None
+        return "" if value is None else f"{separator}{value:.3f} {COMPANIONS[str(self.beside)][0]}"
 
 
-ACCURACY = Measure("accuracy", "%", 100, False, "Gain", "points", "samples")
-PERPLEXITY = Measure("perplexity", "", 1, True, "Change", "", "tokens")
-MEAN_IOU = Measure("mean_iou", "%", 100, False, "Gain", "points", "pixels")
-MEAN_AVERAGE_PRECISION = Measure("mean_average_precision", "%", 100, False, "Gain", "points", "labels")
-RECALL_AT_1 = Measure("recall_at_1", "%", 100, False, "Gain", "points", "samples")
-COSINE = Measure("cosine", "", 1, False, "Gain", "", "samples")
+COMPANIONS = {
+    "bits_per_byte": (
+        "bits per byte",
+        "Cross-entropy in bits per byte of the text in UTF-8: comparable between tokenizers.",
+    ),
+    "macro_f1": (
+        "macro F1",
+        "Mean over the labels of 2 tp / (2 tp + fp + fn), for answers whose probability is above 1/2.",
+    ),
+    "cosine": ("cosine similarity", "Mean cosine similarity of the student's embedding and the teacher's."),
+}
+"""Names and definitions of what is shown beside a measure."""
+ACCURACY = Measure("accuracy", "accuracy", "%", 100, False, "Gain", "points", "samples")
+PERPLEXITY = Measure(
+    *("perplexity", "perplexity", "", 1, True, "Change", "", "tokens"),
+    "exp of the mean cross-entropy per token, the last epoch's; lower is better.",
+    "bits_per_byte",
+)
+MEAN_IOU = Measure(
+    *("mean_iou", "mean IoU", "%", 100, False, "Gain", "points", "pixels"),
+    "Intersection over union, mean over the classes that a pixel has or is given; the last epoch's.",
+)
+MEAN_AVERAGE_PRECISION = Measure(
+    *("mean_average_precision", "mean average precision", "%", 100, False, "Gain", "points", "labels"),
+    "Area under a label's curve of precision by recall, mean over the labels that a sample has; the last epoch's.",
+    "macro_f1",
+)
+RECALL_AT_1 = Measure(
+    *("recall_at_1", "recall at 1", "%", 100, False, "Gain", "points", "samples"),
+    "Share of samples whose nearest other sample of the set, by cosine similarity, has the same label.",
+    "cosine",
+)
+COSINE = Measure(
+    *("cosine", "cosine similarity", "", 1, False, "Gain", "", "samples"),
+    "Mean cosine similarity of the student's embedding and the teacher's; the last epoch's.",
+)
 MEASURES = (PERPLEXITY, MEAN_IOU, MEAN_AVERAGE_PRECISION, RECALL_AT_1, COSINE)
 """What others than classifiers of samples are judged by, the first that is known."""
 OF_TASKS = tuple(TaskMeasures.__annotations__)

@@ -232,7 +232,7 @@ def test_language_models_are_averaged_and_compared_by_perplexity(tmp_path):
     for name, values in synthetic.PERPLEXITIES.items():
         row = found[name]
         assert row.values == values
-        assert (row.perplexity, row.value, row.std) == pytest.approx(
+        assert (row.of_task["perplexity"], row.value, row.std) == pytest.approx(
             (np.mean(values), np.mean(values), np.std(values, ddof=1))
         )
         assert row.best == pytest.approx(np.mean(values) - 1)

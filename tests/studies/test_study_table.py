@@ -246,7 +246,7 @@ def test_a_study_of_language_models_is_of_perplexity(tmp_path):
     synthetic.of_text(tmp_path / "t", 9.5)
     table = read_table(place)
     kd = row(table, "big/small", "kd")
-    assert (kd.value, kd.perplexity, kd.accuracy, kd.best, kd.difference) == (20.25, 20.25, None, 19.25, -0.75)
+    assert (kd.value, kd.of_task, kd.accuracy, kd.best, kd.difference) == (20.25, 20.25, None, 19.25, -0.75)
     shown = study.markdown(table)
     assert "| Method | Perplexity | n | Best epoch | Published | Difference | z |" in shown
     assert "| teacher | 9.50 | 1 |" in shown

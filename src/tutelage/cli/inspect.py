@@ -18,7 +18,8 @@ def evaluate(
     best: Annotated[bool, typer.Option("--best", help="The run's best weights instead of its last.")] = False,
     trust_code: common.TrustCode = False,
 ) -> None:
-    """Evaluate a model on the test set: accuracy, loss, calibration, entropy; of a language model perplexity."""
+    """Evaluate a model on the test set: accuracy, loss, calibration, entropy; what else its task is judged by."""
+    from tutelage import records
     from tutelage.report.table import fixed, percent
     from tutelage.runs import preflight, recipes
 
@@ -30,15 +31,15 @@ def evaluate(
 
     evaluation, title = api.judge(recipe, recipe.student.name, trust_code=trust)
     common.echo(title)
-    lines = {
-        "accuracy": f"{percent(evaluation['accuracy'])} %",
-        "loss": f"{evaluation['loss']:.4f} nats",
-        "entropy": f"{evaluation['entropy']:.4f} nats",
-        "ece": f"{percent(evaluation['ece'])} %",
-    }
-    if "perplexity" in evaluation:
-        text = {"perplexity": fixed(evaluation["perplexity"], 2), "bits per byte": fixed(evaluation["bits_per_byte"])}
-        lines = text | lines
+    by, lines = records.measure(evaluation), {}
+    if by is not records.ACCURACY:
+        lines[by.name] = f"{by.write(evaluation[by.key])} {by.unit}".rstrip()  # type: ignore[literal-required]
+    for key, (name, _) in records.COMPANIONS.items():
+        if key in evaluation:
+            lines[name] = fixed(evaluation[key])  # type: ignore[literal-required]
+    for key, unit in (("accuracy", "%"), ("loss", "nats"), ("entropy", "nats"), ("ece", "%")):
+        if (value := evaluation[key]) is not None:  # type: ignore[literal-required]
+            lines[key] = f"{percent(value) if unit == '%' else f'{value:.4f}'} {unit}"
     width = max(map(len, lines))
     for name, value in lines.items():
         common.echo(f"  {name:<{width}}  {value}")

@@ -26,9 +26,7 @@ def by_epoch(subject: Subject) -> list[Panel]:
     rate = "Learning rate"
     panels = [
         *(
-            _curve(
-                subject, each.key, f"Student {each.key}", each.heading(each.key.capitalize()), source=name, teacher=True
-            )
+            _curve(subject, each.key, f"Student {each.name}", each.heading(each.title), source=name, teacher=True)
             for each in dict.fromkeys((by, records.ACCURACY))
             for name in (SETS if several else (None,))
         ),
@@ -95,7 +93,7 @@ def _curve(
     """
     first, _, term = quantity.partition(".")
     keys = (first, term) if term else (first,)
-    judged = quantity in (records.ACCURACY.key, records.PERPLEXITY.key)
+    judged = quantity in {by.key for by in (records.ACCURACY, *records.MEASURES)}
     scale = 100 if axis.endswith("(%)") else 1
     digits = ".2f" if scale == 100 or judged else digits
     figure = empty(title, "Epoch", axis)

@@ -23,7 +23,7 @@ from tutelage.report.against_teacher import against_teacher
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.figures import Panel
 from tutelage.report.reading import Run, Subject, formula, number, read, section, text
-from tutelage.report.results import BYTES, Result, rows, selected, table
+from tutelage.report.results import Result, beside, rows, selected, table
 from tutelage.report.table import MISSING, Row, Table, fixed, judged, percent, plural
 
 GROUPS = {
@@ -200,7 +200,7 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
     students = [row for row in known if row.role == "student"]
     top = max(students or known, key=lambda row: row.merit)
     by = top.measure
-    reached = f"{'' if by.unit else f'a {by.key} of '}{_amount(by, top.value, top.std)} on the {top.set} set"
+    reached = f"{'' if by.unit else f'a {by.name} of '}{_amount(by, top.value, top.std)} on the {top.set} set"
     if not subject.comparison:
         sentence = f"The student reaches {reached} after its last epoch"
     else:
@@ -260,16 +260,16 @@ def tiles(subject: Subject, results: Sequence[Result]) -> list[Tile]:
     top = max(known, key=lambda row: row.merit, default=None)
     for row in results:
         by = row.measure
-        value, on, several = judged(by, row.value, row.std), f"{row.set} {by.key}", f"{row.name}, n = {row.n}"
-        beside = "" if row.bits_per_byte is None else f"; {row.bits_per_byte:.3f} bits per byte"
+        value, on, several = judged(by, row.value, row.std), f"{row.set} {by.name}", f"{row.name}, n = {row.n}"
+        more = by.describe_beside(row.of_task, "; ")
         if row.role == "teacher":
-            tiles.append(Tile(f"Teacher, {on}", judged(by, row.value), by.unit, row.name + beside))
+            tiles.append(Tile(f"Teacher, {on}", judged(by, row.value), by.unit, row.name + more))
         elif row.role == "baseline":
-            tiles.append(Tile(f"Baseline, {on}", value, by.unit, several + beside))
+            tiles.append(Tile(f"Baseline, {on}", value, by.unit, several + more))
         elif row is top:
             best = f"{_extreme(by).capitalize()} mean" + ("" if by.merit(row.gain or 0) >= 0 else " of the others")
             name, aside = (best, several) if subject.comparison else ("Student", row.name)
-            tiles.append(Tile(f"{name}, {on}", value, by.unit, aside + beside))
+            tiles.append(Tile(f"{name}, {on}", value, by.unit, aside + more))
             if row.gain is not None:
                 than = "from" if by.lower_is_better else "over"
                 change = fixed(row.gain, 2, sign=True)
@@ -314,7 +314,7 @@ def selection(subject: Subject) -> str:
     return " ".join(
         [
             *chosen_by,
-            f"The {subject.measure.key} that is reported is the last epoch's, whichever epoch selection would take.",
+            f"The {subject.measure.name} that is reported is the last epoch's, whichever epoch selection would take.",
         ]
     )
 
@@ -325,8 +325,7 @@ def selection(subject: Subject) -> str:
 def _run_table(subject: Subject) -> Table:
     """Return the table of every run."""
     by = subject.measure
-    of_text = [BYTES] if by is records.PERPLEXITY else []
-    results = (by.heading(by.key.capitalize()), *of_text, by.heading("Best epoch"), "Agreement (%)", "Time")
+    results = (by.heading(by.title), *beside(by), by.heading("Best epoch"), "Agreement (%)", "Time")
     headings = ("Run", "Network", "Seed", "Status", "Epochs", *results)
     return Table(headings=headings, rows=[_run(subject, run) for run in subject.runs])
 
@@ -341,7 +340,7 @@ def _run(subject: Subject, run: Run) -> Row:
         cells=(
             *(folder, run.entry, MISSING if run.seed is None else str(run.seed), run.status, str(len(run.epochs))),
             judged(by, value),
-            *([fixed(number(student.get("bits_per_byte")))] if by is records.PERPLEXITY else []),
+            *([] if by.beside is None else [fixed(number(student.get(by.beside)))]),
             judged(by, best_value) + selected(best_value, best.get("set")),
             percent(number(student.get("agreement"))),
             MISSING if seconds is None else duration(seconds),
@@ -423,13 +422,10 @@ def definitions(subject: Subject) -> list[tuple[str, str]]:
     judgements = (section(run.evaluation, "student") for run in subject.runs)
     bins = next((len(judgement["reliability"]) for judgement in judgements if judgement.get("reliability")), None)
     by = subject.measure
-    of_text = [
-        ("Perplexity", "exp of the mean cross-entropy per token, the last epoch's; lower is better."),
-        (BYTES, "Cross-entropy in bits per byte of the text in UTF-8: comparable between tokenizers."),
-    ]
     counted = by.counted
     return [
-        *(of_text if by is records.PERPLEXITY else []),
+        *([] if by is records.ACCURACY else [(by.title, by.definition)]),
+        *([] if by.beside is None else [(beside(by)[0], records.COMPANIONS[by.beside][1])]),
         (
             "Accuracy",
             f"Share of labelled {counted} whose class is the network's most probable one; the last epoch's.",

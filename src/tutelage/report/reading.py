@@ -271,7 +271,7 @@ def _formula(objective: object) -> str:
     return " + ".join(written)
 
 
-JUDGED = ("accuracy", "perplexity", "bits_per_byte")
+JUDGED = ("accuracy", *records.OF_TASKS)
 """What a manifest says of a teacher's evaluation."""
 Judgement = tuple[Mapping[str, Any], str | None]
 """Evaluation of a network, and the set on which it was made."""
@@ -294,8 +294,7 @@ def teachers(subject: Subject) -> list[Judgement]:
         return [(section(evaluation, "student"), text(evaluation.get("set")))]
     for run in subject.runs:
         recorded = section(run.manifest, "teacher")
-        if number(recorded.get("accuracy")) is not None:
-            known = {key: recorded[key] for key in JUDGED if recorded.get(key) is not None}
+        if known := {key: recorded[key] for key in JUDGED if number(recorded.get(key)) is not None}:
             return [(known, text(recorded.get("set")))]
     return []
 
@@ -303,6 +302,7 @@ def teachers(subject: Subject) -> list[Judgement]:
 def _merged(same: Sequence[Judgement]) -> Judgement:
     """Merge evaluations of one teacher: equal on one set, averaged over several splits."""
     keys = (*JUDGED, "loss", "entropy", "ece")
-    means = {key: mean(number(judgement.get(key)) for judgement, _ in same) for key in keys}
+    known = [key for key in keys if any(key in judgement for judgement, _ in same)]
+    means = {key: mean(number(judgement.get(key)) for judgement, _ in same) for key in known}
     sets = list(dict.fromkeys(name for _, name in same))
     return {**same[0][0], **means}, sets[0] if len(sets) == 1 else " and ".join(map(str, sets))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage import records
 from tutelage.report.matched import matched_notes
-from tutelage.report.reading import JUDGED, Run, Subject, deviation, mean, number, read, section, teachers
+from tutelage.report.reading import Run, Subject, deviation, mean, number, read, section, teachers
 from tutelage.report.reading import text as string
 from tutelage.report.table import Row, Table, count, fixed, judged, percent, plural, print_notes
 
@@ -47,8 +47,7 @@ class Result:
     n: int = 0  # number of finished runs; for the teacher, of different teachers
     measure: records.Measure = records.ACCURACY  # what the networks are judged by
     accuracy: float | None = None  # accuracy of the last epoch
-    perplexity: float | None = None  # perplexity of the last epoch; None if it is no language model
-    bits_per_byte: float | None = None  # its cross-entropy in bits per byte of text
+    of_task: Mapping[str, float | None] = field(default_factory=dict)  # measures besides that are known of it
     std: float | None = None  # sample standard deviation (n - 1) of the measure; None for one run
     values: tuple[float | None, ...] = ()  # measure of each run
     # difference of the measure to the baseline's mean, in percentage points or of perplexity; None for baseline and
@@ -68,8 +67,7 @@ class Result:
     @property
     def value(self) -> float | None:
         """The mean of the measure."""
-        value: float | None = getattr(self, self.measure.key)
-        return value
+        return self.accuracy if self.measure is records.ACCURACY else self.of_task.get(self.measure.key)
 
     @property
     def merit(self) -> float:
@@ -117,8 +115,10 @@ def _averaged(
     values = tuple(number(judgement.get(measure.key)) for judgement in judgements)
     means: dict[str, Any] = {}
     if len(names) == 1:
-        for key in (*JUDGED, "agreement", "entropy", "kl_to_teacher", "ece"):
+        for key in ("accuracy", "agreement", "entropy", "kl_to_teacher", "ece"):
             means[key] = mean(number(judgement.get(key)) for judgement in judgements)
+        known = [key for key in records.OF_TASKS if any(key in judgement for judgement in judgements)]
+        means["of_task"] = {key: mean(number(judgement.get(key)) for judgement in judgements) for key in known}
         fields["std"] = deviation(values)
     on = " and ".join(names) or None
     return Result(set=on, n=len(judgements), measure=measure, values=values, **means, **fields)
@@ -157,27 +157,31 @@ def _teacher(subject: Subject) -> list[Result]:
 
 BEST = 4
 """Column of the best epoch's figure."""
-BYTES = "Bits per byte"
 EXACT = (
     *("role", "set", "n", "accuracy", "std", "gain", "best", "best_set"),
     *("agreement", "entropy", "kl_to_teacher", "ece"),
 )
-"""Fields that HTML holds unrounded, and a language model's two besides."""
+"""Fields that HTML holds unrounded, and besides the measures of a task."""
 
 
 def headings(by: records.Measure) -> tuple[str, ...]:
     """Return the headings of a table of networks that are judged by a measure."""
     return (
         "Network",
-        by.heading(by.key.capitalize()),
+        by.heading(by.title),
         "n",
         by.heading(by.difference, by.steps),
         by.heading("Best epoch"),
-        *([BYTES] if by is records.PERPLEXITY else []),
+        *beside(by),
         "Agreement (%)",
         "Entropy (nats)",
         "KL to teacher (nats)",
     )
+
+
+def beside(by: records.Measure) -> list[str]:
+    """Return the heading of what is shown beside a measure, if there is such."""
+    return [] if by.beside is None else [records.COMPANIONS[by.beside][0].capitalize()]
 
 
 def measure_of(results: Sequence[Result]) -> records.Measure:
@@ -199,7 +203,7 @@ def notes(results: Sequence[Result]) -> list[str]:
     """Say what the table's figures are, and what they leave out."""
     name, by = main_set(results), measure_of(results)
     sentences = [
-        f"{by.key.capitalize()} is the last epoch's{f' on the {name} set' if name else ''}; "
+        f"{by.title} is the last epoch's{f' on the {name} set' if name else ''}; "
         "± is the sample standard deviation over the n runs."
     ]
     if any(row.share_data_seed for row in results):
@@ -231,13 +235,13 @@ def table(results: Sequence[Result]) -> Table:
     name = main_set(results)
     names = headings(measure_of(results))
     lines = [_row(result, name) for result in results]
-    extra = [names.index(BYTES)] if BYTES in names else []
+    extra = [names.index(name) for name in beside(measure_of(results))]
     return Table(headings=names, rows=lines, notes=notes(results), extra=extra)
 
 
 def _row(result: Result, main: str | None) -> Row:
     """Write a row under its `headings`; a figure taken on a set other than ``main`` says so."""
-    by, of_text = result.measure, result.measure is records.PERPLEXITY
+    by = result.measure
     role = "" if result.role in ("student", result.name) else f" ({result.role})"
     elsewhere = f" [{result.set}]" if result.set and result.set != main else ""
     cells = (
@@ -246,7 +250,7 @@ def _row(result: Result, main: str | None) -> Row:
         count(result.n, len(result.unfinished)),
         fixed(result.gain, 2, sign=True),
         judged(by, result.best) + selected(result.best, result.best_set),
-        *([fixed(result.bits_per_byte)] if of_text else []),
+        *([] if by.beside is None else [fixed(result.of_task.get(by.beside))]),
         percent(result.agreement),
         fixed(result.entropy),
         fixed(result.kl_to_teacher),
@@ -256,7 +260,7 @@ def _row(result: Result, main: str | None) -> Row:
     short[0] = short[0].replace(" (", "\n(")
     short[BEST] = judged(by, result.best) + ("*" if result.best is not None and result.best_set == "test" else "")
     exact = {key.replace("_", "-"): getattr(result, key) for key in EXACT}
-    exact |= {"perplexity": result.perplexity, "bits-per-byte": result.bits_per_byte} if of_text else {}
+    exact |= {key.replace("_", "-"): value for key, value in result.of_task.items()}
     exact = {"entry": result.name, **exact, "unfinished": len(result.unfinished)}
     return Row(cells=cells, short=short, kind=result.role, exact=exact)
 

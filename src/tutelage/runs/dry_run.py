@@ -82,7 +82,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
             )
         summary += [
             ("teacher", _network(run_inputs.teacher, splits.input_shape("teacher"))),
-            (f"teacher {by.key}", judged),
+            (f"teacher {by.name}", judged),
         ]
     if (served := run_inputs.served) is not None:
         said = describe_served(served)

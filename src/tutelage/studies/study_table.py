@@ -39,7 +39,7 @@ class Row:
     n: int = 0  # number of finished runs; for the teacher, of different teachers
     # mean of the last epoch's test accuracy over the n runs; None if one of them lacks it
     accuracy: float | None = None
-    perplexity: float | None = None  # mean of the last epoch's test perplexity, instead, of a language model
+    of_task: float | None = None  # mean of the last epoch's other measure, instead, such as a perplexity
     measure: records.Measure = records.ACCURACY  # what the networks are judged by
     std: float | None = None  # sample standard deviation (n - 1); None for one run
     values: tuple[float | None, ...] = ()  # measure of each run
@@ -63,8 +63,7 @@ class Row:
     @property
     def value(self) -> float | None:
         """The mean of the measure, in percent if it is an accuracy."""
-        value: float | None = getattr(self, self.measure.key)
-        return value
+        return self.accuracy if self.measure is records.ACCURACY else self.of_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,8 +185,9 @@ def _teacher(subject: Subject) -> Row:
     values = tuple(judged.values())
     status = None if values else "not run" if teacher else "not measured"
     row = _row(subject.name, TEACHER, [], [], subject.measure)
-    average: dict[str, Any] = {row.measure.key: mean(values)}
-    return replace(row, n=len(values), **average, std=deviation(values), values=values, status=status)
+    return replace(
+        row, n=len(values), **_average(row.measure, values), std=deviation(values), values=values, status=status
+    )
 
 
 def _row(
@@ -201,13 +201,12 @@ def _row(
     status = None
     if not done:
         status = f"0 of {len(left)} finished" if left else missing or "not run"
-    average: dict[str, Any] = {by.key: mean(values)}
     return Row(
         pair=pair,
         method=method,
         role="teacher" if method == TEACHER else "student",
         n=len(done),
-        **average,
+        **_average(by, values),
         measure=by,
         std=deviation(values),
         values=values,
@@ -216,6 +215,11 @@ def _row(
         status=status,
         unfinished=tuple(map(unfinished, left)),
     )
+
+
+def _average(by: records.Measure, values: Sequence[float | None]) -> dict[str, Any]:
+    """Return the mean under the field that holds it."""
+    return {"accuracy" if by is records.ACCURACY else "of_task": mean(values)}
 
 
 def _with_costs(rows: Sequence[Row], subject: Subject, *, of: str) -> list[Row]:
@@ -311,7 +315,7 @@ def measure_of(rows: Sequence[Row]) -> records.Measure:
 def heading(column: str, by: records.Measure) -> str:
     """Return the heading of one of `COLUMNS` in a table of networks that are judged by a measure."""
     if column == "Measure":
-        return by.heading(by.key.capitalize())
+        return by.heading(by.title)
     units = {"Best epoch": by.unit, "Published": by.unit, "Difference": by.steps}
     return by.heading(column, units.get(column, ""))
 
@@ -342,7 +346,7 @@ def cells(row: Row) -> dict[str, str]:
 
 def notes(table: StudyTable) -> list[str]:
     """Say what the table's figures are, and what they leave out."""
-    judged = measure_of(table.rows).key.capitalize()
+    judged = measure_of(table.rows).title
     sentences = [
         f"{judged} is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."
     ]
@@ -411,9 +415,9 @@ def write_tables(folder: Path | str) -> None:
 
 
 def _fields(row: Row) -> dict[str, Any]:
-    """Return a row's fields, a perplexity only of a language model."""
-    left_out = ("measure",) if row.measure is records.PERPLEXITY else ("measure", "perplexity")
-    return {key: value for key, value in asdict(row).items() if key not in left_out}
+    """Return a row's fields, a measure that is not accuracy under its own key."""
+    fields = {key: value for key, value in asdict(row).items() if key not in ("measure", "of_task")}
+    return fields if row.measure is records.ACCURACY else fields | {row.measure.key: row.of_task}
 
 
 def print_study(folder: Path | str, console: Console) -> None:
