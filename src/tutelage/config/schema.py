@@ -741,7 +741,7 @@ def parse(
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
     if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
-    if errors := [*_of_served(recipe), *_of_on_policy(recipe), *_of_pairs(recipe)]:
+    if errors := [*_of_served(recipe), *_of_on_policy(recipe), *_of_pairs(recipe), *_of_masks(recipe)]:
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
     return recipe
 
@@ -790,6 +790,14 @@ def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
     if recipe.outputs is not None:
         expected = "null with a served teacher, whose answers are in the data"
         yield InvalidValueError("outputs", expected, repr(recipe.outputs), "type outputs=null")
+
+
+def _of_masks(recipe: Recipe) -> Iterator[InvalidValueError]:
+    """Yield what does not go together with a class for each pixel."""
+    if recipe.data.has_masks and recipe.outputs is not None:
+        expected = "null with masks, as the logits of every pixel would be too many to keep"
+        instead = "type outputs=null to ask the teacher itself"
+        yield InvalidValueError("outputs", expected, repr(recipe.outputs), instead)
 
 
 def _of_pairs(recipe: Recipe) -> Iterator[InvalidValueError]:

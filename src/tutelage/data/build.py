@@ -18,6 +18,7 @@ from torch import Tensor
 from tutelage import images, rng
 from tutelage.data import cache, shards
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, UnlabelledSamples, refuse_one_class
+from tutelage.data.masks import UNCOUNTED, Masks, MaskSplit, MaskStreamSplit
 from tutelage.data.names import of_unlabelled, shown
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.shards import Content, CopyAhead, Shard
@@ -65,13 +66,15 @@ class Raw:
     units: NDArray[np.integer] | None = None  # as of `Split`
     ahead: CopyAhead | None = None  # as of `StreamSplit`
     texts: NDArray[np.int64] | None = None  # as of `Split`
+    masks: Masks | None = None  # masks of the images, whose labels are then 0, or -100 without one
 
     def subset(self, positions: NDArray[np.int64]) -> Raw:
         """Return some of the images."""
         units = None if self.units is None else self.units[positions]
         texts = None if self.texts is None else self.texts[positions]
+        masks = None if self.masks is None else self.masks.subset(positions)
         reader = images.Subset(self.reader, positions)
-        return Raw(reader, self.labels[positions], self.identity, units, self.ahead, texts)
+        return Raw(reader, self.labels[positions], self.identity, units, self.ahead, texts, masks)
 
     def joined(self, other: Raw) -> Raw:
         """Return these images, and those of another source behind them."""
@@ -81,6 +84,7 @@ class Raw:
             lambda: self.identity() + b"\0" + other.identity(),
             _joined_units(self.units, len(other.labels)),
             self.ahead,
+            masks=self.masks,
         )
 
 
@@ -94,6 +98,7 @@ class Pixels:
     with_frames: str | None = None  # name of the first image that has further frames or pages
     units: NDArray[np.integer] | None = None  # as of `Split`
     texts: NDArray[np.int64] | None = None  # as of `Split`
+    masks: NDArray[np.uint8] | None = None  # ``(images, height, width)``, where labels are as of `Raw` with masks
 
     def joined(self, other: Pixels) -> Pixels:
         """Return these images, and those of another source behind them."""
@@ -103,6 +108,7 @@ class Pixels:
             (*self.corrupt, *other.corrupt),
             self.with_frames or other.with_frames,
             _joined_units(self.units, len(other.labels)),
+            None if self.masks is None else np.concatenate([self.masks, np.zeros_like(other.values[..., 0])]),
         )
 
 
@@ -192,10 +198,11 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
     saved = cache.load(key) if key is not None and (layout is None or _fits(samples, layout, settings)) else None
     pixels: list[Pixels] = []
     if saved is not None:
-        layout, pixels = (
-            saved[0],
-            [Pixels(saved[1][name], raw.labels, units=raw.units, texts=raw.texts) for name, raw in halves.items()],
-        )
+        layout, arrays = saved
+        pixels = [
+            Pixels(arrays[name], raw.labels, units=raw.units, texts=raw.texts, masks=arrays.get(f"{name}_masks"))
+            for name, raw in halves.items()
+        ]
     elif layout is None and (guessed := _decode_alike(list(halves.values()), settings, samples)) is not None:
         layout, pixels = guessed
     elif layout is None:
@@ -210,7 +217,9 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         description = replace(description, notes=[*description.notes, images.frames_note(with_frames)])
     # What is to be said of the files would not be said again of cached pixels.
     if key is not None and saved is None and with_frames is None and not any(half.corrupt for half in pixels):
-        arrays = {name: half.values for name, half in zip(halves, pixels, strict=True)}
+        named = dict(zip(halves, pixels, strict=True))
+        arrays = {name: half.values for name, half in named.items()}
+        arrays |= {f"{name}_masks": half.masks for name, half in named.items() if half.masks is not None}
         cache.save(key, layout, arrays, source=description.source)
     return from_pixels(pixels[0], pixels[-1], description, margin=layout.margin)
 
@@ -224,7 +233,8 @@ def _with_unlabelled(
         return train, description
     source = shown(settings.unlabelled.source)
     if not _fits(len(train.labels) + len(extra.raw.labels), layout, settings):
-        size = math.ceil((len(train.labels) + len(extra.raw.labels)) * math.prod(layout[:3]) / 2**20)
+        each = layout.height * layout.width * (layout.channels + settings.has_masks)
+        size = math.ceil((len(train.labels) + len(extra.raw.labels)) * each / 2**20)
         expected = f"at least the {size} MiB of {source} beside {description.source}, which is held in memory"
         instead = f"type data.memory_limit_mb={size}"
         raise InvalidValueError("data.memory_limit_mb", expected, settings.memory_limit_mb, instead)
@@ -255,11 +265,16 @@ def from_pixels(
     joined, description = _with_unlabelled(train, description, layout, divisor=divisor)
     tested, test = test.labels, joined if test is train else test  # of which the first alone are asked for
     tensors = {id(half): torch.from_numpy(half.values) for half in (joined, test)}
+    masks = {id(half): torch.from_numpy(half.masks) for half in (joined, test) if half.masks is not None}
     pool = WorkerPool()
 
     def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         half = test if part == "test" else joined
-        return MemorySplit(
+        if half.masks is not None:
+            bordered = part == "train" and settings.crop_padding > 0
+            fields |= _of_masks(fields["labels"]) | {"all_counted": not (bordered or UNCOUNTED in half.masks)}
+            fields["masks"] = _blanked(masks[id(half)], positions, fields["known"])
+        return (MemorySplit if half.masks is None else MaskSplit)(
             pixels=tensors[id(half)],
             positions=torch.from_numpy(positions),
             settings=settings if part == "train" else None,
@@ -277,9 +292,24 @@ def from_pixels(
 
     content = [cache.digest(array) for half in (joined, test) for array in (half.values, half.labels)]
     content += [cache.digest(half.units) for half in (joined, test) if half.units is not None]  # the order follows them
+    content += [cache.digest(half.masks) for half in (joined, test) if half.masks is not None]
     content.append(f"divisor {divisor}")
     splits = _divide(joined.labels, tested, description, make, own=len(train.labels), layout=layout, content=content)
     return replace(splits, divisor=divisor)
+
+
+def _of_masks(labels: Tensor) -> dict[str, Tensor]:
+    """Return the fields of a split of masks for labels as of `Raw`."""
+    return {"labels": labels.new_empty(len(labels), 0), "known": labels != UNLABELLED}
+
+
+def _blanked(masks: Tensor, positions: NDArray[np.int64], known: Tensor) -> Tensor:
+    """Return masks of which those of samples that lose theirs are 0."""
+    if bool(known.all()):
+        return masks
+    masks = masks.clone()
+    masks[torch.from_numpy(positions)[~known]] = 0
+    return masks
 
 
 def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
@@ -361,7 +391,9 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
 
     def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         half = test if part == "test" else joined
-        return StreamSplit(
+        if half.masks is not None:
+            fields |= _of_masks(fields["labels"]) | {"masks": half.masks}
+        return (StreamSplit if half.masks is None else MaskStreamSplit)(
             noted=noted,
             reader=half.reader,
             positions=positions,
@@ -413,7 +445,7 @@ def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> 
 
 def _fits(samples: int, layout: images.Layout, settings: DataSettings) -> bool:
     """Return whether a data set is held in memory; views cut from originals never are."""
-    size = samples * layout.height * layout.width * layout.channels
+    size = samples * layout.height * layout.width * (layout.channels + settings.has_masks)
     return not settings.random_resized_crop and size <= settings.memory_limit_mb * 2**20
 
 
@@ -447,7 +479,8 @@ def _decode(raw: Raw, layout: images.Layout, settings: DataSettings, *, alike: t
     corrupt = tuple(fault.name for fault in half.faults)
     units = None if raw.units is None else raw.units[half.kept]
     texts = None if raw.texts is None else raw.texts[half.kept]
-    return Pixels(half.pixels, raw.labels[half.kept], corrupt, half.with_frames, units, texts)
+    masks = None if raw.masks is None else raw.masks.decoded(half.kept, layout)
+    return Pixels(half.pixels, raw.labels[half.kept], corrupt, half.with_frames, units, texts, masks)
 
 
 def _divide(
@@ -472,7 +505,7 @@ def _divide(
     unlabelled = unlabelled_samples(settings, own=len(kept), samples=len(train_labels) - own)
     kept = np.append(kept, np.arange(own, len(train_labels)))
     classes = len(description.class_names)
-    labels = labels_kept(train_labels[kept], settings, classes=classes)
+    labels = labels_kept(train_labels[kept], settings, classes=1 if settings.has_masks else classes)
     kept_labels, held_labels = torch.from_numpy(labels), torch.from_numpy(train_labels[held_out])
     identity = "\n".join([*content, cache.digest(kept) + cache.digest(held_out)])
     return Splits(
@@ -494,4 +527,5 @@ def _divide(
         source=description.source,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
         notes=tuple(description.notes),
+        task="pixels" if settings.has_masks else "classes",
     )

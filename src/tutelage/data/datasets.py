@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -116,8 +117,17 @@ class Split(ABC):
         """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""
         return False
 
-    def targets(self, index: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """Return the labels of samples, and which of their positions count, as in `types.Batch`."""
+    @property
+    def labelled(self) -> int:
+        """Number of samples with a label."""
+        return len(self) if self.per_token else int((self.labels != UNLABELLED).sum())
+
+    def pixels_of_classes(self) -> Tensor | None:
+        """Return the number of pixels of each class; ``None`` where pixels have none, or must be decoded for it."""
+        return None
+
+    def targets(self, index: Tensor, inputs: Inputs, view: View | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the labels of samples in a view, and which of their positions count, as in `types.Batch`."""
         return self.labels[index], None
 
     def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
@@ -264,6 +274,13 @@ class Splits:
         return len(self.class_names) if self.task == "labels" else self.classes
 
     @property
+    def positions(self) -> int:
+        """Largest number of positions of a training sample, each of which is classified."""
+        if self.task == "pixels" and self.image_size is not None:
+            return math.prod(self.image_size)
+        return self.text["student"].max_tokens if self.train.per_token else 1
+
+    @property
     def of_images(self) -> bool:
         """Whether samples have an image; others are texts, or tensors that the user's networks take as they are."""
         return self.channels is not None
@@ -288,5 +305,5 @@ class Splits:
         """Return counts: samples per split, training samples with a label, and unreadable images so far."""
         present = self.by_name()
         sizes = {name: len(split) for name, split in present.items()}
-        sizes["labelled"] = len(self.train) if self.train.per_token else int((self.train.labels != UNLABELLED).sum())
+        sizes["labelled"] = self.train.labelled
         return sizes | {"corrupt": len({name for split in present.values() for name in split.corrupt})}

@@ -157,7 +157,7 @@ class UploadLoader(BatchLoader):
             return
         for positions, views in split.stream_images(requests, view=view, pin_memory=pin_memory):
             index = torch.from_numpy(positions)
-            labels, counted = split.targets(index, views)
+            labels, counted = split.targets(index, views, view)
             yield _Sent(index, views, labels, None, counted)
 
 

@@ -40,7 +40,7 @@ def keep_labels(
     members = np.bincount(labels[labels != UNLABELLED], minlength=classes)
     if members.min() < per_class:
         scarce = int(members.argmin())
-        expected = f"at most the {members[scarce]} training samples of class {scarce}"
+        expected = f"at most the {members[scarce]} training samples" + f" of class {scarce}" * (classes > 1)
         raise InvalidValueError("data.labelled", expected, per_class, f"type data.labelled={members[scarce] or 'null'}")
     hashes = draw(seed, 0, np.arange(len(labels)), stream)
     kept = np.full_like(labels, UNLABELLED)

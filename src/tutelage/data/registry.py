@@ -21,6 +21,7 @@ from tutelage.data.names import of_unlabelled, parse_source
 from tutelage.data.sources.digits import open_digits
 from tutelage.data.sources.hub import open_hub, unlabelled_rows
 from tutelage.data.sources.imagefolder import open_folder, unlabelled_images
+from tutelage.data.sources.masks import open_masks
 from tutelage.data.sources.parquet import open_parquet
 from tutelage.data.sources.text_files import open_csv, open_jsonl, unlabelled_texts
 from tutelage.data.sources.torchvision import open_vision
@@ -33,6 +34,7 @@ _OPENERS: dict[str, Callable[..., Splits]] = {
     "hf": open_hub,
     "imagefolder": open_folder,
     "jsonl": open_jsonl,
+    "masks": open_masks,
     "parquet": open_parquet,
     "torchvision": open_vision,
     "webdataset": open_webdataset,

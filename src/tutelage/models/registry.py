@@ -28,6 +28,7 @@ from tutelage.types import Task
 _MODULES = (cifar, mlp, timm, torchvision, hf, file, onnx, export)
 _SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {module.PREFIX: module.plan for module in _MODULES}
 _OF_IMAGES = frozenset(module.PREFIX for module in (cifar, mlp, timm, torchvision, onnx, export))
+_OF_WHOLE_IMAGES = frozenset(module.PREFIX for module in (cifar, mlp, timm))
 
 
 def create(
@@ -153,6 +154,10 @@ def _planned(name: str, request: ModelRequest) -> ModelSpec:
     if request.text is not None and prefix in _OF_IMAGES:
         instead = "name one of hf:, such as hf:bert with its config"
         raise InvalidValueError("model", "a network that reads texts, as the data are", f"{name}, of images", instead)
+    if request.task == "pixels" and prefix in _OF_WHOLE_IMAGES:
+        expected, got = "a network that gives each pixel a class", f"{name}, which gives each image one"
+        instead = f"name one of torchvision's, such as torchvision:{torchvision.SEGMENTING}, of hf: or of your own"
+        raise InvalidValueError("model", expected, got, instead)
     return _SOURCES[prefix](path, request)
 
 

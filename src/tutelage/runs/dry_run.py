@@ -54,7 +54,8 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     check_run(recipe, run_inputs)
     recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
-    sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not splits.train.per_token}
+    of_text = splits.task != "pixels" and splits.train.per_token
+    sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not of_text}
     place = data.describe_place(splits, accelerator_on(recipe.device).device)
     summary = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items())),
@@ -151,8 +152,10 @@ class _Sample:
 
 
 def _logits(batch_size: int, splits: data.Splits) -> str:
-    tokens = f"up to {splits.text['student'].max_tokens} tokens, " if splits.train.per_token else ""
-    return f"({batch_size}, {tokens}{splits.classes})"
+    positions = f"up to {splits.positions} tokens, " if splits.train.per_token else ""
+    if splits.task == "pixels":
+        positions = "".join(f"{side}, " for side in splits.image_size or ())
+    return f"({batch_size}, {positions}{splits.classes})"
 
 
 def _unlabelled(train: data.Split) -> str:

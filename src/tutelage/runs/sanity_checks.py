@@ -77,13 +77,14 @@ def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
     Fewer labels than classes lack some by necessity, which is not told.
     """
     labels = splits.train.labels
-    if (
-        splits.train.per_token
-        or splits.task == "embedding"
-        or all(objective.needs.labels == "none" for objective in objectives)
-    ):
+    if splits.task == "embedding" or all(objective.needs.labels == "none" for objective in objectives):
         return
-    if labels.is_floating_point():
+    pixels = splits.train.pixels_of_classes()
+    if splits.train.per_token and pixels is None:
+        return
+    if pixels is not None:
+        counts = pixels[: splits.classes]
+    elif labels.is_floating_point():
         counts = (labels > 0).sum(0)
     else:
         counts = torch.bincount(labels[labels != UNLABELLED], minlength=splits.classes)

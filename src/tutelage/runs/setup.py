@@ -177,11 +177,11 @@ def check_compatible(run_inputs: RunInputs) -> None:
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
         _check_task(objective, splits)
-        unlabelled = not soft and not splits.train.per_token and not (labels != UNLABELLED).any()
+        unlabelled = not soft and not splits.train.labelled
         if needs.labels != "none" and unlabelled:
             expected = f"labels for the supervised objective {name}"
             instead = "give labels, or zero its supervised weight where it has one beside a teacher's"
-            raise RecipeError("data", expected, f"none among {len(labels)} training samples", instead)
+            raise RecipeError("data", expected, f"none among {len(splits.train)} training samples", instead)
         if needs.labels == "index" and (soft or splits.train.mixing is not None):
             unmix = "" if soft else "type data.mixup=0 data.cutmix=0, or "
             expected = f"class indices for objective {name}"
@@ -414,8 +414,8 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
     inputs: Inputs = torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
         most = STATISTICS
-        if train.per_token:  # A row per token, of as many classes as the vocabulary has.
-            most = max(1, _most_rows(splits) // splits.text["student"].max_tokens)
+        if train.per_token:  # A row per token, of as many classes as the vocabulary has, or per pixel.
+            most = max(1, _most_rows(splits) // splits.positions)
         indices = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).astype(np.int64))
         read = _teacher_outputs(asked or teacher, train, indices, lambda outputs: outputs.logits.float().cpu())
         teacher_logits = torch.cat([logits for _, logits in read])
@@ -515,7 +515,7 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
     *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
-    *("max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
+    *("mask", "max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
 }
 """Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 
@@ -629,7 +629,7 @@ def metric_of(splits: data.Splits) -> Metric | None:
 def ask_teacher(
     recipe: Recipe, teacher: nn.Module, batches: Batches, split: data.Split, metric: Metric | None = None
 ) -> TeacherOutputs:
-    """Evaluate the teacher on a held-out set, and keep its logits; those of tokens are computed again when needed."""
+    """Evaluate the teacher on a held-out set, and keep its logits; of many positions, when needed."""
     kept, text_bytes = KeptLogits(), split.text_bytes
     evaluation = evaluate_network(
         recipe,
@@ -658,7 +658,7 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
     device = accelerator_on(recipe.device).device
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
-            # Evaluation keeps no gradients, so batches larger than in training fit; not so the logits of many tokens.
+            # Evaluation keeps no gradients, so batches larger than in training fit; not so many positions.
             size = recipe.batch_size if split.per_token else max(recipe.batch_size, 256)
             yield name, data.loader_on(device, split, batch_size=size, train=False)
 

@@ -54,7 +54,8 @@ class DataSettings:
 
     source: str = "digits"
     """``digits``, ``hf:<hub id or local folder>``, ``imagefolder:<path>``, ``torchvision:<class name>``,
-    ``webdataset:<tar files>`` or ``parquet:<Parquet files>``; of texts ``hf:``, ``jsonl:<path>`` or ``csv:<path>``."""
+    ``webdataset:<tar files>`` or ``parquet:<Parquet files>``; of texts ``hf:``, ``jsonl:<path>`` or ``csv:<path>``; of
+    pictures with a mask each ``masks:<path>`` or ``hf:``."""
     unlabelled: Annotated[Unlabelled | None, ShortFor("source")] = None
     """Training samples without labels beside those of ``source``, from which class names, validation and test come; a
     source alone stands for ``{source: ...}``."""
@@ -72,6 +73,9 @@ class DataSettings:
     embedding: Whole | None = None
     """Width of a vector with which networks answer in place of classes, in [1, 65536]. Labels, if the source has some,
     are read by no objective: recall is measured by them. Unset classifies."""
+    mask: str | None = None
+    """Column of masks of an ``hf:`` source, pictures of one channel with the class of each pixel, 255 for none; unset
+    reads a class per image."""
     text: str | None = None
     """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images.
     Beside ``image`` each sample has both."""
@@ -101,13 +105,16 @@ class DataSettings:
     shuffle_buffer: Whole | None = 4096
     """Number of samples among which those of shards are shuffled, at least 1; unset shuffles the whole data set."""
     validation: Real = 0.0
-    """Fraction of the training samples held out for validation, stratified by class; in [0, 1)."""
+    """Fraction of the training samples held out for validation, in [0, 1); stratified by class, unless they have masks.
+    """
     labelled: Whole | None = None
-    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all."""
+    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all. Of masks
+    it is the number of samples that keep theirs."""
     split_seed: Whole = 0
     """Seed of every split: validation, labelled, a test set if the source has none; between -2**63 and 2**63."""
     crop_padding: Whole = 0
-    """Width in pixels of the zero border that training images are randomly cropped from, in [0, 1024]."""
+    """Width in pixels of the zero border that training images are randomly cropped from, in [0, 1024]. In a mask it has
+    no class."""
     flip: bool = False
     """Flip each training image left to right with probability 1/2."""
     random_resized_crop: bool = False
@@ -145,7 +152,8 @@ class DataSettings:
     Unset means 224/256 = 0.875 for images of mixed sizes and 1 for images of one size.
     """
     test: Literal["held_out", "train"] = "held_out"
-    """The test set if the source has none: a fifth of each class, or the training images without augmentation."""
+    """The test set if the source has none: a fifth of each class, or of the samples where they have masks, or the
+    training images without augmentation."""
     workers: Whole = 0
     """Processes in [0, 256] that decode a streamed data set, or apply RandAugment or ``transform``; the values stay."""
     on_corrupt: Literal["stop", "skip"] = "stop"
@@ -171,6 +179,11 @@ class DataSettings:
         """Whether each sample is an image and a text."""
         return self.text is not None and self.image is not None
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether samples are pictures of which each pixel has a class."""
+        return self.source.startswith("masks:") or self.mask is not None
+
     def without_views(self) -> DataSettings:
         """Return the settings without those that change images."""
         defaults: dict[str, Any] = {name: _DEFAULTS[name] for name in _OF_IMAGES}
@@ -185,9 +198,15 @@ class DataSettings:
 _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
 _OF_TEXT = ("top_logprobs", "tokenizer", "teacher_tokenizer", "max_tokens", "pack", "bucket_batches")
 _OF_IMAGES = (
-    *("image", "crop_padding", "flip", "random_resized_crop", "interpolation", "randaugment", "transform"),
+    *("image", "mask", "crop_padding", "flip", "random_resized_crop", "interpolation", "randaugment", "transform"),
     *("random_erasing", "mixup", "cutmix", "size", "test_crop"),
 )
+_COLOUR_ALONE = (
+    *("Grayscale", "RandomGrayscale", "ColorJitter", "RandomPhotometricDistort", "RandomChannelPermutation"),
+    *("RandomInvert", "RandomPosterize", "RandomSolarize", "RandomAutocontrast", "RandomEqualize"),
+    *("RandomAdjustSharpness", "GaussianBlur", "GaussianNoise", "JPEG"),
+)
+"""Classes of torchvision's transforms that leave each thing in a picture where it is."""
 _LARGEST_TEXT = 1_000_000
 
 
@@ -307,7 +326,7 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
             beside = "a source of texts" if of_text_alone else " and ".join(f"data.{name}" for name in typed)
             instead = "type data.text=<column>, or data.prompt and data.completion, or data.messages"
             return [InvalidValueError("data.text", "a column of texts", f"none with {beside}", instead)]
-        return _wrong_unlabelled(s)
+        return (_wrong_with_masks(s) if s.has_masks else []) + _wrong_unlabelled(s)
     if not (of_text_alone or s.source.startswith("hf:")):
         return [InvalidValueError("data.source", "hf:, jsonl: or csv: for texts", repr(s.source), "name one of those")]
     rows = []
@@ -357,6 +376,31 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
         InvalidValueError(f"data.{name}", want, _typed(getattr(s, name)), instead) for name, want, instead in rows
     ]
     return errors + _wrong_unlabelled(s)
+
+
+def _wrong_with_masks(s: DataSettings) -> list[InvalidValueError]:
+    """Return what does not go with pictures of which each pixel has a class."""
+    named = s.source.partition(":")[0]
+    if s.mask is not None and named != "hf":
+        instead = "type hf:<folder> for a folder of Parquet files, or leave data.mask out"
+        return [InvalidValueError("data.mask", "null for a source that is not hf:", repr(s.mask), instead)]
+    moved = "null with masks, as it moves pixels whose classes stay"
+    rows = [
+        ("label", "null with masks, which are the labels"),
+        ("randaugment", moved),
+        *((name, "0 with masks") for name in ("random_erasing", "mixup", "cutmix")),
+    ]
+    errors = [
+        InvalidValueError(f"data.{name}", expected, _typed(getattr(s, name)), f"leave data.{name} out")
+        for name, expected in rows
+        if getattr(s, name) != _DEFAULTS[name]
+    ]
+    of_colours = re.match(r"torchvision:(\w+)", s.transform or "")
+    if s.transform is not None and (of_colours is None or of_colours[1] not in _COLOUR_ALONE):
+        expected = "one of torchvision's that changes colours alone, with masks"
+        instead = f"type torchvision:ColorJitter(brightness=0.2), or another of {', '.join(_COLOUR_ALONE)}"
+        errors.append(InvalidValueError("data.transform", expected, repr(s.transform), instead))
+    return errors
 
 
 def _wrong_unlabelled(s: DataSettings) -> list[InvalidValueError]:

@@ -16,7 +16,9 @@ from tutelage import records
 from tutelage.data import cache, file_hashes
 from tutelage.data.build import Description, Raw, UnlabelledImages, check_labels, from_images
 from tutelage.data.datasets import Splits
+from tutelage.data.masks import Masks
 from tutelage.data.names import local_folder
+from tutelage.data.sources.masks import numbered_classes
 from tutelage.data.texts import Texts, beside_images, from_texts, open_tokenizer, read_texts
 from tutelage.errors import InvalidValueError, NotFoundError, missing_extra, one_line
 from tutelage.images import READER_VERSION, Encoded
@@ -82,10 +84,20 @@ def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | T
         return _texts(halves, settings, source=shown, notes=notes, unlabelled=unlabelled)
     assert not isinstance(unlabelled, Texts)
     dtypes = {name: str(getattr(feature, "dtype", None)) for name, feature in splits["train"].features.items()}
-    image = _column(splits["train"], "image", Image, settings.image)
-    if _without_labels(splits["train"], settings):
-        names: list[str] = []
-        labels = {n: np.full(len(rows), UNLABELLED, np.int64) for n, rows in halves.items()}
+    mask = None if settings.mask is None else _column(splits["train"], "mask", Image, settings.mask)
+    image = _column(splits["train"], "image", Image, settings.image, apart=mask)
+    masks: dict[str, Masks] = {}
+    if mask is not None:
+        if lacking := [split for split, rows in halves.items() if mask not in rows.features]:
+            raise _column_error(halves[lacking[0]], "mask", f"{mask!r} in the split {lacking[0]} too", "none", [])
+        masks = {
+            split: Masks(_reader(rows, mask, split), _reader(rows, image, split)) for split, rows in halves.items()
+        }
+        names = numbered_classes(list(masks.values()), shown)
+        labels = {split: np.zeros(len(rows), np.int64) for split, rows in halves.items()}
+    elif _without_labels(splits["train"], settings):
+        names = []
+        labels = {split: np.full(len(rows), UNLABELLED, np.int64) for split, rows in halves.items()}
     else:
         names, labels = _labels(halves, _column(splits["train"], "label", ClassLabel, settings.label, dtypes=dtypes))
 
@@ -94,7 +106,12 @@ def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | T
         return _files(Path(name).expanduser()) if local else b""
 
     raws = [
-        Raw(_reader(rows, image, split), labels[split], partial(_identity, rows, split, files))
+        Raw(
+            _reader(rows, image, split),
+            labels[split],
+            partial(_identity, rows, split, files),
+            masks=replace(masks[split], classes=len(names)) if masks else None,
+        )
         for split, rows in halves.items()
     ]
     description = Description(class_names=names, settings=settings, source=shown, notes=notes, unlabelled=unlabelled)
@@ -228,10 +245,21 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
     return splits, folder is not None
 
 
-def _column(rows: Any, key: str, kind: Any, chosen: str | None, *, dtypes: Mapping[str, str] | None = None) -> str:
-    """Return the chosen column, of that kind or an integer dtype; if none is chosen, the only one of that kind."""
+def _column(
+    rows: Any,
+    key: str,
+    kind: Any,
+    chosen: str | None,
+    *,
+    dtypes: Mapping[str, str] | None = None,
+    apart: str | None = None,
+) -> str:
+    """Return the chosen column, of that kind or an integer dtype; if none is chosen, the only one of that kind.
+
+    ``apart`` is another column of the kind, which is chosen for something else.
+    """
     dtypes = dtypes or {}
-    suitable = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+    suitable = [name for name, feature in rows.features.items() if isinstance(feature, kind) and name != apart]
     integers = [name for name, dtype in dtypes.items() if dtype.startswith(("int", "uint"))]
     if chosen is None and len(suitable) == 1:
         return suitable[0]
@@ -302,5 +330,6 @@ def _key(halves: Mapping[str, Any], image: str, settings: DataSettings) -> str |
     if not files:
         return None
     division = [settings.test, settings.split_seed] if len(halves) == 1 else None
+    image = image if settings.mask is None else f"{image} {settings.mask}"
     read = [READER_VERSION, image, settings.size, settings.test_crop, settings.interpolation, division]
     return cache.key_of([files, read])

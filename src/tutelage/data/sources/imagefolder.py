@@ -22,7 +22,7 @@ from tutelage.types import UNLABELLED
 
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _KINDS = f"images ({' '.join(sorted(EXTENSIONS))})"
-_TESTS = ("test", "val", "validation", "valid")
+TESTS = ("test", "val", "validation", "valid")
 _SHAPE = "<path>/train/<class>/<image> with <path>/test/<class>/<image>, or <path>/<class>/<image>"
 
 
@@ -65,7 +65,7 @@ def open_folder(path: str, settings: DataSettings, unlabelled: UnlabelledImages 
         expected = f"images in every class folder of imagefolder:{path}"
         instead = "add images or remove the folder"
         raise InvalidValueError("data.source", expected, f"none in {names[int(counts.argmin())]}", instead)
-    test_root = next((root / n for n in _TESTS if (root / n).is_dir()), None) if train_root != root else None
+    test_root = next((root / n for n in TESTS if (root / n).is_dir()), None) if train_root != root else None
     notes = []
     if test_root is not None:
         unknown = sorted(set(_classes(test_root, path)) - set(names))
@@ -98,7 +98,7 @@ def unlabelled_images(path: str) -> UnlabelledImages:
         ValueError: if it has no images.
     """
     root = image_folder(path, kind="images")
-    files, _ = scan(root, [""], keep=_is_picture, enter=lambda name: not name.startswith("."))
+    files, _ = scan(root, [""], keep=is_picture, enter=lambda name: not name.startswith("."))
     if not len(files.names):
         raise InvalidValueError("data.source", _KINDS, f"none in images:{path}", "check the path")
     labels = np.full(len(files.names), UNLABELLED, np.int64)
@@ -114,14 +114,15 @@ def _classes(root: Path, path: str) -> list[str]:
     return names
 
 
-def _is_picture(name: str) -> bool:
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of an image."""
     return name[name.rfind(".") :].lower() in EXTENSIONS and not name.startswith(".")
 
 
 def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> tuple[Files, NDArray[np.int64]]:
     """List the images of the classes, sorted by name, and label them."""
     below = "" if root == base else root.name + os.sep
-    files, counts = scan(base, [below + name for name in classes], keep=_is_picture)
+    files, counts = scan(base, [below + name for name in classes], keep=is_picture)
     if not len(files.names):
         raise InvalidValueError("data.source", _KINDS, f"none in imagefolder:{path}", f"arrange them as {_SHAPE}")
     return files, np.repeat(np.arange(len(classes)), counts)
