@@ -146,7 +146,9 @@ class Judgement(TaskMeasures):
     loss: float | None
     entropy: float | None
     ece: float | None  # expected calibration error over the reliability bins, a fraction
-    per_class: list[float | None]  # accuracy by class; none for a class without samples; empty where tokens are classes
+    # Accuracy by class; none for a class without samples; empty where tokens are classes, and of labels.
+    per_class: list[float | None]
+    average_precision: NotRequired[list[float | None]]  # of each label; none for a label that no sample has
     entropy_histogram: Histogram
     reliability: list[Bin]
     agreement: NotRequired[float | None]  # with the teacher
@@ -670,13 +672,23 @@ def rewrite_epochs(folder: Path, epochs: Sequence[Epoch]) -> None:
 class Measure(NamedTuple):
     """What a network is judged by on a held-out set, and how that is written."""
 
-    key: str  # in records, and its name
+    key: str  # in records
     unit: str  # of what is written; empty for none
     scale: int  # by which a recorded number is multiplied to be written
     lower_is_better: bool
     difference: str  # what a table calls the difference of two means
     steps: str  # unit of that difference; empty for none
     counted: str  # what is counted: means are over these
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        return self.key.replace("_", " ").replace("iou", "IoU")
+
+    @property
+    def title(self) -> str:
+        """Its name at the beginning of a sentence."""
+        return self.name[0].upper() + self.name[1:]
 
     def merit(self, value: float) -> float:
         """Return a value with the sign by which higher is better."""
@@ -695,7 +707,7 @@ class Measure(NamedTuple):
     def describe(self, means: Mapping[str, Any]) -> str:
         """Write what is recorded: ``accuracy 15.87%``, or ``perplexity 118.81, 2.413 bits per byte``."""
         beside = f", {means['bits_per_byte']:.3f} bits per byte" if "bits_per_byte" in means else ""
-        return f"{self.key} {self.write(means[self.key])}{self.unit}{beside}"
+        return f"{self.name} {self.write(means[self.key])}{self.unit}{beside}"
 
 
 ACCURACY = Measure("accuracy", "%", 100, False, "Gain", "points", "samples")
@@ -708,6 +720,8 @@ MEASURES = (PERPLEXITY, MEAN_IOU, MEAN_AVERAGE_PRECISION, RECALL_AT_1, COSINE)
 """What others than classifiers of samples are judged by, the first that is known."""
 OF_TASKS = tuple(TaskMeasures.__annotations__)
 """Keys of the measures besides accuracy."""
+OF_SHARES = ("mean_iou", "mean_average_precision", "macro_f1", "micro_f1", "recall_at_1")
+"""Those of them that are fractions."""
 LARGE = 1e6
 """Number from which on digits after the point are left out: the perplexity of a network that diverged."""
 

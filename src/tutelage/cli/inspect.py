@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from tutelage import launcher
+from tutelage import launcher, records
 from tutelage.cli import common
 from tutelage.errors import InvalidValueError, NotFoundError, nearest
 
@@ -18,7 +18,10 @@ def evaluate(
     best: Annotated[bool, typer.Option("--best", help="The run's best weights instead of its last.")] = False,
     trust_code: common.TrustCode = False,
 ) -> None:
-    """Evaluate a model on the test set: accuracy, loss, calibration, entropy; of a language model perplexity."""
+    """Evaluate a model on the test set: accuracy, loss, calibration, entropy; of a language model perplexity.
+
+    Where several labels hold for a sample, mean average precision and F1 too.
+    """
     from tutelage.report.table import fixed, percent
     from tutelage.runs import preflight, recipes
 
@@ -32,10 +35,14 @@ def evaluate(
     common.echo(title)
     lines = {
         "accuracy": f"{percent(evaluation['accuracy'])} %",
-        "loss": f"{evaluation['loss']:.4f} nats",
-        "entropy": f"{evaluation['entropy']:.4f} nats",
+        "loss": f"{fixed(evaluation['loss'], 4)} nats",
+        "entropy": f"{fixed(evaluation['entropy'], 4)} nats",
         "ece": f"{percent(evaluation['ece'])} %",
     }
+    shares = {key: cast("float | None", evaluation.get(key)) for key in records.OF_SHARES}
+    lines = {
+        key.replace("_", " "): f"{percent(value)} %" for key, value in shares.items() if value is not None
+    } | lines
     if "perplexity" in evaluation:
         text = {"perplexity": fixed(evaluation["perplexity"], 2), "bits per byte": fixed(evaluation["bits_per_byte"])}
         lines = text | lines

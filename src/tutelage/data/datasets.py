@@ -79,7 +79,8 @@ class Split(ABC):
     """Samples with fixed indices ``0 .. len - 1``.
 
     Attributes:
-        labels: labels, ``(len,)`` int64 on the CPU, -100 if unlabelled.
+        labels: labels, ``(len,)`` int64 on the CPU, -100 if unlabelled; or ``(len, labels)``, 1 where a label holds, 0
+            where not, and -100 where that is not known.
         transform: transform of training views, a library's or the user's, or ``None``.
         mixing: mixing of training batches, whose labels are then soft, or ``None``; `fetch` and `stream` never mix.
         corrupt: names of the images so far that could not be read, each once.
@@ -274,5 +275,7 @@ class Splits:
         """Return counts: samples per split, training samples with a label, and unreadable images so far."""
         present = self.by_name()
         sizes = {name: len(split) for name, split in present.items()}
-        sizes["labelled"] = len(self.train) if self.train.per_token else int((self.train.labels != UNLABELLED).sum())
+        known = self.train.labels != UNLABELLED
+        known = known.any(1) if self.task == "labels" else known
+        sizes["labelled"] = len(self.train) if self.train.per_token else int(known.sum())
         return sizes | {"corrupt": len({name for split in present.values() for name in split.corrupt})}

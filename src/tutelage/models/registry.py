@@ -64,8 +64,8 @@ def create(
         text: tokenizer and length of the texts that it reads; ``None`` for images. A saved student keeps its own.
         config: of an ``hf:type`` name, such as ``hf:bert``: configuration of the network, whose weights are random.
         trust_code: whether ``file:`` names, which run code, are allowed: all of them, or only these.
-        task: what it is to answer for a sample; ``None`` for one of several classes, or a saved student's own, which no
-            other replaces.
+        task: what it is to answer for a sample; ``None`` for one of several classes, or what its weights were trained
+            for as far as its files say, which no other replaces.
 
     Returns:
         The classifier, on the CPU, in training mode.
@@ -116,10 +116,11 @@ def create(
             structure.replace_head(network, old=card.classes, new=classes)
             card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
         if saved is None:
-            card = dataclasses.replace(card, task=task or "classes")
+            if task not in (None, card.task) and card.task != "classes" and "classes" in as_trained:
+                raise _other_task(card.name, card, task)
+            card = dataclasses.replace(card, task=task or card.task)
         elif task not in (None, card.task):
-            expected, instead = f"one that answers {task}, as the data ask", "name another, or other data"
-            raise InvalidValueError("model", expected, f"{saved.name}, which answers {card.task}", instead)
+            raise _other_task(saved.name, card, task)
         classifier = _described(network, card, spec.call)
     classifier.asked_size = image_size
     if saved is not None:
@@ -189,6 +190,11 @@ def _completed(state: Mapping[str, Tensor], network: nn.Module, path: Path, save
         instead = f"put those weights of {name} back, with the library's version that it was trained with"
         raise InvalidValueError("model", expected, actual, instead)
     return {**rest, **state}
+
+
+def _other_task(name: str, card: Card, task: Task | None) -> InvalidValueError:
+    expected, instead = f"one that answers {task}, as the data ask", "name another, or other data"
+    return InvalidValueError("model", expected, f"{name}, which answers {card.task}", instead)
 
 
 def _described(network: nn.Module, card: Card, call: HubCall | None = None) -> Classifier:

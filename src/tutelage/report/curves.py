@@ -27,7 +27,7 @@ def by_epoch(subject: Subject) -> list[Panel]:
     panels = [
         *(
             _curve(
-                subject, each.key, f"Student {each.key}", each.heading(each.key.capitalize()), source=name, teacher=True
+                subject, each.key, f"Student {each.name}", each.heading(each.title), source=name, teacher=True
             )
             for each in dict.fromkeys((by, records.ACCURACY))
             for name in (SETS if several else (None,))
@@ -95,7 +95,7 @@ def _curve(
     """
     first, _, term = quantity.partition(".")
     keys = (first, term) if term else (first,)
-    judged = quantity in (records.ACCURACY.key, records.PERPLEXITY.key)
+    judged = quantity in (records.ACCURACY.key, *records.OF_TASKS)
     scale = 100 if axis.endswith("(%)") else 1
     digits = ".2f" if scale == 100 or judged else digits
     figure = empty(title, "Epoch", axis)

@@ -200,7 +200,7 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
     students = [row for row in known if row.role == "student"]
     top = max(students or known, key=lambda row: row.merit)
     by = top.measure
-    reached = f"{'' if by.unit else f'a {by.key} of '}{_amount(by, top.value, top.std)} on the {top.set} set"
+    reached = f"{'' if by is records.ACCURACY else f'a {by.name} of '}{_amount(by, top.value, top.std)} on the {top.set} set"
     if not subject.comparison:
         sentence = f"The student reaches {reached} after its last epoch"
     else:
@@ -260,7 +260,7 @@ def tiles(subject: Subject, results: Sequence[Result]) -> list[Tile]:
     top = max(known, key=lambda row: row.merit, default=None)
     for row in results:
         by = row.measure
-        value, on, several = judged(by, row.value, row.std), f"{row.set} {by.key}", f"{row.name}, n = {row.n}"
+        value, on, several = judged(by, row.value, row.std), f"{row.set} {by.name}", f"{row.name}, n = {row.n}"
         beside = "" if row.bits_per_byte is None else f"; {row.bits_per_byte:.3f} bits per byte"
         if row.role == "teacher":
             tiles.append(Tile(f"Teacher, {on}", judged(by, row.value), by.unit, row.name + beside))
@@ -308,13 +308,13 @@ def selection(subject: Subject) -> str:
     }
     held_out = "The {name} set was used for selection{by}; the test set took no part in it."
     chosen_by = [
-        sentences.get(name, held_out).format(name=name, by=f" by {subject.measure.key}" if metric else "")
+        sentences.get(name, held_out).format(name=name, by=f" by {subject.measure.name}" if metric else "")
         for name, metric in dict.fromkeys((text(chosen.get("set")), text(chosen.get("metric"))) for chosen in recorded)
     ]
     return " ".join(
         [
             *chosen_by,
-            f"The {subject.measure.key} that is reported is the last epoch's, whichever epoch selection would take.",
+            f"The {subject.measure.name} that is reported is the last epoch's, whichever epoch selection would take.",
         ]
     )
 
@@ -326,7 +326,7 @@ def _run_table(subject: Subject) -> Table:
     """Return the table of every run."""
     by = subject.measure
     of_text = [BYTES] if by is records.PERPLEXITY else []
-    results = (by.heading(by.key.capitalize()), *of_text, by.heading("Best epoch"), "Agreement (%)", "Time")
+    results = (by.heading(by.title), *of_text, by.heading("Best epoch"), "Agreement (%)", "Time")
     headings = ("Run", "Network", "Seed", "Status", "Epochs", *results)
     return Table(headings=headings, rows=[_run(subject, run) for run in subject.runs])
 
@@ -347,7 +347,7 @@ def _run(subject: Subject, run: Run) -> Row:
             MISSING if seconds is None else duration(seconds),
         ),
         kind="finished" if run.finished else "unfinished",
-        exact={"folder": folder, "status": run.status, by.key: value},
+        exact={"folder": folder, "status": run.status, by.key.replace("_", "-"): value},
         link=quote(f"./{folder}/{records.REPORT}") if (run.folder / records.REPORT).exists() else "",
     )
 
@@ -427,13 +427,22 @@ def definitions(subject: Subject) -> list[tuple[str, str]]:
         ("Perplexity", "exp of the mean cross-entropy per token, the last epoch's; lower is better."),
         (BYTES, "Cross-entropy in bits per byte of the text in UTF-8: comparable between tokenizers."),
     ]
-    counted = by.counted
+    of_labels = [
+        (
+            by.title,
+            "Mean over the labels of average precision: the sum, over a label's samples in the order of falling "
+            "probability, of precision times the rise of recall; the last epoch's. Labels that no sample has are left "
+            "out.",
+        ),
+    ]
+    counted, points = by.counted, "accuracies" if by is records.ACCURACY else "means"
+    whose = f"labelled {counted} whose class is the network's most probable one"
+    if by is records.MEAN_AVERAGE_PRECISION:
+        whose = "labels that are answered right, yes above a probability of 1/2, of all known ones"
     return [
         *(of_text if by is records.PERPLEXITY else []),
-        (
-            "Accuracy",
-            f"Share of labelled {counted} whose class is the network's most probable one; the last epoch's.",
-        ),
+        *(of_labels if by is records.MEAN_AVERAGE_PRECISION else []),
+        ("Accuracy", f"Share of {whose}; the last epoch's."),
         ("±", "Sample standard deviation over finished runs, with n - 1 in the denominator; none for one run."),
         ("Agreement", f"Share of {counted} on which student and teacher name the same class, right or wrong."),
         (
@@ -451,5 +460,5 @@ def definitions(subject: Subject) -> list[tuple[str, str]]:
             "Expected calibration error: mean of |accuracy - confidence| over "
             f"{f'{bins} ' if bins else ''}bins of the top-1 probability, weighted by their {counted}.",
         ),
-        *([("Points", "Percentage points: a difference of two accuracies in percent.")] if by.steps else []),
+        *([("Points", f"Percentage points: a difference of two {points} in percent.")] if by.steps else []),
     ]

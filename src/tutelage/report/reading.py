@@ -271,7 +271,7 @@ def _formula(objective: object) -> str:
     return " + ".join(written)
 
 
-JUDGED = ("accuracy", "perplexity", "bits_per_byte")
+JUDGED = ("accuracy", *records.OF_TASKS)
 """What a manifest says of a teacher's evaluation."""
 Judgement = tuple[Mapping[str, Any], str | None]
 """Evaluation of a network, and the set on which it was made."""
@@ -294,7 +294,7 @@ def teachers(subject: Subject) -> list[Judgement]:
         return [(section(evaluation, "student"), text(evaluation.get("set")))]
     for run in subject.runs:
         recorded = section(run.manifest, "teacher")
-        if number(recorded.get("accuracy")) is not None:
+        if records.merit(recorded) is not None:
             known = {key: recorded[key] for key in JUDGED if recorded.get(key) is not None}
             return [(known, text(recorded.get("set")))]
     return []

@@ -49,6 +49,13 @@ class Result:
     accuracy: float | None = None  # accuracy of the last epoch
     perplexity: float | None = None  # perplexity of the last epoch; None if it is no language model
     bits_per_byte: float | None = None  # its cross-entropy in bits per byte of text
+    # measures of other tasks, as in `records.TaskMeasures`
+    mean_iou: float | None = None
+    mean_average_precision: float | None = None
+    macro_f1: float | None = None
+    micro_f1: float | None = None
+    recall_at_1: float | None = None
+    cosine: float | None = None
     std: float | None = None  # sample standard deviation (n - 1) of the measure; None for one run
     values: tuple[float | None, ...] = ()  # measure of each run
     # difference of the measure to the baseline's mean, in percentage points or of perplexity; None for baseline and
@@ -169,7 +176,7 @@ def headings(by: records.Measure) -> tuple[str, ...]:
     """Return the headings of a table of networks that are judged by a measure."""
     return (
         "Network",
-        by.heading(by.key.capitalize()),
+        by.heading(by.title),
         "n",
         by.heading(by.difference, by.steps),
         by.heading("Best epoch"),
@@ -199,7 +206,7 @@ def notes(results: Sequence[Result]) -> list[str]:
     """Say what the table's figures are, and what they leave out."""
     name, by = main_set(results), measure_of(results)
     sentences = [
-        f"{by.key.capitalize()} is the last epoch's{f' on the {name} set' if name else ''}; "
+        f"{by.title} is the last epoch's{f' on the {name} set' if name else ''}; "
         "± is the sample standard deviation over the n runs."
     ]
     if any(row.share_data_seed for row in results):
@@ -257,6 +264,7 @@ def _row(result: Result, main: str | None) -> Row:
     short[BEST] = judged(by, result.best) + ("*" if result.best is not None and result.best_set == "test" else "")
     exact = {key.replace("_", "-"): getattr(result, key) for key in EXACT}
     exact |= {"perplexity": result.perplexity, "bits-per-byte": result.bits_per_byte} if of_text else {}
+    exact |= {by.key.replace("_", "-"): result.value}
     exact = {"entry": result.name, **exact, "unfinished": len(result.unfinished)}
     return Row(cells=cells, short=short, kind=result.role, exact=exact)
 

@@ -59,7 +59,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items())),
         *([("unlabelled", _unlabelled(splits.train))] if splits.train.unlabelled else []),
         ("tokens" if splits.text else "pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
-        ("classes", str(splits.classes)),
+        ("labels" if splits.task == "labels" else "classes", str(splits.outputs)),
         ("input", _input(splits)),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
     ]
@@ -81,7 +81,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
             )
         summary += [
             ("teacher", _network(run_inputs.teacher, splits.input_shape("teacher"))),
-            (f"teacher {by.key}", judged),
+            (f"teacher {by.name}", judged),
         ]
     if (served := run_inputs.served) is not None:
         said = describe_served(served)
@@ -151,7 +151,8 @@ class _Sample:
 
 def _logits(batch_size: int, splits: data.Splits) -> str:
     tokens = f"up to {splits.text['student'].max_tokens} tokens, " if splits.train.per_token else ""
-    return f"({batch_size}, {tokens}{splits.classes})"
+    labels = f"{splits.outputs}, " if splits.task == "labels" else ""
+    return f"({batch_size}, {tokens}{labels}{splits.classes})"
 
 
 def _unlabelled(train: data.Split) -> str:
@@ -176,7 +177,8 @@ def _input(splits: data.Splits) -> str:
 def _network(network: models.Classifier, shape: tuple[int, ...]) -> str:
     card = network.card
     count, weights = models.parameters(network), card.weights or "random"
-    facts = f"{card.name}: {count:,} parameters, {card.classes} classes, weights {weights}"
+    kind = "labels" if card.task == "labels" else "classes"
+    facts = f"{card.name}: {count:,} parameters, {card.classes} {kind}, weights {weights}"
     return "; ".join([facts, *describe_fit(network, shape)])
 
 

@@ -67,6 +67,10 @@ class DataSettings:
     """Label column of an ``hf:`` or ``parquet:`` source; unset uses the only class-label column. In ``webdataset:`` the
     extension of a text, by default ``cls``, or ``json.<key>`` for a key in a sample's JSON. In ``jsonl:`` and ``csv:``
     the key or column of class names or numbers, by default ``label``."""
+    labels: str | tuple[str, ...] | None = None
+    """Labels of which several may hold for a sample, of an ``hf:``, ``parquet:``, ``jsonl:``, ``csv:`` or
+    ``imagefolder:`` source: a list of columns, each 1 where its label holds, 0 where not and empty where unknown; or one
+    column of lists of labels. Unset gives a sample one class."""
     text: str | None = None
     """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images."""
     prompt: str | None = None
@@ -97,7 +101,8 @@ class DataSettings:
     validation: Real = 0.0
     """Fraction of the training samples held out for validation, stratified by class; in [0, 1)."""
     labelled: Whole | None = None
-    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all."""
+    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all. With
+    ``labels`` the number of samples that keep theirs."""
     split_seed: Whole = 0
     """Seed of every split: validation, labelled, a test set if the source has none; between -2**63 and 2**63."""
     crop_padding: Whole = 0
@@ -172,6 +177,7 @@ _OF_IMAGES = (
     *("image", "crop_padding", "flip", "random_resized_crop", "interpolation", "randaugment", "transform"),
     *("random_erasing", "mixup", "cutmix", "size", "test_crop"),
 )
+_OF_LABELS = ("hf:", "parquet:", "jsonl:", "csv:", "imagefolder:")
 _LARGEST_TEXT = 1_000_000
 
 
@@ -260,7 +266,9 @@ def check(settings: DataSettings) -> DataSettings:
 
 
 def _contradictions(s: DataSettings) -> list[InvalidValueError]:
-    """Return what does not go together in settings of text, or of images."""
+    """Return what does not go together in settings of labels, of text, or of images."""
+    if s.labels is not None and (errors := _wrong_labels(s)):
+        return errors
     of_text_alone = s.source.startswith(("jsonl:", "csv:"))
     if not s.is_text:
         typed = [name for name in _OF_TEXT if getattr(s, name) != _DEFAULTS[name]]
@@ -316,6 +324,33 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
         InvalidValueError(f"data.{name}", want, _typed(getattr(s, name)), instead) for name, want, instead in rows
     ]
     return errors + _wrong_unlabelled(s)
+
+
+def _wrong_labels(s: DataSettings) -> list[InvalidValueError]:
+    """Return why several labels a sample do not go with the other settings."""
+    names = s.labels or ()
+    if isinstance(names, tuple) and not (all(names) and len(names) == len(set(names)) > 0):
+        expected, instead = "different columns, or one of lists", "type data.labels=[a,b], or data.labels=tags"
+        return [InvalidValueError("data.labels", expected, _typed(list(names)), instead)]
+    if not s.source.startswith(_OF_LABELS):
+        expected = f"null for a source that is not {', '.join(_OF_LABELS[:-1])} or {_OF_LABELS[-1]}"
+        return [InvalidValueError("data.labels", expected, repr(s.source), "type data.labels=null")]
+    if s.source.startswith("csv:") and isinstance(names, str):
+        expected, instead = "columns of 0 and 1 for csv:, which has no lists", f"type data.labels=[{names}, ...]"
+        return [InvalidValueError("data.labels", expected, repr(names), instead)]
+    several = "null together with data.labels"
+    rows = [("label", s.label is not None, several, "null")]
+    if s.per_token:
+        rows.append(("labels", True, "null for a language model, whose labels are the next tokens", "null"))
+    rows += [
+        (name, bool(getattr(s, name)), "0 together with data.labels, as mixed samples have one class each", "0")
+        for name in ("mixup", "cutmix")
+    ]
+    return [
+        InvalidValueError(f"data.{name}", expected, _typed(getattr(s, name)), f"type data.{name}={instead}")
+        for name, wrong, expected, instead in rows
+        if wrong
+    ]
 
 
 def _wrong_unlabelled(s: DataSettings) -> list[InvalidValueError]:

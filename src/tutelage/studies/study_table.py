@@ -40,6 +40,11 @@ class Row:
     # mean of the last epoch's test accuracy over the n runs; None if one of them lacks it
     accuracy: float | None = None
     perplexity: float | None = None  # mean of the last epoch's test perplexity, instead, of a language model
+    # the same of other tasks, as in `records.TaskMeasures`
+    mean_iou: float | None = None
+    mean_average_precision: float | None = None
+    recall_at_1: float | None = None
+    cosine: float | None = None
     measure: records.Measure = records.ACCURACY  # what the networks are judged by
     std: float | None = None  # sample standard deviation (n - 1); None for one run
     values: tuple[float | None, ...] = ()  # measure of each run
@@ -311,7 +316,7 @@ def measure_of(rows: Sequence[Row]) -> records.Measure:
 def heading(column: str, by: records.Measure) -> str:
     """Return the heading of one of `COLUMNS` in a table of networks that are judged by a measure."""
     if column == "Measure":
-        return by.heading(by.key.capitalize())
+        return by.heading(by.title)
     units = {"Best epoch": by.unit, "Published": by.unit, "Difference": by.steps}
     return by.heading(column, units.get(column, ""))
 
@@ -342,7 +347,7 @@ def cells(row: Row) -> dict[str, str]:
 
 def notes(table: StudyTable) -> list[str]:
     """Say what the table's figures are, and what they leave out."""
-    judged = measure_of(table.rows).key.capitalize()
+    judged = measure_of(table.rows).title
     sentences = [
         f"{judged} is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."
     ]
@@ -411,8 +416,8 @@ def write_tables(folder: Path | str) -> None:
 
 
 def _fields(row: Row) -> dict[str, Any]:
-    """Return a row's fields, a perplexity only of a language model."""
-    left_out = ("measure",) if row.measure is records.PERPLEXITY else ("measure", "perplexity")
+    """Return a row's fields, those of other tasks' measures only where it is judged by them."""
+    left_out = {"measure", *(by.key for by in records.MEASURES if by is not row.measure)}
     return {key: value for key, value in asdict(row).items() if key not in left_out}
 
 

@@ -37,7 +37,8 @@ def unlabelled_texts(kind: str, path: str, settings: DataSettings) -> Texts:
     """
     file = text_file(kind, path, what="data.source")
     content, source = _content(file, "data.source", settings), f"{kind}:{file.name}"
-    return read_texts(_records(kind, file, content, settings), settings, label=None, source=source, tokenizer=None)
+    rows = _records(kind, file, content, settings)
+    return read_texts(rows, settings, label=None, source=source, tokenizer=None, labelled=False)
 
 
 def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None) -> Splits:
@@ -48,7 +49,7 @@ def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None
         ValueError: a file is too large, no UTF-8 or damaged, or its columns or labels do not fit.
     """
     tokenizer = open_tokenizer(settings)
-    label = None if settings.per_token else settings.label or "label"
+    label = None if settings.per_token or settings.labels is not None else settings.label or "label"
 
     def read(what: str, typed: str) -> Texts:
         file = text_file(kind, typed, what=what)
@@ -78,7 +79,8 @@ def _content(file: Path, what: str, settings: DataSettings) -> bytes:
         ) from error
 
 
-def _json_lines(file: Path, content: bytes) -> Iterator[Record]:
+def json_lines(file: Path, content: bytes) -> Iterator[Record]:
+    """Yield the JSON objects of a file, each with the place of its line."""
     for number, line in enumerate(io.BytesIO(content), start=1):
         if not line.strip():
             continue
@@ -91,7 +93,7 @@ def _json_lines(file: Path, content: bytes) -> Iterator[Record]:
         yield where, record if isinstance(record, dict) else ValueError("no JSON object")
 
 
-def _csv_rows(file: Path, content: bytes) -> Iterator[Record]:
+def csv_rows(file: Path, content: bytes) -> Iterator[Record]:
     """Yield rows; a quote that is not closed damages all that follow, so nothing is read then."""
     try:
         text = content.decode()
@@ -138,5 +140,5 @@ def _records(kind: str, file: Path, content: bytes, settings: DataSettings) -> I
         case "texts":
             return _plain_lines(file, content, settings.text)
         case "jsonl":
-            return _json_lines(file, content)
-    return _csv_rows(file, content)
+            return json_lines(file, content)
+    return csv_rows(file, content)
