@@ -20,7 +20,7 @@ import pyarrow.parquet
 from PIL import Image
 from sklearn.datasets import load_digits
 
-SIZES = {"train": 8000, "test": 2000}
+SIZES = {"train": 6000, "test": 2000}
 FILLED = 0.75
 """Probability that a cell has a picture."""
 

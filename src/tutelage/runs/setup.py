@@ -196,8 +196,10 @@ def _check_of_labels(objective: Objective) -> None:
     for part, _ in objective.parts:
         needs = part.term.needs
         of_features = needs.student_taps or needs.teacher_taps or needs.projections
-        if needs.coupled and not (of_features or needs.indices):
-            reason = "which compares the classes of all samples of a batch"
+        if needs.coupled and not of_features:
+            reason = "which compares the classes of a batch's samples"
+        elif needs.indices and needs.coupled:
+            reason = "which draws samples of other classes"
         elif needs.teacher_head:
             reason = "which reads the teacher's last layer as that of one class a sample"
         elif of_features and needs.labels != "none":
