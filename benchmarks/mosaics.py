@@ -20,13 +20,13 @@ import pyarrow.parquet
 from PIL import Image
 from sklearn.datasets import load_digits
 
-SIZES = {"train": 6000, "test": 2000}
+SIZES = {"train": 4000, "test": 1000}
 FILLED = 0.75
 """Probability that a cell has a picture."""
 
 
 def digits():
-    """Return the pictures, classes of each, and names of the labels, of scikit-learn's digits; the last 360 are for test."""
+    """Return scikit-learn's digits: pictures and classes of each half, the last 360 for test, and the labels' names."""
     loaded = load_digits()
     pictures = (loaded.images * 255 / 16).round().astype(np.uint8)[..., None].repeat(3, -1)
     parts = {"train": slice(1437), "test": slice(1437, None)}

@@ -40,9 +40,7 @@ def evaluate(
         "ece": f"{percent(evaluation['ece'])} %",
     }
     shares = {key: cast("float | None", evaluation.get(key)) for key in records.OF_SHARES}
-    lines = {
-        key.replace("_", " "): f"{percent(value)} %" for key, value in shares.items() if value is not None
-    } | lines
+    lines = {key.replace("_", " "): f"{percent(value)} %" for key, value in shares.items() if value is not None} | lines
     if "perplexity" in evaluation:
         text = {"perplexity": fixed(evaluation["perplexity"], 2), "bits per byte": fixed(evaluation["bits_per_byte"])}
         lines = text | lines

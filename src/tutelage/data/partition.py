@@ -13,7 +13,9 @@ from tutelage.types import UNLABELLED
 def stratified(labels: NDArray[np.int64], *, count: int, seed: int, stream: int) -> NDArray[np.int64]:
     """Choose ``count`` of the ``(samples,)`` int64 labels with each class in proportion; ``stream`` is one of `rng`'s.
 
-    Samples of several labels, ``(samples, labels)``, are chosen as if they had one class. Each class gives the integer part of its share; the remainder goes to the largest fractions. Within a class
+    Samples of several labels, ``(samples, labels)``, are chosen as if all had one class.
+
+    Each class gives the integer part of its share; the remainder goes to the largest fractions. Within a class
     the samples with the smallest hashes are taken.
 
     Returns:

@@ -92,8 +92,9 @@ def _pool(judgements: Sequence[Mapping[str, Any]], **options: Any) -> Judged:
 
 
 def per_class(subject: Subject, networks: Sequence[Judged]) -> Panel | None:
-    """Return accuracy by class, or average precision by label: a place for each if they are few, teacher against
-    student if they are many.
+    """Return accuracy by class, or average precision by label.
+
+    There is a place for each if they are few, and teacher against student if they are many.
     """
     networks = [network for network in networks if any(value is not None for value in network.per_class)]
     size = max((len(network.per_class) for network in networks), default=0)

@@ -26,9 +26,7 @@ def by_epoch(subject: Subject) -> list[Panel]:
     rate = "Learning rate"
     panels = [
         *(
-            _curve(
-                subject, each.key, f"Student {each.name}", each.heading(each.title), source=name, teacher=True
-            )
+            _curve(subject, each.key, f"Student {each.name}", each.heading(each.title), source=name, teacher=True)
             for each in dict.fromkeys((by, records.ACCURACY))
             for name in (SETS if several else (None,))
         ),

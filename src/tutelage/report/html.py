@@ -200,7 +200,9 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
     students = [row for row in known if row.role == "student"]
     top = max(students or known, key=lambda row: row.merit)
     by = top.measure
-    reached = f"{'' if by is records.ACCURACY else f'a {by.name} of '}{_amount(by, top.value, top.std)} on the {top.set} set"
+    reached = (
+        f"{'' if by is records.ACCURACY else f'a {by.name} of '}{_amount(by, top.value, top.std)} on the {top.set} set"
+    )
     if not subject.comparison:
         sentence = f"The student reaches {reached} after its last epoch"
     else:

@@ -69,8 +69,8 @@ class DataSettings:
     the key or column of class names or numbers, by default ``label``."""
     labels: str | tuple[str, ...] | None = None
     """Labels of which several may hold for a sample, of an ``hf:``, ``parquet:``, ``jsonl:``, ``csv:`` or
-    ``imagefolder:`` source: a list of columns, each 1 where its label holds, 0 where not and empty where unknown; or one
-    column of lists of labels. Unset gives a sample one class."""
+    ``imagefolder:`` source: a list of columns, each 1 where its label holds, 0 where not and empty where unknown; or
+    one column of lists of labels. Unset gives a sample one class."""
     text: str | None = None
     """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images."""
     prompt: str | None = None

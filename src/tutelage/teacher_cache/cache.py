@@ -383,8 +383,8 @@ class CachedTeacher:
     def __call__(self, batch: Batch) -> Outputs:
         """Return the recorded outputs of the batch's views.
 
-        Logits are ``(batch, classes)``, of labels ``(batch, labels, 2)``, or ``(batch, *positions, classes)``: those of a position that is not counted
-        are some other's.
+        Logits are ``(batch, classes)``, of labels ``(batch, labels, 2)``, or ``(batch, *positions, classes)``: those of
+        a position that is not counted are some other's.
 
         Raises:
             TeacherCacheError: if the batch does not say which view it is, or has another data seed, or that epoch's

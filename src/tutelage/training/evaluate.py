@@ -307,7 +307,7 @@ class Evaluation:
 
     @property
     def better_than_chance(self) -> bool | None:
-        """Whether it beats guessing, by a one-sided binomial test or as the metric says; ``None`` if that is unknown."""
+        """Whether it beats guessing, by a one-sided binomial test or as the metric says; ``None`` if not known."""
         if self.folded:
             return self.beats_chance
         if not self.labelled:

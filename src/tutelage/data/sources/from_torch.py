@@ -317,6 +317,8 @@ def _labels(labels: Any, position: int, several: int) -> list[int]:
     except (TypeError, ValueError, RuntimeError) as error:
         raise InvalidTypeError("data", expected, type(labels).__name__, "return a tensor of them") from error
     if values.shape != (several,) or not np.isin(values, (0, 1, UNLABELLED)).all():
-        got = f"{values.shape}" if values.shape != (several,) else f"{values[~np.isin(values, (0, 1, UNLABELLED))][0]:g}"
+        got = (
+            f"{values.shape}" if values.shape != (several,) else f"{values[~np.isin(values, (0, 1, UNLABELLED))][0]:g}"
+        )
         raise InvalidValueError("data", expected, got, "return a tensor of them")
     return [int(value) for value in values]

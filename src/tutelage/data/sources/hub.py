@@ -256,7 +256,9 @@ def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str
     return list(names), values
 
 
-def _several(halves: Mapping[str, Any], columns: str | tuple[str, ...], source: str) -> tuple[list[str], dict[str, Any]]:
+def _several(
+    halves: Mapping[str, Any], columns: str | tuple[str, ...], source: str
+) -> tuple[list[str], dict[str, Any]]:
     """Return the labels' names, and of each split ``(rows, labels)``."""
     known, chosen = [], list(multi_hot.names_of(columns))
     for split, rows in halves.items():
