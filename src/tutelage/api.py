@@ -437,7 +437,8 @@ def predict(
         trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
 
     Returns:
-        One prediction per image: the likeliest class, its name, and the probability that the classifier gives it.
+        One prediction per image: the likeliest class, its name, and the probability that the classifier gives it; where
+        several labels may hold, ``labels`` are those above 1/2.
     """
     network = _named(model)
     if isinstance(network, str):

@@ -262,8 +262,8 @@ def distributions(labels: Tensor, *, counted: Tensor | None = None, or_zero: boo
     row = values[wrong][0]
     shown = ", ".join(f"{value:.4g}" for value in row[:_SHOWN].tolist()) + ", ..." * (classes > _SHOWN)
     instead = (
-        "for multi-hot labels zero the supervised weight and add a term of your own with torch.nn.functional."
-        "binary_cross_entropy_with_logits (docs/python.md shows one); divide other rows by their sum"
+        "where several labels hold for a sample, give them as int64 1 and 0 and networks of that task (docs/python.md "
+        "shows one); divide other rows by their sum"
     )
     expected = "soft labels, each row a distribution: at least 0, with sum 1"
     raise InvalidValueError("labels", expected, f"a row of sum {float(row.sum()):.4g}: {shown}", instead)

@@ -245,8 +245,14 @@ class Metric(Protocol):
             teacher: the teacher's outputs there, ``(positions, classes)``, if there is a teacher.
         """
 
-    def end(self, states: Sequence[Any]) -> dict[str, float | None]:
-        """Return the measures by name, given the states of all processes that had a batch."""
+    def end(self, states: Sequence[Any]) -> Mapping[str, Any]:
+        """Return the measures by name, given the states of all processes that had a batch.
+
+        Numbers, ``None`` where not known, are of every evaluation; lists are of detailed ones alone.
+        """
+
+    def beats_chance(self, states: Sequence[Any]) -> bool | None:
+        """Return whether the network is better than guessing, given the same states; ``None`` if that is not known."""
 
 
 class Term(Protocol):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage import images, rng
-from tutelage.data import cache, shards
+from tutelage.data import cache, multi_hot, shards
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, UnlabelledSamples, refuse_one_class
 from tutelage.data.masks import UNCOUNTED, Masks, MaskSplit, MaskStreamSplit
 from tutelage.data.names import of_unlabelled, shown
@@ -52,7 +52,7 @@ class Description:
     unlabelled: UnlabelledImages | None = None  # further training images
 
     def __post_init__(self) -> None:
-        if self.settings.embedding is None:
+        if self.settings.embedding is None and self.settings.labels is None:
             refuse_one_class(self.class_names, self.source)
 
 
@@ -61,7 +61,7 @@ class Raw:
     """One half of a source, not decoded."""
 
     reader: images.Reader
-    labels: NDArray[np.int64]  # ``(images,)``
+    labels: NDArray[np.int64]  # ``(images,)``, or ``(images, labels)`` of 1, 0 and -100
     identity: Callable[[], bytes]  # maker of bytes that change with the images; called only if they are streamed
     units: NDArray[np.integer] | None = None  # as of `Split`
     ahead: CopyAhead | None = None  # as of `StreamSplit`
@@ -80,7 +80,7 @@ class Raw:
         """Return these images, and those of another source behind them."""
         return Raw(
             images.Joined(self.reader, other.reader),
-            np.concatenate([self.labels, other.labels]),
+            with_unlabelled(self.labels, len(other.labels)),
             lambda: self.identity() + b"\0" + other.identity(),
             _joined_units(self.units, len(other.labels)),
             self.ahead,
@@ -93,7 +93,7 @@ class Pixels:
     """One half of a source, decoded."""
 
     values: NDArray[np.uint8]  # ``(images, height, width, channels)``
-    labels: NDArray[np.int64]  # ``(images,)``
+    labels: NDArray[np.int64]  # as of `Raw`
     corrupt: tuple[str, ...] = ()  # names of images that were left out
     with_frames: str | None = None  # name of the first image that has further frames or pages
     units: NDArray[np.integer] | None = None  # as of `Split`
@@ -104,12 +104,17 @@ class Pixels:
         """Return these images, and those of another source behind them."""
         return Pixels(
             np.concatenate([self.values, other.values]),
-            np.concatenate([self.labels, other.labels]),
+            with_unlabelled(self.labels, len(other.labels)),
             (*self.corrupt, *other.corrupt),
             self.with_frames or other.with_frames,
             _joined_units(self.units, len(other.labels)),
             None if self.masks is None else np.concatenate([self.masks, np.zeros_like(other.values[..., 0])]),
         )
+
+
+def with_unlabelled(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return labels, and behind them those of so many samples without any."""
+    return np.concatenate([labels, np.full((count, *labels.shape[1:]), UNLABELLED, np.int64)])
 
 
 def _joined_units(units: NDArray[np.integer] | None, count: int) -> NDArray[np.integer] | None:
@@ -149,15 +154,15 @@ def from_shards(
     bytes, and ``names``, the classes' as JSON, if they are known. ``arrange`` makes one half's `Arranged` of them.
     ``kind`` is the source's prefix, ``form`` tells in caches' keys what is read, and ``unlabelled`` are further images.
     """
-    read_by = [form, settings.image, settings.label]
+    read_by: list[Any] = [form, settings.image, settings.label]
+    read_by += [] if settings.labels is None else [settings.labels]
     halves, source = [shards.find(pattern, what="data.source")], shards.shown(kind, pattern)
     if settings.test_shards is not None:
         halves.append(shards.find(settings.test_shards, what="data.test_shards"))
     contents = [shards.contents(half, partial(read, settings=settings), form=read_by) for half in halves]
     arranged = [arrange(half, found, settings) for half, found in zip(halves, contents, strict=True)]
-    texts = [np.concatenate([np.char.decode(content["labels"]) for content in found]) for found in contents]
     known = contents[0][0].get("names")
-    names, labels = shards.numbered(texts, json.loads(known.tobytes()) if known is not None else None, source=source)
+    names, labels = _labels(contents, settings, json.loads(known.tobytes()) if known is not None else None, source)
     notes = [note for _, _, said in arranged for note in said]
     description = Description(class_names=names, settings=settings, source=source, notes=notes, unlabelled=unlabelled)
     raws = [
@@ -169,6 +174,17 @@ def from_shards(
         shards.check_room(half, len(raw.labels), shuffled)
     test = raws[1] if len(raws) > 1 else None
     return from_images(raws[0], test, description, key=shards.key_of(halves, read_by, settings))
+
+
+def _labels(
+    contents: Sequence[Sequence[Content]], settings: DataSettings, names: Sequence[str] | None, source: str
+) -> tuple[list[str], list[NDArray[np.int64]]]:
+    """Return the names of the classes or labels of shards, and the labels of each half."""
+    if settings.labels is None:
+        texts = [np.concatenate([np.char.decode(content["labels"]) for content in found]) for found in contents]
+        return shards.numbered(texts, names, source=source)
+    rows = [[row for content in found for row in json.loads(content["rows"].tobytes())] for found in contents]
+    return multi_hot.table(rows, settings.labels, names, source=source)
 
 
 def from_images(train: Raw, test: Raw | None, description: Description, *, key: str | None = None) -> Splits:
@@ -333,11 +349,14 @@ def hold_out_test(
         return (everything := np.arange(count)), everything, note
     held_out = stratified(labels, count=round(count * HELD_OUT), seed=seed, stream=rng.TEST)
     kept = np.setdiff1d(np.arange(count), held_out)
-    lost = np.setdiff1d(labels, np.append(labels[kept], UNLABELLED))
+    if labels.ndim == 1:
+        lost, each = np.setdiff1d(labels, np.append(labels[kept], UNLABELLED)), "class"
+    else:
+        lost, each = np.flatnonzero((labels == 1).any(0) & ~(labels[kept] == 1).any(0)), "label"
     if lost.size and settings.embedding is None:
         raise InvalidValueError(
             "data.source",
-            f"{what} enough of every class to hold a fifth out for test",
+            f"{what} enough of every {each} to hold a fifth out for test",
             f"none to learn from of {names[lost[0]]} ({lost.size} such)",
             f"give it a test set, or type data.test=train to judge on the training {what}",
         )
@@ -504,7 +523,7 @@ def _divide(
     kept, held_out = hold_out_validation(train_labels[:own], settings)
     unlabelled = unlabelled_samples(settings, own=len(kept), samples=len(train_labels) - own)
     kept = np.append(kept, np.arange(own, len(train_labels)))
-    classes = len(description.class_names)
+    classes = len(description.class_names) if train_labels.ndim == 1 else 2
     labels = labels_kept(train_labels[kept], settings, classes=1 if settings.has_masks else classes)
     kept_labels, held_labels = torch.from_numpy(labels), torch.from_numpy(train_labels[held_out])
     identity = "\n".join([*content, cache.digest(kept) + cache.digest(held_out)])
@@ -527,5 +546,5 @@ def _divide(
         source=description.source,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
         notes=tuple(description.notes),
-        task="pixels" if settings.has_masks else "classes",
+        task="pixels" if settings.has_masks else "classes" if train_labels.ndim == 1 else "labels",
     )

@@ -76,7 +76,8 @@ class Split(ABC):
     """Samples with fixed indices ``0 .. len - 1``.
 
     Attributes:
-        labels: labels, ``(len,)`` int64 on the CPU, -100 if unlabelled.
+        labels: labels, ``(len,)`` int64 on the CPU, -100 if unlabelled; or ``(len, labels)``, 1 where a label holds, 0
+            where not, and -100 where that is not known.
         transform: transform of training views, a library's or the user's, or ``None``.
         mixing: mixing of training batches, whose labels are then soft, or ``None``; `fetch` and `stream` never mix.
         corrupt: names of the images so far that could not be read, each once.
@@ -120,7 +121,8 @@ class Split(ABC):
     @property
     def labelled(self) -> int:
         """Number of samples with a label."""
-        return len(self) if self.per_token else int((self.labels != UNLABELLED).sum())
+        known = self.labels != UNLABELLED
+        return len(self) if self.per_token else int((known if known.ndim == 1 else known.any(1)).sum())
 
     def pixels_of_classes(self) -> Tensor | None:
         """Return the number of pixels of each class; ``None`` where pixels have none, or must be decoded for it."""

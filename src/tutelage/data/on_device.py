@@ -83,6 +83,8 @@ def reason_elsewhere(split: Split, device: torch.device) -> str | None:
         reason = "RandAugment has no form there"
     elif split.transform is not None:
         reason = "data.transform has no form there"
+    elif split.labels.ndim > 1:
+        reason = "each has several labels"
     else:
         if split.on_device is True or lies_on(split.pixels, device):
             return None

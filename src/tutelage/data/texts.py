@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage.data import cache
+from tutelage.data import cache, multi_hot
 from tutelage.data.build import (
     hold_out_test,
     hold_out_validation,
     labels_kept,
     refuse_train_as_test,
     unlabelled_samples,
+    with_unlabelled,
 )
 from tutelage.data.datasets import Splits, refuse_one_class
 from tutelage.data.served import Answers, read_answers, served_of
@@ -42,14 +43,15 @@ class Texts:
     Attributes:
         values: text of each sample.
         spans: of each sample, if a part of its text is to be learned; else empty.
-        labels: label of each sample as text, empty without one; empty for language models.
+        labels: label of each sample as text, empty without one, or what `multi_hot.row_of` says of several; empty for
+            language models.
         corrupt: names of the rows that were left out.
         answers: what a served teacher answered for each sample, or empty.
     """
 
     values: Sequence[str]
     spans: Sequence[Spans]
-    labels: Sequence[str]
+    labels: Sequence[Any]
     corrupt: tuple[str, ...] = ()
     answers: Sequence[Answers] = ()
 
@@ -83,6 +85,7 @@ def read_texts(
     source: str,
     tokenizer: Tokenizer | None,
     answers: str | None = None,
+    labelled: bool = True,
 ) -> Texts:
     """Return the texts of rows.
 
@@ -93,13 +96,14 @@ def read_texts(
         source: source to show.
         tokenizer: tokenizer whose template writes conversations, and whose tokens a served teacher names.
         answers: column of a served teacher's answers; ``None`` for none.
+        labelled: whether there are labels, of which several may hold where the settings say so.
 
     Raises:
         InvalidValueError: a row is damaged, unless such rows are to be left out, or all are.
     """
     values: list[str] = []
     spans: list[Spans] = []
-    labels: list[str] = []
+    labels: list[Any] = []
     answered: list[Answers] = []
     corrupt: list[str] = []
     columns: list[str] = []
@@ -114,6 +118,8 @@ def read_texts(
             text.encode()  # Halves of surrogate pairs, which JSON may hold, are no text.
             if label is not None:
                 labels.append(_label_of(record.get(label)))
+            if settings.labels is not None and labelled:
+                labels.append(multi_hot.row_of(record, settings.labels))
             if answers is not None and tokenizer is not None:
                 answered.append(read_answers(record.get(answers), tokenizer, column=answers, where=where))
         except ValueError as error:
@@ -218,7 +224,9 @@ def from_texts(
         ValueError: labels are outside the classes or missing, there are too few samples, or a tokenizer does not fit.
     """
     halves = [train] if test is None else [train, test]
-    if settings.per_token or not train.labels:  # Without a column of labels no classes are learned.
+    if settings.labels is not None:
+        names, labels = multi_hot.table([half.labels for half in halves], settings.labels, names, source=source)
+    elif settings.per_token or not train.labels:  # Without a column of labels no classes are learned.
         value = 0 if settings.per_token else UNLABELLED
         names, labels = (), [np.full(len(half.values), value, np.int64) for half in halves]
     else:
@@ -243,7 +251,7 @@ def from_texts(
     if unlabelled is not None:
         own = parts["train"]
         parts["train"] = Texts([*own.values, *extra], [], [], (*own.corrupt, *unlabelled.corrupt))
-        of_part["train"] = np.append(of_part["train"], np.full(len(extra), UNLABELLED))
+        of_part["train"] = with_unlabelled(of_part["train"], len(extra))
     tokenizer, teacher, by_name = _tokenizers(tokenizer, settings, parts["train"].values)
     splits, left_out = {}, 0
     for name, part in parts.items():
@@ -263,17 +271,19 @@ def from_texts(
     content += [cache.digest(places) for places in (kept, held_out, tested)]
     content += [f"{each.fingerprint} {each.end_id}" for each in by_name.values()]
     content += [cache.digest(of_part["train"]), f"{settings.max_tokens} {settings.pack} {list(names)}"]
+    several = settings.labels is not None
     read: dict[str, Any] = {"max_tokens": settings.pack or settings.max_tokens, "per_token": settings.per_token}
     return Splits(
         train=splits["train"],
         validation=splits.get("validation"),
         test=splits["test"],
-        classes=tokenizer.size if settings.per_token else len(names),
+        classes=2 if several else tokenizer.size if settings.per_token else len(names),
         class_names=tuple(names),
         source=source,
         fingerprint=hashlib.sha256("\n".join(content).encode()).hexdigest()[:16],
         notes=tuple(notes),
         text={"student": TextInput(tokenizer=tokenizer, **read), "teacher": TextInput(tokenizer=teacher, **read)},
+        task="labels" if several else "classes",
     )
 
 

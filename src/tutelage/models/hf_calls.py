@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 OWN = "tutelage"
 """Key of a saved ``config.json`` with what this package adds to the library's."""
+OF_LABELS = "multi_label_classification"
+"""What a ``config.json`` calls a network of several labels a sample."""
 INDEX = "model.safetensors.index.json"
 """File by which transformers finds the weights in files of other names than its own."""
 
@@ -75,6 +77,10 @@ class HubCall:
             names = card.class_names or [f"LABEL_{k}" for k in range(card.classes)]
             config["id2label"] = {str(k): name for k, name in enumerate(names)}
             config["label2id"] = {name: k for k, name in enumerate(names)}
+        if card.task == "labels":
+            config["problem_type"] = OF_LABELS
+        elif config.get("problem_type") == OF_LABELS:
+            del config["problem_type"]
         config[OWN] = {"kind": self.kind, **(self.sentence or {})}
         files = {records.NETWORK: json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n"}
         if all(parameter.requires_grad for parameter in network.parameters()):

@@ -50,14 +50,16 @@ class Prediction(NamedTuple):
     """A classifier's prediction for one image or text.
 
     Attributes:
-        label: likeliest class.
+        label: likeliest class, or of several labels the likeliest one, whether or not it holds.
         name: name of that class, if the card has names.
         probability: probability that the classifier gives it.
+        labels: where several labels may hold, those whose probability is above 1/2, the likeliest first.
     """
 
     label: int
     name: str | None
     probability: float
+    labels: tuple[Prediction, ...] = ()
 
 
 @torch.no_grad()
@@ -126,8 +128,10 @@ def _predictions(
     logits: Tensor, classifier: nn.Module, card: Card, samples: Sequence[str], kind: str
 ) -> list[Prediction]:
     _require_finite(logits, classifier, card, samples, kind)
-    probability, index = logits.float().softmax(-1).max(-1)
     names = card.class_names
+    if card.task == "labels":
+        return [_of_labels(row, names) for row in logits.float().softmax(-1)[..., 1]]
+    probability, index = logits.float().softmax(-1).max(-1)
     return [
         Prediction(i, names[i] if names else None, p) for i, p in zip(index.tolist(), probability.tolist(), strict=True)
     ]
@@ -140,6 +144,15 @@ def _require_finite(logits: Tensor, classifier: nn.Module, card: Card, samples: 
         got = f"NaN or infinity for {len(bad)} of {len(samples)} {kind}, {named}"
         instead = "train or fetch it again" if weight else f"look at these {kind}, or train it again"
         raise RunError(f"model {card.name}", "finite logits", f"{got}; parameter {weight}" if weight else got, instead)
+
+
+def _of_labels(probabilities: Tensor, names: Sequence[str] | None) -> Prediction:
+    """Return what probabilities of each label ``(labels,)`` say of a sample."""
+    sorted_, order = probabilities.sort(descending=True, stable=True)
+    each = [
+        Prediction(k, names[k] if names else None, p) for k, p in zip(order.tolist(), sorted_.tolist(), strict=True)
+    ]
+    return each[0]._replace(labels=tuple(one for one in each if one.probability > 0.5))
 
 
 @torch.no_grad()
@@ -167,7 +180,7 @@ def predict_text(classifier: nn.Module, card: Card, text: TextInput, texts: Any)
     sequence = texts if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
     contents = [_content(each, k) for k, each in enumerate(sequence)]
     device = device_of(classifier)
-    logits = [torch.empty(0, card.classes)]
+    logits = [torch.empty(0, card.classes, *([2] if card.task == "labels" else []))]
     with evaluation_mode(classifier):
         for first in range(0, len(contents), AT_ONCE):
             rows = text.tokenizer.encode(contents[first : first + AT_ONCE], max_tokens=text.max_tokens)

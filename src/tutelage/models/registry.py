@@ -73,8 +73,8 @@ def create(
         std: standard deviation of each, above 0.
         output: of an ``onnx:`` or ``export:`` name whose file has several outputs: name or number of its logits.
         trust_code: whether ``file:`` and ``export:`` names, which run code, are allowed: all of them, or only these.
-        task: what it is to answer for a sample; ``None`` for one of several classes, or a saved student's own, which no
-            other replaces.
+        task: what it is to answer for a sample; ``None`` for one of several classes, or what its weights were trained
+            for as far as its files say, which no other replaces but an embedding: the input of a classifier's head.
 
     Returns:
         The classifier, on the CPU, in training mode.
@@ -133,10 +133,11 @@ def create(
             structure.replace_head(network, old=card.classes, new=classes)
             card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
         if saved is None:
-            card = dataclasses.replace(card, task=task or "classes")
+            if task not in (None, card.task) and card.task != "classes" and "classes" in as_trained:
+                raise _other_task(card.name, card, task)
+            card = dataclasses.replace(card, task=task or card.task)
         elif task not in (None, card.task) and not (task == "embedding" and "classes" in as_trained):
-            expected, instead = f"one that answers {task}, as the data ask", "name another, or other data"
-            raise InvalidValueError("model", expected, f"{saved.name}, which answers {card.task}", instead)
+            raise _other_task(saved.name, card, task)
         classifier = _described(network, card, spec.call)
         of_classes = saved is None or classifier.card.task == "classes"
         if task == "embedding" and "classes" in as_trained and of_classes and prefix not in (file.PREFIX, *EXPORTED):
@@ -229,6 +230,11 @@ def _completed(state: Mapping[str, Tensor], network: nn.Module, path: Path, save
         instead = f"put those weights of {name} back, with the library's version that it was trained with"
         raise InvalidValueError("model", expected, actual, instead)
     return {**rest, **state}
+
+
+def _other_task(name: str, card: Card, task: Task | None) -> InvalidValueError:
+    expected, instead = f"one that answers {task}, as the data ask", "name another, or other data"
+    return InvalidValueError("model", expected, f"{name}, which answers {card.task}", instead)
 
 
 def _described(network: nn.Module, card: Card, call: HubCall | None = None) -> Classifier:

@@ -61,7 +61,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items())),
         *([("unlabelled", _unlabelled(splits.train))] if splits.train.unlabelled else []),
         ("tokens" if splits.text and not splits.of_images else "pixels", place),
-        ("classes", str(splits.classes)),
+        ("labels" if splits.task == "labels" else "classes", str(splits.outputs)),
         ("input", _input(splits)),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
     ]
@@ -155,6 +155,8 @@ def _logits(batch_size: int, splits: data.Splits) -> str:
     positions = f"up to {splits.positions} tokens, " if splits.train.per_token else ""
     if splits.task == "pixels":
         positions = "".join(f"{side}, " for side in splits.image_size or ())
+    elif splits.task == "labels":
+        positions = f"{splits.outputs}, "
     return f"({batch_size}, {positions}{splits.classes})"
 
 
@@ -185,7 +187,8 @@ def _network(network: models.Classifier, shape: tuple[int, ...]) -> str:
     card = network.card
     count, weights = models.parameters(network), card.weights or "random"
     counted = f"{count:,} parameters, " if count else ""  # An ONNX file does not tell them.
-    facts = f"{card.name}: {counted}{card.classes} classes, weights {weights}"
+    kind = "labels" if card.task == "labels" else "classes"
+    facts = f"{card.name}: {counted}{card.classes} {kind}, weights {weights}"
     return "; ".join([facts, *describe_fit(network, shape)])
 
 

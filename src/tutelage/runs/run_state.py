@@ -178,10 +178,11 @@ class RunState:
             counted = f"{evaluation.samples} {test.name} {by.counted}"
             self.reporter.say(f"teacher {teacher.card.name}: {by.describe(means)} on {counted}")
         if better is False and not self.recipe.weak_teacher:
+            chance = f" (1 in {classes})" if by is records.ACCURACY else ""
             raise RecipeError(
                 "teacher",
-                f"one better than chance (1 in {classes})",
-                f"an accuracy of {accuracy:.2%}",
+                f"one better than chance{chance}",
+                f"an accuracy of {accuracy:.2%}" if by is records.ACCURACY else f"a {by.describe(means)}",
                 "type teacher=... for one that is trained, check the order of its classes, or type weak_teacher=true",
             )
         measured = {"accuracy": accuracy, **evaluation.of_task(), "set": test.name, "mode": "eval"}

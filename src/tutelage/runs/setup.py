@@ -182,6 +182,8 @@ def check_compatible(run_inputs: RunInputs) -> None:
             expected = f"labels for the supervised objective {name}"
             instead = "give labels, or zero its supervised weight where it has one beside a teacher's"
             raise RecipeError("data", expected, f"none among {len(splits.train)} training samples", instead)
+        if splits.task == "labels":
+            _check_of_labels(objective)
         if needs.labels == "index" and (soft or splits.train.mixing is not None):
             unmix = "" if soft else "type data.mixup=0 data.cutmix=0, or "
             expected = f"class indices for objective {name}"
@@ -221,6 +223,26 @@ def _check_task(objective: Objective, splits: data.Splits) -> None:
             expected = "one of embeddings with data.embedding, such as " + known
             got = "one that reads labels" if each.labels != "none" else "one that reads logits of classes"
             raise RecipeError(what, expected, got, "type one of those, or data.embedding=null to classify")
+
+
+def _check_of_labels(objective: Objective) -> None:
+    """Refuse an objective that is not of each label by itself, where a sample has several."""
+    for part, _ in objective.parts:
+        needs = part.term.needs
+        of_features = needs.student_taps or needs.teacher_taps or needs.projections
+        if needs.coupled and not of_features:
+            reason = "which compares the classes of a batch's samples"
+        elif needs.indices and needs.coupled:
+            reason = "which draws samples of other classes"
+        elif needs.teacher_head:
+            reason = "which reads the teacher's last layer as that of one class a sample"
+        elif of_features and needs.labels != "none":
+            reason = "which reads the class of a sample beside its features"
+        else:
+            continue
+        expected = f"one class a sample for objective {objective.name} ({part.name}), {reason}"
+        instead = "use one of logits, such as kd, ttm or wttm, or one of features alone, such as fitnet"
+        raise RecipeError("data.labels", expected, "several labels", instead)
 
 
 def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
@@ -513,7 +535,8 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 
 
 VIEW_IRRELEVANT = {
-    *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
+    *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labels"),
+    "labelled",
     *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
     *("mask", "max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
 }
@@ -546,8 +569,10 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         "views": {name: value for name, value in asdict(viewed).items() if name not in VIEW_IRRELEVANT},
         "data_seed": recipe.data_seed,
         "precision": recipe.precision,
-        "classes": width_of(teacher, splits),
+        "classes": teacher.card.classes if splits.task == "embedding" else splits.outputs,
     }
+    if splits.task == "labels":
+        key["task"] = splits.task
     if teacher.outputs is not None:
         key["teacher"]["classes"] = teacher.outputs.tolist()
     if (shape := teacher.resized_to) is not None:

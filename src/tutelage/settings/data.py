@@ -76,6 +76,10 @@ class DataSettings:
     mask: str | None = None
     """Column of masks of an ``hf:`` source, pictures of one channel with the class of each pixel, 255 for none; unset
     reads a class per image."""
+    labels: str | tuple[str, ...] | None = None
+    """Labels of which several may hold for a sample, of an ``hf:``, ``parquet:``, ``jsonl:``, ``csv:`` or
+    ``imagefolder:`` source: a list of columns, each 1 where its label holds, 0 where not and empty where unknown; or
+    one column of lists of labels. Unset gives a sample one class."""
     text: str | None = None
     """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images.
     Beside ``image`` each sample has both."""
@@ -108,8 +112,8 @@ class DataSettings:
     """Fraction of the training samples held out for validation, in [0, 1); stratified by class, unless they have masks.
     """
     labelled: Whole | None = None
-    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all. Of masks
-    it is the number of samples that keep theirs."""
+    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all. Of masks,
+    or with ``labels``, it is the number of samples that keep theirs."""
     split_seed: Whole = 0
     """Seed of every split: validation, labelled, a test set if the source has none; between -2**63 and 2**63."""
     crop_padding: Whole = 0
@@ -207,6 +211,7 @@ _COLOUR_ALONE = (
     *("RandomAdjustSharpness", "GaussianBlur", "GaussianNoise", "JPEG"),
 )
 """Classes of torchvision's transforms that leave each thing in a picture where it is."""
+_OF_LABELS = ("hf:", "parquet:", "jsonl:", "csv:", "imagefolder:")
 _LARGEST_TEXT = 1_000_000
 
 
@@ -318,7 +323,9 @@ def _wrong_with_embedding(s: DataSettings) -> list[InvalidValueError]:
 
 
 def _contradictions(s: DataSettings) -> list[InvalidValueError]:
-    """Return what does not go together in settings of text, or of images."""
+    """Return what does not go together in settings of labels, of text, or of images."""
+    if s.labels is not None and (errors := _wrong_labels(s)):
+        return errors
     of_text_alone = s.source.startswith(("jsonl:", "csv:"))
     if not s.is_text:
         typed = [name for name in _OF_TEXT if getattr(s, name) != _DEFAULTS[name]]
@@ -387,6 +394,8 @@ def _wrong_with_masks(s: DataSettings) -> list[InvalidValueError]:
     moved = "null with masks, as it moves pixels whose classes stay"
     rows = [
         ("label", "null with masks, which are the labels"),
+        ("embedding", "null with masks, as each pixel has a class"),
+        ("text", "null with masks"),
         ("randaugment", moved),
         *((name, "0 with masks") for name in ("random_erasing", "mixup", "cutmix")),
     ]
@@ -401,6 +410,35 @@ def _wrong_with_masks(s: DataSettings) -> list[InvalidValueError]:
         instead = f"type torchvision:ColorJitter(brightness=0.2), or another of {', '.join(_COLOUR_ALONE)}"
         errors.append(InvalidValueError("data.transform", expected, repr(s.transform), instead))
     return errors
+
+
+def _wrong_labels(s: DataSettings) -> list[InvalidValueError]:
+    """Return why several labels a sample do not go with the other settings."""
+    names = s.labels or ()
+    if isinstance(names, tuple) and not (all(names) and len(names) == len(set(names)) > 0):
+        expected, instead = "different columns, or one of lists", "type data.labels=[a,b], or data.labels=tags"
+        return [InvalidValueError("data.labels", expected, _typed(list(names)), instead)]
+    if not s.source.startswith(_OF_LABELS):
+        expected = f"null for a source that is not {', '.join(_OF_LABELS[:-1])} or {_OF_LABELS[-1]}"
+        return [InvalidValueError("data.labels", expected, repr(s.source), "type data.labels=null")]
+    if s.source.startswith("csv:") and isinstance(names, str):
+        expected, instead = "columns of 0 and 1 for csv:, which has no lists", f"type data.labels=[{names}, ...]"
+        return [InvalidValueError("data.labels", expected, repr(names), instead)]
+    several = "null together with data.labels"
+    rows = [(name, getattr(s, name) is not None, several, "null") for name in ("label", "embedding", "mask")]
+    if s.is_pair:
+        rows.append(("labels", True, "null where samples are an image and a text each", "null"))
+    if s.per_token:
+        rows.append(("labels", True, "null for a language model, whose labels are the next tokens", "null"))
+    rows += [
+        (name, bool(getattr(s, name)), "0 together with data.labels, as mixed samples have one class each", "0")
+        for name in ("mixup", "cutmix")
+    ]
+    return [
+        InvalidValueError(f"data.{name}", expected, _typed(getattr(s, name)), f"type data.{name}={instead}")
+        for name, wrong, expected, instead in rows
+        if wrong
+    ]
 
 
 def _wrong_unlabelled(s: DataSettings) -> list[InvalidValueError]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tutelage import records
-from tutelage.data import cache, file_hashes
+from tutelage.data import cache, file_hashes, multi_hot
 from tutelage.data.build import Description, Raw, UnlabelledImages, check_labels, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.masks import Masks
@@ -95,6 +95,8 @@ def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | T
         }
         names = numbered_classes(list(masks.values()), shown)
         labels = {split: np.zeros(len(rows), np.int64) for split, rows in halves.items()}
+    elif settings.labels is not None:
+        names, labels = _several(halves, settings.labels, shown)
     elif _without_labels(splits["train"], settings):
         names = []
         labels = {split: np.full(len(rows), UNLABELLED, np.int64) for split, rows in halves.items()}
@@ -188,17 +190,20 @@ def _texts(
 
     features, tokenizer = halves["train"].features, open_tokenizer(settings)
     keys = [key for key in ("text", "prompt", "completion", "messages") if getattr(settings, key) is not None]
+    several = () if settings.labels is None else multi_hot.names_of(settings.labels)
     label = None if settings.per_token else settings.label
-    if label is None and not settings.per_token and not _without_labels(halves["train"], settings):
+    without = settings.per_token or _without_labels(halves["train"], settings)
+    if label is None and not several and not without:
         label = _column(halves["train"], "label", ClassLabel, None, dtypes={n: str(f) for n, f in features.items()})
-    for key, column in [*((key, getattr(settings, key)) for key in keys), *([("label", label)] if label else [])]:
+    labels = [("label", label)] if label else [("labels", column) for column in several]
+    for key, column in [*((key, getattr(settings, key)) for key in keys), *labels]:
         lacking = [name for name, rows in halves.items() if column not in rows.features]
         if lacking:
             raise _column_error(halves[lacking[0]], key, f"a column of the split {lacking[0]}", repr(column), [])
     answers = settings.top_logprobs
     if answers is not None and answers not in features:
         raise _column_error(halves["train"], "top_logprobs", "a column of the split train", repr(answers), [])
-    columns = [*(getattr(settings, key) for key in keys), *([label] if label else [])]
+    columns = [*(getattr(settings, key) for key in keys), *(column for _, column in labels)]
 
     def read(split: str) -> Texts:
         served = answers if split == "train" else None  # The test set needs none.
@@ -207,7 +212,7 @@ def _texts(
         return read_texts(records, settings, label=label, source=source, tokenizer=tokenizer, answers=served)
 
     train, *test = map(read, halves)
-    names = getattr(features[label], "names", None) if label else None
+    names = getattr(features[label], "names", None) if label else _item_names(features, settings.labels)
     return from_texts(
         train,
         test[0] if test else None,
@@ -303,6 +308,29 @@ def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str
             instead="choose another column (data.label=...) or a data set whose splits are labelled alike",
         )
     return list(names), values
+
+
+def _several(
+    halves: Mapping[str, Any], columns: str | tuple[str, ...], source: str
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the labels' names, and of each split ``(rows, labels)``."""
+    known, chosen = [], list(multi_hot.names_of(columns))
+    for split, rows in halves.items():
+        if lacking := [column for column in chosen if column not in rows.features]:
+            raise _column_error(rows, "labels", f"{lacking[0]!r} in the split {split}", "none", [])
+        values = rows.select_columns(chosen)[:]
+        known.append(multi_hot.rows_of(values, columns, source=f"the split {split} of {source}"))
+    names = _item_names(halves["train"].features, columns)
+    names, labels = multi_hot.table(known, columns, names, source=source)
+    return names, dict(zip(halves, labels, strict=True))
+
+
+def _item_names(features: Mapping[str, Any], columns: str | tuple[str, ...] | None) -> Sequence[str] | None:
+    """Return the names of the classes in a column of lists, if the data set has them."""
+    if not isinstance(columns, str):
+        return None
+    names: Sequence[str] | None = getattr(getattr(features[columns], "feature", None), "names", None)
+    return names
 
 
 def _identity(rows: Any, split: str, files: Callable[[], bytes]) -> bytes:

@@ -46,7 +46,8 @@ def unlabelled_texts(kind: str, path: str, settings: DataSettings) -> Texts:
     """
     file = text_file(kind, path, what="data.source")
     content, source = _content(file, "data.source", settings), f"{kind}:{file.name}"
-    return read_texts(_records(kind, file, content, settings), settings, label=None, source=source, tokenizer=None)
+    rows = _records(kind, file, content, settings)
+    return read_texts(rows, settings, label=None, source=source, tokenizer=None, labelled=False)
 
 
 def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None) -> Splits:
@@ -59,7 +60,9 @@ def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None
     if settings.is_pair:
         return _open_pairs(kind, path, settings)
     tokenizer = open_tokenizer(settings)
-    label = settings.label if settings.per_token or settings.embedding is not None else settings.label or "label"
+    label = settings.label
+    if not (settings.per_token or settings.labels or settings.embedding):
+        label = label or "label"
 
     def read(what: str, typed: str) -> Texts:
         file = text_file(kind, typed, what=what)
@@ -136,7 +139,8 @@ def _content(file: Path, what: str, settings: DataSettings) -> bytes:
         ) from error
 
 
-def _json_lines(file: Path, content: bytes) -> Iterator[Record]:
+def json_lines(file: Path, content: bytes) -> Iterator[Record]:
+    """Yield the JSON objects of a file, each with the place of its line."""
     for number, line in enumerate(io.BytesIO(content), start=1):
         if not line.strip():
             continue
@@ -149,7 +153,7 @@ def _json_lines(file: Path, content: bytes) -> Iterator[Record]:
         yield where, record if isinstance(record, dict) else ValueError("no JSON object")
 
 
-def _csv_rows(file: Path, content: bytes) -> Iterator[Record]:
+def csv_rows(file: Path, content: bytes) -> Iterator[Record]:
     """Yield rows; a quote that is not closed damages all that follow, so nothing is read then."""
     try:
         text = content.decode()
@@ -196,5 +200,5 @@ def _records(kind: str, file: Path, content: bytes, settings: DataSettings) -> I
         case "texts":
             return _plain_lines(file, content, settings.text)
         case "jsonl":
-            return _json_lines(file, content)
-    return _csv_rows(file, content)
+            return json_lines(file, content)
+    return csv_rows(file, content)
