@@ -5,6 +5,7 @@ import random
 
 import pytest
 import torch
+from tests._helpers.processes import processes
 from tests._helpers.refusals import refused
 
 from tutelage import config, data, models
@@ -14,7 +15,7 @@ from tutelage.runs import dry_run, setup
 from tutelage.runs.execute import execute
 from tutelage.runs.group import can_share_batches, group_of
 from tutelage.runs.reporter import Reporter
-from tutelage.runs.run import RunOptions
+from tutelage.runs.run import Run, RunOptions
 from tutelage.settings.fit import OnPolicy
 from tutelage.studies import compare
 from tutelage.training.on_policy import OnPolicyBatches
@@ -187,3 +188,20 @@ def test_an_objective_that_learns_nothing_of_it_is_refused(lines, teacher, objec
     planned = recipe(lines, teacher=teacher, objective=objective, on_policy=0.5)
     with refused(RecipeError, "on_policy", got=objective):
         setup.check_run(planned, setup.build_inputs(planned))
+
+
+def work(rank, planned, folder):
+    execute(planned, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_two_processes_train_as_one(lines, teacher, tmp_path):
+    student = {"name": "hf:llama", "config": LLAMA}
+    planned = recipe(lines, student=student, teacher=teacher, objective=TTM, on_policy=ON, precision="fp64")
+    alone = execute(planned, tmp_path / "one")
+    processes(2, work, planned, tmp_path / "two", limit=250)
+    mine, others = weights(tmp_path / "one"), weights(tmp_path / "two")
+    assert max(float((mine[name] - others[name]).abs().max()) for name in mine) < 1e-9
+    both = [run.epochs[0]["train"]["unlabelled"] for run in (alone, Run(tmp_path / "two"))]
+    assert both[0] == both[1] > 40
