@@ -387,7 +387,7 @@ def saved(rank, folder):
 
 @pytest.mark.slow
 def test_two_processes_take_the_step_of_one(tmp_path):
-    processes(2, saved, tmp_path)
+    processes(2, saved, tmp_path, limit=300)
     for name, (network, rows, counted) in CASES.items():
         rest = {"teacher": network(1), "counted": counted}
         whole, logs = first_step(tmp_path, network(0), rows(), batch=8, accumulate=1, **rest)
