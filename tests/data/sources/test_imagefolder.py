@@ -423,7 +423,7 @@ def test_files_are_listed_in_order_whatever_their_names(tmp_path):
     (ant / "link.png").symlink_to(ant / "3.png")
     (ant / "broken.png").symlink_to(ant / "none.png")
     (ant / "linked").symlink_to(tmp_path / "pets" / "bee")
-    files, counts = file_hashes.scan(tmp_path / "pets", ["ant", "bee", "cat"], keep=imagefolder._is_picture)
+    files, counts = file_hashes.scan(tmp_path / "pets", ["ant", "bee", "cat"], keep=imagefolder.is_picture)
     expected = plainly_listed(tmp_path / "pets", ["ant", "bee", "cat"])
     for _ in range(2):
         assert file_hashes.listing(files) == expected
