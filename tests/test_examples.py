@@ -77,6 +77,15 @@ def test_own_loop_needs_no_engine(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_trainer_of_transformers_has_a_teacher(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("sys.argv", ["hf_trainer.py"])
+    _, said, _ = play("hf_trainer.py", tmp_path)
+    teacher, alone, taught = (float(share) for share in re.findall(r"accuracy ([\d.]+)%", said))
+    assert teacher > taught > alone + 10
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_every_example_is_run_here_or_with_the_models():
     here = Path(__file__).read_text()
     here += (Path(__file__).parent / "test_efficientnet_lite.py").read_text()

@@ -93,6 +93,8 @@ def open_data(settings: DataSettings, *, transform: custom_transforms.Function |
     kind, name = parse_source(settings.source)
     unlabelled = _open_unlabelled(settings)
     splits = open_digits(settings, unlabelled) if kind == "digits" else _OPENERS[kind](name, settings, unlabelled)
+    if settings.embedding is not None:
+        splits = replace(splits, task="embedding", classes=settings.embedding, class_names=())
     if settings.randaugment is not None:
         importlib.import_module(f"{__package__}.randaugment")  # Here, once, and not in each worker process.
     if settings.transform is None:

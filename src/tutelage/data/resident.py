@@ -118,7 +118,7 @@ class _Form:
         self.fields += ["y", "x", "dx"] if self.padding or self.flip else []
         self.fields += ["top", "bottom", "left", "right", "first"] if self.erasing else []
         masked = split if isinstance(split, MaskSplit) else None
-        self.masks, self.all_counted = masked and masked.masks, masked is None or masked.all_counted
+        self.masks, self.all_counted = None if masked is None else masked.masks, masked is None or masked.all_counted
         self.soft = self.mixing is not None and bool((split.labels != UNLABELLED).any())
 
     def draw(self, requests: Iterable[NDArray[np.int64]], view: View | None) -> tuple[list[int], dict[int, Draws]]:

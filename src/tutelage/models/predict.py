@@ -31,7 +31,7 @@ from tutelage.images import (
     pixels_of,
     rescale,
 )
-from tutelage.submodules import evaluation_mode
+from tutelage.submodules import device_of, evaluation_mode
 from tutelage.types import PADDING
 
 if TYPE_CHECKING:
@@ -50,14 +50,16 @@ class Prediction(NamedTuple):
     """A classifier's prediction for one image or text.
 
     Attributes:
-        label: likeliest class.
+        label: likeliest class, or of several labels the likeliest one, whether or not it holds.
         name: name of that class, if the card has names.
         probability: probability that the classifier gives it.
+        labels: where several labels may hold, those whose probability is above 1/2, the likeliest first.
     """
 
     label: int
     name: str | None
     probability: float
+    labels: tuple[Prediction, ...] = ()
 
 
 @torch.no_grad()
@@ -81,7 +83,7 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     sequence = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not sequence:
         return []
-    device = next(classifier.parameters()).device
+    device = device_of(classifier)
     with evaluation_mode(classifier):
         logits = classifier(torch.stack(_views(sequence, card)).to(device))
     return _predictions(logits, classifier, card, [_name(image, k) for k, image in enumerate(sequence)], "images")
@@ -126,8 +128,10 @@ def _predictions(
     logits: Tensor, classifier: nn.Module, card: Card, samples: Sequence[str], kind: str
 ) -> list[Prediction]:
     _require_finite(logits, classifier, card, samples, kind)
-    probability, index = logits.float().softmax(-1).max(-1)
     names = card.class_names
+    if card.task == "labels":
+        return [_of_labels(row, names) for row in logits.float().softmax(-1)[..., 1]]
+    probability, index = logits.float().softmax(-1).max(-1)
     return [
         Prediction(i, names[i] if names else None, p) for i, p in zip(index.tolist(), probability.tolist(), strict=True)
     ]
@@ -140,6 +144,15 @@ def _require_finite(logits: Tensor, classifier: nn.Module, card: Card, samples: 
         got = f"NaN or infinity for {len(bad)} of {len(samples)} {kind}, {named}"
         instead = "train or fetch it again" if weight else f"look at these {kind}, or train it again"
         raise RunError(f"model {card.name}", "finite logits", f"{got}; parameter {weight}" if weight else got, instead)
+
+
+def _of_labels(probabilities: Tensor, names: Sequence[str] | None) -> Prediction:
+    """Return what probabilities of each label ``(labels,)`` say of a sample."""
+    sorted_, order = probabilities.sort(descending=True, stable=True)
+    each = [
+        Prediction(k, names[k] if names else None, p) for k, p in zip(order.tolist(), sorted_.tolist(), strict=True)
+    ]
+    return each[0]._replace(labels=tuple(one for one in each if one.probability > 0.5))
 
 
 @torch.no_grad()
@@ -166,8 +179,8 @@ def predict_text(classifier: nn.Module, card: Card, text: TextInput, texts: Any)
         raise InvalidValueError("predict", "a model with one class per text", f"{card.name}, one per token", instead)
     sequence = texts if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
     contents = [_content(each, k) for k, each in enumerate(sequence)]
-    device = next(classifier.parameters()).device
-    logits = [torch.empty(0, card.classes)]
+    device = device_of(classifier)
+    logits = [torch.empty(0, card.classes, *([2] if card.task == "labels" else []))]
     with evaluation_mode(classifier):
         for first in range(0, len(contents), AT_ONCE):
             rows = text.tokenizer.encode(contents[first : first + AT_ONCE], max_tokens=text.max_tokens)

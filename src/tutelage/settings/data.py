@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tutelage.errors import InvalidValueError, raise_all
 from tutelage.settings.fit import Switch
@@ -63,16 +63,26 @@ class DataSettings:
     """Shards of the test set of a ``webdataset:`` or ``parquet:`` source, or the test file of a ``jsonl:`` or ``csv:``
     one; unset takes it from the training samples."""
     image: str | None = None
-    """Image column of an ``hf:`` or ``parquet:`` source, extension in ``webdataset:``; unset uses the only one."""
+    """Image column of an ``hf:`` or ``parquet:`` source, extension in ``webdataset:``; unset uses the only one. Beside
+    ``text`` each sample has both, and each network ``reads`` one: of ``hf:`` a column of images, of ``jsonl:`` and
+    ``csv:`` one of their paths, from the file's folder."""
     label: str | None = None
     """Label column of an ``hf:`` or ``parquet:`` source; unset uses the only class-label column. In ``webdataset:`` the
     extension of a text, by default ``cls``, or ``json.<key>`` for a key in a sample's JSON. In ``jsonl:`` and ``csv:``
     the key or column of class names or numbers, by default ``label``."""
+    embedding: Whole | None = None
+    """Width of a vector with which networks answer in place of classes, in [1, 65536]. Labels, if the source has some,
+    are read by no objective: recall is measured by them. Unset classifies."""
     mask: str | None = None
     """Column of masks of an ``hf:`` source, pictures of one channel with the class of each pixel, 255 for none; unset
     reads a class per image."""
+    labels: str | tuple[str, ...] | None = None
+    """Labels of which several may hold for a sample, of an ``hf:``, ``parquet:``, ``jsonl:``, ``csv:`` or
+    ``imagefolder:`` source: a list of columns, each 1 where its label holds, 0 where not and empty where unknown; or
+    one column of lists of labels. Unset gives a sample one class."""
     text: str | None = None
-    """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images."""
+    """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images.
+    Beside ``image`` each sample has both."""
     prompt: str | None = None
     """Column of prompts, each continued by its ``completion``: a language model learns to predict that."""
     completion: str | None = None
@@ -102,8 +112,8 @@ class DataSettings:
     """Fraction of the training samples held out for validation, in [0, 1); stratified by class, unless they have masks.
     """
     labelled: Whole | None = None
-    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all. Of masks
-    it is the number of samples that keep theirs."""
+    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all. Of masks,
+    or with ``labels``, it is the number of samples that keep theirs."""
     split_seed: Whole = 0
     """Seed of every split: validation, labelled, a test set if the source has none; between -2**63 and 2**63."""
     crop_padding: Whole = 0
@@ -169,9 +179,19 @@ class DataSettings:
         return any((self.text, self.prompt, self.completion, self.messages))
 
     @property
+    def is_pair(self) -> bool:
+        """Whether each sample is an image and a text."""
+        return self.text is not None and self.image is not None
+
+    @property
     def has_masks(self) -> bool:
         """Whether samples are pictures of which each pixel has a class."""
         return self.source.startswith("masks:") or self.mask is not None
+
+    def without_views(self) -> DataSettings:
+        """Return the settings without those that change images."""
+        defaults: dict[str, Any] = {name: _DEFAULTS[name] for name in _OF_IMAGES}
+        return replace(self, **defaults)
 
     @property
     def per_token(self) -> bool:
@@ -191,6 +211,7 @@ _COLOUR_ALONE = (
     *("RandomAdjustSharpness", "GaussianBlur", "GaussianNoise", "JPEG"),
 )
 """Classes of torchvision's transforms that leave each thing in a picture where it is."""
+_OF_LABELS = ("hf:", "parquet:", "jsonl:", "csv:", "imagefolder:")
 _LARGEST_TEXT = 1_000_000
 
 
@@ -209,6 +230,12 @@ def check(settings: DataSettings) -> DataSettings:
     rows = [
         ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
         ("labelled", s.labelled is None or 0 <= s.labelled <= LARGEST_COUNT, per_class, "null"),
+        (
+            "embedding",
+            s.embedding is None or 1 <= s.embedding <= 65536,
+            "a width in [1, 65536], or null to classify",
+            "384",
+        ),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
         (
             "shuffle_buffer",
@@ -274,12 +301,31 @@ def check(settings: DataSettings) -> DataSettings:
         below = f"a border below data.size, {s.size} pixels"
         instead = f"type data.crop_padding={s.size // 8}"
         errors = [InvalidValueError("data.crop_padding", below, s.crop_padding, instead)]
-    raise_all(errors or _contradictions(s))
+    raise_all(errors or _contradictions(s) or _wrong_with_embedding(s))
     return settings
 
 
+def _wrong_with_embedding(s: DataSettings) -> list[InvalidValueError]:
+    """Return the settings that do not go with embeddings."""
+    if s.embedding is None:
+        return []
+    rows = [
+        ("embedding", s.per_token, "null for a language model, which predicts tokens", "null"),
+        ("labelled", s.labelled is not None, "null with data.embedding, as no objective reads labels", "null"),
+        ("mixup", s.mixup > 0, "0 with data.embedding", "0"),
+        ("cutmix", s.cutmix > 0, "0 with data.embedding", "0"),
+    ]
+    return [
+        InvalidValueError(f"data.{name}", expected, _typed(getattr(s, name)), f"type data.{name}={value}")
+        for name, wrong, expected, value in rows
+        if wrong
+    ]
+
+
 def _contradictions(s: DataSettings) -> list[InvalidValueError]:
-    """Return what does not go together in settings of text, or of images."""
+    """Return what does not go together in settings of labels, of text, or of images."""
+    if s.labels is not None and (errors := _wrong_labels(s)):
+        return errors
     of_text_alone = s.source.startswith(("jsonl:", "csv:"))
     if not s.is_text:
         typed = [name for name in _OF_TEXT if getattr(s, name) != _DEFAULTS[name]]
@@ -313,7 +359,9 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
         if isinstance(s.tokenizer, LearnedTokenizer):
             expected = "the served teacher's own, together with data.top_logprobs"
             rows.append(("tokenizer", expected, "name a folder that has it"))
-    if s.pack is not None and not s.text:
+    if s.is_pair and s.pack is not None:
+        rows.append(("pack", "null for texts of images, each of which is a sample", "type data.pack=null"))
+    elif s.pack is not None and not s.text:
         rows.append(("pack", "null without data.text, as prompts and conversations are samples", "type data.pack=null"))
     if s.pack is not None and s.max_tokens != _DEFAULTS["max_tokens"]:
         rows.append(("max_tokens", "its default together with data.pack, the length", "leave data.max_tokens out"))
@@ -327,9 +375,9 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     rows += [
         (name, f"its default, {_typed(_DEFAULTS[name])}, for texts", f"leave data.{name} out")
         for name in _OF_IMAGES
-        if getattr(s, name) != _DEFAULTS[name]
+        if getattr(s, name) != _DEFAULTS[name] and not s.is_pair
     ]
-    if s.on_device is True:
+    if s.on_device is True and not s.is_pair:
         rows.append(("on_device", "auto or false for texts, of which each batch is padded", "type data.on_device=auto"))
     errors = [
         InvalidValueError(f"data.{name}", want, _typed(getattr(s, name)), instead) for name, want, instead in rows
@@ -346,6 +394,8 @@ def _wrong_with_masks(s: DataSettings) -> list[InvalidValueError]:
     moved = "null with masks, as it moves pixels whose classes stay"
     rows = [
         ("label", "null with masks, which are the labels"),
+        ("embedding", "null with masks, as each pixel has a class"),
+        ("text", "null with masks"),
         ("randaugment", moved),
         *((name, "0 with masks") for name in ("random_erasing", "mixup", "cutmix")),
     ]
@@ -362,6 +412,35 @@ def _wrong_with_masks(s: DataSettings) -> list[InvalidValueError]:
     return errors
 
 
+def _wrong_labels(s: DataSettings) -> list[InvalidValueError]:
+    """Return why several labels a sample do not go with the other settings."""
+    names = s.labels or ()
+    if isinstance(names, tuple) and not (all(names) and len(names) == len(set(names)) > 0):
+        expected, instead = "different columns, or one of lists", "type data.labels=[a,b], or data.labels=tags"
+        return [InvalidValueError("data.labels", expected, _typed(list(names)), instead)]
+    if not s.source.startswith(_OF_LABELS):
+        expected = f"null for a source that is not {', '.join(_OF_LABELS[:-1])} or {_OF_LABELS[-1]}"
+        return [InvalidValueError("data.labels", expected, repr(s.source), "type data.labels=null")]
+    if s.source.startswith("csv:") and isinstance(names, str):
+        expected, instead = "columns of 0 and 1 for csv:, which has no lists", f"type data.labels=[{names}, ...]"
+        return [InvalidValueError("data.labels", expected, repr(names), instead)]
+    several = "null together with data.labels"
+    rows = [(name, getattr(s, name) is not None, several, "null") for name in ("label", "embedding", "mask")]
+    if s.is_pair:
+        rows.append(("labels", True, "null where samples are an image and a text each", "null"))
+    if s.per_token:
+        rows.append(("labels", True, "null for a language model, whose labels are the next tokens", "null"))
+    rows += [
+        (name, bool(getattr(s, name)), "0 together with data.labels, as mixed samples have one class each", "0")
+        for name in ("mixup", "cutmix")
+    ]
+    return [
+        InvalidValueError(f"data.{name}", expected, _typed(getattr(s, name)), f"type data.{name}={instead}")
+        for name, wrong, expected, instead in rows
+        if wrong
+    ]
+
+
 def _wrong_unlabelled(s: DataSettings) -> list[InvalidValueError]:
     """Return why the source of unlabelled samples does not go with the other settings."""
     if s.unlabelled is None:
@@ -369,6 +448,9 @@ def _wrong_unlabelled(s: DataSettings) -> list[InvalidValueError]:
     if s.per_token:
         expected = "null for a language model, for which each token is the label of those before it"
         instead = "add its texts to those of data.source, and leave data.unlabelled out"
+        return [InvalidValueError("data.unlabelled", expected, repr(s.unlabelled.source), instead)]
+    if s.is_pair:
+        expected, instead = "null where each sample is an image and a text", "type data.unlabelled=null"
         return [InvalidValueError("data.unlabelled", expected, repr(s.unlabelled.source), instead)]
     what = "texts" if s.is_text else "images"
     kinds = ("texts:", "jsonl:", "csv:", "hf:") if s.is_text else ("images:", "hf:")

@@ -31,7 +31,7 @@ from tutelage.hub_files import folder_of
 from tutelage.images import MEAN, STD
 from tutelage.models import io
 from tutelage.models.card import Card
-from tutelage.models.hf_calls import INDEX, OWN, HubCall
+from tutelage.models.hf_calls import INDEX, OF_LABELS, OWN, HubCall
 from tutelage.models.sentence import ACTIVATIONS, POOLINGS, SentenceClassifier
 from tutelage.models.spec import ModelRequest, ModelSpec, resized
 from tutelage.submodules import evaluation_mode
@@ -101,6 +101,11 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     classes, card_of_weights = request.classes, {}
     if trained and not request.saved:
         classes, card_of_weights = settings.num_labels, _names(settings)
+        if settings.problem_type == OF_LABELS:
+            card_of_weights["task"] = "labels"
+        elif settings.problem_type and request.task == "labels" and "classes" in request.as_trained:
+            expected, instead = "a network of several labels a sample, as the data ask", "name another"
+            raise InvalidValueError("model", expected, f"{name}, of {settings.problem_type}", instead)
     if kind == "causal" and request.text is not None:
         classes = request.text.tokenizer.size
     if classes is None:
