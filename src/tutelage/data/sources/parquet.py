@@ -154,7 +154,7 @@ def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> Content:
     except (pyarrow.ArrowException, OSError) as error:
         got, instead = f"{shard.name} ({one_line(error)})", "copy it again"
         raise InvalidValueError("data.source", "a Parquet file", got, instead) from error
-    found = {
+    found: Content = {
         "groups": np.array(sizes, np.int64),
         "names": np.frombuffer(json.dumps(_names(described.get(names[0], {}))).encode(), np.uint8),
         "column": np.frombuffer(image.encode(), np.uint8),
