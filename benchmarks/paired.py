@@ -2,7 +2,7 @@
 
     python benchmarks/paired.py benchmarks/results/multi-label-digits kd:ttm weighted_kd:wttm
 
-Each objective is compared with the baseline, and beside these the named pairs, the second less the first. Values are the
+Each objective is compared with the baseline, and the second of each named pair with the first. Values are the
 last epoch's on the test set in percent; ± is the sample standard deviation over the seeds.
 """
 

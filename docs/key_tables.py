@@ -44,6 +44,7 @@ NAMES = {
     config.schema.LoRA: "`{lora: ...}`",
     config.schema.Init: "`{from: teacher, ...}`",
     config.schema.TrainedTeacher: "`{train: ...}`",
+    config.schema.Teachers: "list of models, `{members: ...}`",
     config.schema.Stage: "stage",
     config.schema.Training: "training",
     typing.Any: "value",

@@ -9,7 +9,7 @@ import torch
 import tutelage
 from tutelage import config
 from tutelage.config.schema import Recipe
-from tutelage.errors import RecipeError
+from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.runs.record_teacher import record
 
 WORDS = {"sport": "game team ball win", "money": "bank market price stock"}
@@ -56,6 +56,11 @@ def test_an_encoder_teaches_its_embedding_and_the_run_is_judged_by_retrieval(set
     assert "Recall at 1" in (run.folder / "report.html").read_text()
     student = tutelage.load(run.folder)
     assert (student.card.task, student.card.classes) == ("embedding", 16)
+    vectors = student.embed(["a game", "the stock market"])
+    assert vectors.shape == (2, 16)
+    torch.testing.assert_close(student.embed("a game"), vectors[:1], rtol=1e-4, atol=1e-5)
+    with pytest.raises(InvalidValueError, match=r"type model.embed\(samples\)"):
+        student.predict("a game")
     again = tutelage.evaluate(run)
     assert again["recall_at_1"] == judged["recall_at_1"]
 

@@ -590,7 +590,7 @@ class Recipe(_Section):
         return {name: network.reads for name, network in networks.items() if network and network.reads}
 
     @property
-    def views_text(self) -> bool:
+    def teacher_reads_text(self) -> bool:
         """Whether the teacher reads text, which no view varies."""
         return self.data.is_text and self.reads.get("teacher") != "image"
 

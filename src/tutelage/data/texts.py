@@ -323,6 +323,7 @@ def beside_images(
         source=splits.source,
         fingerprint=fingerprint,
         notes=splits.notes,
+        task=splits.task,
         text={
             name: TextInput(tokenizer=each, max_tokens=settings.max_tokens)
             for name, each in (("student", student), ("teacher", teacher))

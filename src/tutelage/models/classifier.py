@@ -16,7 +16,7 @@ from tutelage.models.card import Card
 from tutelage.models.entrance import entrance
 from tutelage.models.hf_calls import HubCall
 from tutelage.models.lora import Adapters, inject, merged
-from tutelage.models.predict import Prediction, predict, predict_masks, predict_text
+from tutelage.models.predict import Prediction, answers, answers_to_texts, predict, predict_masks, predict_text
 from tutelage.types import Inputs
 from tutelage.views import map_views, views_of
 
@@ -149,12 +149,12 @@ class Classifier(nn.Module):
 
         Raises:
             TypeError: if the network takes tensors by keyword, which are made of nothing raw.
-            ValueError: if it gives each pixel a class.
+            ValueError: if it gives each pixel a class, or answers with embeddings.
         """
         self._require_raw()
-        if self.card.task == "pixels":
-            expected, got = "a network that gives each image a class", f"{self.card.name}, which does so for each pixel"
-            raise InvalidValueError("predict", expected, got, "type model.predict_masks(images)")
+        if self.card.task in (others := {"pixels": "predict_masks(images)", "embedding": "embed(samples)"}):
+            expected, got = "a network that gives each sample a class", f"{self.card.name} of {self.card.task}"
+            raise InvalidValueError("predict", expected, got, f"type model.{others[self.card.task]}")
         if self.call is not None and self.call.text is not None:
             return predict_text(self, self.card, self.call.text, samples)
         return predict(self, self.card, samples)
@@ -172,6 +172,24 @@ class Classifier(nn.Module):
             got = f"{self.card.name}, which does so for each {'text' if self.card.max_tokens else 'image'}"
             raise InvalidValueError("predict_masks", expected, got, "type model.predict(samples)")
         return predict_masks(self, self.card, images)
+
+    def embed(self, samples: Any) -> Tensor:
+        """Return the vectors of raw images or texts, one or a sequence of them, as `predict` reads them.
+
+        Returns:
+            ``(samples, width)`` float32 on the CPU, not normalised.
+
+        Raises:
+            TypeError: if the network takes tensors by keyword, which are made of nothing raw.
+            ValueError: if it does not answer with embeddings.
+        """
+        self._require_raw()
+        if self.card.task != "embedding":
+            expected, got = "a network that answers with embeddings", f"{self.card.name} of {self.card.task}"
+            raise InvalidValueError("embed", expected, got, "type model.predict(samples)")
+        if self.call is not None and self.call.text is not None:
+            return answers_to_texts(self, self.card, self.call.text, samples)
+        return answers(self, self.card, samples)
 
     def _require_raw(self) -> None:
         if takes_keywords(self.network):

@@ -62,7 +62,6 @@ class Prediction(NamedTuple):
     labels: tuple[Prediction, ...] = ()
 
 
-@torch.no_grad()
 def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     """Classify raw images.
 
@@ -80,13 +79,24 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
         ValueError: if an image cannot be read, as `tutelage.images` says, or is brighter than the card's white.
         RunError: if logits are not finite; it names the images and the parameter that is the cause.
     """
+    return _predictions(answers(classifier, card, images), card)
+
+
+@torch.no_grad()
+def answers(classifier: nn.Module, card: Card, images: Any) -> Tensor:
+    """Return a network's outputs for raw images, ``(images, ..., classes)``; arguments and errors are `predict`'s."""
     sequence = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
     if not sequence:
-        return []
+        return _no_answers(card)
     device = device_of(classifier)
     with evaluation_mode(classifier):
         logits = classifier(torch.stack(_views(sequence, card)).to(device))
-    return _predictions(logits, classifier, card, [_name(image, k) for k, image in enumerate(sequence)], "images")
+    _require_finite(logits, classifier, card, [_name(image, k) for k, image in enumerate(sequence)], "images")
+    return logits.float().cpu()
+
+
+def _no_answers(card: Card) -> Tensor:
+    return torch.empty(0, card.classes, *([2] if card.task == "labels" else []))
 
 
 @torch.no_grad()
@@ -124,10 +134,7 @@ def predict_masks(classifier: nn.Module, card: Card, images: Any) -> list[NDArra
     return masks
 
 
-def _predictions(
-    logits: Tensor, classifier: nn.Module, card: Card, samples: Sequence[str], kind: str
-) -> list[Prediction]:
-    _require_finite(logits, classifier, card, samples, kind)
+def _predictions(logits: Tensor, card: Card) -> list[Prediction]:
     names = card.class_names
     if card.task == "labels":
         return [_of_labels(row, names) for row in logits.float().softmax(-1)[..., 1]]
@@ -155,7 +162,6 @@ def _of_labels(probabilities: Tensor, names: Sequence[str] | None) -> Prediction
     return each[0]._replace(labels=tuple(one for one in each if one.probability > 0.5))
 
 
-@torch.no_grad()
 def predict_text(classifier: nn.Module, card: Card, text: TextInput, texts: Any) -> list[Prediction]:
     """Classify texts.
 
@@ -174,13 +180,19 @@ def predict_text(classifier: nn.Module, card: Card, text: TextInput, texts: Any)
         ValueError: if the classifier gives each token a class, or a file is not UTF-8.
         RunError: if logits are not finite.
     """
+    return _predictions(answers_to_texts(classifier, card, text, texts), card)
+
+
+@torch.no_grad()
+def answers_to_texts(classifier: nn.Module, card: Card, text: TextInput, texts: Any) -> Tensor:
+    """Return a network's outputs for texts, ``(texts, ..., classes)``; arguments and errors are `predict_text`'s."""
     if text.per_token:
         instead = "call the classifier with token ids for the logits of each, or generate with transformers"
         raise InvalidValueError("predict", "a model with one class per text", f"{card.name}, one per token", instead)
     sequence = texts if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
     contents = [_content(each, k) for k, each in enumerate(sequence)]
     device = device_of(classifier)
-    logits = [torch.empty(0, card.classes, *([2] if card.task == "labels" else []))]
+    logits = [_no_answers(card)]
     with evaluation_mode(classifier):
         for first in range(0, len(contents), AT_ONCE):
             rows = text.tokenizer.encode(contents[first : first + AT_ONCE], max_tokens=text.max_tokens)
@@ -189,7 +201,8 @@ def predict_text(classifier: nn.Module, card: Card, text: TextInput, texts: Any)
                 ids[k, : len(row)] = torch.tensor(row, dtype=torch.int64)
             logits.append(classifier(ids.to(device)).float().cpu())
     names = [str(each) if isinstance(each, Path) else f"text {k}" for k, each in enumerate(sequence)]
-    return _predictions(torch.cat(logits), classifier, card, names, "texts")
+    _require_finite(torch.cat(logits), classifier, card, names, "texts")
+    return torch.cat(logits)
 
 
 def _content(text: Any, position: int) -> str:

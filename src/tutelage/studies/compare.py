@@ -187,7 +187,7 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
                 stages = tuple(stage.model_copy(update={"on_policy": None}) for stage in recipe.stages)
                 recipe = recipe.model_copy(update={"on_policy": None, "stages": stages})
             if recipe.outputs is not None:
-                of_seed = recipe.outputs if recipe.views_text else f"{recipe.outputs}/data{data_seed}"
+                of_seed = recipe.outputs if recipe.teacher_reads_text else f"{recipe.outputs}/data{data_seed}"
                 outputs = of_seed if needs_teacher(recipe) else None
                 recipe = recipe.model_copy(update={"outputs": outputs})
             yield {"folder": path, "objective": name, "seed": seed}, recipe

@@ -17,38 +17,18 @@ from tutelage.data.build import Description, Raw, UnlabelledImages, from_images
 from tutelage.data.cache import digest, key_of
 from tutelage.data.datasets import Splits
 from tutelage.data.file_hashes import Files, listing, scan
+from tutelage.data.image_files import EXTENSIONS, FolderReader, is_picture, pixels_key
 from tutelage.data.names import image_folder
 from tutelage.data.sources.text_files import csv_rows, json_lines
 from tutelage.errors import InvalidValueError, one_line
-from tutelage.images import MAX_BYTES, READER_VERSION, Encoded
+from tutelage.images import MAX_BYTES, READER_VERSION
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _KINDS = f"images ({' '.join(sorted(EXTENSIONS))})"
 TESTS = ("test", "val", "validation", "valid")
 _METADATA = ("metadata.csv", "metadata.jsonl")
 _SHAPE = "<path>/train/<class>/<image> with <path>/test/<class>/<image>, or <path>/<class>/<image>"
-
-
-class FolderReader:
-    """Images of files below one folder."""
-
-    def __init__(self, root: Path, names: NDArray[np.bytes_]) -> None:
-        self._root = root
-        # An array of bytes: a list of strings would be copied into every worker, page by page, when read.
-        self._names = names
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, position: int) -> str:
-        """Return the file's path below the folder."""
-        return os.fsdecode(bytes(self._names[position]))
-
-    def encoded(self, positions: Sequence[int]) -> list[Encoded]:
-        """Return the files."""
-        return [self._root / self.name(position) for position in positions]
 
 
 def open_folder(path: str, settings: DataSettings, unlabelled: UnlabelledImages | None = None) -> Splits:
@@ -172,11 +152,6 @@ def _classes(root: Path, path: str) -> list[str]:
     return names
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's name is that of an image."""
-    return name[name.rfind(".") :].lower() in EXTENSIONS and not name.startswith(".")
-
-
 def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> tuple[Files, NDArray[np.int64]]:
     """List the images of the classes, sorted by name, and label them."""
     below = "" if root == base else root.name + os.sep
@@ -184,10 +159,3 @@ def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> tuple[Fi
     if not len(files.names):
         raise InvalidValueError("data.source", _KINDS, f"none in imagefolder:{path}", f"arrange them as {_SHAPE}")
     return files, np.repeat(np.arange(len(classes)), counts)
-
-
-def pixels_key(halves: Sequence[Files], settings: DataSettings) -> str:
-    """Name the layout and the decoded pixels by the files and their times."""
-    files = [[str(half.root.resolve()), digest(half.names), digest(half.stats)] for half in halves]
-    division = [settings.test, settings.split_seed] if len(halves) == 1 else None
-    return key_of([files, READER_VERSION, settings.size, settings.test_crop, settings.interpolation, division])

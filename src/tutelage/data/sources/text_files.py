@@ -16,9 +16,9 @@ from tutelage import plain_files
 from tutelage.data.build import Description, Raw, from_images
 from tutelage.data.datasets import Splits
 from tutelage.data.file_hashes import listing, named
+from tutelage.data.image_files import FolderReader, pixels_key
 from tutelage.data.names import text_file
 from tutelage.data.shards import numbered
-from tutelage.data.sources.imagefolder import FolderReader, pixels_key
 from tutelage.data.texts import Texts, beside_images, from_texts, open_tokenizer, read_texts
 from tutelage.errors import InvalidValueError, one_line
 from tutelage.images import MAX_BYTES
