@@ -375,7 +375,7 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     rows += [
         (name, f"its default, {_typed(_DEFAULTS[name])}, for texts", f"leave data.{name} out")
         for name in _OF_IMAGES
-        if getattr(s, name) != _DEFAULTS[name] and not s.is_pair
+        if getattr(s, name) != _DEFAULTS[name] and (name == "mask" or not s.is_pair)
     ]
     if s.on_device is True and not s.is_pair:
         rows.append(("on_device", "auto or false for texts, of which each batch is padded", "type data.on_device=auto"))
