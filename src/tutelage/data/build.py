@@ -108,7 +108,7 @@ class Pixels:
             (*self.corrupt, *other.corrupt),
             self.with_frames or other.with_frames,
             _joined_units(self.units, len(other.labels)),
-            None if self.masks is None else np.concatenate([self.masks, np.zeros_like(other.values[..., 0])]),
+            masks=None if self.masks is None else np.concatenate([self.masks, np.zeros_like(other.values[..., 0])]),
         )
 
 
