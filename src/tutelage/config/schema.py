@@ -347,7 +347,7 @@ class Training(_Section):
     """How a teacher is to be trained before the run that needs it.
 
     What is not set is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
-    every label. The data are that run's, without its unlabelled ones.
+    every label. The data are that run's, without its unlabelled ones; for embeddings it learns their classes.
     """
 
     model: Annotated[NetworkField, pydantic.AfterValidator(_not_made)] = Field(
@@ -610,6 +610,7 @@ class Recipe(_Section):
                 unlabelled=unlabelled,
                 tokenizer=tokenizer,
                 teacher_tokenizer=None,
+                embedding=None,
             ),
             "student": keys.pop("model"),
             "teacher": None,
