@@ -103,6 +103,15 @@ def test_a_classifier_teaches_what_its_head_reads(tmp_path):
     assert tutelage.load(tmp_path / "wide")(images).shape == (2, 20)
 
 
+@pytest.mark.parametrize("combine", ["logits", "terms"])
+def test_several_teachers_teach_the_mean_of_their_vectors_or_a_term_each(combine, tmp_path):
+    several = {"members": [{"name": "mlp:12"}, {"name": "mlp:16x12"}], "combine": combine}
+    common = {"data": {"source": "digits", "embedding": 12}, "epochs": 1, "device": "cpu", "weak_teacher": True}
+    run = tutelage.distill(student="mlp:8", teacher=several, objective="embedding_mse", runs=tmp_path, **common)
+    assert run.evaluation["student"]["cosine"] > -1
+    assert all("embedding_mse" in name for name in run.epochs[0]["train"]["terms"])
+
+
 @pytest.mark.parametrize(
     ("objective", "data", "message"),
     [

@@ -111,8 +111,6 @@ def create_teacher(
         RecipeError: if the images would be stretched, or the classes cannot be mapped as typed.
     """
     if isinstance(network, Teachers):
-        if splits.task == "embedding":
-            raise RecipeError("teacher", "one with data.embedding", "several", "name one, whose vector is matched")
         members = [
             create_teacher(member, splits, seed=seed, trust_code=trust_code, key=member_key(k))
             for k, member in enumerate(network.members)
@@ -144,7 +142,8 @@ def as_one(
         InvalidValueError: if they cannot be combined so; the message names the recipe's key.
     """
     for k, member in enumerate(members):
-        check_classes(member, splits, key=member_key(k))
+        if splits.task != "embedding":
+            check_classes(member, splits, key=member_key(k))
     with _about("teacher"):
         return Ensemble(members, weights=weights, combine=combine)
 
