@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from tutelage import config, objectives
 from tutelage.settings import weights as schedules
 from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment, Unlabelled
-from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, MultiStep, Step
+from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, MultiStep, OnPolicy, Step
 from tutelage.settings.numbers import SMALLEST
 from tutelage.settings.objective import ObjectiveSpec
 
@@ -38,11 +38,13 @@ NAMES = {
     RandAugment: "randaugment",
     LearnedTokenizer: "`{bpe: ...}`",
     Unlabelled: "text or `{source: ...}`",
+    OnPolicy: "number or `{share: ...}`",
     ObjectiveSpec: "objective",
     config.schema.Network: "model",
     config.schema.LoRA: "`{lora: ...}`",
     config.schema.Init: "`{from: teacher, ...}`",
     config.schema.TrainedTeacher: "`{train: ...}`",
+    config.schema.Teachers: "`{members: ...}`",
     config.schema.Stage: "stage",
     config.schema.Training: "training",
     typing.Any: "value",
@@ -131,6 +133,7 @@ SECTIONS = {
     "Models": list(keys_of(config.schema.Network)),
     "lora": list(keys_of(config.schema.LoRA)),
     "init": list(keys_of(config.schema.Init)),
+    "Several teachers": list(keys_of(config.schema.Teachers)),
     "A teacher to train first": list(keys_of(config.schema.Training)),
     "sgd": list(keys_of(SGD)),
     "adamw": list(keys_of(AdamW)),
@@ -142,6 +145,7 @@ SECTIONS = {
     "warm_up": list(keys_of(schedules.WarmUp)),
     "cosine_warm_up": list(keys_of(schedules.CosineWarmUp)),
     "Stages": list(keys_of(config.schema.Stage)),
+    "on_policy": list(keys_of(OnPolicy)),
     "A comparison": list(keys_of(config.Comparison, beyond=config.Recipe.model_fields)),
 }
 

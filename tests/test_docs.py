@@ -14,11 +14,13 @@ from urllib.parse import unquote
 
 import numpy as np
 import pytest
+import torch
 import typer
 import yaml
 from docs import key_tables
 from PIL import Image
 from tests._helpers import ROOT
+from tests._helpers.pairs import write_pairs
 from typer.testing import CliRunner
 
 import tutelage
@@ -191,10 +193,11 @@ def test_records_of_a_real_run_have_the_documented_keys(real_run):
     of_text = keys(records.TaskMeasures)
     for epoch in real_run.epochs:
         assert set(epoch) == keys(records.Epoch) - {"overflowed_steps", "samples_by_rank"}
-        assert set(epoch["train"]) == keys(records.TrainMeans)
+        assert set(epoch["train"]) == keys(records.TrainMeans) - {"unlabelled"}
         assert set(epoch["validation"]) == set(epoch["test"]) == keys(records.EvaluationMeans) - of_text
     evaluation = real_run.evaluation
     assert set(evaluation) == keys(records.Evaluation)
+    of_text.add("average_precision")
     assert set(evaluation["student"]) == keys(records.Judgement) - of_text
     assert set(evaluation["teacher"]) == keys(records.Judgement) - of_text - {
         *("agreement", "kl_to_teacher", "kl_to_target"),
@@ -346,7 +349,7 @@ def reviews(tmp_path, monkeypatch):
 @pytest.mark.parametrize("page", ["docs/text.md", "docs/tokens.md"])
 def test_the_recipe_of_a_page_of_texts_runs(page, reviews):
     pytest.importorskip("transformers", reason="the optional package transformers is not installed")
-    ((name, content),) = named_recipes(page).items()
+    name, content = next(iter(named_recipes(page).items()))
     Path(name).write_text(content)
     done = CliRunner().invoke(app, ["distill", name, "device=cpu", "threads=1"], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -369,6 +372,45 @@ def test_the_recipe_of_a_page_of_texts_runs(page, reviews):
         assert "the teacher's training among it" in shown
         assert "labelled" not in shown
         assert "the teacher asked in each: outputs save that" in shown
+
+
+def test_the_on_policy_recipe_of_the_page_of_tokens_runs(tmp_path, monkeypatch):
+    pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+    monkeypatch.chdir(tmp_path)
+    rows = [{"question": f"{a} and {b}? ", "answer": str(a + b)} for a in range(6) for b in range(6)]
+    Path("questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (recipe,) = (block for block in blocks("docs/tokens.md", "yaml") if "on_policy" in block)
+    Path("answers.yaml").write_text(recipe)
+    typed = ["distill", "answers.yaml", "device=cpu", "threads=1", "epochs=2"]
+    done = CliRunner().invoke(app, typed, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    made, loop = blocks("docs/tokens.md", "python")
+    run = tutelage.config.parse(tutelage.config.Recipe, config.read("answers.yaml"))
+    student, teacher = (tutelage.load(f"runs/answers{name}") for name in ("", "/teacher"))
+    train = tutelage.data.open_data(run.data).train
+    names = {"tutelage": tutelage, "student": student, "epoch": 0, "prompts": torch.from_numpy(train.prompts)}
+    exec(made, names)
+    names["distiller"] = tutelage.Distiller(student, names["objective"])
+    names |= {
+        "teacher": tutelage.FrozenTeacher(teacher),
+        "batches": tutelage.data.BatchLoader(train, batch_size=8, train=True).epoch(0),
+    }
+    exec(loop.replace("max_tokens=512", "max_tokens=64"), names)
+    assert names["loss"].total.requires_grad
+
+
+@pytest.mark.slow
+def test_the_recipe_of_images_and_texts_runs(tmp_path, monkeypatch):
+    pytest.importorskip("transformers", reason="the optional package transformers is not installed")
+    monkeypatch.chdir(tmp_path)
+    for row in (rows := write_pairs(tmp_path, 400)):
+        row |= {"file": row.pop("picture"), "class": row.pop("label")}
+    Path("captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    Path("captions.yaml").write_text(named_recipes("docs/text.md")["captions.yaml"])
+    done = CliRunner().invoke(app, ["distill", "captions.yaml", "device=cpu", "threads=1"], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    for folder in (Path("runs/captions"), Path("runs/captions/teacher")):
+        assert json.loads((folder / "evaluation.json").read_text())["student"]["accuracy"] > 0.8
 
 
 def test_what_gamma_leaves_of_a_sure_teacher_is_as_tabulated():

@@ -10,9 +10,10 @@ import runpy
 from pathlib import Path
 
 import pytest
+import torch
 from tests._helpers import ROOT
 
-from tutelage import records
+from tutelage import models, records
 
 EXAMPLES = ROOT / "examples"
 
@@ -75,6 +76,25 @@ def test_own_loop_needs_no_engine(tmp_path):
     assert "(ce " in said
     assert "wttm " in said
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_trainer_of_transformers_has_a_teacher(tmp_path, monkeypatch):
+    pytest.importorskip("transformers")
+    monkeypatch.setattr("sys.argv", ["hf_trainer.py"])
+    _, said, _ = play("hf_trainer.py", tmp_path)
+    teacher, alone, taught = (float(share) for share in re.findall(r"accuracy ([\d.]+)%", said))
+    assert teacher > taught > alone + 10
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_unet_gives_each_pixel_a_class():
+    path = EXAMPLES / "unet.py"
+    sizes = {}
+    for function in ("teacher", "student"):
+        network = models.create(f"file:{path}:{function}", classes=11, task="pixels", trust_code=True)
+        assert network(torch.rand(2, 3, 22, 30)).shape == (2, 22, 30, 11)
+        sizes[function] = models.parameters(network)
+    assert sizes["teacher"] > 5 * sizes["student"]
 
 
 def test_every_example_is_run_here_or_with_the_models():

@@ -50,6 +50,22 @@ def test_labels_are_judged_as_by_scikit_learn_and_unknown_ones_left_out():
     assert confusion_matrix(labels[known], scores[known] > 0).min() > 0
 
 
+def test_whether_labels_are_ranked_better_than_by_chance():
+    def beats(scores, labels):
+        metric = metrics.PerLabel(labels.shape[1])
+        logits = torch.stack([torch.zeros_like(scores), scores], -1).flatten(0, 1)
+        return metric.beats_chance([metric.fold(None, 0, logits, labels.flatten(), None)])
+
+    draw = torch.Generator().manual_seed(0)
+    labels = (torch.rand(200, 8, generator=draw) < 0.1).long()  # No for all is right nine times of ten.
+    guesses = torch.randn(200, 8, generator=draw) - 5
+    assert beats(guesses, labels) is False
+    assert beats(torch.zeros(200, 8), labels) is False
+    guesses[:, 3] += 2 * labels[:, 3]
+    assert beats(guesses, labels) is True
+    assert beats(guesses, torch.full_like(labels, -100)) is None
+
+
 def test_recall_at_1_asks_for_the_nearest_other_sample(monkeypatch):
     monkeypatch.setattr(metrics, "BLOCK", 2)
     embeddings = torch.tensor([[1.0, 0], [10, 1], [0, 1], [0.1, 3], [-1, 0], [9, 1]])

@@ -20,7 +20,7 @@ from tests._helpers import ROOT
 import tutelage
 from tutelage import config, objectives
 from tutelage.config.schema import Comparison, Recipe
-from tutelage.settings.fit import SGD, AdamW, Cosine, Optimizer, Schedule
+from tutelage.settings.fit import SGD, AdamW, Cosine, OnPolicy, Optimizer, Schedule
 from tutelage.settings.run import RunSettings
 
 SOURCE = Path(tutelage.__file__).parent
@@ -134,6 +134,7 @@ SHORTHAND: Mapping[str, Any] = {
     "optimizer": Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"],
     "schedule": Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"],
     "stages": Sequence[Mapping[str, Any]],
+    "on_policy": OnPolicy | Mapping[str, Any] | float | None,
     "device": Literal["auto", "cpu", "cuda"] | str,
 }
 """What a call takes beside a field's own type; each of it is read below."""

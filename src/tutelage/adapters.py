@@ -48,6 +48,11 @@ class Adapter(nn.Module):
         keywords = inputs if inputs is None or isinstance(inputs, Mapping) else {key: key for key in inputs}
         self.keywords = None if keywords is None else dict(keywords)
 
+    @property
+    def takes_keywords(self) -> bool:
+        """Whether it names its keywords."""
+        return self.keywords is not None
+
     def forward(self, inputs: Inputs) -> Tensor:
         """Return the logits.
 
@@ -72,8 +77,8 @@ def inputs_for(network: nn.Module, inputs: Inputs, name: str) -> Any:
 
 
 def takes_keywords(network: nn.Module) -> bool:
-    """Whether a network is an `Adapter` that names its keywords."""
-    return isinstance(network, Adapter) and network.keywords is not None
+    """Whether a network is an `Adapter` that names its keywords, or an ensemble with such a member."""
+    return getattr(network, "takes_keywords", False) is True
 
 
 def as_batch(

@@ -7,7 +7,7 @@ import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, Unpack
+from typing import Any, Literal, TypeAlias, TypeVar, Unpack, cast
 
 from torch import nn
 
@@ -15,19 +15,29 @@ from tutelage import config, data, models, objectives, records
 from tutelage.config import schema
 from tutelage.config.schema import TOGETHER, Comparison, R, Recipe
 from tutelage.data.custom_transforms import name_of
+from tutelage.data.pairs import read_by
 from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError, explaining
-from tutelage.models import Classifier
+from tutelage.models import Classifier, Ensemble
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs import recipes
 from tutelage.runs.execute import execute
-from tutelage.runs.networks import adopt, create_as_trained, create_student, create_teacher, with_classes
+from tutelage.runs.networks import (
+    adopt,
+    adopt_teacher,
+    as_one,
+    create_as_trained,
+    create_student,
+    create_teacher,
+    member_key,
+)
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, load
 from tutelage.runs.setup import (
     RunInputs,
     check_model_outputs,
     evaluate_network,
+    for_teacher,
     held_out_sets,
     metric_of,
     parse,
@@ -45,6 +55,8 @@ Model: TypeAlias = str | Path | Run | nn.Module
 """A model's name, a run or its folder, or a module of the caller's."""
 Network: TypeAlias = Model | Mapping[str, Any]
 """A model, or what a recipe writes of one, such as ``{"name": "timm:resnet18.a1_in1k", "size": 224}``."""
+Teacher: TypeAlias = Network | Sequence[Network]
+"""A teacher, or several, also as what a recipe writes of them, such as ``{"members": [a, b], "weights": [1, 3]}``."""
 Data: TypeAlias = "str | Mapping[str, Any] | DataSettings | data.Splits | Sequence[Any]"
 """A source's name, settings with one, or the caller's (training set, test set)."""
 AnyObjective: TypeAlias = Objective | str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
@@ -88,7 +100,7 @@ def train(
 def distill(
     *,
     student: Network,
-    teacher: Network | None,
+    teacher: Teacher | None,
     data: Data,
     objective: AnyObjective,
     name: str | None = None,
@@ -103,15 +115,15 @@ def distill(
         student: a model's name, a run or its folder, or a module, which is trained in place; or a recipe's mapping,
             such as ``{"name": "cifar:resnet20", "size": 32}``. A module takes the data's images; for a size of its own
             wrap it: ``models.adopt(module, classes=10, image_size=(16, 16))``.
-        teacher: the same, with ``classes`` where its outputs are not the data's classes in order; none to learn from
-            labels alone.
+        teacher: the same, with ``classes`` where its outputs are not the data's classes in order; a list of several, or
+            ``{"members": [a, b], "weights": [1, 3], "combine": "logits"}``; none to learn from labels alone.
         data: a source's name, a mapping of `DataSettings`, whose ``transform`` may be an object as of `open_data`, or a
             pair (training set, test set) of map-style data sets that yield (image in [0, 1] or PIL image, class index).
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
         runs: the folder of all runs.
         reporter: shows the progress; by default nothing is shown.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
@@ -128,7 +140,7 @@ def distill(
 def _prepared(
     call: Literal["train", "distill"],
     student: Network,
-    teacher: Network | None,
+    teacher: Teacher | None,
     data: Data,
     objective: AnyObjective,
     name: str | None,
@@ -138,9 +150,9 @@ def _prepared(
     """Return the recipe of a call, and its inputs where some of them are the caller's objects."""
     objective = objectives.from_recipe(objective)
     student = _written(student, "model" if call == "train" else "student")
-    teacher = None if teacher is None else _written(teacher, "teacher")
+    teacher = None if teacher is None else _written_teacher(teacher)
     data, transform = _without_object(data)
-    objects = [network for network in (student, teacher) if isinstance(network, nn.Module)]
+    objects = [network for network in (student, *_alone(teacher)) if isinstance(network, nn.Module)]
     named = transform is None and not objects and _is_settings(data)
     label = type(student).__name__ if isinstance(student, nn.Module) else student["name"]
     value: dict[str, Any] = {
@@ -151,7 +163,7 @@ def _prepared(
         "data": data if _is_settings(data) else {"source": "own"},
     }
     if teacher is not None:
-        value["teacher"] = type(teacher).__name__ if isinstance(teacher, nn.Module) else teacher
+        value["teacher"] = _in_recipe(teacher)
     recipe = _parse(Recipe, value, where=call)
     stages = [stage if isinstance(stage, Mapping) else dict(stage) for stage in settings.get("stages") or [{}]]
     # What each fit learns from, as it was passed: two objectives of the caller's may have one spec.
@@ -225,6 +237,33 @@ def _written(network: Network, argument: str) -> dict[str, Any] | nn.Module:
     return written if isinstance(written, nn.Module) else {"name": written}
 
 
+def _written_teacher(teacher: Teacher) -> dict[str, Any] | nn.Module:
+    """Return a teacher as `_written` does, or several as a recipe writes them, with modules as they are."""
+    if isinstance(teacher, Ensemble):
+        teacher = {"members": teacher.members, "weights": list(teacher.weights), "combine": teacher.combine}
+    if isinstance(teacher, list | tuple):
+        teacher = {"members": teacher}
+    if isinstance(teacher, Mapping) and isinstance(members := teacher.get("members"), list | tuple):
+        return {**teacher, "members": [_written(each, member_key(k)) for k, each in enumerate(members)]}
+    return _written(cast(Network, teacher), "teacher")
+
+
+def _alone(teacher: dict[str, Any] | nn.Module | None) -> list[Any]:
+    """Return each teacher of what `_written_teacher` returns."""
+    return teacher["members"] if isinstance(teacher, dict) and "members" in teacher else [teacher]
+
+
+def _in_recipe(teacher: dict[str, Any] | nn.Module) -> Any:
+    """Return a teacher, or several, with the class's name in place of a module: of several with its number."""
+    if isinstance(teacher, nn.Module):
+        return type(teacher).__name__
+    if "members" not in teacher:
+        return teacher
+    members = enumerate(_alone(teacher), 1)
+    named = [f"{type(each).__name__} {k}" if isinstance(each, nn.Module) else each for k, each in members]
+    return {**teacher, "members": named}
+
+
 def _file_name(student: str, *objectives: str) -> str:
     """Return what to call the run of a student's name or folder, where the caller does not say."""
     name = Path(student).name if Path(student).is_dir() else student
@@ -253,10 +292,19 @@ def _inputs_of(
     trust_code: bool | frozenset[str],
 ) -> RunInputs:
     """Build a run's inputs where some of them are the caller's objects; ``passed`` are its fits' objectives."""
-    splits = _splits_of(source, recipe.data, student, teacher, transform=transform)
-    known = None
+    opened = _splits_of(source, recipe.data, student, *_alone(teacher), transform=transform)
+    splits = read_by(opened, recipe.reads)
+    known: Classifier | None = None
     if isinstance(teacher, nn.Module):
-        known = with_classes(adopt(teacher, splits, "teacher", trained=True), splits)
+        known = adopt_teacher(teacher, splits)
+    elif isinstance(several := recipe.teacher, schema.Teachers):
+        members = [
+            adopt_teacher(given, splits, member_key(k))
+            if isinstance(given, nn.Module)
+            else create_teacher(named, splits, seed=recipe.seed, trust_code=trust_code, key=member_key(k))
+            for k, (given, named) in enumerate(zip(_alone(teacher), several.members, strict=True))
+        ]
+        known = as_one(members, splits, several.weights, several.combine)
     elif isinstance(recipe.teacher, schema.Network) and not recipe.teacher.served:
         known = create_teacher(recipe.teacher, splits, seed=recipe.seed, trust_code=trust_code)
     if isinstance(student, nn.Module):
@@ -268,7 +316,7 @@ def _inputs_of(
         student=trainee,
         teacher=known,
         objectives=tuple(
-            objective if isinstance(objective, Objective) else from_spec(fit.objective)
+            for_teacher(recipe, objective if isinstance(objective, Objective) else from_spec(fit.objective))
             for objective, fit in zip(passed, recipe.fits(), strict=True)
         ),
         repeatable=False,
@@ -310,7 +358,7 @@ def _splits_of(
 def compare(
     *,
     student: str | Path | Run | Mapping[str, Any],
-    teacher: str | Path | Run | Mapping[str, Any] | None,
+    teacher: Teacher | None,
     data: str | Mapping[str, Any] | DataSettings,
     objectives: Mapping[str, AnyObjective],
     seeds: int = 1,
@@ -327,7 +375,8 @@ def compare(
 
     Args:
         student: a model's name, or a run or its folder; every run builds it anew.
-        teacher: the same; ``{"train": {"model": ..., ...}}`` trains it first; none to learn from labels alone.
+        teacher: the same, or a list of several; ``{"train": {"model": ..., ...}}`` trains it first; none to learn from
+            labels alone.
         data: a source's name, or a mapping of `DataSettings`.
         objectives: by the names that the table shows, such as ``{"kd": "kd", "wttm": objectives.wttm(beta=3.0)}``.
         seeds: how many runs each; both seeds differ from run to run.
@@ -337,7 +386,7 @@ def compare(
         name: of the comparison; by default the student's and the objectives'.
         runs: the folder of all runs.
         reporter: shows the progress; by default nothing is shown.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
@@ -349,8 +398,11 @@ def compare(
     """
     value: dict[str, Any] = {"student": _written(student, "student"), "data": data, **settings}
     if teacher is not None:
-        value["teacher"] = teacher if isinstance(teacher, Mapping) else _written(teacher, "teacher")
+        trained = isinstance(teacher, Mapping) and "members" not in teacher
+        value["teacher"] = teacher if trained else _written_teacher(teacher)
     objects = {key: value.get(key) for key in ("student", "teacher", "data")}
+    if isinstance(several := value.get("teacher"), dict) and "members" in several:
+        objects |= {member_key(k): member for k, member in enumerate(_alone(several))}
     if isinstance(data, Mapping):
         objects["data.transform"] = data.get("transform")
     for key, given in objects.items():
@@ -382,10 +434,11 @@ def predict(
         model: a run or its folder, a model's name, or a classifier.
         images: one or a sequence of: a path, a PIL image, or a uint8 array ``(height, width[, channels])``.
         best: a run's best weights instead of its last.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
 
     Returns:
-        One prediction per image: the likeliest class, its name, and the probability that the classifier gives it.
+        One prediction per image: the likeliest class, its name, and the probability that the classifier gives it; where
+        several labels may hold, ``labels`` are those above 1/2.
     """
     network = _named(model)
     if isinstance(network, str):
@@ -419,7 +472,7 @@ def evaluate(
         precision: what the network is computed in.
         device: where to compute.
         channels_last: memory layout of convolutions.
-        trust_code: allow ``file:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
 
     Returns:
         ``accuracy`` and ``ece`` as fractions, ``loss`` and ``entropy`` in nats, of a language model ``perplexity`` and
@@ -459,7 +512,7 @@ def judge(
     """
     name = recipe.student.name
     accelerator_on(recipe.device)
-    splits = once_a_node(lambda: _splits_of(source, recipe.data, model))
+    splits = read_by(once_a_node(lambda: _splits_of(source, recipe.data, model)), recipe.reads)
     if isinstance(model, nn.Module):
         network = adopt(model, splits, "student", trained=True)
     else:

@@ -154,16 +154,17 @@ def feature_pair(
     same: Literal["shape", "batch"] = "shape",
     min_batch: int = 1,
     stage: str = "",
+    kind: str = "features",
 ) -> tuple[Tensor, Tensor]:
     """Return both networks' features, as `features` does; the teacher's without a gradient.
 
-    ``stage`` is appended to the arguments' names in messages.
+    ``stage`` is appended to the arguments' names in messages, which are of this ``kind``.
 
     Raises:
         TypeError: if they are not floating tensors.
         ValueError: if they have other axes, differ in what must be the same, or are fewer samples than ``min_batch``.
     """
-    student_name, teacher_name = f"student_features{stage}", f"teacher_features{stage}"
+    student_name, teacher_name = f"student_{kind}{stage}", f"teacher_{kind}{stage}"
     student = features(student, student_name, axes=axes)
     teacher = features(teacher, teacher_name, axes=axes).detach()
     if same == "shape":
@@ -173,7 +174,7 @@ def feature_pair(
         raise InvalidValueError(teacher_name, expected, len(teacher), "feed both networks the same batch")
     if len(student) < min_batch:
         expected = f"at least {min_batch} samples to compare or to normalise over"
-        raise InvalidValueError("student_features", expected, len(student), "use larger batches")
+        raise InvalidValueError(f"student_{kind}", expected, len(student), "use larger batches")
     return student, teacher
 
 
@@ -261,8 +262,8 @@ def distributions(labels: Tensor, *, counted: Tensor | None = None, or_zero: boo
     row = values[wrong][0]
     shown = ", ".join(f"{value:.4g}" for value in row[:_SHOWN].tolist()) + ", ..." * (classes > _SHOWN)
     instead = (
-        "for multi-hot labels zero the supervised weight and add a term of your own with torch.nn.functional."
-        "binary_cross_entropy_with_logits (docs/python.md shows one); divide other rows by their sum"
+        "where several labels hold for a sample, give them as int64 1 and 0 and networks of that task (docs/python.md "
+        "shows one); divide other rows by their sum"
     )
     expected = "soft labels, each row a distribution: at least 0, with sum 1"
     raise InvalidValueError("labels", expected, f"a row of sum {float(row.sum()):.4g}: {shown}", instead)

@@ -18,7 +18,7 @@ from tutelage.runs.execute import execute
 from tutelage.runs.run import RunOptions
 from tutelage.settings.fit import Precision
 
-EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib", "ray": "ray"}
+EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib", "onnx": "onnxruntime", "ray": "ray"}
 """Extras, each with a module that it installs."""
 
 

@@ -13,6 +13,7 @@ What a picture's pixels are, wherever it comes from (`opened` and `decode`):
 - A random box of a JPEG may come from a smaller picture, which is decoded faster, if that still has a pixel for each of
   the view (`decode_box`). Evaluation views never do.
 - A data set whose pictures are all grey (8, 12, 16 bits, or black and white) has one channel, else three.
+- Of a mask the values are classes: a palette's numbers, grey of 8 bits, or black and white as 0 and 1 (`decode_mask`).
 """
 
 from __future__ import annotations
@@ -44,8 +45,12 @@ MARGIN = 256 / 224
 MEAN = (0.485, 0.456, 0.406)
 """Mean of ImageNet's pixels, by channel, where white is 1."""
 STD = (0.229, 0.224, 0.225)
-RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-"""Resampling filters by their names in settings."""
+RESAMPLING = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "nearest": Image.Resampling.NEAREST,
+}
+"""Resampling filters by their names in settings; the last, which makes no new values, is that of masks."""
 DEFAULT_SIZE = 224
 _JPEG = ("JPEG", "MPO")  # MPO: a JPEG that is followed by others
 _GREY = frozenset({"L", "1"})
@@ -259,6 +264,23 @@ def decode(image: Image.Image, *, channels: int, reduction: int = 1) -> Image.Im
     if image.mode != mode or image.format not in _JPEG:
         image = image.convert(mode)
     return image if transposition is None else image.transpose(transposition)
+
+
+def decode_mask(image: Image.Image) -> Image.Image:
+    """Decode an opened mask to upright values of 8 bits, which are classes.
+
+    Raises:
+        UnreadableError: for a format that changes values, or for more channels or bits.
+    """
+    if image.format in (*_JPEG, "WEBP"):
+        raise UnreadableError(f"format {image.format}, which changes values: save masks as PNG")
+    if image.mode not in ("P", "L", "1"):
+        wanted = "one channel of 8 bits with a class in each pixel"
+        raise UnreadableError(f"mode {image.mode}: a mask has {wanted}, or a palette")
+    image.load()
+    transposition = _transposition(image)
+    upright = image if transposition is None else image.transpose(transposition)
+    return Image.fromarray(np.asarray(upright).astype(np.uint8))
 
 
 def _transposition(image: Image.Image) -> Image.Transpose | None:

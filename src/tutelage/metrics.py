@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from scipy.stats import mannwhitneyu
 from torch import Tensor
 
 from tutelage import records
@@ -18,6 +20,8 @@ MEASURES: dict[Task, records.Measure] = {
     "embedding": records.RECALL_AT_1,
 }
 """What networks are judged by, by task; embeddings without labels by their similarity to the teacher's."""
+CHANCE = 0.01
+"""Probability with which guesses may pass for a network that knows something."""
 BLOCK = 1024
 """Number of embeddings that are compared with all others at a time."""
 
@@ -58,6 +62,9 @@ class MeanIoU:
         present = union > 0
         return {"mean_iou": float((right[present] / union[present]).mean()) if bool(present.any()) else None}
 
+    def beats_chance(self, states: Sequence[Tensor]) -> None:
+        """Return ``None``: neighbouring pixels are alike, so that their number says little."""
+
 
 @dataclass(frozen=True)
 class PerLabel:
@@ -86,30 +93,55 @@ class PerLabel:
         score = (logits[:, 1] - logits[:, 0]).reshape(-1, self.labels)
         return {**(state or {}), number: (score, labels.reshape(-1, self.labels))}
 
-    def end(self, states: Sequence[dict[int, tuple[Tensor, Tensor]]]) -> dict[str, float | None]:
-        """Return ``mean_average_precision``, ``macro_f1`` and ``micro_f1``; ``None`` if no label has a sample."""
-        batches = [batch for state in states for _, batch in sorted(state.items())]
-        scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    def end(self, states: Sequence[dict[int, tuple[Tensor, Tensor]]]) -> dict[str, Any]:
+        """Return ``mean_average_precision``, ``macro_f1`` and ``micro_f1``; ``None`` if no label has a sample.
+
+        For the judgement ``average_precision`` is that of each label; accuracy by class, of no and yes, is left out.
+        """
+        scores, labels = _joined(states)
         tp, errors = (
             torch.stack([self._count(scores[:, k], labels[:, k], kind) for k in range(self.labels)])
             for kind in ("right", "wrong")
         )
         present = (labels == 1).any(0)
         if not bool(present.any()):
-            return dict.fromkeys(("mean_average_precision", "macro_f1", "micro_f1"))
-        precision = [_average_precision(scores[:, k], labels[:, k]) for k in present.nonzero().flatten().tolist()]
+            return {**dict.fromkeys(("mean_average_precision", "macro_f1", "micro_f1")), "per_class": []}
+        each = [_average_precision(scores[:, k], labels[:, k]) if present[k] else None for k in range(self.labels)]
+        precision = [value for value in each if value is not None]
         f1 = 2 * tp / (2 * tp + errors).clamp(min=1)
         return {
             "mean_average_precision": math.fsum(precision) / len(precision),
             "macro_f1": float(f1[present].mean()),
             "micro_f1": float(2 * tp.sum() / (2 * tp.sum() + errors.sum()).clamp(min=1)),
+            "average_precision": each,
+            "per_class": [],
         }
+
+    def beats_chance(self, states: Sequence[dict[int, tuple[Tensor, Tensor]]]) -> bool | None:
+        """Return whether the samples of some label are ranked above the others, by one-sided Mann-Whitney tests.
+
+        Labels depend on each other, so each test is at `CHANCE` over their number. A share of right answers would tell
+        nothing: where most labels are rare, no for all of them is mostly right.
+        """
+        scores, labels = _joined(states)
+        pairs = [(scores[labels[:, k] == 1, k], scores[labels[:, k] == 0, k]) for k in range(self.labels)]
+        pairs = [(held, other) for held, other in pairs if len(held) and len(other)]
+        level = CHANCE / max(len(pairs), 1)
+        tests = (mannwhitneyu(held.numpy(), other.numpy(), alternative="greater").pvalue for held, other in pairs)
+        return any(pvalue < level for pvalue in tests) if pairs else None
 
     @staticmethod
     def _count(scores: Tensor, labels: Tensor, kind: str) -> Tensor:
         """Return the number of positives that are answered so, or of wrong answers."""
         given, holds, known = scores > 0, labels == 1, labels != UNLABELLED
         return (given & holds if kind == "right" else (given != holds) & known).sum().double()
+
+
+def _joined(states: Sequence[dict[int, tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
+    """Return all samples' scores and labels."""
+    batches = [batch for state in states for _, batch in sorted(state.items())]
+    scores, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    return scores, labels
 
 
 def _average_precision(scores: Tensor, labels: Tensor) -> float:
@@ -141,8 +173,12 @@ class Retrieval:
         teacher: Tensor | None,
     ) -> dict[int, tuple[Tensor, Tensor, list[float]]]:
         """Return the directions, labels and similarities of the batches by number, with another's."""
-        cosine = [] if teacher is None else torch.cosine_similarity(logits.double(), teacher.double()).tolist()
-        known = labels != UNLABELLED
+        cosine = (
+            []
+            if teacher is None or teacher.shape != logits.shape
+            else torch.cosine_similarity(logits.double(), teacher.double()).tolist()
+        )
+        known = labels != UNLABELLED  # A teacher of another width is compared in nothing.
         found = torch.nn.functional.normalize(logits[known].float(), dim=-1)
         return {**(state or {}), number: (found, labels[known], cosine)}
 
@@ -163,3 +199,6 @@ class Retrieval:
             similarity[rows, first + rows] = -math.inf
             right += int((labels[similarity.argmax(1)] == labels[first : first + BLOCK]).sum())
         return {"recall_at_1": right / len(found), **measures}
+
+    def beats_chance(self, states: Sequence[dict[int, tuple[Tensor, Tensor, list[float]]]]) -> None:
+        """Return ``None``: an untrained network's neighbours are often of one label."""

@@ -65,6 +65,8 @@ class TrainMeans(TypedDict):
     agreement: float | None
     """Fraction of samples on which student and teacher predict the same class; none without a teacher in the step."""
     samples: int
+    unlabelled: NotRequired[int]
+    """Counted positions without a label, as what a student wrote itself; only where there are some beside others."""
 
 
 class TaskMeasures(TypedDict):
@@ -146,7 +148,9 @@ class Judgement(TaskMeasures):
     loss: float | None
     entropy: float | None
     ece: float | None  # expected calibration error over the reliability bins, a fraction
-    per_class: list[float | None]  # accuracy by class; none for a class without samples; empty where tokens are classes
+    # Accuracy by class; none for a class without samples; empty where tokens are classes, and of labels.
+    per_class: list[float | None]
+    average_precision: NotRequired[list[float | None]]  # of each label; none for a label that no sample has
     entropy_histogram: Histogram
     reliability: list[Bin]
     agreement: NotRequired[float | None]  # with the teacher
@@ -750,6 +754,8 @@ MEASURES = (PERPLEXITY, MEAN_IOU, MEAN_AVERAGE_PRECISION, RECALL_AT_1, COSINE)
 """What others than classifiers of samples are judged by, the first that is known."""
 OF_TASKS = tuple(TaskMeasures.__annotations__)
 """Keys of the measures besides accuracy."""
+OF_SHARES = ("mean_iou", "mean_average_precision", "macro_f1", "micro_f1", "recall_at_1")
+"""Those of them that are fractions."""
 LARGE = 1e6
 """Number from which on digits after the point are left out: the perplexity of a network that diverged."""
 

@@ -22,6 +22,7 @@ ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = ran
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
 TRANSFORM, NEGATIVES, DELAY, BATCH_ORDER, PLACE = range(20, 25)
+ON_POLICY, WRITTEN = range(28, 30)
 UNIT_ORDER = 32  # first of one stream per level of units
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 from torch.jit import ScriptModule
 
@@ -48,6 +49,11 @@ def trained_state(network: nn.Module) -> dict[str, Any]:
     """Return the state of the network inside a module that has a card, without what is frozen."""
     frozen = frozen_names(network)
     return {name: value for name, value in unwrapped(network).state_dict().items() if name not in frozen}
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Return the device of a network's parameters, or else of its buffers; the CPU if it has neither."""
+    return next((t.device for t in (*network.parameters(), *network.buffers())), torch.device("cpu"))
 
 
 @contextmanager

@@ -203,6 +203,8 @@ class Requirements:
         min_batch: smallest number of samples in a batch.
         host_waits: whether its computation makes the host wait for the device, so that no step can be captured.
         sparse: whether it reads a teacher's logits as `Sparse` too.
+        embeddings: whether it reads outputs as embeddings, which are no logits of classes.
+        members: taps of the teacher, among ``teacher_taps``, that are logits: those of an ensemble's members.
     """
 
     teacher: bool
@@ -219,6 +221,8 @@ class Requirements:
     min_batch: int = 1
     host_waits: bool = False
     sparse: bool = False
+    embeddings: bool = False
+    members: tuple[str, ...] = ()
 
 
 class Metric(Protocol):
@@ -241,8 +245,14 @@ class Metric(Protocol):
             teacher: the teacher's outputs there, ``(positions, classes)``, if there is a teacher.
         """
 
-    def end(self, states: Sequence[Any]) -> dict[str, float | None]:
-        """Return the measures by name, given the states of all processes that had a batch."""
+    def end(self, states: Sequence[Any]) -> Mapping[str, Any]:
+        """Return the measures by name, given the states of all processes that had a batch.
+
+        Numbers, ``None`` where not known, are of every evaluation; lists are of detailed ones alone.
+        """
+
+    def beats_chance(self, states: Sequence[Any]) -> bool | None:
+        """Return whether the network is better than guessing, given the same states; ``None`` if that is not known."""
 
 
 class Term(Protocol):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 from tutelage.errors import InvalidValueError
 
@@ -38,6 +38,10 @@ def as_views(tensors: Sequence[Tensor], inputs: Inputs) -> Inputs:
     return dict(zip(inputs, tensors, strict=True)) if isinstance(inputs, Mapping) else tensors[0]
 
 
+@overload
+def map_views(function: Callable[[Tensor], Tensor], inputs: Tensor) -> Tensor: ...
+@overload
+def map_views(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs: ...
 def map_views(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     """Apply a function to every view."""
     return {k: function(view) for k, view in inputs.items()} if isinstance(inputs, Mapping) else function(inputs)

@@ -48,6 +48,7 @@ def test_other_text_is_no_consent(text):
 def test_consent_is_as_it_is_written():
     assert common.trusted(False, [], ["file:./net.py:make"]) == {"file:./net.py:make"}
     assert common.trusted(False, ["student=file:my nets.py:make"]) == {"file:my nets.py:make"}
+    assert common.trusted(False, ["teacher=export:net.pt2", "name=export:other.pt2"]) == {"export:net.pt2"}
     assert common.trusted(False, [], ["runs/x", "mlp:8"]) == frozenset()
     assert common.trusted(True, [], []) is True
 

@@ -116,6 +116,9 @@ ROWS = [
     Row("kd_plus_plus", {}, ""),
     # Its hidden channels are drawn by the order of the samples.
     Row("mgd", {}, ""),
+    Row("cosine", {}, "zero samples classes"),
+    Row("embedding_mse", {}, "zero samples classes"),
+    Row("in_batch_similarity", {"temperature": 0.5}, "samples classes", alone="refused"),
 ]
 
 

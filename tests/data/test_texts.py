@@ -200,8 +200,16 @@ def test_only_the_completion_and_its_end_are_predicted(tmp_path):
     assert texts_of(splits, torch.nn.utils.rnn.pad_sequence(predicted, True, PADDING)) == [
         row["c"] + END for row in rows[:12]
     ]
+    assert splits.test.prompts.tolist() == [len(row["p"]) for row in rows[:12]]
     assert splits.test.text_bytes == sum(len(row["c"].encode()) for row in rows[:12])
     assert any("Left out: 2 samples" in note for note in splits.notes)
+
+
+def test_a_prompt_has_a_token_and_ends_where_something_is_left_to_learn(tmp_path):
+    rows = [{"p": p, "c": c} for p, c in (("", "ab"), ("", "a"), ("abc", ""), ("abc", "d"), ("ab", "cdefgh"))]
+    splits = opened(tmp_path, rows, prompt="p", completion="c", max_tokens=4, test="train", tokenizer=BYTES)
+    assert splits.test.prompts.tolist() == [1, 1, 3, 3, 2]
+    assert opened(tmp_path, ROWS, pack=8).train.prompts is None
 
 
 def test_only_what_the_assistant_says_is_predicted(tmp_path):
@@ -211,6 +219,8 @@ def test_only_what_the_assistant_says_is_predicted(tmp_path):
     splits = opened(tmp_path, rows, messages="m", tokenizer=str(folder), test="train")
     (batch,) = BatchLoader(splits.test, batch_size=100, train=False).epoch(0)
     assert texts_of(splits, batch.labels[0][batch.counted[0]][None]) == [f"assistant 0{END}\nassistant 0{END}\n"]
+    (text,) = texts_of(splits, batch.inputs[:1, int(splits.test.prompts[0]) :])
+    assert text == f"assistant 0{END}"  # The last turn; its line's end is a target alone.
     with refused(InvalidValueError, "data.source", got=["line 1", "assistant"]):
         opened(tmp_path, [{"m": [{"role": "user", "content": "a"}]}], messages="m", tokenizer=str(folder))
 

@@ -34,7 +34,9 @@ Overrides = Annotated[
     ),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
-TrustCode = Annotated[bool, typer.Option("--trust-code", help="Allow file:path.py:function in a recipe; it runs code.")]
+TrustCode = Annotated[
+    bool, typer.Option("--trust-code", help="Allow file: and export: models of a recipe, which run code.")
+]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 
 On = Annotated[
@@ -50,18 +52,19 @@ FAILED = 1
 """The exit code where the run or the machine failed, and not what was typed."""
 
 
-_NETWORK = r"(?:pairs\.[^.]+\.)?(?:student|model|teacher|teacher\.train\.model)(?:\.name)?"
+_NETWORK = r"(?:pairs\.[^.]+\.)?(?:student|model|teacher(?:\.train\.model|(?:\.members)?\.[0-9]+)?)(?:\.name)?"
 """Pattern of a key whose value names a network."""
 
 
 def trusted(trust_code: bool, overrides: Iterable[str], models: Sequence[str] = ()) -> bool | frozenset[str]:
-    """Return whether all ``file:`` models are trusted, or the names of those that were typed as a network.
+    """Return whether all models that run code are trusted, or the names of those that were typed as a network.
 
-    A name is consent to exactly that function of that file, as it is written. It is one only where it is the whole
+    A name is consent to exactly that file, and function of it, as it is written. It is one only where it is the whole
     value of a key that names a network, or one of ``models``, which were typed as an argument; inside other text, such
     as a run's name or a folder, it is none.
     """
     from tutelage import config
+    from tutelage.models import names as model_names
 
     typed = set(models)
     for text in overrides:
@@ -70,9 +73,11 @@ def trusted(trust_code: bool, overrides: Iterable[str], models: Sequence[str] = 
             key, value = values.pop()
             if isinstance(value, dict):
                 values += [(f"{key}.{name}" if key else str(name), inner) for name, inner in value.items()]
+            elif isinstance(value, list):
+                values += [(f"{key}.{k}", inner) for k, inner in enumerate(value)]
             elif isinstance(value, str) and re.fullmatch(_NETWORK, key):
                 typed.add(value)
-    return trust_code or frozenset(name for name in typed if name.startswith("file:"))
+    return trust_code or frozenset(name for name in typed if name.startswith(model_names.RUNS_CODE))
 
 
 def echo(text: str = "", *, err: bool = False) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
-from tutelage import launcher
+from tutelage import launcher, records
 from tutelage.cli import common
 from tutelage.errors import InvalidValueError, NotFoundError, nearest
 
@@ -19,30 +19,29 @@ def evaluate(
     trust_code: common.TrustCode = False,
 ) -> None:
     """Evaluate a model on the test set: accuracy, loss, calibration, entropy; what else its task is judged by."""
-    from tutelage import records
     from tutelage.report.table import fixed, percent
     from tutelage.runs import preflight, recipes
 
     typed = overrides or []
     trust = common.trusted(trust_code, typed, [model])
     recipe = recipes.to_evaluate(model, typed, best=best)
-    preflight.check_names(recipe, trust_code=trust)
+    preflight.check_names(recipe, trust_code=trust, evaluate=True)
     from tutelage import api
 
     evaluation, title = api.judge(recipe, recipe.student.name, trust_code=trust)
     common.echo(title)
-    by, lines = records.measure(evaluation), {}
-    if by is not records.ACCURACY:
-        lines[by.name] = f"{by.write(evaluation[by.key])} {by.unit}".rstrip()  # type: ignore[literal-required]
-    for key, (name, _) in records.COMPANIONS.items():
-        if key in evaluation:
-            lines[name] = fixed(evaluation[key])  # type: ignore[literal-required]
+    lines: dict[str, str] = {}
+    for key in records.OF_TASKS:
+        if (value := cast("float | None", evaluation.get(key))) is not None:
+            digits = 2 if key == records.PERPLEXITY.key else 3
+            name = key.replace("_", " ").replace("iou", "IoU").replace("f1", "F1")
+            lines[name] = f"{percent(value)} %" if key in records.OF_SHARES else fixed(value, digits)
     for key, unit in (("accuracy", "%"), ("loss", "nats"), ("entropy", "nats"), ("ece", "%")):
-        if (value := evaluation[key]) is not None:  # type: ignore[literal-required]
+        if (value := cast("float | None", evaluation[key])) is not None:  # type: ignore[literal-required]
             lines[key] = f"{percent(value) if unit == '%' else f'{value:.4f}'} {unit}"
     width = max(map(len, lines))
-    for name, value in lines.items():
-        common.echo(f"  {name:<{width}}  {value}")
+    for name, written in lines.items():
+        common.echo(f"  {name:<{width}}  {written}")
 
 
 def report(

@@ -98,6 +98,8 @@ def _put(value: dict[str, Any], text: str) -> None:
         inner = section.get(slot) if isinstance(section, dict) else section[slot]
         if isinstance(inner, str):
             inner = _long(inner, names[:depth])
+        elif isinstance(inner, list) and depth == 1 and name == "teacher" and not names[1].isdecimal():
+            inner = {"members": inner}
         elif not isinstance(inner, dict | list):
             inner = {}
         section[slot] = inner

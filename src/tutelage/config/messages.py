@@ -105,6 +105,7 @@ def _find(kind: type[BaseModel], path: Sequence[str | int]) -> SchemaLocation:
     field: FieldInfo | None = None
     for part in path:
         if (len(inside) > 1 or _alternatives(annotation)) and part in [section.__name__ for section in inside]:
+            inside = sorted(inside, key=lambda section: section.__name__ != part)  # Its keys come first.
             continue
         if part in [getattr(each, "__name__", None) for each in _alternatives(annotation)]:
             continue

@@ -29,6 +29,7 @@ from tutelage.settings.fit import (
     Fit,
     FitSettings,
     LossForm,
+    OnPolicy,
     Optimizer,
     Positive,
     Precision,
@@ -37,7 +38,7 @@ from tutelage.settings.fit import (
     Switch,
     Threads,
 )
-from tutelage.settings.numbers import LARGEST_COUNT, ShortFor, Whole
+from tutelage.settings.numbers import LARGEST_COUNT, SMALLEST, ShortFor, Whole
 from tutelage.settings.objective import (
     REQUIRED,
     SIGNATURES,
@@ -121,16 +122,18 @@ ObjectiveField = Annotated[
 ]
 OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.name), ShortFor("name")]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
+OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
 
 
 class _Section(BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
-ADDED = ("size", "config", "trained", "init", "classes")
+ADDED = ("size", "config", "trained", "init", "classes", "mean", "std", "output", "reads")
 """Keys of a network that recipes of older versions lack."""
 MADE = "teacher"
 """Name of a student that is made of its teacher."""
+Reads = Literal["image", "text"]
 SERVED = "served"
 """What a recipe names as its teacher if ``data.top_logprobs`` has its answers."""
 MAX_SIDE = 16_384
@@ -146,6 +149,32 @@ def _check_outputs(value: Any) -> Any:
         expected = "a list of the teacher's outputs, one for each class of the data, or null"
         instead = "type whole numbers >= 0, or the teacher's class names in quotes"
         raise InvalidValueError("classes", expected, messages.shown(value), instead)
+    return value
+
+
+def _check_statistics(key: str, value: Any, *, least: float) -> Any:
+    """Refuse what is no mean or deviation of values in [0, 1], such as one of values up to 255."""
+    entries = value if isinstance(value, list | tuple) else [None]
+    if value is not None and not all(
+        isinstance(entry, int | float) and not isinstance(entry, bool) and least <= entry <= 1
+        for entry in entries or [None]
+    ):
+        above = "above 0 and at most 1" if least else "in [0, 1]"
+        expected = f"a list of numbers {above}, one for each channel, or null"
+        instead = "divide them by 255 where white is 255, for example [0.485, 0.456, 0.406]"
+        raise InvalidValueError(key, expected, messages.shown(value), instead)
+    return value
+
+
+_check_mean = partial(_check_statistics, "mean", least=0.0)
+_check_std = partial(_check_statistics, "std", least=SMALLEST)
+
+
+def _check_output(value: Any) -> Any:
+    number = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    if value is not None and not number and not (isinstance(value, str) and value):
+        expected = "the name or the number of an output, or null"
+        raise InvalidValueError("output", expected, messages.shown(value), "for example output=logits")
     return value
 
 
@@ -226,6 +255,12 @@ class Network(_Section):
         init: of a student alone, and in place of its name: what it is made of, its teacher; see `Init`.
         classes: of a teacher alone: its output for each class of the data, by number or by its class's name; none for
             all of them in order, or by the names of both where they say it.
+        mean: mean of each channel, where white is 1, of a network whose name has no statistics, such as of ``file:``,
+            ``onnx:`` and ``export:``; none feeds it values in [0, 1].
+        std: standard deviation of each channel, beside ``mean``.
+        output: of an ``onnx:`` or ``export:`` name whose file has several outputs: the one with the logits, by its name
+            or number.
+        reads: ``image`` or ``text``, where each sample of the data is both.
     """
 
     name: str = Field(description="a model's name", examples=["cifar:resnet20"])
@@ -235,6 +270,10 @@ class Network(_Section):
     trained: TrainedField = "all"
     init: Init | None = None
     classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
+    mean: Annotated[tuple[float, ...] | None, BeforeValidator(_check_mean)] = None
+    std: Annotated[tuple[float, ...] | None, BeforeValidator(_check_std)] = None
+    output: Annotated[int | str | None, BeforeValidator(_check_output)] = None
+    reads: Reads | None = None
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -242,13 +281,20 @@ class Network(_Section):
         """Name a student that is made of its teacher so, and refuse what would describe another one."""
         if not isinstance(value, Mapping) or value.get("init") is None:
             return value
-        taken = [key for key in ("weights", "config", "classes") if value.get(key) is not None]
+        taken = [key for key in ("weights", "config", "classes", "mean", "output") if value.get(key) is not None]
         taken += ["name"] * (value.get("name", MADE) != MADE)
         if taken:
             got = f"{taken[0]}={messages.shown(value[taken[0]])}"
             expected = "nothing beside init that describes the network, which is its teacher's"
             raise InvalidValueError("", expected, got, f"leave {taken[0]} out, or init")
         return {**value, "name": MADE}
+
+    @pydantic.model_validator(mode="after")
+    def _statistics(self) -> Network:
+        if (self.mean is None) != (self.std is None) or len(self.mean or ()) != len(self.std or ()):
+            got = f"{messages.shown(self.mean)} and {messages.shown(self.std)}"
+            raise InvalidValueError("", "a mean and a std for each channel, or neither", got, "give both")
+        return self
 
     @pydantic.model_serializer(mode="wrap")
     def _written(self, write: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -294,13 +340,14 @@ class Stage(_Section):
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
     clip: Positive | None = None
+    on_policy: OnPolicyField | None = None
 
 
 class Training(_Section):
     """How a teacher is to be trained before the run that needs it.
 
     What is not set is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
-    every label. The data are that run's, without its unlabelled ones.
+    every label. The data are that run's, without its unlabelled ones; for embeddings it learns their classes.
     """
 
     model: Annotated[NetworkField, pydantic.AfterValidator(_not_made)] = Field(
@@ -323,16 +370,114 @@ class TrainedTeacher(_Section):
 
     train: Training
 
+    @property
+    def reads(self) -> Reads | None:
+        """What the network reads that is trained."""
+        return self.train.model.reads
+
+
+MOST_MEMBERS = 100
+"""Teachers of one run."""
+
+
+def _several(value: Any) -> Any:
+    if not isinstance(value, list | tuple) or not 2 <= len(value) <= MOST_MEMBERS:
+        expected = f"a list of 2 to {MOST_MEMBERS} models"
+        instead = "type [runs/a, runs/b], or teacher=... for one"
+        raise InvalidValueError("", expected, messages.shown(value), instead)
+    return value
+
+
+def _ready(value: Any) -> Any:
+    """Refuse a member that has to be trained first, or whose answers are in the data."""
+    if not isinstance(value, str | Mapping | Network):
+        expected = "a model's name, a run's folder, or a mapping with one"
+        raise InvalidValueError("", expected, messages.shown(value), "for example runs/teacher")
+    name = value.get("name") if isinstance(value, Mapping) else value
+    if isinstance(value, Mapping) and "train" in value:
+        instead = "train it with `tutelage train`, and name its folder"
+        raise InvalidValueError("", "a network that is trained", "one to train first", instead)
+    if name == SERVED:
+        instead = f"name networks alone, or type teacher={SERVED}"
+        raise InvalidValueError("", "a network, as its answers are averaged with others'", SERVED, instead)
+    return value
+
+
+MemberField = Annotated[Network, pydantic.AfterValidator(_not_made), pydantic.BeforeValidator(_ready), ShortFor("name")]
+
+
+class Teachers(_Section):
+    """Several teachers, which teach as one or each by itself.
+
+    Attributes:
+        members: at least two networks, each with its own size and map of classes.
+        weights: weight of each member, divided by their sum; none for equal ones.
+        combine: what is averaged: ``probabilities``, ``logits``, or the objective's ``terms``, each computed for each.
+    """
+
+    members: Annotated[tuple[MemberField, ...], BeforeValidator(_several)] = Field(
+        description=f"a list of 2 to {MOST_MEMBERS} models", examples=["[runs/a, runs/b]"]
+    )
+    weights: tuple[Positive, ...] | None = Field(
+        None, description="a list of numbers > 0, one for each member, or null", examples=["[0.5, 0.5]"]
+    )
+    combine: Literal["probabilities", "logits", "terms"] = "probabilities"
+
+    @field_validator("members")
+    @classmethod
+    def _members_differ(cls, value: tuple[Network, ...]) -> tuple[Network, ...]:
+        for k, member in enumerate(value):
+            if member in value[:k]:
+                instead = "name it once, and give it a larger weight"
+                raise InvalidValueError("", "networks that differ", f"{member.name} twice", instead)
+        return value
+
+    @field_validator("weights")
+    @classmethod
+    def _one_for_each(cls, value: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        members = info.data.get("members")
+        if value is not None and members is not None and len(value) != len(members):
+            expected = f"{len(members)} numbers, one for each member"
+            instead = f"for example teacher.weights={[1] * len(members)}"
+            raise InvalidValueError("", expected, messages.shown(list(value)), instead)
+        return value
+
+    @property
+    def reads(self) -> Reads | None:
+        """What they read of samples that are an image and a text each: all the same."""
+        return self.members[0].reads
+
 
 def _kind_of_teacher(value: Any) -> str:
-    trained = "train" in value if isinstance(value, Mapping) else isinstance(value, TrainedTeacher)
-    return (TrainedTeacher if trained else Network).__name__
+    for kind, key in ((TrainedTeacher, "train"), (Teachers, "members")):
+        if key in value if isinstance(value, Mapping) else isinstance(value, kind):
+            return kind.__name__
+    return Network.__name__
 
 
-TeacherField = Annotated[
+def _written_out(value: Any) -> Any:
+    """A list of networks is short for a mapping with them as its members."""
+    return {"members": value} if isinstance(value, list | tuple) else value
+
+
+def _alone(value: Any) -> Any:
+    if isinstance(value, list | tuple) or (isinstance(value, Mapping) and "members" in value):
+        instead = "name one here, and type tutelage compare or distill for several"
+        raise InvalidValueError("", "one teacher", "several", instead)
+    return value
+
+
+_ONE_TEACHER = (
     Annotated[Network, pydantic.AfterValidator(_not_made), pydantic.Tag("Network")]
-    | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")],
+    | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")]
+)
+OneTeacherField = Annotated[
+    _ONE_TEACHER, pydantic.Discriminator(_kind_of_teacher), BeforeValidator(_alone), ShortFor("name")
+]
+TeacherField = Annotated[
+    _ONE_TEACHER | Annotated[Teachers, pydantic.Tag("Teachers")],
     pydantic.Discriminator(_kind_of_teacher),
+    BeforeValidator(_written_out),
     ShortFor("name"),
 ]
 
@@ -344,7 +489,8 @@ class Recipe(_Section):
         name: the run's folder under ``runs/``.
         data: where the data come from, and their views.
         student: the network to train (``model`` in the recipe of a teacher).
-        teacher: the network to learn from; none for labels alone; ``served`` if ``data.top_logprobs`` has its answers.
+        teacher: the network to learn from, or several; none for labels alone; ``served`` if ``data.top_logprobs`` has
+            its answers.
         outputs: the folder of the teacher's recorded outputs, which are read instead of running it; none runs it.
         outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
         outputs_top: where all logits are above that, recording keeps so many per sample; none keeps all.
@@ -352,8 +498,9 @@ class Recipe(_Section):
             error of ``U_gamma``, at an exponent of the recipe's, is larger; none is 0.01, and 0.25 for tokens.
         objective: a preset, or a list of them with scales.
         batch_size: samples per optimizer step, over all micro-batches and processes.
+        on_policy: samples whose completion the student writes itself, a share or a mapping; none for none.
         seed: of the initialisation and of dropout.
-        data_seed: of order and augmentation.
+        data_seed: of order and augmentation, and of what the student writes.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, a GPU by its number.
         threads: of the CPU; none for torch's own choice. Exact resume needs the same number.
         deterministic: ask torch for deterministic algorithms; exact resume on CUDA needs it.
@@ -374,7 +521,7 @@ class Recipe(_Section):
     data: DataField = DataSettings()
     student: NetworkField = Field(description="a model's name", examples=["cifar:resnet20"])
     teacher: TeacherField | None = Field(
-        None, description="a model's name, a run's folder or {train: ...}", examples=["runs/teacher"]
+        None, description="a model's name, a run's folder, several of them or {train: ...}", examples=["runs/teacher"]
     )
     outputs: str | None = None
     outputs_limit_mb: Positive = 20_000.0
@@ -401,6 +548,7 @@ class Recipe(_Section):
     checkpoint_activations: bool = FitSettings.checkpoint_activations
     sync_bn: Switch = FitSettings.sync_bn
     shard: Shard = FitSettings.shard
+    on_policy: OnPolicyField | None = None
     seed: SeedField = 0
     data_seed: SeedField = 0
     device: Literal["auto", "cpu", "cuda"] | Annotated[str, Field(pattern=DEVICE)] = Field(
@@ -423,7 +571,28 @@ class Recipe(_Section):
         settings = {field.name: keys[field.name] for field in fields(FitSettings)}
         if settings["precision"] == "auto":  # not resolved yet
             settings["precision"] = "fp32"
-        return Fit(objective=keys["objective"], settings=FitSettings(**settings), batch_size=keys["batch_size"])
+        on_policy: OnPolicy | None = keys["on_policy"]
+        if on_policy is not None and not on_policy.share:
+            on_policy = None
+        if on_policy is not None:  # Texts of any length fit no graph, and a replay would run beside the sampling.
+            settings["graphs"] = False
+        return Fit(
+            objective=keys["objective"],
+            settings=FitSettings(**settings),
+            batch_size=keys["batch_size"],
+            on_policy=on_policy,
+        )
+
+    @property
+    def reads(self) -> dict[str, str]:
+        """What ``student`` and ``teacher`` read of samples that are an image and a text each; empty for others."""
+        networks = {"student": self.student, "teacher": self.teacher} if self.data.is_pair else {}
+        return {name: network.reads for name, network in networks.items() if network and network.reads}
+
+    @property
+    def teacher_reads_text(self) -> bool:
+        """Whether the teacher reads text, which no view varies."""
+        return self.data.is_text and self.reads.get("teacher") != "image"
 
     def training(self, name: str) -> Recipe | None:
         """Return the recipe of the teacher that is to be trained first; none where there is no such."""
@@ -441,11 +610,13 @@ class Recipe(_Section):
                 unlabelled=unlabelled,
                 tokenizer=tokenizer,
                 teacher_tokenizer=None,
+                embedding=None,
             ),
             "student": keys.pop("model"),
             "teacher": None,
             "outputs": None,
             "objective": _CROSS_ENTROPY,
+            "on_policy": None,
             "stages": (),
         }
         inherited = {name: getattr(self, name) for name in Recipe.model_fields}
@@ -571,9 +742,35 @@ def parse(
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
     if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
-    if errors := list(_of_served(recipe)):
+    if errors := [*_of_served(recipe), *_of_on_policy(recipe), *_of_pairs(recipe), *_of_masks(recipe)]:
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
     return recipe
+
+
+def _of_on_policy(recipe: Recipe) -> Iterator[InvalidValueError]:
+    """Yield what does not go together with completions that the student writes."""
+    if not any(fit.on_policy for fit in recipe.fits()):
+        return
+    off, data = "or leave on_policy out", recipe.data
+    if not (data.prompt or data.messages):
+        expected = "data.prompt and data.completion, or data.messages: prompts that the student continues"
+        got = "packed texts" if data.pack else "texts with a class" if data.is_text else "no texts"
+        yield InvalidValueError("on_policy", expected, got, f"name such columns, {off}")
+    if recipe.teacher is None:
+        expected = "a teacher that judges what the student writes"
+        yield InvalidValueError("on_policy", expected, "none", f"add teacher=..., {off}")
+    if isinstance(recipe.teacher, Network) and recipe.teacher.served:
+        expected = "a teacher that reads what the student writes"
+        yield InvalidValueError("on_policy", expected, "a served one, of known answers", f"name a network, {off}")
+    if recipe.outputs is not None:
+        expected = "null with on_policy, as nobody knows beforehand what the student writes"
+        yield InvalidValueError("outputs", expected, repr(recipe.outputs), f"type outputs=null, {off}")
+    if recipe.shard in ("student", "both"):
+        expected = "none or teacher with on_policy, as the student samples on each device alone"
+        yield InvalidValueError("shard", expected, repr(recipe.shard), f"type shard=none, {off}")
+    if recipe.graphs is True:
+        expected = "auto or false with on_policy, whose batches differ in length"
+        yield InvalidValueError("graphs", expected, "true", f"type graphs=false, {off}")
 
 
 def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
@@ -594,6 +791,39 @@ def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
     if recipe.outputs is not None:
         expected = "null with a served teacher, whose answers are in the data"
         yield InvalidValueError("outputs", expected, repr(recipe.outputs), "type outputs=null")
+
+
+def _of_masks(recipe: Recipe) -> Iterator[InvalidValueError]:
+    """Yield what does not go together with a class for each pixel."""
+    if recipe.data.has_masks and recipe.outputs is not None:
+        expected = "null with masks, as the logits of every pixel would be too many to keep"
+        instead = "type outputs=null to ask the teacher itself"
+        yield InvalidValueError("outputs", expected, repr(recipe.outputs), instead)
+
+
+def _of_pairs(recipe: Recipe) -> Iterator[InvalidValueError]:
+    """Yield what does not go together with samples that are an image and a text each, or with other samples."""
+    read: dict[str, Reads | None] = {"model" if recipe.teacher is None else "student": recipe.student.reads}
+    if isinstance(recipe.teacher, Teachers):
+        of_members = {f"teacher.members.{k}": member.reads for k, member in enumerate(recipe.teacher.members)}
+        read |= of_members
+        for key, kind in of_members.items():
+            if kind not in (None, recipe.teacher.reads):
+                expected = f"{recipe.teacher.reads}, as the first of several teachers reads"
+                yield InvalidValueError(f"{key}.reads", expected, kind, f"type {key}.reads={recipe.teacher.reads}")
+    elif recipe.teacher is not None:
+        read["teacher.train.model" if isinstance(recipe.teacher, TrainedTeacher) else "teacher"] = recipe.teacher.reads
+    for key, kind in read.items():
+        if recipe.data.is_pair and kind is None:
+            expected = "image or text, as data.image and data.text name a column each"
+            yield InvalidValueError(f"{key}.reads", expected, "none", f"type {key}.reads=image, or {key}.reads=text")
+        elif kind is not None and not recipe.data.is_pair:
+            expected = "null where samples are not an image and a text each"
+            instead = f"type {key}.reads=null, or data.image=... and data.text=..."
+            yield InvalidValueError(f"{key}.reads", expected, kind, instead)
+    if recipe.student.init is not None and len(set(read.values())) > 1:
+        expected, instead = "what the teacher reads, of which the student is made", "type the same for both"
+        yield InvalidValueError("student.reads", expected, recipe.student.reads, instead)
 
 
 def _untyped_exponents(recipe: Recipe) -> Iterator[InvalidValueError]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tutelage.data.names import available as available
     from tutelage.data.on_device import describe_place as describe_place
     from tutelage.data.on_device import loader_on as loader_on
+    from tutelage.data.pairs import read_by as read_by
     from tutelage.data.registry import open_data as open_data
     from tutelage.data.sources.from_torch import from_datasets as from_datasets
     from tutelage.settings.data import DataSettings as DataSettings
@@ -28,6 +29,7 @@ _MODULES = {
     **dict.fromkeys(("BatchLoader", "split_evenly"), ".loader"),
     **dict.fromkeys(("describe_place", "loader_on"), ".on_device"),
     "available": ".names",
+    "read_by": ".pairs",
     "open_data": ".registry",
     "from_datasets": ".sources.from_torch",
     **dict.fromkeys(("DataSettings", "RandAugment", "Unlabelled"), "..settings.data"),

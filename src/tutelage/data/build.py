@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage import images, rng
-from tutelage.data import cache, shards
+from tutelage.data import cache, multi_hot, shards
 from tutelage.data.datasets import MemorySplit, Mixing, Split, Splits, UnlabelledSamples, refuse_one_class
+from tutelage.data.masks import UNCOUNTED, Masks, MaskSplit, MaskStreamSplit
 from tutelage.data.names import of_unlabelled, shown
 from tutelage.data.partition import keep_labels, stratified
 from tutelage.data.shards import Content, CopyAhead, Shard
@@ -42,7 +43,7 @@ class UnlabelledImages:
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """A source of at least 2 classes, without its images: its name and notes for display, its settings checked."""
+    """A source without its images: its name and notes for display, its checked settings; at least 2 classes if any."""
 
     class_names: Sequence[str]
     settings: DataSettings
@@ -51,7 +52,8 @@ class Description:
     unlabelled: UnlabelledImages | None = None  # further training images
 
     def __post_init__(self) -> None:
-        refuse_one_class(self.class_names, self.source)
+        if self.settings.embedding is None and self.settings.labels is None:
+            refuse_one_class(self.class_names, self.source)
 
 
 @dataclass(frozen=True)
@@ -59,24 +61,30 @@ class Raw:
     """One half of a source, not decoded."""
 
     reader: images.Reader
-    labels: NDArray[np.int64]  # ``(images,)``
+    labels: NDArray[np.int64]  # ``(images,)``, or ``(images, labels)`` of 1, 0 and -100
     identity: Callable[[], bytes]  # maker of bytes that change with the images; called only if they are streamed
     units: NDArray[np.integer] | None = None  # as of `Split`
     ahead: CopyAhead | None = None  # as of `StreamSplit`
+    texts: NDArray[np.int64] | None = None  # as of `Split`
+    masks: Masks | None = None  # masks of the images, whose labels are then 0, or -100 without one
 
     def subset(self, positions: NDArray[np.int64]) -> Raw:
         """Return some of the images."""
         units = None if self.units is None else self.units[positions]
-        return Raw(images.Subset(self.reader, positions), self.labels[positions], self.identity, units, self.ahead)
+        texts = None if self.texts is None else self.texts[positions]
+        masks = None if self.masks is None else self.masks.subset(positions)
+        reader = images.Subset(self.reader, positions)
+        return Raw(reader, self.labels[positions], self.identity, units, self.ahead, texts, masks)
 
     def joined(self, other: Raw) -> Raw:
         """Return these images, and those of another source behind them."""
         return Raw(
             images.Joined(self.reader, other.reader),
-            np.concatenate([self.labels, other.labels]),
+            with_unlabelled(self.labels, len(other.labels)),
             lambda: self.identity() + b"\0" + other.identity(),
             _joined_units(self.units, len(other.labels)),
             self.ahead,
+            masks=self.masks,
         )
 
 
@@ -85,20 +93,28 @@ class Pixels:
     """One half of a source, decoded."""
 
     values: NDArray[np.uint8]  # ``(images, height, width, channels)``
-    labels: NDArray[np.int64]  # ``(images,)``
+    labels: NDArray[np.int64]  # as of `Raw`
     corrupt: tuple[str, ...] = ()  # names of images that were left out
     with_frames: str | None = None  # name of the first image that has further frames or pages
     units: NDArray[np.integer] | None = None  # as of `Split`
+    texts: NDArray[np.int64] | None = None  # as of `Split`
+    masks: NDArray[np.uint8] | None = None  # ``(images, height, width)``, where labels are as of `Raw` with masks
 
     def joined(self, other: Pixels) -> Pixels:
         """Return these images, and those of another source behind them."""
         return Pixels(
             np.concatenate([self.values, other.values]),
-            np.concatenate([self.labels, other.labels]),
+            with_unlabelled(self.labels, len(other.labels)),
             (*self.corrupt, *other.corrupt),
             self.with_frames or other.with_frames,
             _joined_units(self.units, len(other.labels)),
+            masks=None if self.masks is None else np.concatenate([self.masks, np.zeros_like(other.values[..., 0])]),
         )
+
+
+def with_unlabelled(labels: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return labels, and behind them those of so many samples without any."""
+    return np.concatenate([labels, np.full((count, *labels.shape[1:]), UNLABELLED, np.int64)])
 
 
 def _joined_units(units: NDArray[np.integer] | None, count: int) -> NDArray[np.integer] | None:
@@ -138,15 +154,15 @@ def from_shards(
     bytes, and ``names``, the classes' as JSON, if they are known. ``arrange`` makes one half's `Arranged` of them.
     ``kind`` is the source's prefix, ``form`` tells in caches' keys what is read, and ``unlabelled`` are further images.
     """
-    read_by = [form, settings.image, settings.label]
+    read_by: list[Any] = [form, settings.image, settings.label]
+    read_by += [] if settings.labels is None else [settings.labels]
     halves, source = [shards.find(pattern, what="data.source")], shards.shown(kind, pattern)
     if settings.test_shards is not None:
         halves.append(shards.find(settings.test_shards, what="data.test_shards"))
     contents = [shards.contents(half, partial(read, settings=settings), form=read_by) for half in halves]
     arranged = [arrange(half, found, settings) for half, found in zip(halves, contents, strict=True)]
-    texts = [np.concatenate([np.char.decode(content["labels"]) for content in found]) for found in contents]
     known = contents[0][0].get("names")
-    names, labels = shards.numbered(texts, json.loads(known.tobytes()) if known is not None else None, source=source)
+    names, labels = _labels(contents, settings, json.loads(known.tobytes()) if known is not None else None, source)
     notes = [note for _, _, said in arranged for note in said]
     description = Description(class_names=names, settings=settings, source=source, notes=notes, unlabelled=unlabelled)
     raws = [
@@ -158,6 +174,17 @@ def from_shards(
         shards.check_room(half, len(raw.labels), shuffled)
     test = raws[1] if len(raws) > 1 else None
     return from_images(raws[0], test, description, key=shards.key_of(halves, read_by, settings))
+
+
+def _labels(
+    contents: Sequence[Sequence[Content]], settings: DataSettings, names: Sequence[str] | None, source: str
+) -> tuple[list[str], list[NDArray[np.int64]]]:
+    """Return the names of the classes or labels of shards, and the labels of each half."""
+    if settings.labels is None:
+        texts = [np.concatenate([np.char.decode(content["labels"]) for content in found]) for found in contents]
+        return shards.numbered(texts, names, source=source)
+    rows = [[row for content in found for row in json.loads(content["rows"].tobytes())] for found in contents]
+    return multi_hot.table(rows, settings.labels, names, source=source)
 
 
 def from_images(train: Raw, test: Raw | None, description: Description, *, key: str | None = None) -> Splits:
@@ -187,7 +214,11 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
     saved = cache.load(key) if key is not None and (layout is None or _fits(samples, layout, settings)) else None
     pixels: list[Pixels] = []
     if saved is not None:
-        layout, pixels = saved[0], [Pixels(saved[1][name], raw.labels, units=raw.units) for name, raw in halves.items()]
+        layout, arrays = saved
+        pixels = [
+            Pixels(arrays[name], raw.labels, units=raw.units, texts=raw.texts, masks=arrays.get(f"{name}_masks"))
+            for name, raw in halves.items()
+        ]
     elif layout is None and (guessed := _decode_alike(list(halves.values()), settings, samples)) is not None:
         layout, pixels = guessed
     elif layout is None:
@@ -202,7 +233,9 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         description = replace(description, notes=[*description.notes, images.frames_note(with_frames)])
     # What is to be said of the files would not be said again of cached pixels.
     if key is not None and saved is None and with_frames is None and not any(half.corrupt for half in pixels):
-        arrays = {name: half.values for name, half in zip(halves, pixels, strict=True)}
+        named = dict(zip(halves, pixels, strict=True))
+        arrays = {name: half.values for name, half in named.items()}
+        arrays |= {f"{name}_masks": half.masks for name, half in named.items() if half.masks is not None}
         cache.save(key, layout, arrays, source=description.source)
     return from_pixels(pixels[0], pixels[-1], description, margin=layout.margin)
 
@@ -216,7 +249,8 @@ def _with_unlabelled(
         return train, description
     source = shown(settings.unlabelled.source)
     if not _fits(len(train.labels) + len(extra.raw.labels), layout, settings):
-        size = math.ceil((len(train.labels) + len(extra.raw.labels)) * math.prod(layout[:3]) / 2**20)
+        each = layout.height * layout.width * (layout.channels + settings.has_masks)
+        size = math.ceil((len(train.labels) + len(extra.raw.labels)) * each / 2**20)
         expected = f"at least the {size} MiB of {source} beside {description.source}, which is held in memory"
         instead = f"type data.memory_limit_mb={size}"
         raise InvalidValueError("data.memory_limit_mb", expected, settings.memory_limit_mb, instead)
@@ -247,11 +281,16 @@ def from_pixels(
     joined, description = _with_unlabelled(train, description, layout, divisor=divisor)
     tested, test = test.labels, joined if test is train else test  # of which the first alone are asked for
     tensors = {id(half): torch.from_numpy(half.values) for half in (joined, test)}
+    masks = {id(half): torch.from_numpy(half.masks) for half in (joined, test) if half.masks is not None}
     pool = WorkerPool()
 
     def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         half = test if part == "test" else joined
-        return MemorySplit(
+        if half.masks is not None:
+            bordered = part == "train" and settings.crop_padding > 0
+            fields |= _of_masks(fields["labels"]) | {"all_counted": not (bordered or UNCOUNTED in half.masks)}
+            fields["masks"] = _blanked(masks[id(half)], positions, fields["known"])
+        return (MemorySplit if half.masks is None else MaskSplit)(
             pixels=tensors[id(half)],
             positions=torch.from_numpy(positions),
             settings=settings if part == "train" else None,
@@ -262,15 +301,31 @@ def from_pixels(
             pool=pool,
             corrupt=list(half.corrupt) if part == "train" or half is not joined else [],
             units=None if half.units is None else half.units[positions],
+            texts=None if half.texts is None else half.texts[positions],
             shuffle_buffer=settings.shuffle_buffer,
             **fields,
         )
 
     content = [cache.digest(array) for half in (joined, test) for array in (half.values, half.labels)]
     content += [cache.digest(half.units) for half in (joined, test) if half.units is not None]  # the order follows them
+    content += [cache.digest(half.masks) for half in (joined, test) if half.masks is not None]
     content.append(f"divisor {divisor}")
     splits = _divide(joined.labels, tested, description, make, own=len(train.labels), layout=layout, content=content)
     return replace(splits, divisor=divisor)
+
+
+def _of_masks(labels: Tensor) -> dict[str, Tensor]:
+    """Return the fields of a split of masks for labels as of `Raw`."""
+    return {"labels": labels.new_empty(len(labels), 0), "known": labels != UNLABELLED}
+
+
+def _blanked(masks: Tensor, positions: NDArray[np.int64], known: Tensor) -> Tensor:
+    """Return masks of which those of samples that lose theirs are 0."""
+    if bool(known.all()):
+        return masks
+    masks = masks.clone()
+    masks[torch.from_numpy(positions)[~known]] = 0
+    return masks
 
 
 def _make_test(raw: Raw, description: Description) -> tuple[Raw, Raw, str]:
@@ -294,11 +349,14 @@ def hold_out_test(
         return (everything := np.arange(count)), everything, note
     held_out = stratified(labels, count=round(count * HELD_OUT), seed=seed, stream=rng.TEST)
     kept = np.setdiff1d(np.arange(count), held_out)
-    lost = np.setdiff1d(labels, np.append(labels[kept], UNLABELLED))
-    if lost.size:
+    if labels.ndim == 1:
+        lost, each = np.setdiff1d(labels, np.append(labels[kept], UNLABELLED)), "class"
+    else:
+        lost, each = np.flatnonzero((labels == 1).any(0) & ~(labels[kept] == 1).any(0)), "label"
+    if lost.size and settings.embedding is None:
         raise InvalidValueError(
             "data.source",
-            f"{what} enough of every class to hold a fifth out for test",
+            f"{what} enough of every {each} to hold a fifth out for test",
             f"none to learn from of {names[lost[0]]} ({lost.size} such)",
             f"give it a test set, or type data.test=train to judge on the training {what}",
         )
@@ -352,7 +410,9 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
 
     def make(part: str, positions: NDArray[np.int64], **fields: Any) -> Split:
         half = test if part == "test" else joined
-        return StreamSplit(
+        if half.masks is not None:
+            fields |= _of_masks(fields["labels"]) | {"masks": half.masks}
+        return (StreamSplit if half.masks is None else MaskStreamSplit)(
             noted=noted,
             reader=half.reader,
             positions=positions,
@@ -363,6 +423,7 @@ def _streamed(train: Raw, test: Raw, description: Description, layout: images.La
             pool=pool,
             on_device=description.settings.on_device,
             units=None if half.units is None else half.units[positions],
+            texts=None if half.texts is None else half.texts[positions],
             ahead=half.ahead,
             shuffle_buffer=description.settings.shuffle_buffer,
             **fields,
@@ -403,7 +464,7 @@ def _mixing(description: Description, layout: images.Layout, labels: Tensor) -> 
 
 def _fits(samples: int, layout: images.Layout, settings: DataSettings) -> bool:
     """Return whether a data set is held in memory; views cut from originals never are."""
-    size = samples * layout.height * layout.width * layout.channels
+    size = samples * layout.height * layout.width * (layout.channels + settings.has_masks)
     return not settings.random_resized_crop and size <= settings.memory_limit_mb * 2**20
 
 
@@ -436,7 +497,9 @@ def _decode(raw: Raw, layout: images.Layout, settings: DataSettings, *, alike: t
         images.stop_on(half.faults[0])
     corrupt = tuple(fault.name for fault in half.faults)
     units = None if raw.units is None else raw.units[half.kept]
-    return Pixels(half.pixels, raw.labels[half.kept], corrupt, half.with_frames, units)
+    texts = None if raw.texts is None else raw.texts[half.kept]
+    masks = None if raw.masks is None else raw.masks.decoded(half.kept, layout)
+    return Pixels(half.pixels, raw.labels[half.kept], corrupt, half.with_frames, units, texts, masks)
 
 
 def _divide(
@@ -460,8 +523,8 @@ def _divide(
     kept, held_out = hold_out_validation(train_labels[:own], settings)
     unlabelled = unlabelled_samples(settings, own=len(kept), samples=len(train_labels) - own)
     kept = np.append(kept, np.arange(own, len(train_labels)))
-    classes = len(description.class_names)
-    labels = labels_kept(train_labels[kept], settings, classes=classes)
+    classes = len(description.class_names) if train_labels.ndim == 1 else 2
+    labels = labels_kept(train_labels[kept], settings, classes=1 if settings.has_masks else classes)
     kept_labels, held_labels = torch.from_numpy(labels), torch.from_numpy(train_labels[held_out])
     identity = "\n".join([*content, cache.digest(kept) + cache.digest(held_out)])
     return Splits(
@@ -483,4 +546,5 @@ def _divide(
         source=description.source,
         fingerprint=hashlib.sha256(identity.encode()).hexdigest()[:16],
         notes=tuple(description.notes),
+        task="pixels" if settings.has_masks else "classes" if train_labels.ndim == 1 else "labels",
     )

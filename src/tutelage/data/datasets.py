@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeGuard, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
 from tutelage.text import TextInput
 from tutelage.types import UNLABELLED, Inputs, Served, Task, View
+from tutelage.views import map_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,17 +71,13 @@ class UnlabelledSamples:
 Images = TypeVar("Images", Tensor, Inputs)
 
 
-def is_bytes(images: Inputs) -> TypeGuard[Tensor]:
-    """Whether images are 8-bit values; a user's own, and their views by name, are not."""
-    return not isinstance(images, Mapping) and images.dtype == torch.uint8
-
-
 @dataclass(frozen=True, kw_only=True)
 class Split(ABC):
     """Samples with fixed indices ``0 .. len - 1``.
 
     Attributes:
-        labels: labels, ``(len,)`` int64 on the CPU, -100 if unlabelled.
+        labels: labels, ``(len,)`` int64 on the CPU, -100 if unlabelled; or ``(len, labels)``, 1 where a label holds, 0
+            where not, and -100 where that is not known.
         transform: transform of training views, a library's or the user's, or ``None``.
         mixing: mixing of training batches, whose labels are then soft, or ``None``; `fetch` and `stream` never mix.
         corrupt: names of the images so far that could not be read, each once.
@@ -94,6 +92,9 @@ class Split(ABC):
         text_bytes: length in UTF-8 of the text whose tokens are counted; ``None`` where no text is predicted.
         unlabelled: which samples come from a source without labels, or ``None``.
         served: what a served teacher answered for the samples, or ``None``.
+        prompts: number of each text's tokens before the last part that is learned, ``(len,)``, at least 1; ``None``
+            without such parts.
+        texts: number of the text that belongs to each image, ``(len,)``; ``None`` where none does.
     """
 
     labels: Tensor
@@ -109,14 +110,26 @@ class Split(ABC):
     text_bytes: int | None = None
     unlabelled: UnlabelledSamples | None = None
     served: Served | None = None
+    prompts: NDArray[np.int64] | None = None
+    texts: NDArray[np.int64] | None = None
 
     @property
     def per_token(self) -> bool:
         """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""
         return False
 
-    def targets(self, index: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
-        """Return the labels of samples, and which of their positions count, as in `types.Batch`."""
+    @property
+    def labelled(self) -> int:
+        """Number of samples with a label."""
+        known = self.labels != UNLABELLED
+        return len(self) if self.per_token else int((known if known.ndim == 1 else known.any(1)).sum())
+
+    def pixels_of_classes(self) -> Tensor | None:
+        """Return the number of pixels of each class; ``None`` where pixels have none, or must be decoded for it."""
+        return None
+
+    def targets(self, index: Tensor, inputs: Inputs, view: View | None = None) -> tuple[Tensor, Tensor | None]:
+        """Return the labels of samples in a view, and which of their positions count, as in `types.Batch`."""
         return self.labels[index], None
 
     def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
@@ -166,9 +179,17 @@ class Split(ABC):
         """
         yield from self.pool.map(self._indexed, requests, view=view, workers=self.workers, pin_memory=pin_memory)
 
+    def parts(self) -> list[Split]:
+        """Return the splits that hold its samples' images or texts: itself, unless it has both."""
+        return [self]
+
+    def is_bytes(self, view: Tensor) -> bool:
+        """Whether what `stream_images` yields are 8-bit images; a user's own tensors are not."""
+        return view.dtype == torch.uint8
+
     def to_inputs(self, images: Images) -> Images:
         """Return 8-bit images as float32 ``(batch, channels, height, width)`` in [0, 1]; others unchanged."""
-        return to_float(images, divisor=self.divisor) if is_bytes(images) else images
+        return map_views(lambda view: to_float(view, divisor=self.divisor) if self.is_bytes(view) else view, images)
 
     def _indexed(self, index: NDArray[np.int64], *, view: View | None) -> tuple[NDArray[np.int64], Inputs]:
         """Return the indices, and ``(batch, height, width, channels)`` uint8 or the result of `fetch`."""
@@ -222,9 +243,13 @@ class Splits:
         margin: size of the resized copy relative to the evaluation view, its centre.
         divisor: value of white in the source's own images.
         interpolation: interpolation of resizes, ``bilinear`` or ``bicubic``.
-        views: shapes of the views of a sample by name, ``(channels, height, width)``; empty where it has one for all.
-        text: what a network of each name reads of a text, ``student`` and ``teacher``; empty for images.
+        views: shapes of the views of a sample by name, ``(channels, height, width)``, ``()`` of one that is no image;
+            empty where it has one for all.
+        text: what a network of each name reads of a text, ``student`` and ``teacher``; those that read images are
+            not there.
         task: what a network answers for a sample.
+        beside: the same samples as texts, where each is an image and a text, until `pairs.read_by` has said which
+            network reads which; ``None`` for others.
     """
 
     train: Split
@@ -243,6 +268,7 @@ class Splits:
     views: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     text: Mapping[str, TextInput] = field(default_factory=dict)
     task: Task = "classes"
+    beside: Splits | None = None
 
     @property
     def outputs(self) -> int:
@@ -250,8 +276,15 @@ class Splits:
         return len(self.class_names) if self.task == "labels" else self.classes
 
     @property
+    def positions(self) -> int:
+        """Largest number of positions of a training sample, each of which is classified."""
+        if self.task == "pixels" and self.image_size is not None:
+            return math.prod(self.image_size)
+        return self.text["student"].max_tokens if self.train.per_token else 1
+
+    @property
     def of_images(self) -> bool:
-        """Whether the samples are images; others are texts, or tensors that the user's networks take as they are."""
+        """Whether samples have an image; others are texts, or tensors that the user's networks take as they are."""
         return self.channels is not None
 
     def input_shape(self, view: str) -> tuple[int, ...]:
@@ -274,5 +307,5 @@ class Splits:
         """Return counts: samples per split, training samples with a label, and unreadable images so far."""
         present = self.by_name()
         sizes = {name: len(split) for name, split in present.items()}
-        sizes["labelled"] = len(self.train) if self.train.per_token else int((self.train.labels != UNLABELLED).sum())
+        sizes["labelled"] = self.train.labelled
         return sizes | {"corrupt": len({name for split in present.values() for name in split.corrupt})}

@@ -26,8 +26,8 @@ def channels_first(images: Tensor) -> Tensor:
     return images.permute(0, 3, 1, 2)
 
 
-def shifted(pixels: Tensor, image: Tensor, y: Tensor, x: Tensor, dx: Tensor) -> Tensor:
-    """Return images from ``pixels``, ``(all, height, width, channels)``, black where a view lies outside.
+def shifted(pixels: Tensor, image: Tensor, y: Tensor, x: Tensor, dx: Tensor, *, border: int = 0) -> Tensor:
+    """Return images from ``pixels``, ``(all, height, width, channels)``, ``border`` where a view lies outside.
 
     The pixel at row i and column j of a view is the one at ``(y + i, x + dx * j)`` of the image.
     """
@@ -38,7 +38,7 @@ def shifted(pixels: Tensor, image: Tensor, y: Tensor, x: Tensor, dx: Tensor) -> 
     lines = image[:, None] * height + rows.clamp(0, height - 1)
     entries = lines[:, :, None] * width + columns.clamp(0, width - 1)[:, None, :]
     images = pixels.view(-1, channels).index_select(0, entries.view(-1)).view(*entries.shape, channels)
-    return images * inside[..., None]
+    return images.masked_fill(~inside[..., None], border) if border else images * inside[..., None]
 
 
 def within(box: Tensor, height: int, width: int) -> Tensor:

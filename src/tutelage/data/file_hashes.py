@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count
 from operator import attrgetter
@@ -63,6 +63,13 @@ def scan(
     stats = list(chain.from_iterable(stats for _, stats in found))
     files = Files(root, np.array(names if stats else [], np.bytes_), np.array(stats, np.int64).reshape(-1, 3))
     return files, np.array([len(names) for names, _ in found])
+
+
+def named(root: Path, names: Sequence[str]) -> Files:
+    """Return files below a folder by their paths, whether they are there or not."""
+    stats = [_stat(root / name) for name in names]
+    encoded = np.array([os.fsencode(name) for name in names], np.bytes_)
+    return Files(root, encoded, np.array(stats, np.int64).reshape(-1, 3))
 
 
 def _below(
@@ -129,7 +136,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _stat(entry: os.DirEntry[str]) -> tuple[int, int, int]:
+def _stat(entry: os.DirEntry[str] | Path) -> tuple[int, int, int]:
     try:
         status = entry.stat()
     except OSError:

@@ -92,7 +92,7 @@ class BatchLoader:
             return
         for positions, inputs in self.split.stream(requests, view=view):
             index = torch.from_numpy(positions)
-            labels, counted = self.split.targets(index, inputs)
+            labels, counted = self.split.targets(index, inputs, view)
             yield Batch(index, inputs, labels, view, counted)
 
     def view(self, epoch: int) -> View | None:

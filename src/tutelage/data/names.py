@@ -14,6 +14,7 @@ _SOURCES = {
     "hf:<hub id or folder>": "a data set of the Hugging Face Hub, or a local folder of Parquet files: images or texts",
     "imagefolder:<path>": "a folder of images for each class, below train and test or alone",
     "jsonl:<path>": "a file of texts, a JSON object per line",
+    "masks:<path>": "a folder of images and one of masks, with the class of each pixel, below train and test or alone",
     "parquet:<shards>": "Parquet files with a column of images, local or behind URLs, such as train-*.parquet",
     "torchvision:<name>": "a classification data set of torchvision's, downloaded into data.root",
     "webdataset:<shards>": "tar files of samples, local or behind URLs, such as train-{000..146}.tar",
@@ -37,8 +38,8 @@ def check(source: str) -> None:
         NotFoundError: there is no such folder.
     """
     match parse_source(source):
-        case "imagefolder", path:
-            image_folder(path)
+        case ("imagefolder" | "masks") as kind, path:
+            image_folder(path, kind=kind)
         case "hf", name:
             local_folder(name)
         case ("jsonl" | "csv") as kind, path:
@@ -99,7 +100,7 @@ def parse_source(source: str) -> tuple[str, str]:
 
 
 def image_folder(path: str, *, kind: str = "imagefolder") -> Path:
-    """Return the folder of ``imagefolder:path`` or ``images:path``."""
+    """Return the folder of ``imagefolder:path``, ``masks:path`` or ``images:path``."""
     root = Path(path).expanduser()
     if not root.is_dir():
         raise NotFoundError("data.source", "a folder", f"{kind}:{path}, which does not exist", "check the path")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from functools import cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tutelage.data import device_ops
-from tutelage.data.datasets import MemorySplit, Split, Splits, is_bytes
+from tutelage.data.datasets import MemorySplit, Split, Splits
 from tutelage.data.loader import BatchLoader
 from tutelage.data.mixup import mixed_images
+from tutelage.data.pairs import PairedSplit
 from tutelage.data.resident import Capture, ResidentLoader, lies_on
 from tutelage.data.token_split import TokenSplit
 from tutelage.errors import InvalidValueError
@@ -74,7 +75,7 @@ def reason_elsewhere(split: Split, device: torch.device) -> str | None:
     """
     if split.on_device is False:
         return "data.on_device is false"
-    if isinstance(split, TokenSplit):
+    if isinstance(split, TokenSplit | PairedSplit):
         reason = "each batch of texts is padded by itself"
     elif not isinstance(split, MemorySplit):
         reason = "they are decoded as they are needed"
@@ -82,6 +83,8 @@ def reason_elsewhere(split: Split, device: torch.device) -> str | None:
         reason = "RandAugment has no form there"
     elif split.transform is not None:
         reason = "data.transform has no form there"
+    elif split.labels.ndim > 1:
+        reason = "each has several labels"
     else:
         if split.on_device is True or lies_on(split.pixels, device):
             return None
@@ -98,18 +101,24 @@ def reason_elsewhere(split: Split, device: torch.device) -> str | None:
 
 def describe_place(splits: Splits, device: torch.device) -> str:
     """Say where the pixels, or the token ids, of a data set lie, and why, for a user."""
-    if splits.text:
-        tokens = [split for split in splits.by_name().values() if isinstance(split, TokenSplit)]
-        ids = sum(rows.ids.nbytes for split in tokens for rows in split.rows.values())
-        return f"in memory, {ids / 2**20:,.1f} MiB of token ids"
-    held = {id(s.pixels): s.pixels for s in splits.by_name().values() if isinstance(s, MemorySplit)}
+    parts = [part for split in splits.by_name().values() for part in split.parts()]
+    ids = sum(rows.ids.nbytes for split in parts if isinstance(split, TokenSplit) for rows in split.rows.values())
+    tokens = f"{ids / 2**20:,.1f} MiB of token ids"
+    if not splits.of_images and splits.text:
+        return f"in memory, {tokens}"
+    pixels = _place_of_pixels(splits, [split for split in parts if not isinstance(split, TokenSplit)], device)
+    return f"{pixels}; {tokens} in memory" if splits.text else pixels
+
+
+def _place_of_pixels(splits: Splits, parts: Sequence[Split], device: torch.device) -> str:
+    held = {id(s.pixels): s.pixels for s in parts if isinstance(s, MemorySplit)}
     size = f", {sum(pixels.nbytes for pixels in held.values()) / 2**20:,.1f} MiB of 8-bit values" if held else ""
     if device.type == "cpu":
         return f"in memory{size}" if held else "decoded as they are needed"
     reasons = {name: reason_elsewhere(split, device) for name, split in splits.by_name().items()}
     there = [name for name, reason in reasons.items() if reason is None]
-    parts = [f"{', '.join(there)} on {device.type}{size}"] if there else []
-    return "; ".join([*parts, *(f"{name} on the host: {reason}" for name, reason in reasons.items() if reason)])
+    lie = [f"{', '.join(there)} on {device.type}{size}"] if there else []
+    return "; ".join([*lie, *(f"{name} on the host: {reason}" for name, reason in reasons.items() if reason)])
 
 
 class UploadLoader(BatchLoader):
@@ -127,16 +136,17 @@ class UploadLoader(BatchLoader):
         """Yield a batch per array of indices, with the views that training uses in an epoch."""
         view = self.view(epoch)
         for sent in _sent_ahead(self._packed(epoch, requests), self._device):
-            images, count = sent.images, len(sent.index)
-            # Images that are not bytes are a user's, and never mixed.
-            inputs = images
-            if is_bytes(images):
-                values = device_ops.to_float(images, self._table)
-                if sent.mixes is not None:
-                    shares, box, partner = sent.mixes[:2].view(torch.float64), sent.mixes[2:6], sent.mixes[6]
-                    values = device_ops.mixed(values[:count], values.index_select(0, partner), shares, box)
-                inputs = device_ops.channels_first(values)
-            yield Batch(sent.index, inputs, sent.labels, view, sent.counted)
+            yield Batch(sent.index, map_views(partial(self._input, sent), sent.images), sent.labels, view, sent.counted)
+
+    def _input(self, sent: _Sent, images: Tensor) -> Tensor:
+        """Return images as the network reads them; what is not bytes is a text, or a user's, and never mixed."""
+        if not self.split.is_bytes(images):
+            return images
+        values, count = device_ops.to_float(images, self._table), len(sent.index)
+        if sent.mixes is not None:
+            shares, box, partner = sent.mixes[:2].view(torch.float64), sent.mixes[2:6], sent.mixes[6]
+            values = device_ops.mixed(values[:count], values.index_select(0, partner), shares, box)
+        return device_ops.channels_first(values)
 
     def _packed(self, epoch: int, requests: Iterable[NDArray[np.int64]]) -> Iterator[_Sent]:
         """Yield the parts of each batch to be sent, on the host."""
@@ -149,7 +159,7 @@ class UploadLoader(BatchLoader):
             return
         for positions, views in split.stream_images(requests, view=view, pin_memory=pin_memory):
             index = torch.from_numpy(positions)
-            labels, counted = split.targets(index, views)
+            labels, counted = split.targets(index, views, view)
             yield _Sent(index, views, labels, None, counted)
 
 

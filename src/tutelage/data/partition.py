@@ -13,12 +13,16 @@ from tutelage.types import UNLABELLED
 def stratified(labels: NDArray[np.int64], *, count: int, seed: int, stream: int) -> NDArray[np.int64]:
     """Choose ``count`` of the ``(samples,)`` int64 labels with each class in proportion; ``stream`` is one of `rng`'s.
 
+    Samples of several labels, ``(samples, labels)``, are chosen as if all had one class.
+
     Each class gives the integer part of its share; the remainder goes to the largest fractions. Within a class
     the samples with the smallest hashes are taken.
 
     Returns:
         ``(count,)`` int64 positions, ascending.
     """
+    if labels.ndim > 1:
+        labels = np.zeros(len(labels), np.int64)
     classes, members = np.unique(labels, return_counts=True)
     shares = members * (count / max(len(labels), 1))
     quota = np.floor(shares + 1e-9).astype(np.int64)
@@ -34,13 +38,22 @@ def keep_labels(
 ) -> NDArray[np.int64]:
     """Return a copy of the labels in which only ``per_class`` samples of each class keep theirs.
 
+    Of samples with several labels, ``(samples, labels)``, so many keep theirs in all.
+
     Raises:
-        ValueError: if a class has fewer samples than that.
+        ValueError: if a class has fewer samples than that, or so few have labels.
     """
+    if labels.ndim > 1:
+        known = (labels != UNLABELLED).any(1)
+        if per_class > known.sum():
+            expected = f"at most the {known.sum()} training samples with labels"
+            raise InvalidValueError("data.labelled", expected, per_class, "type data.labelled=null")
+        chosen = _smallest(draw(seed, 0, np.arange(len(labels)), stream), known, per_class)
+        return np.where(np.isin(np.arange(len(labels)), chosen)[:, None], labels, UNLABELLED)
     members = np.bincount(labels[labels != UNLABELLED], minlength=classes)
     if members.min() < per_class:
         scarce = int(members.argmin())
-        expected = f"at most the {members[scarce]} training samples of class {scarce}"
+        expected = f"at most the {members[scarce]} training samples" + f" of class {scarce}" * (classes > 1)
         raise InvalidValueError("data.labelled", expected, per_class, f"type data.labelled={members[scarce] or 'null'}")
     hashes = draw(seed, 0, np.arange(len(labels)), stream)
     kept = np.full_like(labels, UNLABELLED)

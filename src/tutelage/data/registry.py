@@ -21,6 +21,7 @@ from tutelage.data.names import of_unlabelled, parse_source
 from tutelage.data.sources.digits import open_digits
 from tutelage.data.sources.hub import open_hub, unlabelled_rows
 from tutelage.data.sources.imagefolder import open_folder, unlabelled_images
+from tutelage.data.sources.masks import open_masks
 from tutelage.data.sources.parquet import open_parquet
 from tutelage.data.sources.text_files import open_csv, open_jsonl, unlabelled_texts
 from tutelage.data.sources.torchvision import open_vision
@@ -33,6 +34,7 @@ _OPENERS: dict[str, Callable[..., Splits]] = {
     "hf": open_hub,
     "imagefolder": open_folder,
     "jsonl": open_jsonl,
+    "masks": open_masks,
     "parquet": open_parquet,
     "torchvision": open_vision,
     "webdataset": open_webdataset,
@@ -91,6 +93,8 @@ def open_data(settings: DataSettings, *, transform: custom_transforms.Function |
     kind, name = parse_source(settings.source)
     unlabelled = _open_unlabelled(settings)
     splits = open_digits(settings, unlabelled) if kind == "digits" else _OPENERS[kind](name, settings, unlabelled)
+    if settings.embedding is not None:
+        splits = replace(splits, task="embedding", classes=settings.embedding, class_names=())
     if settings.randaugment is not None:
         importlib.import_module(f"{__package__}.randaugment")  # Here, once, and not in each worker process.
     if settings.transform is None:

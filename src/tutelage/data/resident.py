@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -16,6 +16,7 @@ from tutelage.data import device_ops
 from tutelage.data.datasets import MemorySplit
 from tutelage.data.erasing import erasing_noise, rectangles
 from tutelage.data.loader import BatchLoader
+from tutelage.data.masks import UNCOUNTED, MaskSplit, targets_of
 from tutelage.data.mixup import draw_mix
 from tutelage.data.transforms import crops, flips
 from tutelage.types import UNLABELLED, Batch, View
@@ -116,6 +117,8 @@ class _Form:
         self.fields = ["index", "label", "image"]
         self.fields += ["y", "x", "dx"] if self.padding or self.flip else []
         self.fields += ["top", "bottom", "left", "right", "first"] if self.erasing else []
+        masked = split if isinstance(split, MaskSplit) else None
+        self.masks, self.all_counted = None if masked is None else masked.masks, masked is None or masked.all_counted
         self.soft = self.mixing is not None and bool((split.labels != UNLABELLED).any())
 
     def draw(self, requests: Iterable[NDArray[np.int64]], view: View | None) -> tuple[list[int], dict[int, Draws]]:
@@ -138,7 +141,8 @@ class _Form:
             mixes = _by_step(np.concatenate([shares.view(np.int64), mix.box.T]), steps)
             samples = np.concatenate([index, mix.partner.reshape(index.shape)], axis=1)
         flat = samples.reshape(-1)
-        columns = [flat, split.labels.numpy()[flat], split.positions.numpy()[flat]]
+        labels = split.known.long() - 1 if isinstance(split, MaskSplit) else split.labels  # 0, or -1 without a mask
+        columns = [flat, labels.numpy()[flat], split.positions.numpy()[flat]]
         if view is not None and (self.padding or self.flip):
             flipped = flips(flat, view=view) if self.flip else np.zeros(len(flat), bool)
             top, left = crops(flat, view=view, padding=self.padding)
@@ -171,7 +175,12 @@ class _FixedBatch:
         index, labels = torch.zeros(2, size, dtype=torch.int64, device=device)
         if form.soft and form.mixing is not None:
             labels = torch.zeros(size, form.mixing.classes, device=device)
-        self._inputs, self._batch = inputs, Batch(index, inputs, labels)
+        self._masks, counted = None, None
+        if form.masks is not None:
+            self._masks = pixels_on(form.masks, device)[..., None]
+            labels = torch.zeros(size, height, width, dtype=torch.int64, device=device)
+            counted = None if form.all_counted else labels == 0
+        self._inputs, self._batch = inputs, Batch(index, inputs, labels, counted=counted)
         self._step = torch.zeros(1, dtype=torch.int64, device=device)
         self._draws: list[Tensor] = []
         self._captured: Callable[[], None] = self._assemble
@@ -217,7 +226,10 @@ class _FixedBatch:
         index.copy_(field["index"][:size])
         if form.mixing is None:
             inputs.copy_(device_ops.channels_first(values))
-            labels.copy_(field["label"])
+            if self._masks is None:
+                labels.copy_(field["label"])
+            else:
+                self._label_pixels(self._masks, field)
         else:
             mix = mixes.index_select(0, self._step)[0]
             shares, box = mix[:2].view(torch.float64), mix[2:]
@@ -225,3 +237,15 @@ class _FixedBatch:
             own, partners = field["label"][:size], field["label"][size:]
             labels.copy_(device_ops.soft_labels(own, partners, shares, form.mixing.classes) if form.soft else own)
         self._step.add_(1).remainder_(len(samples))
+
+    def _label_pixels(self, all_masks: Tensor, field: Mapping[str, Tensor]) -> None:
+        """Make the labels of a step's pixels, and which of them count."""
+        known = field["label"] == 0
+        if "y" in field:
+            masks = device_ops.shifted(all_masks, field["image"], field["y"], field["x"], field["dx"], border=UNCOUNTED)
+        else:
+            masks = all_masks.index_select(0, field["image"])
+        targets, counted = targets_of(masks[..., 0], known)
+        self._batch.labels.copy_(targets)
+        if self._batch.counted is not None:
+            self._batch.counted.copy_(counted)

@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from tutelage.data import cache
+from tutelage.data import cache, multi_hot
 from tutelage.data.build import (
     hold_out_test,
     hold_out_validation,
     labels_kept,
     refuse_train_as_test,
     unlabelled_samples,
+    with_unlabelled,
 )
 from tutelage.data.datasets import Splits, refuse_one_class
 from tutelage.data.served import Answers, read_answers, served_of
@@ -41,14 +43,15 @@ class Texts:
     Attributes:
         values: text of each sample.
         spans: of each sample, if a part of its text is to be learned; else empty.
-        labels: label of each sample as text, empty without one; empty for language models.
+        labels: label of each sample as text, empty without one, or what `multi_hot.row_of` says of several; empty for
+            language models.
         corrupt: names of the rows that were left out.
         answers: what a served teacher answered for each sample, or empty.
     """
 
     values: Sequence[str]
     spans: Sequence[Spans]
-    labels: Sequence[str]
+    labels: Sequence[Any]
     corrupt: tuple[str, ...] = ()
     answers: Sequence[Answers] = ()
 
@@ -57,6 +60,11 @@ class Texts:
         spans = [self.spans[i] for i in positions] if self.spans else []
         answers = [self.answers[i] for i in positions] if self.answers else []
         return Texts([self.values[i] for i in positions], spans, [], self.corrupt, answers)
+
+    def kept(self, names: Iterable[str]) -> NDArray[np.int64]:
+        """Return the numbers of the rows, given all of their names, that were not left out."""
+        corrupt = {*self.corrupt}
+        return np.array([number for number, name in enumerate(names) if name not in corrupt], np.int64)
 
     def digest(self) -> str:
         """Return the SHA-256 of texts, spans, labels and answers."""
@@ -77,6 +85,7 @@ def read_texts(
     source: str,
     tokenizer: Tokenizer | None,
     answers: str | None = None,
+    labelled: bool = True,
 ) -> Texts:
     """Return the texts of rows.
 
@@ -87,13 +96,14 @@ def read_texts(
         source: source to show.
         tokenizer: tokenizer whose template writes conversations, and whose tokens a served teacher names.
         answers: column of a served teacher's answers; ``None`` for none.
+        labelled: whether there are labels, of which several may hold where the settings say so.
 
     Raises:
         InvalidValueError: a row is damaged, unless such rows are to be left out, or all are.
     """
     values: list[str] = []
     spans: list[Spans] = []
-    labels: list[str] = []
+    labels: list[Any] = []
     answered: list[Answers] = []
     corrupt: list[str] = []
     columns: list[str] = []
@@ -108,6 +118,8 @@ def read_texts(
             text.encode()  # Halves of surrogate pairs, which JSON may hold, are no text.
             if label is not None:
                 labels.append(_label_of(record.get(label)))
+            if settings.labels is not None and labelled:
+                labels.append(multi_hot.row_of(record, settings.labels))
             if answers is not None and tokenizer is not None:
                 answered.append(read_answers(record.get(answers), tokenizer, column=answers, where=where))
         except ValueError as error:
@@ -212,11 +224,15 @@ def from_texts(
         ValueError: labels are outside the classes or missing, there are too few samples, or a tokenizer does not fit.
     """
     halves = [train] if test is None else [train, test]
-    if settings.per_token:
-        names, labels = (), [np.zeros(len(half.values), np.int64) for half in halves]
+    if settings.labels is not None:
+        names, labels = multi_hot.table([half.labels for half in halves], settings.labels, names, source=source)
+    elif settings.per_token or not train.labels:  # Without a column of labels no classes are learned.
+        value = 0 if settings.per_token else UNLABELLED
+        names, labels = (), [np.full(len(half.values), value, np.int64) for half in halves]
     else:
         names, labels = numbered([np.array(half.labels, np.str_) for half in halves], names, source=source)
-        refuse_one_class(names, source, what="texts")
+        if settings.embedding is None:
+            refuse_one_class(names, source, what="texts")
     if test is None:
         usable, tested, note = hold_out_test(labels[0], settings, names, what="texts")
         notes, test = [*notes, note], train
@@ -235,14 +251,8 @@ def from_texts(
     if unlabelled is not None:
         own = parts["train"]
         parts["train"] = Texts([*own.values, *extra], [], [], (*own.corrupt, *unlabelled.corrupt))
-        of_part["train"] = np.append(of_part["train"], np.full(len(extra), UNLABELLED))
-    if tokenizer is None:
-        assert isinstance(settings.tokenizer, LearnedTokenizer)
-        tokenizer = learn_bpe(parts["train"].values, settings.tokenizer.bpe)
-    teacher = tokenizer
-    if settings.teacher_tokenizer is not None:
-        teacher = tokenizer_of(settings.teacher_tokenizer, what="data.teacher_tokenizer")
-    by_name = {"": tokenizer} if teacher is tokenizer else {"student": tokenizer, "teacher": teacher}
+        of_part["train"] = with_unlabelled(of_part["train"], len(extra))
+    tokenizer, teacher, by_name = _tokenizers(tokenizer, settings, parts["train"].values)
     splits, left_out = {}, 0
     for name, part in parts.items():
         if not part.values:
@@ -251,8 +261,7 @@ def from_texts(
             splits[name] = _predicted(part, tokenizer, settings, source=source, learned=name == "train")
             left_out += 0 if settings.pack else len(part.values) - len(splits[name])
         else:
-            rows = {view: _rows(part.values, each, settings) for view, each in by_name.items()}
-            splits[name] = TokenSplit(labels=torch.from_numpy(of_part[name]), rows=rows)
+            splits[name] = _classified(torch.from_numpy(of_part[name]), part.values, by_name, settings)
         if name == "train":
             splits[name] = replace(splits[name], bucket_batches=settings.bucket_batches, unlabelled=without_labels)
         splits[name].corrupt.extend(part.corrupt if name == "train" or test is not train else ())
@@ -262,18 +271,88 @@ def from_texts(
     content += [cache.digest(places) for places in (kept, held_out, tested)]
     content += [f"{each.fingerprint} {each.end_id}" for each in by_name.values()]
     content += [cache.digest(of_part["train"]), f"{settings.max_tokens} {settings.pack} {list(names)}"]
+    several = settings.labels is not None
     read: dict[str, Any] = {"max_tokens": settings.pack or settings.max_tokens, "per_token": settings.per_token}
     return Splits(
         train=splits["train"],
         validation=splits.get("validation"),
         test=splits["test"],
-        classes=tokenizer.size if settings.per_token else len(names),
+        classes=2 if several else tokenizer.size if settings.per_token else len(names),
         class_names=tuple(names),
         source=source,
         fingerprint=hashlib.sha256("\n".join(content).encode()).hexdigest()[:16],
         notes=tuple(notes),
         text={"student": TextInput(tokenizer=tokenizer, **read), "teacher": TextInput(tokenizer=teacher, **read)},
+        task="labels" if several else "classes",
     )
+
+
+def beside_images(
+    splits: Splits, train: Texts, test: Texts | None, settings: DataSettings, *, tokenizer: Tokenizer | None
+) -> Splits:
+    """Return splits of images with the texts that belong to them beside.
+
+    Args:
+        splits: images, whose splits say by `Split.texts` which text is whose.
+        train: texts of the half that training images are from.
+        test: those of the half of test images; ``None`` if it is the same.
+        settings: of the data.
+        tokenizer: what `open_tokenizer` returned.
+    """
+    values = {}
+    for name, split in splits.by_name().items():
+        half = train if name != "test" or test is None else test
+        assert split.texts is not None
+        values[name] = [half.values[number] for number in split.texts]
+    student, teacher, by_name = _tokenizers(tokenizer, settings, values["train"])
+    texts = {}
+    for name, split in splits.by_name().items():
+        # One list, as images that cannot be read may be found out later.
+        texts[name] = replace(_classified(split.labels, values[name], by_name, settings), corrupt=split.corrupt)
+        if name == "train" or (name == "test" and test is not None):
+            split.corrupt.extend((train if name == "train" else test or train).corrupt)
+    content = [str(splits.fingerprint), *(half.digest() for half in (train, test) if half is not None)]
+    content += [f"{each.fingerprint} {each.end_id}" for each in by_name.values()] + [str(settings.max_tokens)]
+    fingerprint = hashlib.sha256("\n".join(content).encode()).hexdigest()[:16]
+    beside = Splits(
+        train=replace(texts["train"], bucket_batches=settings.bucket_batches),
+        validation=texts.get("validation"),
+        test=texts["test"],
+        classes=splits.classes,
+        class_names=splits.class_names,
+        source=splits.source,
+        fingerprint=fingerprint,
+        notes=splits.notes,
+        task=splits.task,
+        text={
+            name: TextInput(tokenizer=each, max_tokens=settings.max_tokens)
+            for name, each in (("student", student), ("teacher", teacher))
+        },
+    )
+    return replace(splits, fingerprint=fingerprint, beside=beside)
+
+
+def _tokenizers(
+    tokenizer: Tokenizer | None, settings: DataSettings, training: Sequence[str]
+) -> tuple[Tokenizer, Tokenizer, dict[str, Tokenizer]]:
+    """Return the student's tokenizer, learned from the training texts if need be, the teacher's, and what reads what.
+
+    The last are those of a `TokenSplit`: one for all under ``""``, or one for each network by its name.
+    """
+    if tokenizer is None:
+        assert isinstance(settings.tokenizer, LearnedTokenizer)
+        tokenizer = learn_bpe(training, settings.tokenizer.bpe)
+    if settings.teacher_tokenizer is None:
+        return tokenizer, tokenizer, {"": tokenizer}
+    teacher = tokenizer_of(settings.teacher_tokenizer, what="data.teacher_tokenizer")
+    return tokenizer, teacher, {"student": tokenizer, "teacher": teacher}
+
+
+def _classified(
+    labels: Tensor, values: Sequence[str], by_name: Mapping[str, Tokenizer], settings: DataSettings
+) -> TokenSplit:
+    """Return a split of texts with a label each."""
+    return TokenSplit(labels=labels, rows={view: _rows(values, each, settings) for view, each in by_name.items()})
 
 
 def _ids(
@@ -307,18 +386,20 @@ def _end_of(tokenizer: Tokenizer, why: str) -> int:
 
 def _predicted(part: Texts, tokenizer: Tokenizer, settings: DataSettings, *, source: str, learned: bool) -> TokenSplit:
     """Return a split of a language model, which predicts each next token, with a served teacher's answers if any."""
-    served = None
+    served = prompts = None
     if settings.pack is not None:
         rows, counted, size = _packed(part.values, tokenizer, settings.pack)
     else:
-        rows, counted, size, answers = _continued(part, tokenizer, settings)
+        rows, counted, size, answers, prompts = _continued(part, tokenizer, settings)
         if learned and part.answers:
             served = served_of(answers, classes=tokenizer.size, source=f"{source}, column {settings.top_logprobs}")
     if not len(rows.starts):
         instead = "add texts, or type a larger data.max_tokens"
         raise InvalidValueError("data.source", "at least 2 tokens, of which one is predicted", "fewer", instead)
     labels = torch.full((len(rows.starts), 0), UNLABELLED)
-    return TokenSplit(labels=labels, rows={"": rows}, targets_counted=counted, text_bytes=size, served=served)
+    return TokenSplit(
+        labels=labels, rows={"": rows}, targets_counted=counted, text_bytes=size, served=served, prompts=prompts
+    )
 
 
 def _packed(values: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[TokenRows, NDArray[np.bool_], int]:
@@ -337,22 +418,25 @@ def _packed(values: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[T
 
 def _continued(
     part: Texts, tokenizer: Tokenizer, settings: DataSettings
-) -> tuple[TokenRows, NDArray[np.bool_], int, list[Answers]]:
+) -> tuple[TokenRows, NDArray[np.bool_], int, list[Answers], NDArray[np.int64]]:
     """Encode samples of which a part is to be learned; those of which nothing is left are left out.
 
     Returns:
-        Rows; which tokens are counted as targets; the length in UTF-8 of those; a served teacher's answers for them.
+        Rows; which tokens are counted as targets; the length in UTF-8 of those; a served teacher's answers for them;
+        the number of each row's tokens before the last part that is learned.
     """
     with_end = settings.prompt is not None  # A chat template writes the ends of turns itself.
     end = _end_of(tokenizer, "which ends a completion") if with_end else None
-    samples, counts, size, answers = [], [], 0, []
+    samples, counts, size, answers, prompts = [], [], 0, [], []
     located = tokenizer.locate(part.values, special=with_end)
     answered: Sequence[Answers | None] = part.answers or [None] * len(part.values)
     for text, spans, given, (ids, places) in zip(part.values, part.spans, answered, located, strict=True):
         starts, ends = np.array(places, np.int64).reshape(-1, 2).T
-        counted = np.zeros(len(ids), np.bool_)
+        counted, begins = np.zeros(len(ids), np.bool_), []
         for first, last in spans:
-            counted |= (starts < last) & (ends > first)
+            inside = (starts < last) & (ends > first)
+            counted |= inside
+            begins += np.flatnonzero(inside)[:1].tolist()
         sizes = _sizes(text, ends)
         if end is not None:
             if not ids or ids[-1] != end:
@@ -366,8 +450,11 @@ def _continued(
             counts.append(counted)
             size += int(sizes[: len(counted)][counted].sum())
             answers += [given.first(int(counted.sum()))] if given else []
+            # A part may have no tokens but the end, or be cut off.
+            known = [begin for begin in begins if begin < len(counted)] or [int(np.argmax(counted))]
+            prompts.append(max(1, known[-1]))
     rows = _in_turn(samples, [len(ids) - 1 for ids in samples], tokenizer)
-    return rows, np.concatenate([np.empty(0, np.bool_), *counts]), size, answers
+    return rows, np.concatenate([np.empty(0, np.bool_), *counts]), size, answers, np.array(prompts, np.int64)
 
 
 def _sizes(text: str, ends: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -92,7 +92,7 @@ class TokenSplit(Split):
             ids[name] = torch.from_numpy(np.where(present, rows.taken(places), PADDING))
         return ids.get("", ids)
 
-    def targets(self, index: Tensor, inputs: Inputs) -> tuple[Tensor, Tensor | None]:
+    def targets(self, index: Tensor, inputs: Inputs, view: View | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the labels of samples, and which of their positions count, as in `types.Batch`.
 
         Of tokens both are ``(batch, tokens)``: the next token, -100 where it is not counted.

@@ -43,8 +43,10 @@ def flips(index: NDArray[np.int64], *, view: View) -> NDArray[np.bool_]:
     return rng.view_integers(view, index, rng.FLIP, 2).astype(bool)
 
 
-def augment(images: Tensor, index: NDArray[np.int64], *, view: View, padding: int, flip: bool) -> Tensor:
-    """Crop out of a border of zeros, ``padding`` pixels on each side, then flip left to right with probability 1/2."""
+def augment(
+    images: Tensor, index: NDArray[np.int64], *, view: View, padding: int, flip: bool, border: int = 0
+) -> Tensor:
+    """Crop out of a border, ``padding`` pixels on each side, then flip left to right with probability 1/2."""
     flipped = flips(index, view=view) if flip else np.zeros(len(index), bool)
     if not padding:
         if not flipped.any():
@@ -61,7 +63,7 @@ def augment(images: Tensor, index: NDArray[np.int64], *, view: View, padding: in
     top, left = crops(index, view=view, padding=padding)
     rows = rows + torch.from_numpy(top)[:, None]
     columns = columns + torch.from_numpy(left)[:, None]
-    images = F.pad(images, (0, 0, padding, padding, padding, padding))
+    images = F.pad(images, (0, 0, padding, padding, padding, padding), value=border)
     # Pixels as rows of one table: three to four times faster than indexing with three tensors.
     _, tall, wide, channels = images.shape
     lines = torch.arange(batch)[:, None] * tall + rows

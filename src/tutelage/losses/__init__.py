@@ -18,6 +18,9 @@ from tutelage.losses.contrastive import crd as crd
 from tutelage.losses.contrastive import log_normaliser as log_normaliser
 from tutelage.losses.contrastive import moved as moved
 from tutelage.losses.divergences import divergence as divergence
+from tutelage.losses.embeddings import cosine_distance as cosine_distance
+from tutelage.losses.embeddings import embedding_mse as embedding_mse
+from tutelage.losses.embeddings import in_batch_similarity as in_batch_similarity
 from tutelage.losses.features import attention_transfer as attention_transfer
 from tutelage.losses.features import hide as hide
 from tutelage.losses.features import hint as hint

@@ -9,6 +9,9 @@ from tutelage.lazy import forward
 if TYPE_CHECKING:
     from tutelage.models.card import Card as Card
     from tutelage.models.classifier import Classifier as Classifier
+    from tutelage.models.ensembles import Ensemble as Ensemble
+    from tutelage.models.ensembles import ensemble as ensemble
+    from tutelage.models.generate import CompletionSampler as CompletionSampler
     from tutelage.models.io import fingerprint as fingerprint
     from tutelage.models.io import frozen_fingerprint as frozen_fingerprint
     from tutelage.models.io import load as load
@@ -24,7 +27,9 @@ if TYPE_CHECKING:
 _MODULES = {
     "Card": ".card",
     "Classifier": ".classifier",
+    "CompletionSampler": ".generate",
     "available": ".names",
+    **dict.fromkeys(("Ensemble", "ensemble"), ".ensembles"),
     "from_teacher": ".subnetwork",
     **dict.fromkeys(("adopt", "create"), ".registry"),
     **dict.fromkeys(("fingerprint", "frozen_fingerprint", "load", "parameters", "read", "read_parts", "save"), ".io"),

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tutelage.adapters import takes_keywords
@@ -14,7 +16,7 @@ from tutelage.models.card import Card
 from tutelage.models.entrance import entrance
 from tutelage.models.hf_calls import HubCall
 from tutelage.models.lora import Adapters, inject, merged
-from tutelage.models.predict import Prediction, predict, predict_text
+from tutelage.models.predict import Prediction, answers, answers_to_texts, predict, predict_masks, predict_text
 from tutelage.types import Inputs
 from tutelage.views import map_views, views_of
 
@@ -147,13 +149,52 @@ class Classifier(nn.Module):
 
         Raises:
             TypeError: if the network takes tensors by keyword, which are made of nothing raw.
+            ValueError: if it gives each pixel a class, or answers with embeddings.
         """
-        if takes_keywords(self.network):
-            instead = "call the model with a mapping of tensors, as the data set yields them"
-            raise InvalidTypeError(self.card.name, "a network of images or texts", "one that takes keywords", instead)
+        self._require_raw()
+        if self.card.task in (others := {"pixels": "predict_masks(images)", "embedding": "embed(samples)"}):
+            expected, got = "a network that gives each sample a class", f"{self.card.name} of {self.card.task}"
+            raise InvalidValueError("predict", expected, got, f"type model.{others[self.card.task]}")
         if self.call is not None and self.call.text is not None:
             return predict_text(self, self.card, self.call.text, samples)
         return predict(self, self.card, samples)
+
+    def predict_masks(self, images: Any) -> list[NDArray[np.uint8]]:
+        """Give each pixel of raw images a class, one or a sequence of them; see `predict.predict_masks`.
+
+        Raises:
+            TypeError: if the network takes tensors by keyword, which are made of nothing raw.
+            ValueError: if it does not give each pixel a class.
+        """
+        self._require_raw()
+        if self.card.task != "pixels":
+            expected = "a network that gives each pixel a class"
+            got = f"{self.card.name}, which does so for each {'text' if self.card.max_tokens else 'image'}"
+            raise InvalidValueError("predict_masks", expected, got, "type model.predict(samples)")
+        return predict_masks(self, self.card, images)
+
+    def embed(self, samples: Any) -> Tensor:
+        """Return the vectors of raw images or texts, one or a sequence of them, as `predict` reads them.
+
+        Returns:
+            ``(samples, width)`` float32 on the CPU, not normalised.
+
+        Raises:
+            TypeError: if the network takes tensors by keyword, which are made of nothing raw.
+            ValueError: if it does not answer with embeddings.
+        """
+        self._require_raw()
+        if self.card.task != "embedding":
+            expected, got = "a network that answers with embeddings", f"{self.card.name} of {self.card.task}"
+            raise InvalidValueError("embed", expected, got, "type model.predict(samples)")
+        if self.call is not None and self.call.text is not None:
+            return answers_to_texts(self, self.card, self.call.text, samples)
+        return answers(self, self.card, samples)
+
+    def _require_raw(self) -> None:
+        if takes_keywords(self.network):
+            instead = "call the model with a mapping of tensors, as the data set yields them"
+            raise InvalidTypeError(self.card.name, "a network of images or texts", "one that takes keywords", instead)
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Subtract the card's mean and divide by its standard deviation, per channel.

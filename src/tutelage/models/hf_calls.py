@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from torch import Tensor, nn
 
 from tutelage import records
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
 
 OWN = "tutelage"
 """Key of a saved ``config.json`` with what this package adds to the library's."""
+OF_LABELS = "multi_label_classification"
+"""What a ``config.json`` calls a network of several labels a sample."""
 INDEX = "model.safetensors.index.json"
 """File by which transformers finds the weights in files of other names than its own."""
 
@@ -73,6 +77,10 @@ class HubCall:
             names = card.class_names or [f"LABEL_{k}" for k in range(card.classes)]
             config["id2label"] = {str(k): name for k, name in enumerate(names)}
             config["label2id"] = {name: k for k, name in enumerate(names)}
+        if card.task == "labels":
+            config["problem_type"] = OF_LABELS
+        elif config.get("problem_type") == OF_LABELS:
+            del config["problem_type"]
         config[OWN] = {"kind": self.kind, **(self.sentence or {})}
         files = {records.NETWORK: json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False) + "\n"}
         if all(parameter.requires_grad for parameter in network.parameters()):
@@ -83,3 +91,52 @@ class HubCall:
             }
             files[INDEX] = json.dumps(index, indent=1) + "\n"
         return files if self.text is None else files | self.text.tokenizer.files()
+
+
+class CachedCall:
+    """Calls of a language model on texts that grow by a token from call to call: earlier tokens are not computed again.
+
+    The first texts are padded in front, so that each one's tokens are in a row, whatever the others' lengths.
+
+    Args:
+        network: language model of the library.
+        call: how it is called.
+
+    Raises:
+        ValueError: if it has no argument for a cache.
+    """
+
+    def __init__(self, network: nn.Module, call: HubCall) -> None:
+        from transformers import DynamicCache
+
+        taken, config = inspect.signature(network.forward).parameters, cast(Any, network).config
+        names = [name for name in ("cache", "past_key_values") if name in taken]  # of newer versions, of older ones
+        if not names:
+            raise ValueError("a network without a cache")
+        self._network, self._call = network, call
+        self._arguments: dict[str, Any] = {names[0]: DynamicCache(config=config), "use_cache": True}
+        if "logits_to_keep" in taken:
+            self._arguments["logits_to_keep"] = 1
+        self._takes_places = "position_ids" in taken
+        self._mask: Tensor | None = None
+
+    def __call__(self, texts: Tensor, lengths: Tensor, grown: Tensor) -> Tensor:
+        """Return the logits of each text's next token, ``(batch, classes)``.
+
+        Args:
+            texts: ids ``(batch, width)`` int64.
+            lengths: number of each text's tokens, ``(batch,)``, at least 1.
+            grown: whether a text has one more than at the call before, ``(batch,)`` bool; others' logits mean nothing.
+        """
+        if self._mask is None:
+            columns = torch.arange(int(lengths.max()), device=texts.device) - (lengths.max() - lengths)[:, None]
+            self._mask = (columns >= 0).long()
+            ids, places = texts.gather(1, columns.clamp(min=0)), columns.clamp(min=0)
+            ids = ids.masked_fill(self._mask == 0, self._call.pad)
+        else:
+            self._mask = torch.cat([self._mask, grown[:, None].long()], 1)
+            places = lengths[:, None] - 1
+            ids = texts.gather(1, places)
+        arguments = self._arguments | ({"position_ids": places} if self._takes_places else {})
+        logits: Tensor = self._network(input_ids=ids, attention_mask=self._mask, **arguments).logits
+        return logits[:, -1, : self._call.classes]

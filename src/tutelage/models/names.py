@@ -16,6 +16,10 @@ LISTED = Path(__file__).parent / "models.json"
 """Generated from what each source lists."""
 MLP = "mlp:256x256"
 """An example of its source's names."""
+ONNX, EXPORT = EXPORTED = ("onnx", "export")
+"""Prefixes of files that hold a network as a graph, which is not trained."""
+RUNS_CODE = ("file:", f"{EXPORT}:")
+"""How names begin whose files may run code when they are read."""
 
 
 def available() -> list[tuple[str, str]]:
@@ -38,6 +42,8 @@ def check(name: str, *, trust_code: bool | frozenset[str] = False) -> None:
             hidden_widths(path)
         case "file":
             user_function(path, trust_code=trust_code)
+        case "onnx" | "export":
+            exported_file(name, trust_code=trust_code)
         case "timm" | "torchvision" | "hf":
             pass
         case _:
@@ -79,14 +85,40 @@ def user_function(path: str, *, trust_code: bool | frozenset[str]) -> tuple[Path
     script, _, function = path.rpartition(":")
     if not script or not function.isidentifier():
         raise InvalidValueError("model", "file:path.py:function", repr(name), "type file:my_models.py:student")
-    if not (trust_code is True or (trust_code and name in trust_code)):
-        instead = "read the file, then type --trust-code (trust_code=True in Python)"
-        raise InvalidValueError("model", f"consent to run the code of {name!r}", "none", instead)
+    _require_trust(name, trust_code, "read the file")
     if not Path(script).is_file():
         raise NotFoundError(
             "model", "a Python file", f"{script!r}, which does not exist", f"check the path of {name!r}"
         )
     return Path(script), function
+
+
+def _require_trust(name: str, trust_code: bool | frozenset[str], first: str) -> None:
+    if not (trust_code is True or (trust_code and name in trust_code)):
+        instead = f"{first}, then type --trust-code (trust_code=True in Python)"
+        raise InvalidValueError("model", f"consent to run the code of {name!r}", "none", instead)
+
+
+def exported_file(name: str, *, trust_code: bool | frozenset[str] = False) -> Path:
+    """Return the path of the file with a network that a name stands for.
+
+    Raises:
+        InvalidValueError: if it is a file of `torch.export.save`, whose reading may run code, and is not trusted.
+        NotFoundError: if there is no such file.
+    """
+    prefix, _, path = name.partition(":")
+    if prefix == EXPORT:
+        _require_trust(name, trust_code, "make sure where the file is from, as reading it may run code in it")
+    if not Path(path).is_file():
+        kind = "an ONNX file" if prefix == ONNX else "a file of torch.export.save"
+        got = f"{path!r}, which is {'a folder' if Path(path).is_dir() else 'not there'}"
+        raise NotFoundError("model", kind, got, f"check the path of {name!r}")
+    return Path(path)
+
+
+def is_exported(name: str) -> bool:
+    """Whether a name is that of a file that holds a network as a graph, which is not trained."""
+    return name.partition(":")[0] in EXPORTED
 
 
 def saved_student(name: str) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,15 +19,16 @@ from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.hf_calls import HubCall
 from tutelage.models.lora import Adapters, inject
-from tutelage.models.names import saved_student
-from tutelage.models.sources import cifar, file, hf, mlp, timm, torchvision
+from tutelage.models.names import EXPORTED, saved_student
+from tutelage.models.sources import cifar, export, file, hf, mlp, onnx, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec
 from tutelage.text import TextInput, tokenizer_of
 from tutelage.types import Task
 
-_MODULES = (cifar, mlp, timm, torchvision, hf, file)
+_MODULES = (cifar, mlp, timm, torchvision, hf, file, onnx, export)
 _SOURCES: dict[str, Callable[[str, ModelRequest], ModelSpec]] = {module.PREFIX: module.plan for module in _MODULES}
-_OF_IMAGES = frozenset(module.PREFIX for module in (cifar, mlp, timm, torchvision))
+_OF_IMAGES = frozenset(module.PREFIX for module in (cifar, mlp, timm, torchvision, onnx, export))
+_OF_WHOLE_IMAGES = frozenset(module.PREFIX for module in (cifar, mlp, timm))
 
 
 def create(
@@ -41,6 +42,9 @@ def create(
     as_trained: Collection[str] = (),
     text: TextInput | None = None,
     config: Mapping[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    output: int | str | None = None,
     trust_code: bool | frozenset[str] = False,
     task: Task | None = None,
 ) -> Classifier:
@@ -52,7 +56,8 @@ def create(
 
     Args:
         name: name such as ``cifar:resnet20``, ``mlp:64``, ``timm:arch[.tag]``, ``torchvision:arch[.WEIGHTS]``,
-            ``hf:org/name``, ``file:path.py:function``, or the path of a folder with a saved student.
+            ``hf:org/name``, ``file:path.py:function``, ``onnx:path.onnx``, ``export:path.pt2``, or the path of a folder
+            with a saved student.
         classes: number of classes; ``None`` for the model's own.
         channels: number of input channels; a saved student keeps its own.
         image_size: size ``(height, width)`` in pixels; ``None`` for the model's own.
@@ -63,9 +68,13 @@ def create(
             name's weights were trained with, if it fixes any. A checkpoint of ``weights`` says its classes alone.
         text: tokenizer and length of the texts that it reads; ``None`` for images. A saved student keeps its own.
         config: of an ``hf:type`` name, such as ``hf:bert``: configuration of the network, whose weights are random.
-        trust_code: whether ``file:`` names, which run code, are allowed: all of them, or only these.
-        task: what it is to answer for a sample; ``None`` for one of several classes, or a saved student's own, which no
-            other replaces.
+        mean: mean of each channel of images in [0, 1], of a network whose name has no statistics; their number is that
+            of its channels.
+        std: standard deviation of each, above 0.
+        output: of an ``onnx:`` or ``export:`` name whose file has several outputs: name or number of its logits.
+        trust_code: whether ``file:`` and ``export:`` names, which run code, are allowed: all of them, or only these.
+        task: what it is to answer for a sample; ``None`` for one of several classes, or what its weights were trained
+            for as far as its files say, which no other replaces but an embedding: the input of a classifier's head.
 
     Returns:
         The classifier, on the CPU, in training mode.
@@ -88,10 +97,12 @@ def create(
         )
     request = ModelRequest(
         classes=classes,
-        channels=channels,
+        channels=channels if mean is None else len(mean),
         image_size=image_size,
         text=text,
         config=config,
+        mean=None if mean is None else tuple(mean),
+        output=output,
         trust_code=trust_code,
         task=task or "classes",
         tagged=weights is None,
@@ -100,14 +111,20 @@ def create(
     prefix, colon, _ = name.partition(":")
     if config is not None and prefix != hf.PREFIX:
         raise InvalidValueError("config", "none for a name that is not of hf:", name, "type hf:bert, or leave it out")
+    if output is not None and prefix not in EXPORTED:
+        expected = "none for a name that is not of onnx: or export:"
+        raise InvalidValueError("output", expected, name, "leave it out; tutelage.Adapter(network, output=...) has one")
     saved = None
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also advance the accelerators' generators, which are not forked
         torch.default_generator.manual_seed(seed)
         if colon and prefix in _SOURCES:
-            spec = _planned(name, request)
+            spec = _with_statistics(_planned(name, request), mean, std)
         else:
             saved = saved_student(name)
+            if mean is not None:
+                instead = "leave mean and std out"
+                raise InvalidValueError("mean", f"none for {name}, a run with its own", list(mean), instead)
             weights = saved / records.STUDENT if weights is None else Path(weights)
             records.require_whole(saved, records.CARD, *([weights.name] if weights.parent == saved else []))
             spec = _rebuilt(saved, request)
@@ -116,11 +133,15 @@ def create(
             structure.replace_head(network, old=card.classes, new=classes)
             card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
         if saved is None:
-            card = dataclasses.replace(card, task=task or "classes")
-        elif task not in (None, card.task):
-            expected, instead = f"one that answers {task}, as the data ask", "name another, or other data"
-            raise InvalidValueError("model", expected, f"{saved.name}, which answers {card.task}", instead)
+            if task not in (None, card.task) and card.task != "classes" and "classes" in as_trained:
+                raise _other_task(card.name, card, task)
+            card = dataclasses.replace(card, task=task or card.task)
+        elif task not in (None, card.task) and not (task == "embedding" and "classes" in as_trained):
+            raise _other_task(saved.name, card, task)
         classifier = _described(network, card, spec.call)
+        of_classes = saved is None or classifier.card.task == "classes"
+        if task == "embedding" and "classes" in as_trained and of_classes and prefix not in (file.PREFIX, *EXPORTED):
+            classifier = _without_head(classifier)
     classifier.asked_size = image_size
     if saved is not None:
         classifier.adapters, _ = io.read_parts(saved)
@@ -134,7 +155,27 @@ def _planned(name: str, request: ModelRequest) -> ModelSpec:
     if request.text is not None and prefix in _OF_IMAGES:
         instead = "name one of hf:, such as hf:bert with its config"
         raise InvalidValueError("model", "a network that reads texts, as the data are", f"{name}, of images", instead)
+    if request.task == "pixels" and prefix in _OF_WHOLE_IMAGES:
+        expected, got = "a network that gives each pixel a class", f"{name}, which gives each image one"
+        instead = f"name one of torchvision's, such as torchvision:{torchvision.SEGMENTING}, of hf: or of your own"
+        raise InvalidValueError("model", expected, got, instead)
     return _SOURCES[prefix](path, request)
+
+
+def _with_statistics(spec: ModelSpec, mean: Sequence[float] | None, std: Sequence[float] | None) -> ModelSpec:
+    """Put statistics on the card of a network of images that has none."""
+    if mean is None and std is None:
+        return spec
+    card, typed = spec.card, None if mean is None else list(mean)
+    of_text = card.max_tokens is not None
+    if card.mean is not None or of_text:
+        whose = "a network of text" if of_text else "which has its own"
+        raise InvalidValueError("mean", f"none for {card.name}, {whose}", typed, "leave mean and std out")
+    if mean is not None and std is not None and not len(mean) == len(std) == card.channels:
+        expected = f"a mean and a std for each of the {card.channels} channels of {card.name}"
+        raise InvalidValueError("mean", expected, f"{len(mean)} and {len(std)}", "type as many")
+    means, deviations = (None if each is None else tuple(each) for each in (mean, std))
+    return dataclasses.replace(spec, card=dataclasses.replace(card, mean=means, std=deviations))
 
 
 def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
@@ -191,12 +232,32 @@ def _completed(state: Mapping[str, Tensor], network: nn.Module, path: Path, save
     return {**rest, **state}
 
 
+def _other_task(name: str, card: Card, task: Task | None) -> InvalidValueError:
+    expected, instead = f"one that answers {task}, as the data ask", "name another, or other data"
+    return InvalidValueError("model", expected, f"{name}, which answers {card.task}", instead)
+
+
 def _described(network: nn.Module, card: Card, call: HubCall | None = None) -> Classifier:
     """Fill in where features can be read, unless the source says it."""
     if card.head is None:
         card = dataclasses.replace(card, **structure.read(network, classes=card.classes)._asdict())
     if call is not None:
         call = dataclasses.replace(call, classes=card.classes)
+    return Classifier(network, card, call=call)
+
+
+def _without_head(classifier: Classifier) -> Classifier:
+    """Return a trained classifier's network without its head: it answers with what the head reads."""
+    card, network = classifier.card, classifier.network
+    layer = None if card.head is None else network.get_submodule(card.head)
+    if not isinstance(layer, nn.Linear):
+        instead = "name a network that ends in a linear layer, or one of your own that returns embeddings, by file:"
+        raise InvalidValueError("model", "a known head, whose input is the embedding", f"none in {card.name}", instead)
+    network.set_submodule(str(card.head), nn.Identity())
+    card = dataclasses.replace(
+        card, classes=layer.in_features, class_names=None, head=None, fresh_head=False, task="embedding"
+    )
+    call = classifier.call and dataclasses.replace(classifier.call, classes=card.classes)
     return Classifier(network, card, call=call)
 
 

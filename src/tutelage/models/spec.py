@@ -30,6 +30,8 @@ class ModelRequest:
     like: Mapping[str, Any] | None = None  # content of such a folder's configuration, for a network made like another
     # whether a user's file may be run: any, or only those of these names
     trust_code: bool | frozenset[str] = False
+    mean: tuple[float, ...] | None = None  # statistics of a network whose name has none
+    output: int | str | None = None  # output that has the logits, of a file with several
     tagged: bool = True  # whether the name's tag may fetch weights; if not, it determines the card alone
     # fields in whose place the value that the weights were trained with is taken
     as_trained: frozenset[str] = frozenset()

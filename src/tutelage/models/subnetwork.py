@@ -91,6 +91,7 @@ def from_teacher(
         spec.card,
         weights=weights,
         class_names=card.class_names,
+        task=card.task,
         **structure.read(student, classes=card.classes)._asdict(),
     )
     if text is None and call.text is None:

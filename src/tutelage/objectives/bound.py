@@ -67,7 +67,8 @@ class BoundObjective(nn.Module):
             term, weight = self.terms[part.name], part.weight
             numbers = dict(cast(Mapping[str, float], getattr(term, "resolved", {})))
             if isinstance(weight, Automatic):
-                found = numbers[weight.argument] = balanced_weight(cast(Term, term), context, weight)
+                single = getattr(term, "single", term)  # for one teacher, where there are several
+                found = numbers[weight.argument] = balanced_weight(cast(Term, single), context, weight)
                 weight = found * weight.factor
             self._weights[part.name] = cast(WeightValue, scaled(weight, scale))
             if numbers:
@@ -84,7 +85,8 @@ class BoundObjective(nn.Module):
             maps, routes = _projectors(call_needs.projections, context)
             self.projectors.append(maps)
             call_names = tuple(itertools.islice(names, len(call.parts)))
-            of_logits = not (call_needs.student_taps or call_needs.teacher_taps or call_needs.indices)
+            features = {*call_needs.student_taps, *call_needs.teacher_taps}.difference(call_needs.members)
+            of_logits = not (features or call_needs.indices)
             coupled = call_needs.coupled and of_logits
             self._calls.append(_BoundCall(call_names, routes, call_needs if call.gather else None, coupled))
 
@@ -171,7 +173,8 @@ class BoundObjective(nn.Module):
                 teacher = teacher and _mapped(teacher, partial(_constant, wide=wide))
             local = _Inputs(student, teacher, batch, totals or count(batch, student.logits))
             several = student.logits.ndim > 2 or batch.counted is not None
-            rows = _as_rows(local) if several and any(call.coupled for call in self._calls) else local
+            coupled = several and any(call.coupled for call in self._calls)
+            rows = _as_rows(local, self.needs.members) if coupled else local
             parts, weighted = {}, []
             for call, maps in zip(self._calls, self.projectors, strict=True):
                 inputs = rows if call.coupled else local
@@ -298,8 +301,10 @@ class _Inputs(NamedTuple):
     totals: Totals
 
 
-def _as_rows(inputs: _Inputs) -> _Inputs:
-    """Return the counted positions as samples of one position each, for terms that couple them; features are left out.
+def _as_rows(inputs: _Inputs, members: Sequence[str]) -> _Inputs:
+    """Return the counted positions as samples of one position each, for terms that couple them.
+
+    Of features those that are logits, of the teacher's ``members``, are kept.
 
     On an accelerator the host waits for their number, unless all count.
     """
@@ -311,7 +316,7 @@ def _as_rows(inputs: _Inputs) -> _Inputs:
 
     logits, index = rows(student.logits), batch.index.reshape(-1, *[1] * (len(positions) - 1)).expand(positions)
     each = Batch(rows(index), logits.new_empty((len(logits), 0)), rows(batch.labels))
-    outputs = teacher and Outputs(rows(teacher.logits))
+    outputs = teacher and Outputs(rows(teacher.logits), {tap: rows(teacher.taps[tap]) for tap in members})
     return _Inputs(Outputs(logits), outputs, each, totals._replace(samples=totals.positions))
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tutelage.errors import InvalidValueError
 from tutelage.objectives.bound import BoundObjective
+from tutelage.objectives.members import of_each
 from tutelage.objectives.term import Apply, BindContext, PresetCall, TermSpec, WeightedTerm, joint_needs, named_parts
 from tutelage.settings.objective import ObjectiveSpec, PresetSpec, arguments_to_recipe
 from tutelage.settings.weights import scaled, weight_to_recipe
@@ -78,6 +79,21 @@ class Objective:
             raise InvalidValueError("objective", expected, got, "leave gather out")
         pieces = zip(self.pieces, coupled, strict=True)
         return Objective(tuple(replace(piece, gather=piece.gather or couples) for piece, couples in pieces))
+
+    def per_member(self, weights: Mapping[str, float]) -> Objective:
+        """Return the objective with each term that reads the teacher computed for each member of an ensemble.
+
+        ``sum_k weights[k] * term(z, v_k)``; with `wttm` each member's own ``U_gamma`` weighs its divergence. For KL at
+        gamma 1 its gradient is that of the mean of probabilities; the value is larger by the members' disagreement,
+        ``sum_k w_k KL(p_k || sum_j w_j p_j)``. An automatic weight is found from the ensemble's own logits.
+
+        Args:
+            weights: weight of each member by the tap of its logits, such as `tutelage.models.Ensemble.by_tap`.
+
+        Raises:
+            ValueError: if a term reads more of a teacher than its logits.
+        """
+        return Objective(tuple(of_each(piece, weights) for piece in self.pieces))
 
     @property
     def name(self) -> str:

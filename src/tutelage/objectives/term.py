@@ -22,6 +22,8 @@ LOSS_INPUTS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor 
     "teacher_logits": lambda term, student, teacher, batch: teacher_logits(teacher),
     "student_features": lambda term, student, teacher, batch: student.taps[term.student_feature],
     "teacher_features": lambda term, student, teacher, batch: present(teacher).taps[term.teacher_tap],
+    "student_embeddings": lambda term, student, teacher, batch: student.logits,
+    "teacher_embeddings": lambda term, student, teacher, batch: present(teacher).logits,
     "labels": lambda term, student, teacher, batch: batch.labels,
 }
 """Readers of a loss's positional arguments, by name: a loss's signature says what it reads."""
@@ -147,6 +149,8 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         min_batch=max((n.min_batch for n in needs), default=1),
         host_waits=any(n.host_waits for n in needs),
         sparse=all(n.sparse for n in needs if n.teacher),
+        embeddings=any(n.embeddings for n in needs),
+        members=_unique(tap for n in needs for tap in n.members),
     )
 
 
@@ -213,6 +217,7 @@ class Apply:
             projections=(self._projection,) if self._projection else (),
             min_batch=self.min_batch,
             sparse=self.loss in READ_SPARSE,
+            embeddings="student_embeddings" in reads,
         )
 
     @property

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import plotly.graph_objects as go
 
+from tutelage import records
 from tutelage.report.figures import TEACHER, Panel, Style, add_histogram, empty, inert, reach, style
 from tutelage.report.reading import Subject, mean, number, section, teachers
 from tutelage.report.results import rows
@@ -22,7 +23,7 @@ class Judged:
 
     name: str
     look: Style
-    per_class: Sequence[float | None]
+    per_class: Sequence[float | None]  # accuracy by class, or average precision by label
     edges: Sequence[float]
     counts: Sequence[float]
     bins: Sequence[tuple[float, float, float]]  # confidence, accuracy, count; of bins that hold samples
@@ -61,7 +62,7 @@ def judged(subject: Subject) -> list[Judged]:
 
 def _pool(judgements: Sequence[Mapping[str, Any]], **options: Any) -> Judged:
     """Average the accuracies over runs, and sum the counts."""
-    classes = [judgement.get("per_class") or [] for judgement in judgements]
+    classes = [judgement.get("average_precision") or judgement.get("per_class") or [] for judgement in judgements]
     per_class: list[float | None] = []
     if len(set(map(len, classes))) == 1:
         for values in zip(*classes, strict=True):
@@ -91,7 +92,10 @@ def _pool(judgements: Sequence[Mapping[str, Any]], **options: Any) -> Judged:
 
 
 def per_class(subject: Subject, networks: Sequence[Judged]) -> Panel | None:
-    """Return accuracy by class: a place per class if they are few, teacher against student if they are many."""
+    """Return accuracy by class, or average precision by label.
+
+    There is a place for each if they are few, and teacher against student if they are many.
+    """
     networks = [network for network in networks if any(value is not None for value in network.per_class)]
     size = max((len(network.per_class) for network in networks), default=0)
     networks = [network for network in networks if len(network.per_class) == size]
@@ -99,15 +103,25 @@ def per_class(subject: Subject, networks: Sequence[Judged]) -> Panel | None:
         return None
     named = next((run.evaluation.get("class_names") for run in subject.runs if run.evaluation), None) or []
     names = [str(name) for name in (named if len(named) == size else range(size))]
+    of_labels = subject.measure is records.MEAN_AVERAGE_PRECISION
+    what = _What("Average precision", "label", "labels") if of_labels else _What("Accuracy", "class", "classes")
     if size > MAX_NAMED_CLASSES and networks[0].look == TEACHER and len(networks) > 1:
-        return _class_scatter(networks[0], networks[1:], names)
-    return _class_places(networks, names)
+        return _class_scatter(networks[0], networks[1:], names, what)
+    return _class_places(networks, names, what)
 
 
-def _class_places(networks: Sequence[Judged], names: Sequence[str]) -> Panel:
+class _What(NamedTuple):
+    """What is shown for each class or label."""
+
+    measure: str
+    each: str
+    several: str
+
+
+def _class_places(networks: Sequence[Judged], names: Sequence[str], what: _What) -> Panel:
     first = networks[0]
     order = sorted(range(len(names)), key=lambda at: -1.0 if (v := first.per_class[at]) is None else v)[::-1]
-    figure = empty("Accuracy by class", "Class", "Accuracy (%)")
+    figure = empty(f"{what.measure} by {what.each}", what.each.capitalize(), f"{what.measure} (%)")
     for network in networks:
         values = [network.per_class[at] for at in order]
         figure.add_scatter(
@@ -129,11 +143,13 @@ def _class_places(networks: Sequence[Judged], names: Sequence[str]) -> Panel:
         figure.update_layout(legend={"x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}, margin={"t": 74})
     figure.update_xaxes(range=[-0.6, len(order) - 0.4], **ticks)
     figure.update_layout(hovermode="x unified" if named else "closest")
-    return Panel("per-class", f"Classes sorted by the accuracy of {first.name}.", figure)
+    caption = f"{what.several.capitalize()} sorted by the {what.measure.lower()} of {first.name}."
+    return Panel("per-class", caption, figure)
 
 
-def _class_scatter(teacher: Judged, students: Sequence[Judged], names: Sequence[str]) -> Panel:
-    figure = empty("Accuracy by class", "Teacher accuracy (%)", "Student accuracy (%)")
+def _class_scatter(teacher: Judged, students: Sequence[Judged], names: Sequence[str], what: _What) -> Panel:
+    axes = (f"{who} {what.measure.lower()} (%)" for who in ("Teacher", "Student"))
+    figure = empty(f"{what.measure} by {what.each}", *axes)
     _diagonal(
         figure, 100 * min(value for network in (teacher, *students) for value in network.per_class if value is not None)
     )
@@ -150,7 +166,8 @@ def _class_scatter(teacher: Judged, students: Sequence[Judged], names: Sequence[
             **network.trace,
         )
     figure.update_layout(hovermode="closest")
-    return Panel("per-class", "One mark per class; below the line the student is worse than its teacher.", figure)
+    caption = f"One mark per {what.each}; below the line the student is worse than its teacher."
+    return Panel("per-class", caption, figure)
 
 
 def entropy_histogram(networks: Sequence[Judged], counted: str) -> Panel | None:

@@ -93,7 +93,7 @@ def _curve(
     """
     first, _, term = quantity.partition(".")
     keys = (first, term) if term else (first,)
-    judged = quantity in {by.key for by in (records.ACCURACY, *records.MEASURES)}
+    judged = quantity in (records.ACCURACY.key, *records.OF_TASKS)
     scale = 100 if axis.endswith("(%)") else 1
     digits = ".2f" if scale == 100 or judged else digits
     figure = empty(title, "Epoch", axis)

@@ -200,7 +200,8 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
     students = [row for row in known if row.role == "student"]
     top = max(students or known, key=lambda row: row.merit)
     by = top.measure
-    reached = f"{'' if by.unit else f'a {by.name} of '}{_amount(by, top.value, top.std)} on the {top.set} set"
+    named = "" if by is records.ACCURACY else f"a {by.name} of "
+    reached = f"{named}{_amount(by, top.value, top.std)} on the {top.set} set"
     if not subject.comparison:
         sentence = f"The student reaches {reached} after its last epoch"
     else:
@@ -308,7 +309,7 @@ def selection(subject: Subject) -> str:
     }
     held_out = "The {name} set was used for selection{by}; the test set took no part in it."
     chosen_by = [
-        sentences.get(name, held_out).format(name=name, by=f" by {subject.measure.key}" if metric else "")
+        sentences.get(name, held_out).format(name=name, by=f" by {subject.measure.name}" if metric else "")
         for name, metric in dict.fromkeys((text(chosen.get("set")), text(chosen.get("metric"))) for chosen in recorded)
     ]
     return " ".join(
@@ -346,7 +347,7 @@ def _run(subject: Subject, run: Run) -> Row:
             MISSING if seconds is None else duration(seconds),
         ),
         kind="finished" if run.finished else "unfinished",
-        exact={"folder": folder, "status": run.status, by.key: value},
+        exact={"folder": folder, "status": run.status, by.key.replace("_", "-"): value},
         link=quote(f"./{folder}/{records.REPORT}") if (run.folder / records.REPORT).exists() else "",
     )
 
@@ -422,14 +423,14 @@ def definitions(subject: Subject) -> list[tuple[str, str]]:
     judgements = (section(run.evaluation, "student") for run in subject.runs)
     bins = next((len(judgement["reliability"]) for judgement in judgements if judgement.get("reliability")), None)
     by = subject.measure
-    counted = by.counted
+    counted, points = by.counted, "accuracies" if by is records.ACCURACY else "means"
+    whose = f"labelled {counted} whose class is the network's most probable one"
+    if by is records.MEAN_AVERAGE_PRECISION:
+        whose = "labels that are answered right, yes above a probability of 1/2, of all known ones"
     return [
         *([] if by is records.ACCURACY else [(by.title, by.definition)]),
         *([] if by.beside is None else [(beside(by)[0], records.COMPANIONS[by.beside][1])]),
-        (
-            "Accuracy",
-            f"Share of labelled {counted} whose class is the network's most probable one; the last epoch's.",
-        ),
+        ("Accuracy", f"Share of {whose}; the last epoch's."),
         ("±", "Sample standard deviation over finished runs, with n - 1 in the denominator; none for one run."),
         ("Agreement", f"Share of {counted} on which student and teacher name the same class, right or wrong."),
         (
@@ -447,5 +448,5 @@ def definitions(subject: Subject) -> list[tuple[str, str]]:
             "Expected calibration error: mean of |accuracy - confidence| over "
             f"{f'{bins} ' if bins else ''}bins of the top-1 probability, weighted by their {counted}.",
         ),
-        *([("Points", "Percentage points: a difference of two accuracies in percent.")] if by.steps else []),
+        *([("Points", f"Percentage points: a difference of two {points} in percent.")] if by.steps else []),
     ]

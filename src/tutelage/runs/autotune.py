@@ -20,14 +20,14 @@ from tutelage.errors import RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.runs.resume import read_recorded
-from tutelage.runs.setup import RunInputs, evaluate_network, run_context, steps_of
+from tutelage.runs.setup import RunInputs, evaluate_network, run_context, steps_of, with_sampled
 from tutelage.settings.fit import Precision
 from tutelage.teacher_cache.served import ServedTeacher
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.loop import fit
 from tutelage.training.precision import has_tf32
-from tutelage.types import Batch, Teacher
+from tutelage.types import Batch, Batches, Teacher
 
 GAIN = 1.2
 """Least speed-up for which bfloat16 is chosen. It rounds networks to 8 bits, so it loses a near tie."""
@@ -161,7 +161,8 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
     batches = data.loader_on(
         accelerator.device, train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True
     )
-    timed, settings = _TimedBatches(batches, TIMED, limit), replace(planned.settings, epochs=1)
+    made = with_sampled(batches, planned, run_inputs, student, device=accelerator.device)
+    timed, settings = _TimedBatches(made, TIMED, limit), replace(planned.settings, epochs=1)
     if accelerator.device.type in CAPTURES and settings.graphs == "auto":  # Otherwise so few steps are not captured.
         settings = replace(settings, graphs=not objective.needs.host_waits)
     with warnings.catch_warnings():
@@ -187,7 +188,7 @@ class _TimedBatches:
     ``seconds`` is per step; ``steps`` and ``count`` are the number of timed steps and of their samples.
     """
 
-    def __init__(self, batches: data.BatchLoader, timed: int, limit: float) -> None:
+    def __init__(self, batches: Batches, timed: int, limit: float) -> None:
         self.batches, self.samples, self.seconds = batches, batches.samples, 0.0
         self.timed, self.limit, self.steps, self.count = timed, limit, 0, 0
 

@@ -65,7 +65,9 @@ def size_of_all(planned: Iterable[tuple[Recipe, Path]], splits: data.Splits, tru
         with contextlib.suppress(ValueError, TypeError, OSError, ImportError, RuntimeError):
             written = network.model_dump_json()  # A network with a configuration has no hash.
             if written not in students:
-                students[written] = create_student(network, splits, seed=0, trust_code=trust_code)
+                students[written] = create_student(
+                    network, data.read_by(splits, recipe.reads), seed=0, trust_code=trust_code
+                )
             size += size_left(recipe, students[written], folder)
     return size
 

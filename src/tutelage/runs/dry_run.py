@@ -54,12 +54,14 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     check_run(recipe, run_inputs)
     recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
-    sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not splits.train.per_token}
+    of_text = splits.task != "pixels" and splits.train.per_token
+    sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not of_text}
+    place = data.describe_place(splits, accelerator_on(recipe.device).device)
     summary = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items())),
         *([("unlabelled", _unlabelled(splits.train))] if splits.train.unlabelled else []),
-        ("tokens" if splits.text else "pixels", data.describe_place(splits, accelerator_on(recipe.device).device)),
-        ("classes", str(splits.classes)),
+        ("tokens" if splits.text and not splits.of_images else "pixels", place),
+        ("labels" if splits.task == "labels" else "classes", str(splits.outputs)),
         ("input", _input(splits)),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
     ]
@@ -150,8 +152,12 @@ class _Sample:
 
 
 def _logits(batch_size: int, splits: data.Splits) -> str:
-    tokens = f"up to {splits.text['student'].max_tokens} tokens, " if splits.train.per_token else ""
-    return f"({batch_size}, {tokens}{splits.classes})"
+    positions = f"up to {splits.positions} tokens, " if splits.train.per_token else ""
+    if splits.task == "pixels":
+        positions = "".join(f"{side}, " for side in splits.image_size or ())
+    elif splits.task == "labels":
+        positions = f"{splits.outputs}, "
+    return f"({batch_size}, {positions}{splits.classes})"
 
 
 def _unlabelled(train: data.Split) -> str:
@@ -167,6 +173,10 @@ def _input(splits: data.Splits) -> str:
     """Describe a batch of the data."""
     if not splits.text:
         return f"(batch, {', '.join(map(str, splits.input_shape('')))}), values in [0, 1]"
+    if splits.of_images:
+        ((name, text),) = splits.text.items()
+        image = f"(batch, {', '.join(map(str, splits.input_shape('')))}), values in [0, 1]"
+        return f"{image}; the {name}'s (batch, up to {text.max_tokens} tokens), token ids below {text.tokenizer.size:,}"
     student, teacher = splits.text["student"], splits.text["teacher"]
     ids = f"token ids below {student.tokenizer.size:,}"
     own = f"; the teacher's below {teacher.tokenizer.size:,}" if teacher != student else ""
@@ -176,7 +186,9 @@ def _input(splits: data.Splits) -> str:
 def _network(network: models.Classifier, shape: tuple[int, ...]) -> str:
     card = network.card
     count, weights = models.parameters(network), card.weights or "random"
-    facts = f"{card.name}: {count:,} parameters, {card.classes} classes, weights {weights}"
+    counted = f"{count:,} parameters, " if count else ""  # An ONNX file does not tell them.
+    kind = "labels" if card.task == "labels" else "classes"
+    facts = f"{card.name}: {counted}{card.classes} {kind}, weights {weights}"
     return "; ".join([facts, *describe_fit(network, shape)])
 
 

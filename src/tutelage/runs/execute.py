@@ -69,7 +69,8 @@ def execute(
             teacher = folder / "teacher"
             if not by_main(lambda: finished(teacher)):
                 execute(training, teacher, options=options)
-            with_teacher = recipe.model_copy(update={"teacher": Network(name=str(teacher))})
+            trained = Network(name=str(teacher), reads=training.student.reads)
+            with_teacher = recipe.model_copy(update={"teacher": trained})
             inputs = build_inputs(with_teacher, splits=inputs.splits, trust_code=options.trust_code)
             check_run(recipe, inputs)
         known = expected or resume.fingerprints(recorded and recorded.manifest)

@@ -194,16 +194,17 @@ _SHARED = (
 def can_share_batches(first: Recipe, second: Recipe) -> bool:
     """Whether two runs may be in one group: with the same batches, and the same teacher if both use one.
 
-    Seeds, students, objectives, optimizers and their schedules may differ.
+    Seeds, students, objectives, optimizers and their schedules may differ. Where a student writes some of the samples,
+    they are its own.
     """
     pair = (first, second)
-    if any(recipe.shard != "none" for recipe in pair):
+    if any(recipe.shard != "none" or any(fit.on_policy for fit in recipe.fits()) for recipe in pair):
         return False
     teachers = [recipe.teacher for recipe in pair if recipe.teacher is not None]
     if any(isinstance(teacher, TrainedTeacher) for teacher in teachers) or teachers[1:] not in ([], teachers[:1]):
         return False
     stages = [[(fit.settings.epochs, fit.batch_size) for fit in recipe.fits()] for recipe in pair]
-    if any(getattr(first, name) != getattr(second, name) for name in _SHARED) or stages[0] != stages[1]:
+    if any(getattr(first, name) != getattr(second, name) for name in (*_SHARED, "reads")) or stages[0] != stages[1]:
         return False
     both_use_teacher = all(map(needs_teacher, pair))
     return not both_use_teacher or (first.outputs == second.outputs and _exponents(first) == _exponents(second))

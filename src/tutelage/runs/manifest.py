@@ -110,6 +110,12 @@ def describe_network(network: Classifier) -> dict[str, Any]:
         described["trained"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
     if (shape := network.resized_to) is not None:
         described["input"] = shape
+    if isinstance(network, models.Ensemble):
+        described["combine"], described["normalisation"] = network.combine, "each member's own"
+        described["members"] = [
+            {**describe_network(member), "weight": weight}
+            for member, weight in zip(network.members, network.weights, strict=True)
+        ]
     if network.outputs is not None:
         described["class_outputs"] = network.outputs.tolist()
     return described

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from tutelage import data, models
-from tutelage.config.schema import LoRA, Network
+from tutelage.config.schema import LoRA, Network, Teachers
 from tutelage.errors import InvalidValueError, RecipeError
-from tutelage.models import Card, Classifier
+from tutelage.models import Card, Classifier, Ensemble
 from tutelage.models.lora import Adapters
-from tutelage.runs.preflight import require_teacher
+from tutelage.objectives import Objective
+from tutelage.runs.preflight import require_teacher, require_trainable
 
 SHOWN = 3
 """Number of class names, or of outputs, in a message."""
@@ -33,23 +34,24 @@ def create_student(
 
     One that is made of its ``teacher`` has that one's size.
     """
-    typed = _typed_size(network, splits, view)
+    require_trainable(network, view)
+    typed = _typed_size(network, splits, view, view)
     reads = _reads(splits, view, typed)
     if network.init is None:
-        student = _named(network, splits, seed=seed, trust_code=trust_code, **reads)
+        student = _named(network, splits, view, seed=seed, trust_code=trust_code, **reads)
     else:
         source = require_teacher(teacher, "of which student.init makes the student")
         layers, width = network.init.layers, network.init.width
         with _about(view):
             student = models.from_teacher(source, layers=layers, width=width, text=reads.get("text"))
-        reads |= {} if typed or splits.text else {"image_size": student.card.image_size or reads["image_size"]}
+        reads |= {} if typed or view in splits.text else {"image_size": student.card.image_size or reads["image_size"]}
     if network.trained == "head":
         student.train_head_alone()
     elif isinstance(network.trained, LoRA):
         rank, alpha, targets = network.trained.lora, network.trained.alpha, network.trained.targets
         with _about(view):
             student.train_adapters(Adapters(rank, alpha or float(rank), targets or ()), seed=seed)
-    if not splits.of_images:
+    if not splits.input_shape(view):
         student.card = replace(student.card, class_names=splits.class_names or None)
         return student
     student.card = replace(
@@ -58,21 +60,22 @@ def create_student(
         margin=splits.margin,
         interpolation=splits.interpolation,
         divisor=splits.divisor,
-        class_names=splits.class_names,
+        class_names=splits.class_names or None,
     )
     return _with_entrance(student, splits, view)
 
 
-def _named(network: Network, splits: data.Splits, **arguments: Any) -> Classifier:
+def _named(network: Network, splits: data.Splits, view: str, **arguments: Any) -> Classifier:
     """Make a network by its name, for the data's classes."""
-    return models.create(
-        network.name,
-        weights=network.weights,
-        config=network.config,
-        classes=splits.outputs,
-        task=splits.task,
-        **arguments,
-    )
+    keys = {key: getattr(network, key) for key in ("weights", "config", "mean", "std", "output")}
+    try:
+        made = models.create(network.name, classes=splits.outputs, task=splits.task, **keys, **arguments)
+    except InvalidValueError as error:
+        raise error.renamed(lambda what: f"{view}.{what}" if what in ("mean", "output") else what) from error
+    if "image_size" in arguments and made.call is not None and made.call.text is not None:  # of a run's folder
+        instead = "type reads: text for it" if network.reads else "name a network of images"
+        raise InvalidValueError("model", "a network that reads images", f"{made.card.name}, of texts", instead)
+    return made
 
 
 @contextmanager
@@ -92,18 +95,57 @@ def create_untrained(network: Network, splits: data.Splits, *, trust_code: bool 
 
 
 def create_teacher(
-    network: Network, splits: data.Splits, *, seed: int = 0, trust_code: bool | frozenset[str] = False
+    network: Network | Teachers,
+    splits: data.Splits,
+    *,
+    seed: int = 0,
+    trust_code: bool | frozenset[str] = False,
+    key: str = "teacher",
 ) -> Classifier:
     """Make the network to learn from, with the channels, size and classes that its weights were trained with.
 
     Random weights, and those of a checkpoint that says none of it, take the data's. A typed size and typed classes come
-    first.
+    first. ``key`` is where a recipe names it.
 
     Raises:
         RecipeError: if the images would be stretched, or the classes cannot be mapped as typed.
     """
-    teacher = create_as_trained(network, splits, "teacher", seed=seed, trust_code=trust_code)
-    return with_classes(teacher, splits, network.classes)
+    if isinstance(network, Teachers):
+        members = [
+            create_teacher(member, splits, seed=seed, trust_code=trust_code, key=member_key(k))
+            for k, member in enumerate(network.members)
+        ]
+        return as_one(members, splits, network.weights, network.combine)
+    teacher = create_as_trained(network, splits, "teacher", seed=seed, trust_code=trust_code, key=key)
+    if splits.task == "embedding":
+        if network.classes is not None:
+            raise RecipeError(f"{key}.classes", "null with data.embedding", "classes", f"type {key}.classes=null")
+        return teacher
+    return with_classes(teacher, splits, network.classes, key=key)
+
+
+def member_key(number: int) -> str:
+    """Return where a recipe names one of several teachers."""
+    return f"teacher.members.{number}"
+
+
+def as_one(
+    members: Sequence[Classifier],
+    splits: data.Splits,
+    weights: Sequence[float] | None,
+    combine: Literal["probabilities", "logits", "terms"],
+) -> Ensemble:
+    """Combine teachers of which each is as its data ask; refuse one whose classes are not theirs.
+
+    Raises:
+        RecipeError: if one's classes differ.
+        InvalidValueError: if they cannot be combined so; the message names the recipe's key.
+    """
+    for k, member in enumerate(members):
+        if splits.task != "embedding":
+            check_classes(member, splits, key=member_key(k))
+    with _about("teacher"):
+        return Ensemble(members, weights=weights, combine=combine)
 
 
 def create_as_trained(
@@ -113,13 +155,23 @@ def create_as_trained(
     *,
     seed: int = 0,
     trust_code: bool | frozenset[str] = False,
+    key: str | None = None,
 ) -> Classifier:
-    """Make a network with what its weights were trained with, or else with the data's; a typed size comes first."""
-    typed = _typed_size(network, splits, view)
+    """Make a network with what its weights were trained with, or else with the data's; a typed size comes first.
+
+    ``key`` is where a recipe names it, by default its view.
+    """
+    key = key or view
+    typed = _typed_size(network, splits, view, key)
     as_trained = ("classes", "channels") if typed else ("classes", "channels", "image_size")
     reads = _reads(splits, view, typed)
-    trained = _named(network, splits, seed=seed, trust_code=trust_code, as_trained=as_trained, **reads)
-    return _with_entrance(trained, splits, view, stretched=typed is not None)
+    trained = _named(network, splits, key, seed=seed, trust_code=trust_code, as_trained=as_trained, **reads)
+    return _with_entrance(trained, splits, view, key, stretched=typed is not None)
+
+
+def adopt_teacher(module: nn.Module, splits: data.Splits, key: str = "teacher") -> Classifier:
+    """Wrap a teacher of the caller's, with its outputs mapped to the data's classes by name."""
+    return with_classes(adopt(module, splits, "teacher", trained=True), splits, key=key)
 
 
 def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = False) -> Classifier:
@@ -127,70 +179,83 @@ def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = 
 
     A teacher is ``trained``: without such a size its weights' own counts, if its card names weights.
     """
-    shape = _reads(splits, view) if splits.of_images else {}
+    of_images = bool(splits.input_shape(view))
+    shape = _reads(splits, view) if of_images else {}
     network = models.adopt(module, f"object:{type(module).__name__}", classes=splits.outputs, task=splits.task, **shape)
-    if network is not module or not splits.of_images:
+    if network is not module or not of_images:
         return network
+    if isinstance(network, Ensemble):
+        members = [adopt(member, splits, view, trained=trained) for member in network.members]
+        return Ensemble(members, weights=network.weights, combine=network.combine)
     channels, height, width = splits.input_shape(view)
     by_weights = network.card.image_size if trained and network.card.weights is not None else None
     size = network.asked_size or by_weights or (height, width)
     outputs = None if network.outputs is None else network.outputs.tolist()
     # A card without statistics may leave the number of channels at its default.
     channels = channels if network.card.mean is None else network.card.channels
-    network = Classifier(network.network, replace(network.card, image_size=size, channels=channels), outputs=outputs)
+    card = replace(network.card, image_size=size, channels=channels)
+    network = Classifier(network.network, card, outputs=outputs, call=network.call)
     return _with_entrance(network, splits, view)
 
 
 def _reads(splits: data.Splits, view: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
     """Return the arguments of `models.create` for what a network reads: text, or images of a size or the data's."""
-    if splits.text:
+    if view in splits.text:
         return {"text": splits.text[view]}
-    if not splits.of_images:
+    if not splits.input_shape(view):
         return {}
     channels, height, width = splits.input_shape(view)
     return {"channels": channels, "image_size": size or (height, width)}
 
 
-def _typed_size(network: Network, splits: data.Splits, view: str) -> tuple[int, int] | None:
+def _typed_size(network: Network, splits: data.Splits, view: str, key: str) -> tuple[int, int] | None:
     """Return the height and width whose shorter side was typed, in the aspect ratio of the data's images."""
     if network.size is None:
         return None
-    if not splits.of_images:
-        raise RecipeError(f"{view}.size", "null where samples are no images", network.size, f"type {view}.size=null")
+    if not splits.input_shape(view):
+        raise RecipeError(f"{key}.size", "null where samples are no images", network.size, f"type {key}.size=null")
     _, height, width = splits.input_shape(view)
     scale = network.size / min(height, width)
     return round(height * scale), round(width * scale)
 
 
-def _with_entrance(network: Classifier, splits: data.Splits, view: str, *, stretched: bool = True) -> Classifier:
+def _with_entrance(
+    network: Classifier, splits: data.Splits, view: str, key: str | None = None, *, stretched: bool = True
+) -> Classifier:
     """Let a network bring the data's images to its card's size and channels; without ``stretched`` no other aspect."""
-    if not splits.of_images:
+    if not splits.input_shape(view):
         return network
     channels, height, width = splits.input_shape(view)
-    card = network.card
+    card, key = network.card, key or view
     size = card.image_size or (height, width)
     if not stretched and abs(size[0] * width - size[1] * height) > max(height, width):
         got = f"images of {height}x{width}, which would be stretched"
         instead = (
-            f"type data.size={min(size)} for square images, or {view}.size={min(height, width)} for the data's size"
+            f"type data.size={min(size)} for square images, or {key}.size={min(height, width)} for the data's size"
         )
-        raise RecipeError(f"{view} {card.name}", f"images shaped as its {size[0]}x{size[1]}", got, instead)
+        raise RecipeError(f"{key} {card.name}", f"images shaped as its {size[0]}x{size[1]}", got, instead)
     network.resizes = (card.channels, *size) != (channels, height, width)
     return network
 
 
-def with_classes(teacher: Classifier, splits: data.Splits, classes: Sequence[int | str] | None = None) -> Classifier:
+def with_classes(
+    teacher: Classifier,
+    splits: data.Splits,
+    classes: Sequence[int | str] | None = None,
+    *,
+    key: str = "teacher",
+) -> Classifier:
     """Map a teacher's outputs to the data's classes: as typed, or else by the names of both where all data's are there.
 
     Otherwise the teacher is returned as it is; `check_classes` refuses one that does not fit.
     """
     card = teacher.card
     if classes is not None:
-        outputs = [_output(each, card) for each in classes]
+        outputs = [_output(each, card, key) for each in classes]
         if len(outputs) != splits.outputs or len(set(outputs)) < len(outputs):
             expected = f"an output of {card.name} for each of the data's {splits.outputs} classes, none of them twice"
             instead = f"type {splits.outputs} different ones, in the order of the data's classes"
-            raise RecipeError("teacher.classes", expected, f"{len(outputs)}, {len(set(outputs))} different", instead)
+            raise RecipeError(f"{key}.classes", expected, f"{len(outputs)}, {len(set(outputs))} different", instead)
     elif _are_names(card.class_names) and set(splits.class_names) <= set(card.class_names or ()):
         outputs = [(card.class_names or ()).index(name) for name in splits.class_names]
     else:
@@ -198,7 +263,7 @@ def with_classes(teacher: Classifier, splits: data.Splits, classes: Sequence[int
     if outputs == list(range(card.classes)):
         return teacher
     card = replace(card, classes=splits.outputs, class_names=splits.class_names)
-    mapped = Classifier(teacher.network, card, outputs=outputs)
+    mapped = Classifier(teacher.network, card, outputs=outputs, call=teacher.call)
     mapped.resizes = teacher.resizes
     return mapped
 
@@ -209,28 +274,28 @@ def _are_names(names: Sequence[str] | None) -> bool:
     return len(set(known)) == len(known) and known != [str(number) for number in range(len(known))]
 
 
-def _output(typed: int | str, card: Card) -> int:
+def _output(typed: int | str, card: Card, key: str) -> int:
     """Return the output that was typed as a number or as a class's name."""
     names = card.class_names or ()
     number = typed if isinstance(typed, int) else names.index(typed) if names.count(typed) == 1 else None
     if number is None or number >= card.classes:
         by_name = f" or the name of one class, such as {names[0]!r}" if names else ", as its classes have no names"
         expected = f"a number from 0 to {card.classes - 1}, as {card.name} has outputs,{by_name}"
-        raise RecipeError("teacher.classes", expected, repr(typed), "type one of those for each class of the data")
+        raise RecipeError(f"{key}.classes", expected, repr(typed), "type one of those for each class of the data")
     return number
 
 
-def check_classes(teacher: Classifier, splits: data.Splits) -> None:
+def check_classes(teacher: Classifier, splits: data.Splits, *, key: str = "teacher") -> None:
     """Refuse a teacher whose classes are not the data's, with the difference.
 
     As many names without anything in common are two notations for the same classes, such as words and WordNet ids.
     """
     card, wanted = teacher.card, splits.class_names
     names = tuple(card.class_names or ())
-    what = f"teacher {card.name}"
+    what = f"{key} {card.name}"
     instead = "fine-tune it on these data with `tutelage train`, or name another teacher"
     if card.classes >= splits.outputs:
-        instead = f"type teacher.classes=[...] with its output for each class of the data in order, {instead}"
+        instead = f"type {key}.classes=[...] with its output for each class of the data in order, {instead}"
     if card.fresh_head:
         expected = f"weights for {splits.outputs} classes, as the data have"
         raise RecipeError(what, expected, "weights for another number", instead)
@@ -251,6 +316,17 @@ def check_classes(teacher: Classifier, splits: data.Splits) -> None:
     raise RecipeError(what, f"the {splits.outputs} classes of the data and the student", got, instead)
 
 
+def check_width(teacher: Classifier, splits: data.Splits, objectives: Iterable[Objective]) -> None:
+    """Refuse a teacher whose embedding has another width than the student's, unless similarities alone are compared."""
+    if (width := teacher.card.classes) == splits.classes:
+        return
+    for objective in objectives:
+        if any(part.term.needs.embeddings and not part.term.needs.coupled for part, _ in objective.parts):
+            expected = f"an embedding as wide as data.embedding={splits.classes} for objective {objective.name}"
+            instead = f"type data.embedding={width}, or in_batch_similarity, which compares similarities alone"
+            raise RecipeError(f"teacher {teacher.card.name}", expected, f"one of {width}", instead)
+
+
 def _some(names: Sequence[str]) -> str:
     return f"{len(names)} ({_listed(names)})" if names else "none"
 
@@ -261,6 +337,10 @@ def _listed(values: Sequence[object]) -> str:
 
 def describe_fit(network: Classifier, shape: Sequence[int]) -> Iterator[str]:
     """Say how a network was fitted to images of a shape and to the data's classes, a line each."""
+    if isinstance(network, Ensemble):
+        yield f"the mean of its members' {network.combine}"
+        for member, weight in zip(network.members, network.weights, strict=True):
+            yield "; ".join([f"{member.card.name} with the weight {weight:.4g}", *describe_fit(member, shape)])
     if network.resized_to is not None:
         came, fed = ("x".join(map(str, sizes)) for sizes in (shape, network.resized_to))
         yield f"images of {came} are brought to its {fed}"

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tutelage.config.schema import Network, Recipe, TrainedTeacher
+from tutelage.config.schema import Network, Recipe, Teachers, TrainedTeacher
 from tutelage.data import names as data_names
 from tutelage.errors import RecipeError, TutelageError, raise_all
 from tutelage.models import names as model_names
@@ -16,8 +16,13 @@ from tutelage.settings.data import DataSettings
 T = TypeVar("T")
 
 
-def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) -> None:
+def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False, evaluate: bool = False) -> None:
     """Refuse names and paths of networks and data that stand for nothing, all of them at once.
+
+    Args:
+        recipe: recipe of the run.
+        trust_code: whether models that run code are allowed: all of them, or only those of these names.
+        evaluate: whether the recipe's student is only evaluated.
 
     Raises:
         TutelageError: such as an `InvalidValueError` or a `NotFoundError`; the libraries that have the others raise
@@ -26,23 +31,35 @@ def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False) ->
     if recipe.student.init is not None:
         require_teacher(recipe.teacher, "of which student.init makes the student")
     networks = networks_of(recipe.student, recipe.teacher)
-    raise_all([*network_errors(networks, trust_code=trust_code), *source_errors(recipe.data)])
+    errors = network_errors(networks, trust_code=trust_code, evaluate=evaluate)
+    raise_all([*errors, *source_errors(recipe.data)])
 
 
-def networks_of(student: Network, teacher: Network | TrainedTeacher | None) -> list[tuple[str, Network]]:
+def networks_of(student: Network, teacher: Network | Teachers | TrainedTeacher | None) -> list[tuple[str, Network]]:
     """Return the networks of a recipe by their keys."""
     if teacher is None:
         return [("model", student)]
     if isinstance(teacher, TrainedTeacher):
         return [("student", student), ("teacher.train.model", teacher.train.model)]
+    if isinstance(teacher, Teachers):
+        return [("student", student), *((f"teacher.members.{k}", each) for k, each in enumerate(teacher.members))]
     return [("student", student), *([] if teacher.served else [("teacher", teacher)])]
 
 
 def network_errors(
-    networks: Iterable[tuple[str, Network]], *, trust_code: bool | frozenset[str] = False
+    networks: Iterable[tuple[str, Network]],
+    *,
+    trust_code: bool | frozenset[str] = False,
+    evaluate: bool = False,
 ) -> Iterable[TutelageError]:
     """Yield what is wrong with the names and paths of networks, each given with its key in a recipe."""
     for key, network in networks:
+        try:
+            if not evaluate and key.rpartition(".")[2] != "teacher":
+                require_trainable(network, key)
+        except TutelageError as error:
+            yield error
+            continue
         try:
             if network.init is None:
                 model_names.check(network.name, trust_code=trust_code)
@@ -78,6 +95,14 @@ def require_teacher(teacher: T | None, purpose: str, *, instead: str = "") -> T:
         other = f", or {instead}" if instead else ""
         raise RecipeError("teacher", f"one {purpose}", "none", f"add teacher=..., such as a run's folder{other}")
     return teacher
+
+
+def require_trainable(network: Network, key: str) -> None:
+    """Refuse a file that holds a network as a graph where one is to be trained."""
+    if model_names.is_exported(network.name):
+        expected = "a network that can be trained"
+        instead = "name it as the teacher, and for the student a network such as timm:mobilenetv3_small_050"
+        raise RecipeError(key, expected, f"{network.name}, which is a graph in a file", instead)
 
 
 def require_outputs(recipe: Recipe) -> Path:

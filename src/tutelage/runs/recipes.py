@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage import config, records
-from tutelage.config.schema import Network, Recipe
+from tutelage.config.schema import Recipe, TrainedTeacher
 from tutelage.errors import RecipeError
 from tutelage.runs.resume import fingerprints, read_recorded
 from tutelage.runs.run import finished
@@ -57,7 +57,7 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
         return recipe, None
     expected = fingerprints(manifest)
     # A teacher that the run trains itself is trained again.
-    return recipe, expected if isinstance(recipe.teacher, Network) else {"data": expected["data"]}
+    return recipe, {"data": expected["data"]} if isinstance(recipe.teacher, TrainedTeacher) else expected
 
 
 def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False, **settings: Any) -> Recipe:
@@ -75,7 +75,9 @@ def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False
     kept = {key: value[key] for key in shared if key in value}
     if isinstance(kept.get("data"), Mapping):  # Evaluation views have no transform: its library need not be there.
         kept["data"] = {**kept["data"], "transform": None}
-    changed = config.override({"name": "evaluate", **kept, **settings, "student": model}, overrides)
+    student = value.get("student")
+    reads = {"reads": student["reads"]} if isinstance(student, Mapping) and "reads" in student else {}
+    changed = config.override({"name": "evaluate", **kept, **settings, "student": {"name": model, **reads}}, overrides)
     recipe = config.parse(Recipe, changed, where="evaluate", overrides=overrides)
     if not best:
         return recipe

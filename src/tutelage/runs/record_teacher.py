@@ -134,7 +134,12 @@ class _Recording:
         todo: list[tuple[int, range]],
         epochs: int,
     ) -> None:
-        self._recipe, self._outputs, self._classes, self._epochs = recipe, outputs, splits.classes, epochs
+        self._recipe, self._outputs, self._classes, self._epochs = (
+            recipe,
+            outputs,
+            outputs.key["classes"],
+            epochs,
+        )
         self._accelerator = accelerator_on(recipe.device)
         self._device, split = self._accelerator.device, splits.train
         # A token's logits take what an image's do, and a sample has many.
@@ -243,7 +248,8 @@ class _Recording:
             index = batch.index.cpu()
             inside = (index >= chunk.start) & (index < chunk.stop)
             rows = index[inside] - chunk.start
-            logits[rows] = answers.logits.float().cpu()[inside]
+            answered = answers.logits.float().cpu()[inside]
+            logits[rows] = answered[..., 1] - answered[..., 0] if self._outputs.of_labels else answered
             for name, values in features.items():
                 values[rows] = answers.taps[name].float().cpu()[inside]
             _require_finite(index[inside], logits[rows], *(values[rows] for values in features.values()))
@@ -264,6 +270,9 @@ def _positions(split: data.Split) -> tuple[int, int]:
 
 def _check(recipe: Recipe, inputs: RunInputs) -> None:
     setup.check_compatible(inputs)
+    if recipe.outputs_top is not None and inputs.splits.task == "embedding":
+        expected = "null with data.embedding, of which no number may be left out"
+        raise RecipeError("outputs_top", expected, recipe.outputs_top, "type outputs_top=null")
     setup.check_teacher_outputs(recipe, inputs, setup.probe_inputs(recipe, inputs))
 
 
@@ -338,6 +347,9 @@ def _choose_form(
     if outputs.ragged:
         (samples, longest), bound, unit = _positions(split), TOKEN_BOUND, "tokens"
     limit_mb, top = recipe.outputs_limit_mb, recipe.outputs_top
+    if top is not None and outputs.of_labels:
+        expected = f"null for several labels, whose {classes} outputs are all recorded"
+        raise RecipeError("outputs_top", expected, top, "type outputs_top=null")
 
     def size(form: TopK | None) -> float:
         return size_of(samples=samples, classes=classes, shapes=shapes, epochs=epochs, form=form) / 1e6

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tutelage import config, models, plain_files, records
-from tutelage.config.schema import Network, Recipe
+from tutelage.config.schema import Network, Recipe, Teachers
 from tutelage.errors import InvalidValueError, RecipeError, TutelageError
 from tutelage.runs.manifest import without_paths
 from tutelage.runs.transform_library import release, transform_library
@@ -47,9 +47,10 @@ def recipe_differences(recorded: Mapping[str, Any], planned: Recipe) -> list[str
     """
     before, now = _read(recorded, type(planned)), planned.model_dump(mode="json")
     for recipe in (before, now):
-        if isinstance(teacher := recipe.get("teacher"), dict) and isinstance(name := teacher.get("name"), str):
-            # A model's name has a prefix, such as timm:, and is not a path.
-            recipe["teacher"] = teacher if re.match(r"\w+:", name) else {**teacher, "name": Path(name).name}
+        if isinstance(teacher := recipe.get("teacher"), dict):
+            several = teacher.get("members")
+            members = {"members": [_by_name(each) for each in several]} if isinstance(several, list) else {}
+            recipe["teacher"] = {**_by_name(teacher), **members}
     if before.get("precision") in (None, "auto"):
         before["precision"] = "fp32"
     if now["precision"] == "auto":
@@ -65,6 +66,15 @@ def recipe_differences(recorded: Mapping[str, Any], planned: Recipe) -> list[str
         # All runs of a comparison learn from recorded outputs, or all from the live teacher.
         if key not in FREE | WHERE or (comparison and key == "outputs" and None in (then, value))
     ]
+
+
+def _by_name(network: dict[str, Any]) -> dict[str, Any]:
+    """Return what a recipe says of a network, with the last component of a folder's path as its name."""
+    name = network.get("name")
+    # A model's name has a prefix, such as timm:, and is not a path.
+    if not isinstance(name, str) or re.match(r"\w+:", name):
+        return network
+    return {**network, "name": Path(name).name}
 
 
 def _read(recorded: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
@@ -115,13 +125,25 @@ def run_differences(folder: Path, planned: Recipe, *, data: str | None) -> list[
     then = fingerprints(recorded.manifest)
     if data and then.get("data") not in (None, data):
         lines.append(f"the data's fingerprint was {then['data']}, is {data}")
-    if then.get("teacher") and isinstance(planned.teacher, Network) and planned.teacher.weights is None:
-        teacher = Path(planned.teacher.name)
+    for what, network, known in _teachers(recorded.manifest, planned):
+        teacher = Path(network.name)
         weights = teacher / records.STUDENT
         now = _fingerprint(weights.resolve(), weights.stat().st_mtime_ns) if weights.is_file() else None
-        if now and then["teacher"] not in (now, _fingerprint_before_rounding(teacher, now)):
-            lines.append(f"the teacher's fingerprint was {then['teacher']}, is {now}")
+        if now and known not in (now, _fingerprint_before_rounding(teacher, now)):
+            lines.append(f"{what}'s fingerprint was {known}, is {now}")
     return lines
+
+
+def _teachers(manifest: Mapping[str, Any], planned: Recipe) -> Iterator[tuple[str, Network, str]]:
+    """Yield each teacher whose weights are those of a run's folder: what it is, its name, and its fingerprint then."""
+    recorded: Mapping[str, Any] = manifest.get("teacher") or {}
+    networks, then = [planned.teacher], [recorded]
+    if isinstance(planned.teacher, Teachers):
+        networks, then = [*planned.teacher.members], recorded.get("members") or []
+    for network, known in zip(networks, then, strict=False):
+        if isinstance(network, Network) and network.weights is None and known.get("fingerprint"):
+            what = "the teacher" if network is planned.teacher else f"the teacher {Path(network.name).name}"
+            yield what, network, known["fingerprint"]
 
 
 class Recorded(NamedTuple):

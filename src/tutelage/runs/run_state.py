@@ -178,10 +178,11 @@ class RunState:
             counted = f"{evaluation.samples} {test.name} {by.counted}"
             self.reporter.say(f"teacher {teacher.card.name}: {by.describe(means)} on {counted}")
         if better is False and not self.recipe.weak_teacher:
+            chance = f" (1 in {classes})" if by is records.ACCURACY else ""
             raise RecipeError(
                 "teacher",
-                f"one better than chance (1 in {classes})",
-                f"an accuracy of {accuracy:.2%}",
+                f"one better than chance{chance}",
+                f"an accuracy of {accuracy:.2%}" if by is records.ACCURACY else f"a {by.describe(means)}",
                 "type teacher=... for one that is trained, check the order of its classes, or type weak_teacher=true",
             )
         measured = {"accuracy": accuracy, **evaluation.of_task(), "set": test.name, "mode": "eval"}
@@ -315,7 +316,9 @@ class RunState:
         title += f" stage {stage + 1} of {len(self.fits)}" if len(self.fits) > 1 else ""
         steps = len(loader) * self.fits[stage].settings.epochs
         self.reporter.begin(title, steps * len(starts), sum(starts))
-        batches = self.reporter.track(loader, starts)
+        student = self.run_inputs.student
+        made = setup.with_sampled(loader, self.fits[stage], self.run_inputs, student, device=self.device)
+        batches = self.reporter.track(made, starts)
         return batches if self.deadline is None else TimedBatches(batches, self.deadline)
 
     def record_epoch(self, stage: int, epoch: records.Epoch) -> None:

@@ -26,6 +26,7 @@ LOST = 0.05
 _SUM_TOLERANCE = 1e-3  # float16 outputs add up to no less
 _TELLING = 64  # fewer logits may all lie between 0 and 1 by chance
 _NAMED = 3  # classes in a message
+_ENOUGH = 20  # samples, of which a label may not hold for all or none
 
 
 def warn(texts: Iterable[str]) -> list[str]:
@@ -50,7 +51,8 @@ def before_training(recipe: Recipe, objectives: Sequence[Objective], teacher: Te
         if teacher is not None:
             yield from _of_exponents(objective, teacher)
     if teacher is not None and any(objective.needs.teacher for objective in objectives):
-        yield from of_answers("teacher", teacher)
+        if not any(objective.needs.embeddings for objective in objectives):
+            yield from of_answers("teacher", teacher)
         if len(teacher) > 1 and not recipe.weak_teacher and bool((teacher == teacher[0]).all()):
             got, instead = "the same for every sample", "name a teacher that is trained, and check its input's size"
             yield message("teacher", "answers that differ from sample to sample", got, instead)
@@ -73,12 +75,21 @@ def of_answers(role: str, logits: Tensor) -> Iterator[str]:
 def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
     """Yield a warning where the labels that a run learns from lack classes of the data.
 
-    Fewer labels than classes lack some by necessity, which is not told.
+    Fewer labels than classes lack some by necessity, which is not told. Of several labels a sample, those are told that
+    hold for no sample, or for all.
     """
     labels = splits.train.labels
-    if splits.train.per_token or all(objective.needs.labels == "none" for objective in objectives):
+    if splits.task == "embedding" or all(objective.needs.labels == "none" for objective in objectives):
         return
-    if labels.is_floating_point():
+    if splits.task == "labels":
+        yield from _of_several(splits.class_names, labels)
+        return
+    pixels = splits.train.pixels_of_classes()
+    if splits.train.per_token and pixels is None:
+        return
+    if pixels is not None:
+        counts = pixels[: splits.classes]
+    elif labels.is_floating_point():
         counts = (labels > 0).sum(0)
     else:
         counts = torch.bincount(labels[labels != UNLABELLED], minlength=splits.classes)
@@ -89,11 +100,27 @@ def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
         instead = "check where the labels are read from, as any network learns to answer that"
         yield message("data", "training samples with labels of several classes", got, instead)
     elif absent and int(counts.sum()) >= splits.classes:
-        named = ", ".join(map(repr, absent[:_NAMED])) + (", ..." if len(absent) > _NAMED else "")
         instead = "add some, or leave these classes out of the data: they cannot be learned from labels"
         expected = f"training samples with labels of all {splits.classes} classes"
-        got = f"none of {named}" if len(absent) == 1 else f"none of {len(absent)} ({named})"
+        got = f"none of {_some(absent)}"
         yield message("data", expected, got, instead)
+
+
+def _of_several(names: Sequence[str], labels: Tensor) -> Iterator[str]:
+    """Yield a warning for labels ``(samples, labels)`` that hold for no sample in which they are known, or for all."""
+    enough = (labels != UNLABELLED).sum(0) >= _ENOUGH
+    for value, held in ((0, "none"), (1, "all")):
+        alike = ((labels == value) | (labels == UNLABELLED)).all(0)
+        if found := (alike & enough).nonzero().flatten().tolist():
+            got = f"{_some([names[k] for k in found])} for {held}"
+            instead = "check where the labels are read from: there is nothing to learn of these"
+            yield message("data", "labels that hold for some training samples and not for others", got, instead)
+
+
+def _some(names: Sequence[str]) -> str:
+    """Name some of them."""
+    named = ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
+    return named if len(names) == 1 else f"{len(names)} ({named})"
 
 
 def of_accuracy(recipe: Recipe, evaluation: Evaluation, data: str | None) -> Iterator[str]:

@@ -19,17 +19,19 @@ from torch import nn
 from tutelage import config, data, metrics, models, records, taps, targets
 from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight
-from tutelage.config.schema import Network, R, Recipe, UntrainedTeacher
+from tutelage.config.schema import Network, R, Recipe, Teachers, UntrainedTeacher
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
+from tutelage.models.ensembles import by_tap, normalised
 from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs import sanity_checks
 from tutelage.runs.manifest import without_paths
-from tutelage.runs.networks import check_classes, create_student, create_teacher, create_untrained
+from tutelage.runs.networks import check_classes, check_width, create_student, create_teacher, create_untrained
 from tutelage.runs.preflight import require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
+from tutelage.submodules import device_of
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training.activations import checkpointed_blocks
 from tutelage.training.distributed import accelerator_on, by_all, cast_module, dealt, once_a_node, one_a_node_first
@@ -43,6 +45,7 @@ from tutelage.training.evaluate import (
     counted_rows,
     evaluate,
 )
+from tutelage.training.on_policy import OnPolicyBatches
 from tutelage.training.precision import float32_products
 from tutelage.training.sharding import is_sharded, is_sharded_by, sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Metric, Outputs, Served, Sparse, View
@@ -75,7 +78,15 @@ def check_objectives(recipe: Recipe, *, where: str = "recipe", overrides: Sequen
 
 def build_objectives(recipe: Recipe) -> tuple[Objective, ...]:
     """Build the objective of each stage."""
-    return tuple(from_spec(fit.objective) for fit in recipe.fits())
+    return tuple(for_teacher(recipe, from_spec(fit.objective)) for fit in recipe.fits())
+
+
+def for_teacher(recipe: Recipe, objective: Objective) -> Objective:
+    """Return an objective as the recipe's teacher is read: where several teach by terms, each term for each of them."""
+    several = recipe.teacher
+    if not isinstance(several, Teachers) or several.combine != "terms":
+        return objective
+    return objective.per_member(by_tap(normalised(len(several.members), several.weights)))
 
 
 def needs_teacher(run: Recipe | Iterable[Objective]) -> bool:
@@ -106,14 +117,16 @@ def build_inputs(
         trust_code: whether ``file:`` models, which run code, are allowed: all of them, or only those of these names.
     """
     objectives = build_objectives(recipe)
-    opened = splits or once_a_node(lambda: data.open_data(recipe.data))
+    opened = data.read_by(splits or once_a_node(lambda: data.open_data(recipe.data)), recipe.reads)
 
     def networks() -> tuple[Classifier, Classifier | None]:
         named, known = recipe.teacher, None
         make = partial(create_student, recipe.student, opened, seed=recipe.seed, trust_code=trust_code)
         student = make() if recipe.student.init is None else None
-        if isinstance(named, Network) and not named.served:
-            create = create_untrained if isinstance(named, UntrainedTeacher) else create_teacher
+        if isinstance(named, Teachers) or (isinstance(named, Network) and not named.served):
+            create: Callable[..., Classifier] = create_teacher
+            if isinstance(named, UntrainedTeacher):
+                create = create_untrained
             known = teacher or create(named, opened, trust_code=trust_code)
         return student or make(teacher=known), known
 
@@ -163,11 +176,14 @@ def check_compatible(run_inputs: RunInputs) -> None:
             raise RecipeError(f"{role} {network.card.name}", "finite weights", weight, instead)
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
-        unlabelled = not soft and not splits.train.per_token and not (labels != UNLABELLED).any()
+        _check_task(objective, splits)
+        unlabelled = not soft and not splits.train.labelled
         if needs.labels != "none" and unlabelled:
             expected = f"labels for the supervised objective {name}"
             instead = "give labels, or zero its supervised weight where it has one beside a teacher's"
-            raise RecipeError("data", expected, f"none among {len(labels)} training samples", instead)
+            raise RecipeError("data", expected, f"none among {len(splits.train)} training samples", instead)
+        if splits.task == "labels":
+            _check_of_labels(objective)
         if needs.labels == "index" and (soft or splits.train.mixing is not None):
             unmix = "" if soft else "type data.mixup=0 data.cutmix=0, or "
             expected = f"class indices for objective {name}"
@@ -185,8 +201,48 @@ def check_compatible(run_inputs: RunInputs) -> None:
                     taps.batch_norm(teacher, tap)
         except InvalidValueError as error:
             raise RecipeError.of([error.within(f"objective {name}")]) from None
-    if teacher is not None:
+    if teacher is not None and splits.task == "embedding":
+        check_width(teacher, splits, run_inputs.objectives)
+    elif teacher is not None:
         check_classes(teacher, splits)
+
+
+def _check_task(objective: Objective, splits: data.Splits) -> None:
+    """Refuse an objective of classes where networks answer with embeddings, or one of embeddings elsewhere."""
+    what, known = f"objective {objective.name}", "cosine, embedding_mse or in_batch_similarity"
+    needs = [part.term.needs for part, _ in objective.parts]
+    if splits.task != "embedding":
+        if any(each.embeddings for each in needs):
+            expected = "data.embedding, the width of the vectors that it compares"
+            instead = "type data.embedding=<width>, or an objective of logits or of features"
+            raise RecipeError(what, expected, f"data of {splits.classes} classes", instead)
+        return
+    for each in needs:
+        of_features = each.student_taps or each.projections
+        if each.labels != "none" or each.teacher_head or not (each.embeddings or of_features):
+            expected = "one of embeddings with data.embedding, such as " + known
+            got = "one that reads labels" if each.labels != "none" else "one that reads logits of classes"
+            raise RecipeError(what, expected, got, "type one of those, or data.embedding=null to classify")
+
+
+def _check_of_labels(objective: Objective) -> None:
+    """Refuse an objective that is not of each label by itself, where a sample has several."""
+    for part, _ in objective.parts:
+        needs = part.term.needs
+        of_features = needs.student_taps or needs.teacher_taps or needs.projections
+        if needs.coupled and not of_features:
+            reason = "which compares the classes of a batch's samples"
+        elif needs.indices and needs.coupled:
+            reason = "which draws samples of other classes"
+        elif needs.teacher_head:
+            reason = "which reads the teacher's last layer as that of one class a sample"
+        elif of_features and needs.labels != "none":
+            reason = "which reads the class of a sample beside its features"
+        else:
+            continue
+        expected = f"one class a sample for objective {objective.name} ({part.name}), {reason}"
+        instead = "use one of logits, such as kd, ttm or wttm, or one of features alone, such as fitnet"
+        raise RecipeError("data.labels", expected, "several labels", instead)
 
 
 def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
@@ -202,6 +258,7 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
 
 def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     check_compatible(run_inputs)
+    _check_on_policy(recipe, run_inputs)
     accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), run_inputs.splits.train.per_epoch
     student, settings = run_inputs.student, fits[0].settings
     if settings.checkpoint_activations:
@@ -222,10 +279,49 @@ def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
             instead="change its last layer",
         )
         sanity_checks.warn(sanity_checks.of_answers("student", logits))
+        for fit in fits:
+            if fit.on_policy is not None:
+                _sampler(fit, run_inputs, student).prepare()
         sizes = [size for fit in fits for size in _micro_batches(samples, fit, world)]
         size, layer = smallest_batch(student, who, inputs, sizes, settings=settings)
         least[f"the {who}" + f", its {layer}" * bool(layer)] = size
     check_last_batch(samples, run_inputs.objectives, fits, world=world, networks=least)
+
+
+def _check_on_policy(recipe: Recipe, run_inputs: RunInputs) -> None:
+    """Refuse an objective that learns nothing of what the student writes."""
+    for objective, fit in zip(run_inputs.objectives, recipe.fits(), strict=True):
+        needs = [part.term.needs for part, _ in objective.parts]
+        if fit.on_policy is not None and not any(each.teacher and each.labels == "none" for each in needs):
+            expected = "an objective that matches the teacher without labels, which what the student writes has not"
+            instead = "type objective=..., or leave on_policy out"
+            raise RecipeError("on_policy", expected, objective.name, instead)
+
+
+def _sampler(fit: Fit, run_inputs: RunInputs, student: nn.Module) -> models.CompletionSampler:
+    """Return what lets a student write completions of training samples."""
+    assert fit.on_policy is not None
+    prompts, text = run_inputs.splits.train.prompts, run_inputs.splits.text["student"]
+    assert prompts is not None
+    return models.CompletionSampler(
+        student,
+        torch.from_numpy(prompts),
+        share=fit.on_policy.share,
+        new_tokens=fit.on_policy.new_tokens,
+        max_tokens=text.max_tokens,
+        end=text.tokenizer.end_id,
+        temperature=fit.on_policy.temperature,
+    )
+
+
+def with_sampled(
+    batches: Batches, fit: Fit, run_inputs: RunInputs, student: nn.Module, *, device: torch.device
+) -> Batches:
+    """Return a stage's batches, with the completions that the student writes if it is to."""
+    if fit.on_policy is None:
+        return batches
+    sampler = _sampler(fit, run_inputs, student)
+    return OnPolicyBatches(batches, sampler, device=device, precision=fit.settings.precision)
 
 
 def probe_inputs(recipe: Recipe, run_inputs: RunInputs) -> Inputs | None:
@@ -243,10 +339,15 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs 
         teacher.to(device),
         f"teacher {teacher.card.name}",
         map_views(lambda view: view.to(device), inputs_for(teacher, inputs, "teacher")),
-        classes=run_inputs.splits.classes,
+        classes=width_of(teacher, run_inputs.splits),
         settings=recipe.fits()[0].settings,
         instead="name a teacher that was trained on these classes",
     )
+
+
+def width_of(network: Classifier, splits: data.Splits) -> int:
+    """Return the size of the last axis of a network's outputs: the data's classes, or the width of its embedding."""
+    return network.card.classes if splits.task == "embedding" else splits.classes
 
 
 def trial_device(recipe: Recipe, who: str) -> torch.device:
@@ -335,8 +436,8 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
     inputs: Inputs = torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
         most = STATISTICS
-        if train.per_token:  # A row per token, of as many classes as the vocabulary has.
-            most = max(1, _most_rows(splits) // splits.text["student"].max_tokens)
+        if train.per_token:  # A row per token, of as many classes as the vocabulary has, or per pixel.
+            most = max(1, _most_rows(splits) // splits.positions)
         indices = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).astype(np.int64))
         read = _teacher_outputs(asked or teacher, train, indices, lambda outputs: outputs.logits.float().cpu())
         teacher_logits = torch.cat([logits for _, logits in read])
@@ -385,7 +486,7 @@ def _teacher_outputs(
     Outputs are computed in float32, whatever the run's precision is; several processes share the batches, and all get
     what is read of each.
     """
-    frozen, device = FrozenTeacher(teacher, taps), next((p.device for p in teacher.parameters()), torch.device("cpu"))
+    frozen, device = FrozenTeacher(teacher, taps), device_of(teacher)
 
     def outputs_of(requests: Sequence[NDArray[np.int64]]) -> Iterator[tuple[NDArray[np.int64], T]]:
         for index, inputs in split.stream(requests):
@@ -434,9 +535,10 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 
 
 VIEW_IRRELEVANT = {
-    *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labelled"),
+    *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labels"),
+    "labelled",
     *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
-    *("max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
+    *("mask", "max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
 }
 """Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 
@@ -454,6 +556,8 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     if splits.fingerprint is None:
         instead = "outputs recorded of it could not be told from another's: type outputs=null"
         raise RecipeError("data", "a source whose content is known", "one without a fingerprint", instead)
+    of_text = "teacher" in splits.text
+    viewed = recipe.data.without_views() if of_text else recipe.data
     key: dict[str, Any] = {
         "teacher": {
             "name": without_paths(teacher.card.name),
@@ -462,22 +566,24 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
             "std": list(teacher.card.std or ()),
         },
         "data": splits.fingerprint,
-        "views": {name: value for name, value in asdict(recipe.data).items() if name not in VIEW_IRRELEVANT},
+        "views": {name: value for name, value in asdict(viewed).items() if name not in VIEW_IRRELEVANT},
         "data_seed": recipe.data_seed,
         "precision": recipe.precision,
-        "classes": splits.classes,
+        "classes": teacher.card.classes if splits.task == "embedding" else splits.outputs,
     }
+    if splits.task == "labels":
+        key["task"] = splits.task
     if teacher.outputs is not None:
         key["teacher"]["classes"] = teacher.outputs.tolist()
     if (shape := teacher.resized_to) is not None:
         key["teacher"]["input"] = shape
-    if (library := transform_library(recipe.data)) is not None:
+    if (library := transform_library(viewed)) is not None:
         key["transform"] = " ".join(library)
-    if splits.text:
+    if of_text:
         key["teacher"]["tokenizer"] = splits.text["teacher"].tokenizer.fingerprint
         del key["data_seed"]  # which draws views, and no view varies a text
     return TeacherCache(
-        Path(recipe.outputs), key, samples=len(splits.train), ragged=splits.train.per_token, varies=not splits.text
+        Path(recipe.outputs), key, samples=len(splits.train), ragged=splits.train.per_token, varies=not of_text
     )
 
 
@@ -533,6 +639,8 @@ def evaluate_network(
 
 def measure_of(splits: data.Splits) -> records.Measure:
     """Return what networks are judged by on the test set."""
+    if splits.task == "embedding" and not bool((splits.test.labels != UNLABELLED).any()):
+        return records.COSINE
     if splits.task != "classes":
         return metrics.MEASURES[splits.task]
     return records.ACCURACY if splits.test.text_bytes is None else records.PERPLEXITY
@@ -546,7 +654,7 @@ def metric_of(splits: data.Splits) -> Metric | None:
 def ask_teacher(
     recipe: Recipe, teacher: nn.Module, batches: Batches, split: data.Split, metric: Metric | None = None
 ) -> TeacherOutputs:
-    """Evaluate the teacher on a held-out set, and keep its logits; those of tokens are computed again when needed."""
+    """Evaluate the teacher on a held-out set, and keep its logits; of many positions, when needed."""
     kept, text_bytes = KeptLogits(), split.text_bytes
     evaluation = evaluate_network(
         recipe,
@@ -575,7 +683,7 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
     device = accelerator_on(recipe.device).device
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
-            # Evaluation keeps no gradients, so batches larger than in training fit; not so the logits of many tokens.
+            # Evaluation keeps no gradients, so batches larger than in training fit; not so many positions.
             size = recipe.batch_size if split.per_token else max(recipe.batch_size, 256)
             yield name, data.loader_on(device, split, batch_size=size, train=False)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from operator import attrgetter
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from tutelage.errors import InvalidValueError, raise_all
 from tutelage.settings.fit import Switch
@@ -54,7 +54,8 @@ class DataSettings:
 
     source: str = "digits"
     """``digits``, ``hf:<hub id or local folder>``, ``imagefolder:<path>``, ``torchvision:<class name>``,
-    ``webdataset:<tar files>`` or ``parquet:<Parquet files>``; of texts ``hf:``, ``jsonl:<path>`` or ``csv:<path>``."""
+    ``webdataset:<tar files>`` or ``parquet:<Parquet files>``; of texts ``hf:``, ``jsonl:<path>`` or ``csv:<path>``; of
+    pictures with a mask each ``masks:<path>`` or ``hf:``."""
     unlabelled: Annotated[Unlabelled | None, ShortFor("source")] = None
     """Training samples without labels beside those of ``source``, from which class names, validation and test come; a
     source alone stands for ``{source: ...}``."""
@@ -62,13 +63,26 @@ class DataSettings:
     """Shards of the test set of a ``webdataset:`` or ``parquet:`` source, or the test file of a ``jsonl:`` or ``csv:``
     one; unset takes it from the training samples."""
     image: str | None = None
-    """Image column of an ``hf:`` or ``parquet:`` source, extension in ``webdataset:``; unset uses the only one."""
+    """Image column of an ``hf:`` or ``parquet:`` source, extension in ``webdataset:``; unset uses the only one. Beside
+    ``text`` each sample has both, and each network ``reads`` one: of ``hf:`` a column of images, of ``jsonl:`` and
+    ``csv:`` one of their paths, from the file's folder."""
     label: str | None = None
     """Label column of an ``hf:`` or ``parquet:`` source; unset uses the only class-label column. In ``webdataset:`` the
     extension of a text, by default ``cls``, or ``json.<key>`` for a key in a sample's JSON. In ``jsonl:`` and ``csv:``
     the key or column of class names or numbers, by default ``label``."""
+    embedding: Whole | None = None
+    """Width of a vector with which networks answer in place of classes, in [1, 65536]. Labels, if the source has some,
+    are read by no objective: recall is measured by them. Unset classifies."""
+    mask: str | None = None
+    """Column of masks of an ``hf:`` source, pictures of one channel with the class of each pixel, 255 for none; unset
+    reads a class per image."""
+    labels: str | tuple[str, ...] | None = None
+    """Labels of which several may hold for a sample, of an ``hf:``, ``parquet:``, ``jsonl:``, ``csv:`` or
+    ``imagefolder:`` source: a list of columns, each 1 where its label holds, 0 where not and empty where unknown; or
+    one column of lists of labels. Unset gives a sample one class."""
     text: str | None = None
-    """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images."""
+    """Column of texts, each of which is a sample, of an ``hf:``, ``jsonl:`` or ``csv:`` source; unset reads images.
+    Beside ``image`` each sample has both."""
     prompt: str | None = None
     """Column of prompts, each continued by its ``completion``: a language model learns to predict that."""
     completion: str | None = None
@@ -95,13 +109,16 @@ class DataSettings:
     shuffle_buffer: Whole | None = 4096
     """Number of samples among which those of shards are shuffled, at least 1; unset shuffles the whole data set."""
     validation: Real = 0.0
-    """Fraction of the training samples held out for validation, stratified by class; in [0, 1)."""
+    """Fraction of the training samples held out for validation, in [0, 1); stratified by class, unless they have masks.
+    """
     labelled: Whole | None = None
-    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all."""
+    """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all. Of masks,
+    or with ``labels``, it is the number of samples that keep theirs."""
     split_seed: Whole = 0
     """Seed of every split: validation, labelled, a test set if the source has none; between -2**63 and 2**63."""
     crop_padding: Whole = 0
-    """Width in pixels of the zero border that training images are randomly cropped from, in [0, 1024]."""
+    """Width in pixels of the zero border that training images are randomly cropped from, in [0, 1024]. In a mask it has
+    no class."""
     flip: bool = False
     """Flip each training image left to right with probability 1/2."""
     random_resized_crop: bool = False
@@ -139,7 +156,8 @@ class DataSettings:
     Unset means 224/256 = 0.875 for images of mixed sizes and 1 for images of one size.
     """
     test: Literal["held_out", "train"] = "held_out"
-    """The test set if the source has none: a fifth of each class, or the training images without augmentation."""
+    """The test set if the source has none: a fifth of each class, or of the samples where they have masks, or the
+    training images without augmentation."""
     workers: Whole = 0
     """Processes in [0, 256] that decode a streamed data set, or apply RandAugment or ``transform``; the values stay."""
     on_corrupt: Literal["stop", "skip"] = "stop"
@@ -161,6 +179,21 @@ class DataSettings:
         return any((self.text, self.prompt, self.completion, self.messages))
 
     @property
+    def is_pair(self) -> bool:
+        """Whether each sample is an image and a text."""
+        return self.text is not None and self.image is not None
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether samples are pictures of which each pixel has a class."""
+        return self.source.startswith("masks:") or self.mask is not None
+
+    def without_views(self) -> DataSettings:
+        """Return the settings without those that change images."""
+        defaults: dict[str, Any] = {name: _DEFAULTS[name] for name in _OF_IMAGES}
+        return replace(self, **defaults)
+
+    @property
     def per_token(self) -> bool:
         """Whether every token has a label, the next one, as a language model's have."""
         return self.is_text and not (self.text and self.pack is None)
@@ -169,9 +202,16 @@ class DataSettings:
 _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
 _OF_TEXT = ("top_logprobs", "tokenizer", "teacher_tokenizer", "max_tokens", "pack", "bucket_batches")
 _OF_IMAGES = (
-    *("image", "crop_padding", "flip", "random_resized_crop", "interpolation", "randaugment", "transform"),
+    *("image", "mask", "crop_padding", "flip", "random_resized_crop", "interpolation", "randaugment", "transform"),
     *("random_erasing", "mixup", "cutmix", "size", "test_crop"),
 )
+_COLOUR_ALONE = (
+    *("Grayscale", "RandomGrayscale", "ColorJitter", "RandomPhotometricDistort", "RandomChannelPermutation"),
+    *("RandomInvert", "RandomPosterize", "RandomSolarize", "RandomAutocontrast", "RandomEqualize"),
+    *("RandomAdjustSharpness", "GaussianBlur", "GaussianNoise", "JPEG"),
+)
+"""Classes of torchvision's transforms that leave each thing in a picture where it is."""
+_OF_LABELS = ("hf:", "parquet:", "jsonl:", "csv:", "imagefolder:")
 _LARGEST_TEXT = 1_000_000
 
 
@@ -190,6 +230,12 @@ def check(settings: DataSettings) -> DataSettings:
     rows = [
         ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
         ("labelled", s.labelled is None or 0 <= s.labelled <= LARGEST_COUNT, per_class, "null"),
+        (
+            "embedding",
+            s.embedding is None or 1 <= s.embedding <= 65536,
+            "a width in [1, 65536], or null to classify",
+            "384",
+        ),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
         (
             "shuffle_buffer",
@@ -255,12 +301,31 @@ def check(settings: DataSettings) -> DataSettings:
         below = f"a border below data.size, {s.size} pixels"
         instead = f"type data.crop_padding={s.size // 8}"
         errors = [InvalidValueError("data.crop_padding", below, s.crop_padding, instead)]
-    raise_all(errors or _contradictions(s))
+    raise_all(errors or _contradictions(s) or _wrong_with_embedding(s))
     return settings
 
 
+def _wrong_with_embedding(s: DataSettings) -> list[InvalidValueError]:
+    """Return the settings that do not go with embeddings."""
+    if s.embedding is None:
+        return []
+    rows = [
+        ("embedding", s.per_token, "null for a language model, which predicts tokens", "null"),
+        ("labelled", s.labelled is not None, "null with data.embedding, as no objective reads labels", "null"),
+        ("mixup", s.mixup > 0, "0 with data.embedding", "0"),
+        ("cutmix", s.cutmix > 0, "0 with data.embedding", "0"),
+    ]
+    return [
+        InvalidValueError(f"data.{name}", expected, _typed(getattr(s, name)), f"type data.{name}={value}")
+        for name, wrong, expected, value in rows
+        if wrong
+    ]
+
+
 def _contradictions(s: DataSettings) -> list[InvalidValueError]:
-    """Return what does not go together in settings of text, or of images."""
+    """Return what does not go together in settings of labels, of text, or of images."""
+    if s.labels is not None and (errors := _wrong_labels(s)):
+        return errors
     of_text_alone = s.source.startswith(("jsonl:", "csv:"))
     if not s.is_text:
         typed = [name for name in _OF_TEXT if getattr(s, name) != _DEFAULTS[name]]
@@ -268,7 +333,7 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
             beside = "a source of texts" if of_text_alone else " and ".join(f"data.{name}" for name in typed)
             instead = "type data.text=<column>, or data.prompt and data.completion, or data.messages"
             return [InvalidValueError("data.text", "a column of texts", f"none with {beside}", instead)]
-        return _wrong_unlabelled(s)
+        return (_wrong_with_masks(s) if s.has_masks else []) + _wrong_unlabelled(s)
     if not (of_text_alone or s.source.startswith("hf:")):
         return [InvalidValueError("data.source", "hf:, jsonl: or csv: for texts", repr(s.source), "name one of those")]
     rows = []
@@ -294,7 +359,9 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
         if isinstance(s.tokenizer, LearnedTokenizer):
             expected = "the served teacher's own, together with data.top_logprobs"
             rows.append(("tokenizer", expected, "name a folder that has it"))
-    if s.pack is not None and not s.text:
+    if s.is_pair and s.pack is not None:
+        rows.append(("pack", "null for texts of images, each of which is a sample", "type data.pack=null"))
+    elif s.pack is not None and not s.text:
         rows.append(("pack", "null without data.text, as prompts and conversations are samples", "type data.pack=null"))
     if s.pack is not None and s.max_tokens != _DEFAULTS["max_tokens"]:
         rows.append(("max_tokens", "its default together with data.pack, the length", "leave data.max_tokens out"))
@@ -308,14 +375,70 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     rows += [
         (name, f"its default, {_typed(_DEFAULTS[name])}, for texts", f"leave data.{name} out")
         for name in _OF_IMAGES
-        if getattr(s, name) != _DEFAULTS[name]
+        if getattr(s, name) != _DEFAULTS[name] and (name == "mask" or not s.is_pair)
     ]
-    if s.on_device is True:
+    if s.on_device is True and not s.is_pair:
         rows.append(("on_device", "auto or false for texts, of which each batch is padded", "type data.on_device=auto"))
     errors = [
         InvalidValueError(f"data.{name}", want, _typed(getattr(s, name)), instead) for name, want, instead in rows
     ]
     return errors + _wrong_unlabelled(s)
+
+
+def _wrong_with_masks(s: DataSettings) -> list[InvalidValueError]:
+    """Return what does not go with pictures of which each pixel has a class."""
+    named = s.source.partition(":")[0]
+    if s.mask is not None and named != "hf":
+        instead = "type hf:<folder> for a folder of Parquet files, or leave data.mask out"
+        return [InvalidValueError("data.mask", "null for a source that is not hf:", repr(s.mask), instead)]
+    moved = "null with masks, as it moves pixels whose classes stay"
+    rows = [
+        ("label", "null with masks, which are the labels"),
+        ("embedding", "null with masks, as each pixel has a class"),
+        ("text", "null with masks"),
+        ("randaugment", moved),
+        *((name, "0 with masks") for name in ("random_erasing", "mixup", "cutmix")),
+    ]
+    errors = [
+        InvalidValueError(f"data.{name}", expected, _typed(getattr(s, name)), f"leave data.{name} out")
+        for name, expected in rows
+        if getattr(s, name) != _DEFAULTS[name]
+    ]
+    of_colours = re.match(r"torchvision:(\w+)", s.transform or "")
+    if s.transform is not None and (of_colours is None or of_colours[1] not in _COLOUR_ALONE):
+        expected = "one of torchvision's that changes colours alone, with masks"
+        instead = f"type torchvision:ColorJitter(brightness=0.2), or another of {', '.join(_COLOUR_ALONE)}"
+        errors.append(InvalidValueError("data.transform", expected, repr(s.transform), instead))
+    return errors
+
+
+def _wrong_labels(s: DataSettings) -> list[InvalidValueError]:
+    """Return why several labels a sample do not go with the other settings."""
+    names = s.labels or ()
+    if isinstance(names, tuple) and not (all(names) and len(names) == len(set(names)) > 0):
+        expected, instead = "different columns, or one of lists", "type data.labels=[a,b], or data.labels=tags"
+        return [InvalidValueError("data.labels", expected, _typed(list(names)), instead)]
+    if not s.source.startswith(_OF_LABELS):
+        expected = f"null for a source that is not {', '.join(_OF_LABELS[:-1])} or {_OF_LABELS[-1]}"
+        return [InvalidValueError("data.labels", expected, repr(s.source), "type data.labels=null")]
+    if s.source.startswith("csv:") and isinstance(names, str):
+        expected, instead = "columns of 0 and 1 for csv:, which has no lists", f"type data.labels=[{names}, ...]"
+        return [InvalidValueError("data.labels", expected, repr(names), instead)]
+    several = "null together with data.labels"
+    rows = [(name, getattr(s, name) is not None, several, "null") for name in ("label", "embedding", "mask")]
+    if s.is_pair:
+        rows.append(("labels", True, "null where samples are an image and a text each", "null"))
+    if s.per_token:
+        rows.append(("labels", True, "null for a language model, whose labels are the next tokens", "null"))
+    rows += [
+        (name, bool(getattr(s, name)), "0 together with data.labels, as mixed samples have one class each", "0")
+        for name in ("mixup", "cutmix")
+    ]
+    return [
+        InvalidValueError(f"data.{name}", expected, _typed(getattr(s, name)), f"type data.{name}={instead}")
+        for name, wrong, expected, instead in rows
+        if wrong
+    ]
 
 
 def _wrong_unlabelled(s: DataSettings) -> list[InvalidValueError]:
@@ -325,6 +448,9 @@ def _wrong_unlabelled(s: DataSettings) -> list[InvalidValueError]:
     if s.per_token:
         expected = "null for a language model, for which each token is the label of those before it"
         instead = "add its texts to those of data.source, and leave data.unlabelled out"
+        return [InvalidValueError("data.unlabelled", expected, repr(s.unlabelled.source), instead)]
+    if s.is_pair:
+        expected, instead = "null where each sample is an image and a text", "type data.unlabelled=null"
         return [InvalidValueError("data.unlabelled", expected, repr(s.unlabelled.source), instead)]
     what = "texts" if s.is_text else "images"
     kinds = ("texts:", "jsonl:", "csv:", "hf:") if s.is_text else ("images:", "hf:")

@@ -221,12 +221,34 @@ class FitSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OnPolicy:
+    """On-policy distillation: in some samples the student writes the completion, which the teacher then judges.
+
+    Attributes:
+        share: share of the samples, in [0, 1]; 0 for none.
+        new_tokens: largest number of tokens that the student writes, in [1, 1000000].
+        temperature: divisor of the logits that it draws from, in [0.01, 100].
+    """
+
+    share: Real = 0.5
+    new_tokens: Whole = 64
+    temperature: Real = 1.0
+
+    def __post_init__(self) -> None:
+        _check("on_policy.share", self.share, "a share in [0, 1]", 0 <= self.share <= 1, 0.5)
+        most, tokens = 1_000_000, self.new_tokens
+        _check("on_policy.new_tokens", tokens, f"a whole number in [1, {most}]", 1 <= tokens <= most, 64)
+        _check("on_policy.temperature", self.temperature, "in [0.01, 100]", 0.01 <= self.temperature <= 100, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Fit:
     """One of a run's fits."""
 
     objective: ObjectiveSpec  # objective of the student
     settings: FitSettings  # settings of the training loop
     batch_size: Whole = 64  # samples per optimizer step, over all micro-batches and processes
+    on_policy: OnPolicy | None = None  # samples whose completion the student writes; ``None`` for none
 
     def steps(self, samples: int, *, world: int = 1) -> int:
         """Return the number of optimizer steps for this many training samples if ``world`` processes share them."""

@@ -18,10 +18,11 @@ def fits_float32(value: float) -> bool:
 
 
 class ShortFor:
-    """Metadata of a field that takes a text alone for a mapping with the text under one key."""
+    """Metadata of a field that takes a text alone, or a number, for a mapping with it under one key."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, *, number: bool = False) -> None:
         self.key = key
+        self.kind = (int, float) if number else str
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
@@ -29,7 +30,7 @@ class ShortFor:
         return core_schema.no_info_before_validator_function(self._written_out, handler(source))
 
     def _written_out(self, value: Any) -> Any:
-        return {self.key: value} if isinstance(value, str) else value
+        return {self.key: value} if isinstance(value, self.kind) and not isinstance(value, bool) else value
 
 
 class _Number:

@@ -3,7 +3,18 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from tutelage.settings.fit import Count, LossForm, Optimizer, Positive, Precision, Schedule, Shard, Switch, Threads
+from tutelage.settings.fit import (
+    Count,
+    LossForm,
+    OnPolicy,
+    Optimizer,
+    Positive,
+    Precision,
+    Schedule,
+    Shard,
+    Switch,
+    Threads,
+)
 
 
 class RunSettings(TypedDict, total=False):
@@ -23,6 +34,8 @@ class RunSettings(TypedDict, total=False):
     """Largest L2 norm of the gradient; none for no clipping."""
     stages: Sequence[Mapping[str, Any]]
     """Several fits in turn; each says what differs, such as ``[{"epochs": 5, "objective": "kd"}, {"epochs": 10}]``."""
+    on_policy: OnPolicy | Mapping[str, Any] | float | None
+    """Samples whose completion the student writes: a share, or a mapping with ``new_tokens`` and ``temperature``."""
     seed: int
     """Of the initialisation and of dropout."""
     data_seed: int

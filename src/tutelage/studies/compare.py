@@ -173,8 +173,8 @@ def _with_precision(comparison: Comparison, folder: Path, splits: data.Splits, o
 def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, Recipe]]:
     """Yield each run's entry and recipe, in the order of their execution."""
     settings = {name: getattr(comparison, name) for name in Recipe.model_fields}
-    if comparison.training("teacher") is not None:
-        settings["teacher"] = Network(name=(folder / "teacher").as_posix())
+    if (training := comparison.training("teacher")) is not None:
+        settings["teacher"] = Network(name=(folder / "teacher").as_posix(), reads=training.student.reads)
     for k in range(comparison.seeds):
         seed = comparison.seed + k
         data_seed = comparison.data_seed + (0 if comparison.share_data_seed else k)
@@ -183,8 +183,11 @@ def plan(comparison: Comparison, folder: Path) -> Iterator[tuple[records.Entry, 
             path = f"{name}-seed{k}"
             settings |= {"name": f"{comparison.name}/{path}", "objective": objective}
             recipe = Recipe.model_construct(**settings)
+            if not needs_teacher(recipe):  # of what the student writes it would learn nothing
+                stages = tuple(stage.model_copy(update={"on_policy": None}) for stage in recipe.stages)
+                recipe = recipe.model_copy(update={"on_policy": None, "stages": stages})
             if recipe.outputs is not None:
-                of_seed = recipe.outputs if recipe.data.is_text else f"{recipe.outputs}/data{data_seed}"
+                of_seed = recipe.outputs if recipe.teacher_reads_text else f"{recipe.outputs}/data{data_seed}"
                 outputs = of_seed if needs_teacher(recipe) else None
                 recipe = recipe.model_copy(update={"outputs": outputs})
             yield {"folder": path, "objective": name, "seed": seed}, recipe

@@ -78,6 +78,7 @@ def _needs(objective: Objective) -> list[str]:
         "teacher's logits": any(_reads_teacher_logits(part.term) for part, _ in objective.parts),
         "features": needs.student_taps or needs.teacher_taps,
         "indices": needs.indices,
+        "embeddings": needs.embeddings,
         "the batch as a whole": needs.coupled,
         "teacher's statistics": needs.teacher_statistics,
         "teacher's weights": needs.teacher_head or needs.teacher_norms,

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from tutelage import records
 from tutelage.config.schema import Network, Recipe, known_presets
 from tutelage.errors import RecipeError, raise_all
+from tutelage.models.names import RUNS_CODE
 from tutelage.runs import manifest, preflight, resume
 from tutelage.runs.run import finished
 from tutelage.settings.fit import Constant, Cosine, MultiStep, Step
@@ -154,7 +155,8 @@ def check_names(request: StudyRequest) -> None:
         networks = [
             (f"pairs.{name}.{key}", Network(name=network.name))
             for key, network in preflight.networks_of(pair.student, pair.teacher)
-            if "/" not in network.name and not network.name.startswith("file:")  # a finished run needs no path any more
+            if "/" not in network.name
+            and not network.name.startswith(RUNS_CODE)  # a finished run needs no path any more
         ]
         errors.append(list(preflight.network_errors(networks)))
     wrong = [error for each in errors for error in each] if all(errors) else []
@@ -350,7 +352,9 @@ def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher
     recipe = parse(Recipe, value, where=f"{request.study.name}: {pair}, {name}")
     changes: dict[str, Any]
     if needs_teacher(recipe):
-        network = Network(name=(request.runs / teacher).as_posix()) if teacher else networks.teacher
+        network = networks.teacher
+        if teacher:
+            network = Network(name=(request.runs / teacher).as_posix(), reads=network.reads)
         changes = {"name": f"{request.pool}/{slug(pair)}/{slug(name)}", "teacher": network}
     else:
         # A run without a teacher is the same for all teachers.

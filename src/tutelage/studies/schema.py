@@ -21,10 +21,10 @@ from tutelage.config.schema import (
     LONGEST_NAME,
     FolderName,
     NetworkField,
+    OneTeacherField,
     Recipe,
     SeedField,
     Seeds,
-    TeacherField,
     TrainedTeacher,
     Training,
     known_presets,
@@ -91,7 +91,7 @@ ValueField = Annotated[Value, BeforeValidator(_value)]
 class Pair(_Section):
     """A teacher and its student."""
 
-    teacher: TeacherField = Field(
+    teacher: OneTeacherField = Field(
         description="a model's name, a run's folder or {train: ...}", examples=["cifar:resnet56"]
     )
     student: NetworkField = Field(description="a model's name", examples=["cifar:resnet20"])

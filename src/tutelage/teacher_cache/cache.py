@@ -80,6 +80,8 @@ class TeacherCache:
             stored and read in all, and the key names no data seed.
 
     Attributes:
+        of_labels: whether each of a sample's ``classes`` is a label with the classes no and yes, of which the logit of
+            yes less that of no is stored.
         begun: whether the cache exists.
         speed: plan by which the recorded teacher is computed, as a JSON value; ``None`` until it is chosen.
 
@@ -101,6 +103,7 @@ class TeacherCache:
         varies: bool = True,
     ) -> None:
         self.ragged, self.varies = ragged, varies and not ragged
+        self.of_labels = key.get("task") == "labels"
         self.folder, self.key, self.samples, self.rows, self.form = folder, dict(key), samples, rows, form
         path = folder / records.OUTPUTS
         self.speed: Mapping[str, Any] | None = None
@@ -380,8 +383,8 @@ class CachedTeacher:
     def __call__(self, batch: Batch) -> Outputs:
         """Return the recorded outputs of the batch's views.
 
-        Logits are ``(batch, classes)``, or ``(batch, *positions, classes)``: those of a position that is not counted
-        are some other's.
+        Logits are ``(batch, classes)``, of labels ``(batch, labels, 2)``, or ``(batch, *positions, classes)``: those of
+        a position that is not counted are some other's.
 
         Raises:
             TeacherCacheError: if the batch does not say which view it is, or has another data seed, or that epoch's
@@ -402,7 +405,8 @@ class CachedTeacher:
                 kept = self._cache.form.as_sparse(logits, self._gamma)
                 return Outputs(kept.values[..., :0], taps, sparse=kept)
             return Outputs(self._cache.form.unpack(logits, self._gamma), taps)
-        return Outputs(logits["values"].float() + logits["mean"], taps)
+        values = logits["values"].float() + logits["mean"]
+        return Outputs(torch.stack((torch.zeros_like(values), values), -1) if self._cache.of_labels else values, taps)
 
     def _of_positions(
         self, batch: Batch, order: Tensor | None, parts: Sequence[tuple[int, Tensor]]

@@ -211,6 +211,8 @@ class Evaluation:
     sample: Tensor
     text_bytes: int | None = None  # as of `EvalSet`
     folded: TaskMeasures = field(default_factory=lambda: TaskMeasures())  # what the metric says
+    details: dict[str, Any] = field(default_factory=dict)  # lists that it says besides
+    beats_chance: bool | None = None  # what it says of that
     of_classes: bool = True  # as of the metric
 
     @property
@@ -278,6 +280,7 @@ class Evaluation:
             "reliability": bins,
         }
         judgement.update(self.of_task())  # type: ignore[typeddict-item]  # of some keys alone
+        judgement.update(self.details)  # type: ignore[typeddict-item]
         if self.agreeing is not None and self.kl_to_teacher is not None:
             judgement["agreement"] = self.agreeing / self.samples
             judgement["kl_to_teacher"] = self.kl_to_teacher / self.samples
@@ -304,7 +307,9 @@ class Evaluation:
 
     @property
     def better_than_chance(self) -> bool | None:
-        """Whether it beats guessing, by a one-sided binomial test; ``None`` if no sample has a label."""
+        """Whether it beats guessing, by a one-sided binomial test or as the metric says; ``None`` if not known."""
+        if self.folded:
+            return self.beats_chance
         if not self.labelled:
             return None
         return bool(binomtest(self.correct, self.labelled, 1 / self.classes, alternative="greater").pvalue < CHANCE)
@@ -368,21 +373,18 @@ def evaluate(
 
     # An error in one process alone ends it at once: the others of a sharded network wait for its parameters.
     parts = gathered_objects(part()) if is_sharded(network) else of_all(part)
-    evaluation = _joined(parts, network, who, has_teacher=teacher is not None, gamma=gamma)
+    of_classes = metric is None or metric.of_classes
+    evaluation = _joined(parts, network, who, has_teacher=of_classes and teacher is not None, gamma=gamma)
     if metric is None:
         return replace(evaluation, text_bytes=text_bytes)
-    folded = cast(TaskMeasures, metric.end([part.folded for part in parts if part.folded is not None]))
+    states = [part.folded for part in parts if part.folded is not None]
+    measures = metric.end(states)
+    details = {name: value for name, value in measures.items() if isinstance(value, list)}
+    folded = cast(TaskMeasures, {name: value for name, value in measures.items() if name not in details})
+    evaluation = replace(evaluation, folded=folded, details=details, beats_chance=metric.beats_chance(states))
     if metric.of_classes:
-        return replace(evaluation, folded=folded)
-    return replace(
-        evaluation,
-        folded=folded,
-        of_classes=False,
-        agreeing=None,
-        entropy=None,
-        kl_to_target=None,
-        kl_to_teacher=None,
-    )
+        return evaluation
+    return replace(evaluation, of_classes=False, entropy=None)
 
 
 def counted_rows(values: Tensor, batch: Batch) -> Tensor:
@@ -424,13 +426,13 @@ def _add(
         part.bad_inputs += index[faulty][torch.stack(sound).all(0).logical_not()[faulty]].tolist()
         return
     if batch.labels.is_floating_point():
-        instead = "type labels.argmax(-1) where they are soft, or evaluate multi-hot ones in a loop of your own"
+        instead = "type labels.argmax(-1) where they are soft, or labels.long() where several hold, 1 for those that do"
         raise InvalidTypeError("labels", "int64 class indices in evaluation", batch.labels.dtype, instead)
     labels, log_q = counted_rows(batch.labels, batch).cpu(), logits.log_softmax(-1)
     if metric is not None:
         part.folded = metric.fold(part.folded, number, logits, labels, teacher)
         if not metric.of_classes:
-            labels = torch.full_like(labels, UNLABELLED)
+            labels, teacher = torch.full_like(labels, UNLABELLED), None
     known, classes, entropy = labels != UNLABELLED, logits.shape[-1], targets.shannon_entropy(log_q)
     confidence, predicted = log_q.exp().max(-1)
     right, labelled, confidence = (predicted == labels)[known], labels[known], confidence[known]

@@ -45,7 +45,7 @@ class EpochMetrics:
 
     @torch.no_grad()
     def measure(self, batch: Batch, teacher: Outputs | None, output: StepOutput, totals: Totals) -> Tensor:
-        """Return a micro-batch's share of the sums; what depends on logits is NaN where they are not made."""
+        """Return a micro-batch's share of the sums; what depends on logits is NaN without any of classes."""
         # Terms are already means over the whole step; the epoch's mean weights each step by what they are means over.
         positions, labelled = totals.positions.double(), totals.labelled.double()
         sums = [output.loss.total * positions]
@@ -64,7 +64,7 @@ class EpochMetrics:
             return (values if counted is None else torch.where(counted, values, 0)).sum()
 
         kl = agree = zero
-        if student.hidden is not None:
+        if student.hidden is not None or self.objective.needs.embeddings:
             correct = entropy = kl = agree = zero + torch.nan
         else:
             logits = widened(student.logits)
@@ -86,7 +86,7 @@ class EpochMetrics:
     def means(self, sums: Mapping[str, float], *, has_teacher: bool) -> records.TrainMeans:
         """Turn an epoch's sums, over all processes, into means."""
         n, labelled = max(sums["positions"], 1.0), max(sums["labelled"], 1.0)
-        return {
+        means: records.TrainMeans = {
             "loss": sums["loss"] / n,
             "terms": {
                 name: sums[name] / (labelled if name in self.objective.supervised else n)
@@ -98,6 +98,9 @@ class EpochMetrics:
             "agreement": _mean(sums["agree"], n) if has_teacher else None,
             "samples": int(sums["samples"]),
         }
+        if sums["labelled"] < sums["positions"] and sums["positions"] > sums["samples"]:
+            means["unlabelled"] = int(sums["positions"] - sums["labelled"])
+        return means
 
 
 def _mean(total: float, n: float) -> float | None:

@@ -127,7 +127,8 @@ def test_faults():
 
 
 def test_available_names_every_source():
-    kinds = ["csv", "digits", "hf", "imagefolder", "jsonl", "parquet", "torchvision", "webdataset", "images", "texts"]
+    kinds = ["csv", "digits", "hf", "imagefolder", "jsonl", "masks", "parquet", "torchvision", "webdataset"]
+    kinds += ["images", "texts"]
     assert [name.partition(":")[0] for name, _ in available()] == kinds
 
 

@@ -319,3 +319,52 @@ def test_code_of_a_repository_and_pickled_weights_are_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"no weights")
     with pytest.raises(InvalidValueError, match=r"expected weights .* in safetensors, got pytorch_model.bin"):
         models.create(f"hf:{tmp_path}", classes=3, text=TEXT)
+
+
+PIXELS = {
+    "segformer": {
+        "depths": [1] * 4,
+        "hidden_sizes": [4, 8, 8, 8],
+        "num_attention_heads": [1] * 4,
+        "sr_ratios": [4, 2, 1, 1],
+        "decoder_hidden_size": 8,
+    },
+    "upernet": {
+        "backbone_config": {
+            "model_type": "resnet",
+            "depths": [1] * 4,
+            "hidden_sizes": [4, 8, 8, 8],
+            "embedding_size": 4,
+            "layer_type": "basic",
+            "out_features": ["stage1", "stage2", "stage3", "stage4"],
+        },
+        "hidden_size": 8,
+        "auxiliary_in_channels": 8,
+    },
+}
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_networks_of_pixels_are_resized_saved_and_read_by_transformers(tmp_path, kind):
+    made = models.create(f"hf:{kind}", classes=3, task="pixels", config=PIXELS[kind]).eval()
+    images = torch.rand(2, 3, 36, 44, generator=torch.Generator().manual_seed(0))
+    models.save(made, tmp_path)
+    library = library_of_pixels(tmp_path)
+    with torch.no_grad():
+        own = library(pixel_values=made.normalise(images)).logits
+        expected = F.interpolate(own, (36, 44), mode="bilinear", align_corners=False).movedim(1, -1)
+        assert torch.allclose(made(images), expected, rtol=0, atol=1e-6)
+        assert torch.equal(models.create(str(tmp_path)).eval()(images), made(images))
+        assert models.create(str(tmp_path), classes=5)(images).shape == (2, 36, 44, 5)
+    assert all(parameter.grad is not None for parameter in backward(made.train(), images))  # no head for training alone
+
+
+def library_of_pixels(folder):
+    from transformers import AutoModelForSemanticSegmentation
+
+    return AutoModelForSemanticSegmentation.from_pretrained(folder).eval()
+
+
+def backward(network, images):
+    network(images).square().mean().backward()
+    return network.parameters()

@@ -218,3 +218,31 @@ def test_timm_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with refused(MissingExtraError, "model", suggests="pip install 'tutelage[timm]'"):
         create("timm:resnet18")
+
+
+class TestSegmenting:
+    """Networks of torchvision's that give each pixel a class."""
+
+    def test_logits_are_the_librarys_and_both_last_layers_are_replaced(self, tmp_path):
+        from torchvision.models import get_model
+
+        network = create("torchvision:lraspp_mobilenet_v3_large", classes=4, task="pixels").eval()
+        library = get_model("lraspp_mobilenet_v3_large", weights=None, weights_backbone=None, num_classes=4).eval()
+        library.load_state_dict(network.network.state_dict())
+        images = torch.rand(1, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            expected = library(network.normalise(images))["out"].movedim(1, -1)
+            assert torch.allclose(network(images), expected, rtol=0, atol=1e-6)
+        torch.save(library.state_dict(), path := tmp_path / "weights.pth")
+        other = create("torchvision:lraspp_mobilenet_v3_large", classes=7, weights=path, task="pixels")
+        assert other.card.fresh_head
+        with torch.no_grad():
+            assert other.eval()(images).shape == (1, 40, 56, 7)
+
+    def test_each_kind_is_refused_in_the_others_place(self):
+        for name, task in (("lraspp_mobilenet_v3_large", "classes"), ("resnet18", "pixels")):
+            with refused(InvalidValueError, "model", got=f"torchvision:{name}"):
+                create(f"torchvision:{name}", classes=4, task=task)
+        for name in ("cifar:resnet8", "mlp:8", "timm:resnet18"):
+            with refused(InvalidValueError, "model", got=name):
+                create(name, classes=4, task="pixels")

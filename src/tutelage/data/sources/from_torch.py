@@ -6,7 +6,7 @@ import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -52,6 +52,11 @@ class TorchSplit(Split):
 
     dataset: Mapped
     keys: Keys | None = None  # of mappings of tensors; None for images
+    several: int | None = None  # number of labels, of which several may hold; None for one class
+
+    def is_bytes(self, view: Tensor) -> bool:
+        """Whether they are 8-bit images: these are float, and other tensors are taken as they are."""
+        return False
 
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Inputs:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1], such views by name, or the keys' tensors."""
@@ -62,8 +67,8 @@ class TorchSplit(Split):
             with rng.seeded() as seed_generators:
                 seed_generators(bits)
                 image, label = _sample(self.dataset, position, self.keys)
-            expected = int(self.labels[position])
-            if label != expected:
+            expected = self.labels[position].tolist()
+            if (label := _label(label, position, self.several)) != expected:
                 instead = "let __getitem__ and targets agree"
                 raise InvalidValueError(
                     "data", f"label {expected} for sample {position} as its targets say", label, instead
@@ -75,7 +80,7 @@ class TorchSplit(Split):
                 raise InvalidValueError("data", f"{what} of one shape, {_shown(images[0])}", got, instead)
         columns = zip(*map(views_of, images), strict=True)
         batch = as_views([torch.stack(column) for column in columns], images[0])
-        for stacked in views_of(batch) if self.keys is None else ():
+        for stacked in filter(torch.is_floating_point, views_of(batch) if self.keys is None else ()):
             low, high = float(stacked.min()), float(stacked.max())
             if not (low >= -SLACK and high <= 1 + SLACK):  # NaN is in no range
                 outside = [not (float(i.min()) >= -SLACK and float(i.max()) <= 1 + SLACK) for i in stacked]
@@ -99,6 +104,7 @@ def from_datasets(
     source: str = "own",
     inputs: str | Sequence[str] | None = None,
     labels: str = "labels",
+    task: Literal["classes", "labels"] = "classes",
 ) -> Splits:
     """Wrap map-style torch data sets.
 
@@ -107,7 +113,7 @@ def from_datasets(
             a class index; if unlabelled -100, ``None``, or the image alone. All images have one shape. Labels are read
             from ``targets`` if present and not transformed, else in one pass over the samples. Instead of an image
             there may be a mapping of views of it, ``{"student": ..., "teacher": ...}``, of which each network reads
-            its own.
+            its own; one of them may be an int64 tensor, such as token ids ``(tokens,)``, which is taken as it is.
         test: data set of the same form.
         classes: number of classes.
         validation: data set of the same form, or ``None``.
@@ -118,6 +124,8 @@ def from_datasets(
             as ``("input_ids", "attention_mask")``, for a `tutelage.Adapter` that names them; or one key, whose tensor
             is what a network is called with. ``None`` for images.
         labels: key of the label in such mappings.
+        task: ``labels`` where several of ``classes`` labels may hold for a sample. Its label is then a tensor, an array
+            or a list ``(labels,)``: 1 for each that holds, 0 for the others and -100 where it is not known.
 
     Returns:
         Splits without a fingerprint, as the content of a user's data set is not known.
@@ -127,6 +135,10 @@ def from_datasets(
         >>> rows = [{"input_ids": [1, 2], "labels": 0}, {"input_ids": [3, 2], "labels": 1}]
         >>> from_datasets(rows, rows, classes=2, inputs=("input_ids",)).train.labels
         tensor([0, 1])
+        >>> several = [{"input_ids": [1, 2], "labels": [1, 0, 1]}, {"input_ids": [3, 2], "labels": [0, 1, -100]}]
+        >>> from_datasets(several, several, classes=3, inputs=("input_ids",), task="labels").train.labels
+        tensor([[   1,    0,    1],
+                [   0,    1, -100]])
 
     Raises:
         TypeError: if a sample is not an image and a class index, or not a mapping of tensors.
@@ -136,7 +148,9 @@ def from_datasets(
     names = tuple(map(str, range(classes) if class_names is None else class_names))
     if len(names) != classes:
         raise InvalidValueError("class_names", f"{classes} names", len(names), "give one for each class")
-    refuse_one_class(names, source)
+    several = classes if task == "labels" else None
+    if several is None:
+        refuse_one_class(names, source)
     if workers < 0:
         raise InvalidValueError("workers", "a whole number of at least 0", workers, "type workers=0")
     keys = None if inputs is None else Keys(inputs if isinstance(inputs, str) else tuple(inputs), labels)
@@ -162,26 +176,37 @@ def from_datasets(
             got = _shown(first)
             what = "images" if keys is None else "tensors"
             raise InvalidValueError(part, f"{what} of shape {_shown(expected)} as in train", got, "resize them")
-        targets = _targets(dataset, keys)
+        targets = _targets(dataset, keys, several)
         wrong = np.flatnonzero((targets != UNLABELLED) & ((targets < 0) | (targets >= classes)))
-        if wrong.size:
+        if wrong.size and several is None:
             got = f"{int(targets[wrong[0]])} for sample {int(wrong[0])}"
             raise InvalidValueError(part, f"labels in [0, {classes}) or -100", got, "raise classes or fix the labels")
         splits[part] = TorchSplit(
-            dataset=dataset, labels=torch.from_numpy(targets), workers=workers, pool=pool, keys=keys
+            dataset=dataset,
+            labels=torch.from_numpy(targets),
+            workers=workers,
+            pool=pool,
+            keys=keys,
+            several=several,
         )
-    channels, *size = view_of(first, "student").shape if keys is None else (None,)
+    images: dict[str, tuple[int, ...]] = {}
+    if keys is None:
+        view_of(first, "student")  # It is refused here if it is not there.
+        views = first if isinstance(first, Mapping) else {"": first}
+        images = {name: tuple(view.shape) if view.is_floating_point() else () for name, view in views.items()}
+    channels, *size = images.get("student") or next(filter(None, images.values()), (None,))
     return Splits(
         train=splits["train"],
         validation=splits.get("validation"),
         test=splits["test"],
-        classes=classes,
+        classes=classes if several is None else 2,
         class_names=names,
         channels=channels,
         image_size=(size[0], size[1]) if size else None,
         source=source,
         fingerprint=None,
-        views=_shapes(first) if isinstance(first, Mapping) and keys is None else {},
+        views=images if isinstance(first, Mapping) else {},
+        task=task,
     )
 
 
@@ -195,7 +220,7 @@ def _shown(image: Inputs) -> str:
     return ", ".join(f"{name} {shape}".strip() for name, shape in _shapes(image).items())
 
 
-def _sample(dataset: Mapped, position: int, keys: Keys | None) -> tuple[Inputs, int]:
+def _sample(dataset: Mapped, position: int, keys: Keys | None) -> tuple[Inputs, Any]:
     try:
         sample = dataset[position]
     except TutelageError:
@@ -221,12 +246,12 @@ def _sample(dataset: Mapped, position: int, keys: Keys | None) -> tuple[Inputs, 
             )
             raise InvalidTypeError("data", expected, f"the keys {', '.join(map(repr, image))}", instead)
         # In the order of their names, as a mapping's own may differ from sample to sample.
-        views = {str(name): _image(image[name], position) for name in sorted(image)}
-        return views, _label(label, position)
-    return _image(image, position), _label(label, position)
+        views = {str(name): _view(image[name], position) for name in sorted(image)}
+        return views, label
+    return _image(image, position), label
 
 
-def _tensors(sample: Any, keys: Keys, position: int) -> tuple[Inputs, int]:
+def _tensors(sample: Any, keys: Keys, position: int) -> tuple[Inputs, Any]:
     """Return what a mapping has at the keys; the label may be beside it."""
     label = None
     if isinstance(sample, (tuple, list)) and len(sample) == 2:
@@ -242,7 +267,12 @@ def _tensors(sample: Any, keys: Keys, position: int) -> tuple[Inputs, int]:
         instead = "return tensors, arrays or lists of numbers in __getitem__"
         raise InvalidTypeError("data", f"tensors in sample {position}", str(error), instead) from error
     label = sample.get(keys.labels) if label is None else label
-    return (views[keys.inputs] if isinstance(keys.inputs, str) else views), _label(label, position)
+    return (views[keys.inputs] if isinstance(keys.inputs, str) else views), label
+
+
+def _view(view: Any, position: int) -> Tensor:
+    """Return one of several views: an image, or an int64 tensor as it is."""
+    return view if isinstance(view, torch.Tensor) and view.dtype == torch.int64 else _image(view, position)
 
 
 def _image(image: Any, position: int) -> Tensor:
@@ -263,17 +293,19 @@ def _image(image: Any, position: int) -> Tensor:
     return image.to(torch.float32)
 
 
-def _targets(dataset: Mapped, keys: Keys | None) -> NDArray[np.int64]:
+def _targets(dataset: Mapped, keys: Keys | None, several: int | None) -> NDArray[np.int64]:
     targets = getattr(dataset, "targets", None) if keys is None else None
     if targets is None or len(targets) != len(dataset) or getattr(dataset, "target_transform", None) is not None:
         with rng.seeded() as seed_generators:
             seed_generators(0)
-            return np.array([_sample(dataset, position, keys)[1] for position in range(len(dataset))], np.int64)
-    return np.array([_label(target, position) for position, target in enumerate(targets)], np.int64)
+            targets = [_sample(dataset, position, keys)[1] for position in range(len(dataset))]
+    return np.array([_label(target, position, several) for position, target in enumerate(targets)], np.int64)
 
 
-def _label(label: Any, position: int) -> int:
-    """Return a class index; -100 for ``None``."""
+def _label(label: Any, position: int, several: int | None) -> int | list[int]:
+    """Return a class index, -100 for ``None``; or of several labels 1, 0 or -100 for each."""
+    if several is not None:
+        return _labels(label, position, several)
     if label is None:
         return UNLABELLED
     try:
@@ -283,6 +315,24 @@ def _label(label: Any, position: int) -> int:
         kind = f"{label.dtype} values" if shape else type(label).__name__
         expected = f"a class index as the label of sample {position}, a whole number"
         instead = (
-            "return one whole number, or None where unlabelled; docs/python.md has a loop for several classes each"
+            "return one whole number, or None where unlabelled; where several hold, type "
+            "data=tutelage.data.from_datasets(train, test, classes=..., task='labels')"
         )
         raise InvalidTypeError("data", expected, f"{kind}{shape}", instead) from error
+
+
+def _labels(labels: Any, position: int, several: int) -> list[int]:
+    """Return 1, 0 or -100 for each label; -100 for all in place of ``None``."""
+    if labels is None:
+        return [UNLABELLED] * several
+    expected = f"{several} labels of sample {position}, each 1, 0 or -100"
+    try:
+        values = np.asarray(labels, np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidTypeError("data", expected, type(labels).__name__, "return a tensor of them") from error
+    if values.shape != (several,) or not np.isin(values, (0, 1, UNLABELLED)).all():
+        got = (
+            f"{values.shape}" if values.shape != (several,) else f"{values[~np.isin(values, (0, 1, UNLABELLED))][0]:g}"
+        )
+        raise InvalidValueError("data", expected, got, "return a tensor of them")
+    return [int(value) for value in values]

@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 
 from tutelage import records
-from tutelage.data import cache, file_hashes
+from tutelage.data import cache, file_hashes, multi_hot
 from tutelage.data.build import Description, Raw, UnlabelledImages, check_labels, from_images
 from tutelage.data.datasets import Splits
+from tutelage.data.masks import Masks
 from tutelage.data.names import local_folder
-from tutelage.data.texts import Texts, from_texts, open_tokenizer, read_texts
+from tutelage.data.sources.masks import numbered_classes
+from tutelage.data.texts import Texts, beside_images, from_texts, open_tokenizer, read_texts
 from tutelage.errors import InvalidValueError, NotFoundError, missing_extra, one_line
 from tutelage.images import READER_VERSION, Encoded
 from tutelage.settings.data import DataSettings
@@ -77,25 +79,63 @@ def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | T
     named_otherwise = test_name in _TESTS[1:]
     notes = [f"The source has no test split: its {test_name} split is used for test."] if named_otherwise else []
     halves = {n: splits[n] for n in ("train", test_name) if n is not None}
-    if settings.is_text:
+    if settings.is_text and not settings.is_pair:
         assert not isinstance(unlabelled, UnlabelledImages)
         return _texts(halves, settings, source=shown, notes=notes, unlabelled=unlabelled)
     assert not isinstance(unlabelled, Texts)
     dtypes = {name: str(getattr(feature, "dtype", None)) for name, feature in splits["train"].features.items()}
-    image = _column(splits["train"], "image", Image, settings.image)
-    label = _column(splits["train"], "label", ClassLabel, settings.label, dtypes=dtypes)
-    names, labels = _labels(halves, label)
+    mask = None if settings.mask is None else _column(splits["train"], "mask", Image, settings.mask)
+    image = _column(splits["train"], "image", Image, settings.image, apart=mask)
+    masks: dict[str, Masks] = {}
+    if mask is not None:
+        if lacking := [split for split, rows in halves.items() if mask not in rows.features]:
+            raise _column_error(halves[lacking[0]], "mask", f"{mask!r} in the split {lacking[0]} too", "none", [])
+        masks = {
+            split: Masks(_reader(rows, mask, split), _reader(rows, image, split)) for split, rows in halves.items()
+        }
+        names = numbered_classes(list(masks.values()), shown)
+        labels = {split: np.zeros(len(rows), np.int64) for split, rows in halves.items()}
+    elif settings.labels is not None:
+        names, labels = _several(halves, settings.labels, shown)
+    elif _without_labels(splits["train"], settings):
+        names = []
+        labels = {split: np.full(len(rows), UNLABELLED, np.int64) for split, rows in halves.items()}
+    else:
+        names, labels = _labels(halves, _column(splits["train"], "label", ClassLabel, settings.label, dtypes=dtypes))
 
     @functools.cache
     def files() -> bytes:
         return _files(Path(name).expanduser()) if local else b""
 
     raws = [
-        Raw(_reader(rows, image, split), labels[split], partial(_identity, rows, split, files))
+        Raw(
+            _reader(rows, image, split),
+            labels[split],
+            partial(_identity, rows, split, files),
+            masks=replace(masks[split], classes=len(names)) if masks else None,
+        )
         for split, rows in halves.items()
     ]
     description = Description(class_names=names, settings=settings, source=shown, notes=notes, unlabelled=unlabelled)
-    return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
+    if not settings.is_pair:
+        return from_images(raws[0], raws[1] if test_name else None, description, key=_key(halves, image, settings))
+    texts, paired = [], []
+    for raw, (split, rows) in zip(raws, halves.items(), strict=True):
+        texts.append(_read_texts(rows, split, settings, source=shown))
+        kept = texts[-1].kept(f"{split} row {number}" for number in range(len(rows)))
+        paired.append(replace(raw.subset(kept), texts=np.arange(len(kept))))
+    key = None if any(text.corrupt for text in texts) else _key(halves, image, settings)
+    images = from_images(paired[0], paired[1] if test_name else None, description, key=key)
+    test = texts[1] if test_name else None
+    return beside_images(images, texts[0], test, settings, tokenizer=open_tokenizer(settings))
+
+
+def _without_labels(rows: Any, settings: DataSettings) -> bool:
+    """Whether embeddings are learned, for which a source need not have a column of labels, and none is meant."""
+    from datasets import ClassLabel
+
+    columns = [feature for feature in rows.features.values() if isinstance(feature, ClassLabel)]
+    return settings.embedding is not None and settings.label is None and len(columns) != 1
 
 
 def _reader(rows: Any, image: str, split: str) -> HubReader:
@@ -121,16 +161,20 @@ def unlabelled_rows(name: str, settings: DataSettings) -> UnlabelledImages | Tex
     rows, folder = splits[split], Path(name).expanduser()
     shown = f"hf:{folder.resolve().name}" if local else f"hf:{name}"
     if settings.is_text:
-        assert settings.text is not None
-        if settings.text not in rows.features:
-            raise _column_error(rows, "text", f"a column of {shown}", repr(settings.text), [])
-        records = ((f"{split} row {k}", record) for k, record in enumerate(rows.select_columns([settings.text])))
-        return read_texts(records, settings, label=None, source=shown, tokenizer=None)
+        return _read_texts(rows, split, settings, source=shown)
     image = _column(rows, "image", Image, settings.image)
     labels = np.full(len(rows), UNLABELLED, np.int64)
     files = partial(_files, folder) if local else bytes
     raw = Raw(_reader(rows, image, split), labels, partial(_identity, rows, split, files))
     return UnlabelledImages(raw=raw, key=_key({split: rows}, image, replace(settings, size=None, test_crop=None)))
+
+
+def _read_texts(rows: Any, split: str, settings: DataSettings, *, source: str) -> Texts:
+    """Read a split's column of texts, without labels."""
+    if settings.text not in rows.features:
+        raise _column_error(rows, "text", f"a column of {source}", repr(settings.text), [])
+    records = ((f"{split} row {k}", record) for k, record in enumerate(rows.select_columns([settings.text])))
+    return read_texts(records, settings, label=None, source=source, tokenizer=None)
 
 
 def _texts(
@@ -146,17 +190,20 @@ def _texts(
 
     features, tokenizer = halves["train"].features, open_tokenizer(settings)
     keys = [key for key in ("text", "prompt", "completion", "messages") if getattr(settings, key) is not None]
+    several = () if settings.labels is None else multi_hot.names_of(settings.labels)
     label = None if settings.per_token else settings.label
-    if label is None and not settings.per_token:
+    without = settings.per_token or _without_labels(halves["train"], settings)
+    if label is None and not several and not without:
         label = _column(halves["train"], "label", ClassLabel, None, dtypes={n: str(f) for n, f in features.items()})
-    for key, column in [*((key, getattr(settings, key)) for key in keys), *([("label", label)] if label else [])]:
+    labels = [("label", label)] if label else [("labels", column) for column in several]
+    for key, column in [*((key, getattr(settings, key)) for key in keys), *labels]:
         lacking = [name for name, rows in halves.items() if column not in rows.features]
         if lacking:
             raise _column_error(halves[lacking[0]], key, f"a column of the split {lacking[0]}", repr(column), [])
     answers = settings.top_logprobs
     if answers is not None and answers not in features:
         raise _column_error(halves["train"], "top_logprobs", "a column of the split train", repr(answers), [])
-    columns = [*(getattr(settings, key) for key in keys), *([label] if label else [])]
+    columns = [*(getattr(settings, key) for key in keys), *(column for _, column in labels)]
 
     def read(split: str) -> Texts:
         served = answers if split == "train" else None  # The test set needs none.
@@ -165,7 +212,7 @@ def _texts(
         return read_texts(records, settings, label=label, source=source, tokenizer=tokenizer, answers=served)
 
     train, *test = map(read, halves)
-    names = getattr(features[label], "names", None) if label else None
+    names = getattr(features[label], "names", None) if label else _item_names(features, settings.labels)
     return from_texts(
         train,
         test[0] if test else None,
@@ -203,10 +250,21 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
     return splits, folder is not None
 
 
-def _column(rows: Any, key: str, kind: Any, chosen: str | None, *, dtypes: Mapping[str, str] | None = None) -> str:
-    """Return the chosen column, of that kind or an integer dtype; if none is chosen, the only one of that kind."""
+def _column(
+    rows: Any,
+    key: str,
+    kind: Any,
+    chosen: str | None,
+    *,
+    dtypes: Mapping[str, str] | None = None,
+    apart: str | None = None,
+) -> str:
+    """Return the chosen column, of that kind or an integer dtype; if none is chosen, the only one of that kind.
+
+    ``apart`` is another column of the kind, which is chosen for something else.
+    """
     dtypes = dtypes or {}
-    suitable = [name for name, feature in rows.features.items() if isinstance(feature, kind)]
+    suitable = [name for name, feature in rows.features.items() if isinstance(feature, kind) and name != apart]
     integers = [name for name, dtype in dtypes.items() if dtype.startswith(("int", "uint"))]
     if chosen is None and len(suitable) == 1:
         return suitable[0]
@@ -252,6 +310,29 @@ def _labels(halves: Mapping[str, Any], column: str) -> tuple[list[str], dict[str
     return list(names), values
 
 
+def _several(
+    halves: Mapping[str, Any], columns: str | tuple[str, ...], source: str
+) -> tuple[list[str], dict[str, Any]]:
+    """Return the labels' names, and of each split ``(rows, labels)``."""
+    known, chosen = [], list(multi_hot.names_of(columns))
+    for split, rows in halves.items():
+        if lacking := [column for column in chosen if column not in rows.features]:
+            raise _column_error(rows, "labels", f"{lacking[0]!r} in the split {split}", "none", [])
+        values = rows.select_columns(chosen)[:]
+        known.append(multi_hot.rows_of(values, columns, source=f"the split {split} of {source}"))
+    names = _item_names(halves["train"].features, columns)
+    names, labels = multi_hot.table(known, columns, names, source=source)
+    return names, dict(zip(halves, labels, strict=True))
+
+
+def _item_names(features: Mapping[str, Any], columns: str | tuple[str, ...] | None) -> Sequence[str] | None:
+    """Return the names of the classes in a column of lists, if the data set has them."""
+    if not isinstance(columns, str):
+        return None
+    names: Sequence[str] | None = getattr(getattr(features[columns], "feature", None), "names", None)
+    return names
+
+
 def _identity(rows: Any, split: str, files: Callable[[], bytes]) -> bytes:
     """Describe a split by the library's record of it and by its folder's files, if it has a folder."""
     known = (rows.info.splits or {}).get(split)
@@ -277,5 +358,6 @@ def _key(halves: Mapping[str, Any], image: str, settings: DataSettings) -> str |
     if not files:
         return None
     division = [settings.test, settings.split_seed] if len(halves) == 1 else None
+    image = image if settings.mask is None else f"{image} {settings.mask}"
     read = [READER_VERSION, image, settings.size, settings.test_crop, settings.interpolation, division]
     return cache.key_of([files, read])

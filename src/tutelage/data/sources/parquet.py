@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from tutelage.data import shards
+from tutelage.data import multi_hot, shards
 from tutelage.data.build import Arranged, UnlabelledImages, from_shards
 from tutelage.data.datasets import Splits
 from tutelage.data.shards import Content, Shard
@@ -148,21 +148,34 @@ def _read(shard: Shard, file: BinaryIO, *, settings: DataSettings) -> Content:
         table = parquet.ParquetFile(file)
         described = _described(table.schema_arrow)
         image, label = _columns(table.schema_arrow, described, settings, shard)
-        labels = table.read(columns=[label], use_threads=False).column(label)
+        names = [label] if settings.labels is None else list(multi_hot.names_of(settings.labels))
+        read = table.read(columns=names, use_threads=False)
         sizes = [table.metadata.row_group(i).num_rows for i in range(table.num_row_groups)]
     except (pyarrow.ArrowException, OSError) as error:
         got, instead = f"{shard.name} ({one_line(error)})", "copy it again"
         raise InvalidValueError("data.source", "a Parquet file", got, instead) from error
+    found: Content = {
+        "groups": np.array(sizes, np.int64),
+        "names": np.frombuffer(json.dumps(_names(described.get(names[0], {}))).encode(), np.uint8),
+        "column": np.frombuffer(image.encode(), np.uint8),
+    }
+    if settings.labels is not None:
+        values = {name: read.column(name).to_pylist() for name in names}
+        rows = multi_hot.rows_of(values, settings.labels, source=shard.name)
+        return found | {"rows": np.frombuffer(json.dumps(rows).encode(), np.uint8)}
+    labels = read.column(label)
     texts = labels.cast(pyarrow.string()).fill_null("")
     if (pyarrow.compute.max(pyarrow.compute.binary_length(texts)).as_py() or 0) > shards.LONGEST:
         got, instead = f"longer texts in the column {label} of {shard.name}", "name another label: data.label=..."
         raise InvalidValueError("data.label", f"classes of at most {shards.LONGEST} bytes", got, instead)
-    return {
-        "groups": np.array(sizes, np.int64),
-        "labels": np.char.encode(texts.to_numpy().astype(np.str_)) if len(texts) else np.array([], np.bytes_),
-        "names": np.frombuffer(json.dumps(described.get(label, {}).get("names")).encode(), np.uint8),
-        "column": np.frombuffer(image.encode(), np.uint8),
-    }
+    encoded = np.char.encode(texts.to_numpy().astype(np.str_)) if len(texts) else np.array([], np.bytes_)
+    return found | {"labels": encoded}
+
+
+def _names(described: dict[str, Any]) -> Any:
+    """Return the classes' names of a column, or of the items of its lists, if they are noted."""
+    feature = described.get("feature")
+    return (feature if isinstance(feature, dict) else described).get("names")
 
 
 def _described(schema: Any) -> dict[str, Any]:
@@ -192,6 +205,12 @@ def _columns(schema: Any, described: dict[str, Any], settings: DataSettings, sha
             labels.append(column.name)
     classes = [name for name in labels if described.get(name, {}).get("_type") == "ClassLabel"]
     image = _chosen("image", settings.image, list(pictures), list(pictures), schema, shard)
+    if settings.labels is not None:
+        for name in multi_hot.names_of(settings.labels):
+            if name not in schema.names:
+                got, instead = f"{name!r} in {shard.name}", f"the columns are {', '.join(schema.names)}"
+                raise InvalidValueError("data.labels", "columns of labels", got, instead)
+        return pictures[image], ""
     label = _chosen("label", settings.label, labels, classes or labels, schema, shard)
     return pictures[image], label
 

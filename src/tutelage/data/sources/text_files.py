@@ -1,18 +1,27 @@
-"""``jsonl:`` and ``csv:``: files of texts, a sample per line or row."""
+"""``jsonl:`` and ``csv:``: files of texts, a sample per line or row, perhaps with an image each."""
 
 from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tutelage import plain_files
+from tutelage.data.build import Description, Raw, from_images
 from tutelage.data.datasets import Splits
+from tutelage.data.file_hashes import listing, named
+from tutelage.data.image_files import FolderReader, pixels_key
 from tutelage.data.names import text_file
-from tutelage.data.texts import Texts, from_texts, open_tokenizer, read_texts
+from tutelage.data.shards import numbered
+from tutelage.data.texts import Texts, beside_images, from_texts, open_tokenizer, read_texts
 from tutelage.errors import InvalidValueError, one_line
+from tutelage.images import MAX_BYTES
 from tutelage.settings.data import DataSettings
 
 Record = tuple[str, Mapping[str, Any] | ValueError]
@@ -37,7 +46,8 @@ def unlabelled_texts(kind: str, path: str, settings: DataSettings) -> Texts:
     """
     file = text_file(kind, path, what="data.source")
     content, source = _content(file, "data.source", settings), f"{kind}:{file.name}"
-    return read_texts(_records(kind, file, content, settings), settings, label=None, source=source, tokenizer=None)
+    rows = _records(kind, file, content, settings)
+    return read_texts(rows, settings, label=None, source=source, tokenizer=None, labelled=False)
 
 
 def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None) -> Splits:
@@ -47,8 +57,12 @@ def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None
         FileNotFoundError: there is no such file.
         ValueError: a file is too large, no UTF-8 or damaged, or its columns or labels do not fit.
     """
+    if settings.is_pair:
+        return _open_pairs(kind, path, settings)
     tokenizer = open_tokenizer(settings)
-    label = None if settings.per_token else settings.label or "label"
+    label = settings.label
+    if not (settings.per_token or settings.labels or settings.embedding):
+        label = label or "label"
 
     def read(what: str, typed: str) -> Texts:
         file = text_file(kind, typed, what=what)
@@ -62,6 +76,53 @@ def _open(kind: str, path: str, settings: DataSettings, unlabelled: Texts | None
     test = None if settings.test_shards is None else read("data.test_shards", settings.test_shards)
     source = f"{kind}:{Path(path).name}"
     return from_texts(train, test, settings, source=source, tokenizer=tokenizer, unlabelled=unlabelled)
+
+
+def _open_pairs(kind: str, path: str, settings: DataSettings) -> Splits:
+    """Open a file, and perhaps a test file, of texts and paths of images, which begin at the file's folder."""
+    tokenizer, source = open_tokenizer(settings), f"{kind}:{Path(path).name}"
+    texts, images = [], []
+    for what, typed in (("data.source", path), ("data.test_shards", settings.test_shards)):
+        if typed is None:
+            continue
+        file = text_file(kind, typed, what=what)
+        records = [
+            _with_path(each, settings) for each in _records(kind, file, _content(file, what, settings), settings)
+        ]
+        label, shown = settings.label or "label", f"{kind}:{file.name}"
+        texts.append(read_texts(records, settings, label=label, source=shown, tokenizer=tokenizer))
+        kept = [records[number][1] for number in texts[-1].kept(where for where, _ in records)]
+        images.append(named(file.parent, [row[settings.image] for row in kept if isinstance(row, Mapping)]))
+    names, labels = numbered([np.array(half.labels, np.str_) for half in texts], None, source=source)
+    raws = [
+        Raw(
+            FolderReader(files.root, files.names),
+            classes,
+            cache(partial(listing, files, max_bytes=MAX_BYTES)),
+            texts=np.arange(len(classes)),
+        )
+        for files, classes in zip(images, labels, strict=True)
+    ]
+    test = raws[1] if len(raws) > 1 else None
+    description = Description(class_names=names, settings=settings, source=source)
+    splits = from_images(raws[0], test, description, key=pixels_key(images, settings))
+    return beside_images(splits, texts[0], texts[1] if test else None, settings, tokenizer=tokenizer)
+
+
+def _with_path(record: Record, settings: DataSettings) -> Record:
+    """Return a row, or that it names no image."""
+    where, row = record
+    if isinstance(row, ValueError):
+        return record
+    path = row.get(str(settings.image))
+    try:
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise ValueError("it is none")
+        os.fsencode(path)
+    except ValueError as error:
+        columns = f", of the columns {', '.join(map(str, row))}" if settings.image not in row else ""
+        return where, ValueError(f"no path of an image in {settings.image!r}: {one_line(error)}{columns}")
+    return record
 
 
 def _content(file: Path, what: str, settings: DataSettings) -> bytes:
@@ -78,7 +139,8 @@ def _content(file: Path, what: str, settings: DataSettings) -> bytes:
         ) from error
 
 
-def _json_lines(file: Path, content: bytes) -> Iterator[Record]:
+def json_lines(file: Path, content: bytes) -> Iterator[Record]:
+    """Yield the JSON objects of a file, each with the place of its line."""
     for number, line in enumerate(io.BytesIO(content), start=1):
         if not line.strip():
             continue
@@ -91,7 +153,7 @@ def _json_lines(file: Path, content: bytes) -> Iterator[Record]:
         yield where, record if isinstance(record, dict) else ValueError("no JSON object")
 
 
-def _csv_rows(file: Path, content: bytes) -> Iterator[Record]:
+def csv_rows(file: Path, content: bytes) -> Iterator[Record]:
     """Yield rows; a quote that is not closed damages all that follow, so nothing is read then."""
     try:
         text = content.decode()
@@ -138,5 +200,5 @@ def _records(kind: str, file: Path, content: bytes, settings: DataSettings) -> I
         case "texts":
             return _plain_lines(file, content, settings.text)
         case "jsonl":
-            return _json_lines(file, content)
-    return _csv_rows(file, content)
+            return json_lines(file, content)
+    return csv_rows(file, content)

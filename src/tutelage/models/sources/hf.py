@@ -31,7 +31,7 @@ from tutelage.hub_files import folder_of
 from tutelage.images import MEAN, STD
 from tutelage.models import io
 from tutelage.models.card import Card
-from tutelage.models.hf_calls import INDEX, OWN, HubCall
+from tutelage.models.hf_calls import INDEX, OF_LABELS, OWN, HubCall
 from tutelage.models.sentence import ACTIVATIONS, POOLINGS, SentenceClassifier
 from tutelage.models.spec import ModelRequest, ModelSpec, resized
 from tutelage.submodules import evaluation_mode
@@ -47,6 +47,7 @@ LISTED = [
 ]
 KINDS = {
     "image": "ForImageClassification",
+    "pixels": "ForSemanticSegmentation",
     "sequence": "ForSequenceClassification",
     "token": "ForTokenClassification",
     "causal": "ForCausalLM",
@@ -63,7 +64,7 @@ _BICUBIC = 3  # as Pillow numbers it
 class _Own(TypedDict):
     """What a saved network's configuration has besides the library's."""
 
-    kind: Literal["image", "sequence", "token", "causal", "sentence"]
+    kind: Literal["image", "pixels", "sequence", "token", "causal", "sentence"]
     poolings: NotRequired[list[str]]
     behind: NotRequired[list[Any]]
 
@@ -79,8 +80,8 @@ class _Configuration(TypedDict):
 def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Describe a network of the transformers library by its configuration.
 
-    With text it classifies each text, or each token, or predicts each next one; without, images. A folder of the
-    sentence-transformers library is an encoder, whose sentence vectors a fresh linear head classifies.
+    With text it classifies each text, or each token, or predicts each next one; without, images, or their pixels. A
+    folder of the sentence-transformers library is an encoder, whose sentence vectors a fresh linear head classifies.
 
     Raises:
         ImportError: if transformers is not installed.
@@ -93,13 +94,18 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     if "auto_map" in config:
         got = f"{name}, which is code in its repository"
         raise InvalidValueError("model", "a network that transformers has", got, "name another; code is never run here")
-    kind = own.get("kind") or _kind(folder, request.text)
+    kind = own.get("kind") or ("pixels" if request.task == "pixels" else _kind(folder, request.text))
     settings = _settings(config, name)
     sentence = own or (_modules(folder) if kind == "sentence" and folder else None)
     trained = folder is not None and _ends_as(config, KINDS[kind]) and kind not in ("sentence", "causal")
     classes, card_of_weights = request.classes, {}
     if trained and not request.saved:
         classes, card_of_weights = settings.num_labels, _names(settings)
+        if settings.problem_type == OF_LABELS:
+            card_of_weights["task"] = "labels"
+        elif settings.problem_type and request.task == "labels" and "classes" in request.as_trained:
+            expected, instead = "a network of several labels a sample, as the data ask", "name another"
+            raise InvalidValueError("model", expected, f"{name}, of {settings.problem_type}", instead)
     if kind == "causal" and request.text is not None:
         classes = request.text.tokenizer.size
     if classes is None:
@@ -459,8 +465,10 @@ def _make(
     settings.use_cache = False
     if kind == "causal" and hasattr(settings, "is_decoder"):
         settings.is_decoder = True  # An encoder's tokens would see the ones that they predict.
-    if kind in ("image", "sequence", "token"):
+    if kind in ("image", "pixels", "sequence", "token"):
         settings.num_labels = classes
+    if kind == "pixels" and hasattr(settings, "use_auxiliary_head"):
+        settings.use_auxiliary_head = False  # It is read by nothing here.
     with _quiet():
         if folder is None:
             with _refusals(name):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.errors import InvalidValueError
 from tutelage.images import MEAN, STD
@@ -14,21 +14,24 @@ from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "torchvision"
 CLASSES = 1000
+CLASSES_OF_PIXELS = 21
+SEGMENTING = "lraspp_mobilenet_v3_large"
+"""The smallest network of semantic segmentation."""
 LISTED = [
     (
         "torchvision:ARCH[.WEIGHTS]",
-        "torchvision's classifiers; with a weights' name those, without random ones; "
-        "such as torchvision:resnet50.IMAGENET1K_V1",
+        "torchvision's classifiers, or its networks of segmentation for data with masks; with a weights' name those, "
+        "without random ones; such as torchvision:resnet50.IMAGENET1K_V1",
     )
 ]
 
 
 def plan(path: str, request: ModelRequest) -> ModelSpec:
-    """Find one of torchvision's image classifiers, if random by default for 1000 classes.
+    """Find one of torchvision's image classifiers, if random by default for 1000 classes; for pixels, a `Segmenter`.
 
     Statistics, image size and margin are those of the weights' own transforms; for random weights the ImageNet
-    statistics, with the size and margin of the architecture's first weights. Heads that some networks have for training
-    alone (Inception, GoogLeNet) are omitted, as a classifier returns logits.
+    statistics, with the size and margin of the architecture's first weights. Networks of segmentation take any size.
+    Heads that some networks have for training alone are omitted, as a classifier returns logits.
 
     Raises:
         ValueError: if torchvision has no such architecture or weights, or the number of channels requested is not 3.
@@ -37,7 +40,14 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
 
     name = f"{PREFIX}:{path}"
     arch, _, tag = path.partition(".")
-    known = models.list_models(module=models)
+    of_pixels = request.task == "pixels"
+    known, others = (models.list_models(module=each) for each in (models, models.segmentation))
+    if of_pixels:
+        known, others = others, known
+    if arch in others:
+        one, other = ("each pixel", "each image") if of_pixels else ("each image", "each pixel, as data with masks ask")
+        instead = f"type torchvision:{SEGMENTING if of_pixels else 'mobilenet_v3_small'}, for example"
+        raise InvalidValueError("model", f"a network that gives {one} a class", f"{name}, which does {other}", instead)
     if arch not in known:
         raise unknown(name, (f"{PREFIX}:{name}" for name in known))
     members = models.get_model_weights(arch).__members__
@@ -55,16 +65,16 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         raise InvalidValueError("model", f"weights of torchvision:{arch}", repr(name), instead)
     weights = members[tag] if tag else None
     transforms = (weights or next(iter(members.values()))).transforms()
-    size = (transforms.crop_size[0], transforms.crop_size[-1])
-    if weights is not None and request.tagged:
+    size = None if of_pixels else (transforms.crop_size[0], transforms.crop_size[-1])
+    if size is not None and weights is not None and request.tagged:
         request = request.as_weights(image_size=size)
     names = tuple(weights.meta["categories"]) if weights else None
     classes = len(names) if names else request.classes
     card = Card(
         name=name,
-        classes=CLASSES if classes is None else classes,
+        classes=(CLASSES_OF_PIXELS if of_pixels else CLASSES) if classes is None else classes,
         image_size=request.image_size or size,
-        margin=transforms.resize_size[0] / size[0],
+        margin=1.0 if size is None else transforms.resize_size[0] / size[0],
         mean=tuple(transforms.mean) if weights else MEAN,
         std=tuple(transforms.std) if weights else STD,
         weights=tag if tag and request.tagged else None,
@@ -74,6 +84,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     )
 
     def build(*, classes: int) -> nn.Module:
+        if of_pixels:
+            return Segmenter(models.get_model(arch, weights=None, weights_backbone=None, num_classes=classes))
         options: dict[str, Any] = {"init_weights": True} if arch in ("googlenet", "inception_v3") else {}
         network = models.get_model(arch, weights=None, num_classes=classes, **options)
         # Only a transformer's position embedding fixes the size, as this attribute says.
@@ -83,9 +95,38 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         return _one_headed(network)
 
     def fetch() -> nn.Module:
-        return _one_headed(models.get_model(arch, weights=tag))
+        network = models.get_model(arch, weights=tag)
+        return Segmenter(network) if of_pixels else _one_headed(network)
 
     return ModelSpec(card=card, build=build, fetch=fetch if card.weights else None)
+
+
+class Segmenter(nn.Module):
+    """A network of semantic segmentation of torchvision's that returns logits, at the size of its own maps.
+
+    Its parameters have the names that they have there. A second classifier, for training alone, is left out.
+
+    Args:
+        network: network of the library.
+    """
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.backbone, self.classifier = network.backbone, network.classifier
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Return logits ``(batch, classes, height, width)`` of images ``(batch, 3, ...)``."""
+        features = self.backbone(inputs)
+        logits: Tensor = self.classifier(features.get("out", features))
+        return logits
+
+    def reset_classifier(self, classes: int) -> None:
+        """Replace the last layers, whose sum are the logits, by fresh ones."""
+        last = [name for name, _ in self.classifier.named_children()][-1]
+        both = ["low_classifier", "high_classifier"]
+        for name in both if last in both else [last]:
+            layer = getattr(self.classifier, name)
+            setattr(self.classifier, name, nn.Conv2d(layer.in_channels, classes, 1, bias=layer.bias is not None))
 
 
 def _one_headed(network: Any) -> nn.Module:

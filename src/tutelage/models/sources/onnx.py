@@ -1,0 +1,164 @@
+"""The source ``onnx:model.onnx``: a network in an ONNX file, which onnxruntime computes on the CPU.
+
+No code of the file is run: it has operators of ONNX alone, and no library of others is loaded for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tutelage.errors import InvalidValueError, missing_extra, one_line
+from tutelage.models import names
+from tutelage.models.exported import Graph, Port, digest_of, plan_exported
+from tutelage.models.spec import ModelRequest, ModelSpec
+
+PREFIX = names.ONNX
+LISTED = [("onnx:PATH.onnx", "a network in an ONNX file, as a teacher; pip install 'tutelage[onnx]'")]
+_DTYPES = {
+    "tensor(float16)": torch.float16,
+    "tensor(float)": torch.float32,
+    "tensor(double)": torch.float64,
+    "tensor(bfloat16)": torch.bfloat16,
+    **{f"tensor({name})": getattr(torch, name) for name in ("uint8", "int8", "int16", "int32", "int64", "bool")},
+}
+_ADVICE = "export it with an open batch: torch.onnx.export(..., dynamic_shapes=({0: 'batch'},))"
+
+
+def plan(path: str, request: ModelRequest) -> ModelSpec:
+    """Read a network's input and outputs from an ONNX file.
+
+    Raises:
+        ImportError: if onnxruntime is not installed.
+        ValueError: if onnxruntime cannot read the file, or it is no network of images.
+        FileNotFoundError: if there is no such file.
+    """
+    name = f"{PREFIX}:{path}"
+    file = names.exported_file(name)
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise missing_extra("model", "onnxruntime for an onnx: name", "onnx", error) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    # Threads that spin between two batches would take the cores from the student's.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # what is wrong is in the error
+    try:
+        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its errors have no class of their own
+        got = f"{path} of {file.stat().st_size} bytes ({_reason(error)})"
+        expected = f"an ONNX file that onnxruntime {onnxruntime.__version__} reads"
+        instead = "fetch it again with the files beside it, export it with a lower opset, or update onnxruntime"
+        raise InvalidValueError("model", expected, got, instead) from error
+    inputs, outputs = ([_port(each) for each in side] for side in (session.get_inputs(), session.get_outputs()))
+    batch = inputs[0].shape[0] if inputs and inputs[0].shape else None
+    graph = Graph(
+        file=file,
+        inputs=tuple(inputs),
+        outputs=tuple(outputs),
+        call=_Session(session),
+        least=batch or 1,
+        most=batch,
+        sha256=_digest(file),
+        batch_advice=_ADVICE,
+    )
+    return plan_exported(name, graph, request)
+
+
+class _Session:
+    """Calls a session with a tensor. A session never changes, so a copy of a network shares it."""
+
+    def __init__(self, session: Any) -> None:
+        self.session = session
+        (self.input, *_) = [each.name for each in session.get_inputs()] or [""]
+        self.outputs = [each.name for each in session.get_outputs()]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Session:
+        return self
+
+    def __call__(self, inputs: Tensor, output: int) -> object:
+        (answer,) = self.session.run([self.outputs[output]], {self.input: inputs.cpu().numpy()})
+        return torch.from_numpy(answer)
+
+
+def _port(argument: Any) -> Port:
+    shape = tuple(axis if isinstance(axis, int) else None for axis in argument.shape)
+    return Port(argument.name, shape, _DTYPES.get(argument.type))
+
+
+def _reason(error: Exception) -> str:
+    """Return what onnxruntime says, without the file, and the place in its own code, in front."""
+    return re.sub(
+        r"^\[ONNXRuntimeError\] : \d+ : |Load model from .* failed:|/\S+:\d+ .*\) (?=[A-Z])", "", one_line(error)
+    )
+
+
+# The format of ONNX files: nested fields of Protocol Buffers. Large files keep tensors in other files beside them.
+
+_INSIDE: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 25: "function"},
+    "function": {7: "node"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+"""Fields that a tensor may be in: by message and number, the message that the field is."""
+
+
+def _digest(file: Path) -> bytes:
+    """Return the SHA-256 of an ONNX file; of the digests of all its files if there are others."""
+    with (
+        file.open("rb") as opened,
+        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
+        memoryview(content) as view,
+    ):
+        others = sorted(set(_locations(view, "model")))
+    digests = [digest_of(file), *(digest_of(file.parent / PurePath(other)) for other in others)]
+    return hashlib.sha256(b"".join(digests)).digest() if others else digests[0]
+
+
+def _locations(message: memoryview, kind: str) -> Iterator[str]:
+    """Yield the paths of the files that hold tensors of a message."""
+    if kind == "entry":
+        entry = dict(_fields(message))
+        if bytes(entry.get(1, b"")) == b"location":
+            yield bytes(entry[2]).decode()
+        return
+    for number, value in _fields(message):
+        if number in _INSIDE[kind]:
+            yield from _locations(value, _INSIDE[kind][number])
+
+
+def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
+    """Yield the number and the content of each field of a message that has a length."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        wire, size = key & 7, 0
+        if wire == 0:
+            _, at = _varint(message, at)
+        elif wire == 2:
+            size, at = _varint(message, at)
+            yield key >> 3, message[at : at + size]
+        at += size + {1: 8, 5: 4}.get(wire, 0)
+
+
+def _varint(message: memoryview, at: int) -> tuple[int, int]:
+    """Return a whole number in groups of seven bits, the lowest first, and the place behind it."""
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
