@@ -24,12 +24,7 @@ def adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 def fit(module: DistillationModule) -> float:
     """Train a module for six epochs; return its student's accuracy on the test images."""
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
     trainer = lightning.pytorch.Trainer(max_epochs=6, accelerator="cpu", **quiet)
     trainer.fit(module, training)
     return trainer.test(module, test, verbose=False)[0]["test_accuracy"]

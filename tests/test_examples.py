@@ -87,6 +87,23 @@ def test_the_trainer_of_transformers_has_a_teacher(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:::(lightning|pytorch_lightning|lightning_fabric)")
+def test_the_trainer_of_lightning_has_a_teacher(tmp_path):
+    pytest.importorskip("lightning")
+    space, said, _ = play("lightning_module.py", tmp_path)
+    assert min(float(share) for share in re.findall(r"([\d.]+)%", said)) > 75
+    space["small"].load_state_dict(torch.load(tmp_path / "student.pt"))
+
+
+@pytest.mark.slow
+def test_the_training_script_of_timm_has_a_teacher(tmp_path):
+    pytest.importorskip("timm")
+    space, said, _ = play("timm_task.py", tmp_path)
+    assert min(float(share) for share in re.findall(r"([\d.]+)%", said)) > 80
+    space["small"].load_state_dict(models.read(tmp_path / "student" / "last.pth.tar"))
+
+
 def test_a_unet_gives_each_pixel_a_class():
     path = EXAMPLES / "unet.py"
     sizes = {}

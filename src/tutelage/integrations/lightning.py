@@ -215,7 +215,7 @@ def _module_class() -> type:
         from lightning.pytorch import LightningModule
     except ImportError as error:
         try:
-            from pytorch_lightning import LightningModule
+            from pytorch_lightning import LightningModule  # type: ignore[assignment]
         except ImportError:
             raise missing_extra("DistillationModule", "lightning", "lightning", error) from error
     names = {"__module__": __name__, "__doc__": _Distillation.__doc__}

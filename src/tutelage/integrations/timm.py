@@ -132,7 +132,9 @@ class _Distillation(TrainingTask):
         self.trainable_module = DistributedDataParallel(self.trainable_module, device_ids=device_ids, **ddp_kwargs)
         return self
 
-    def compile(self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any) -> nn.Module:
+    def compile(  # type: ignore[override]  # timm's own differs from torch's
+        self, backend: str = "inductor", mode: str | None = None, **compile_kwargs: Any
+    ) -> nn.Module:
         """Compile both networks in place; returns the student."""
         student = self._student_of(self.trainable_module)
         for network in (student, *([unwrapped(self.teacher.network)] if self.teacher is not None else ())):
@@ -243,7 +245,7 @@ class _Trainable(Distiller):
 
 def _unwrapped(module: nn.Module) -> Any:
     """Return the distiller inside DDP, an average, or both."""
-    from timm.utils import unwrap_model
+    from timm.utils.model import unwrap_model
 
     return unwrap_model(module)
 
