@@ -59,7 +59,7 @@ class Seen(torch.nn.Module):
         return inputs.flatten(1)[:, :2]
 
 
-CARD = SimpleNamespace(channels=3, image_size=None, divisor=255.0, name="seen", class_names=None)
+CARD = SimpleNamespace(channels=3, image_size=None, divisor=255.0, name="seen", class_names=None, task="classes")
 
 
 def of_folder(path, like, **others):

@@ -110,7 +110,7 @@ def test_soft_labels_are_distributions_where_they_count():
         assert torch.equal(same, gradient)
     for wrong in (0.0, 1.0):
         bad = soft._replace(labels=soft.labels.where(~batch.counted[..., None], wrong))
-        with refused(InvalidValueError, "labels", suggests="torch.nn.functional.binary_cross_entropy_with_logits"):
+        with refused(InvalidValueError, "labels", suggests="give them as int64 1 and 0"):
             values(built("ttm"), z, v, bad)
 
 

@@ -71,7 +71,7 @@ def test_a_run_is_judged_by_mean_average_precision_from_the_epoch_to_the_report(
     assert "Accuracy by class" not in page
     printed = CliRunner().invoke(app, ["evaluate", str(run.folder)]).output
     assert f"mean average precision  {100 * judged['mean_average_precision']:.2f} %" in printed
-    assert f"macro f1                {100 * judged['macro_f1']:.2f} %" in printed
+    assert f"macro F1                {100 * judged['macro_f1']:.2f} %" in printed
 
 
 def test_a_prediction_names_the_labels_above_a_half(task):

@@ -538,7 +538,7 @@ VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labels"),
     "labelled",
     *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
-    *("mask", "max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
+    *("mask", "embedding", "max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
 }
 """Settings of data that do not affect a view; the data themselves are identified by their fingerprint."""
 
@@ -571,7 +571,7 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         "precision": recipe.precision,
         "classes": teacher.card.classes if splits.task == "embedding" else splits.outputs,
     }
-    if splits.task == "labels":
+    if splits.task in ("labels", "embedding"):
         key["task"] = splits.task
     if teacher.outputs is not None:
         key["teacher"]["classes"] = teacher.outputs.tolist()
