@@ -803,7 +803,8 @@ def _of_masks(recipe: Recipe) -> Iterator[InvalidValueError]:
 
 def _of_pairs(recipe: Recipe) -> Iterator[InvalidValueError]:
     """Yield what does not go together with samples that are an image and a text each, or with other samples."""
-    read: dict[str, Reads | None] = {"model" if recipe.teacher is None else "student": recipe.student.reads}
+    read: dict[str, Reads | None] = {}
+    read["model" if recipe.teacher is None else "student"] = recipe.student.reads
     if isinstance(recipe.teacher, Teachers):
         of_members = {f"teacher.members.{k}": member.reads for k, member in enumerate(recipe.teacher.members)}
         read |= of_members
