@@ -1,7 +1,7 @@
 """Make a data set of several labels per picture: mosaics of two by two pictures, and what is in them.
 
-    python benchmarks/mosaics.py digits runs/data/digits-mosaics
-    python benchmarks/mosaics.py cifar100 runs/data/cifar100-mosaics --source ../shared/data/cifar100
+    python benchmarks/mosaics.py digits data/digits-mosaics
+    python benchmarks/mosaics.py cifar100 data/cifar100-mosaics --source ../shared/data/cifar100
 
 The first has pictures of 16 by 16 pixels and a label for each of the ten digits; the second has CIFAR-100's pictures at
 half their size, 32 by 32 pixels in all, and a label for each of its twenty superclasses. A cell is left black with

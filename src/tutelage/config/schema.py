@@ -806,7 +806,9 @@ def _of_pairs(recipe: Recipe) -> Iterator[InvalidValueError]:
     read: dict[str, Reads | None] = {}
     read["model" if recipe.teacher is None else "student"] = recipe.student.reads
     if isinstance(recipe.teacher, Teachers):
-        of_members = {f"teacher.members.{k}": member.reads for k, member in enumerate(recipe.teacher.members)}
+        of_members: dict[str, Reads | None] = {
+            f"teacher.members.{k}": member.reads for k, member in enumerate(recipe.teacher.members)
+        }
         read |= of_members
         for key, kind in of_members.items():
             if kind not in (None, recipe.teacher.reads):
