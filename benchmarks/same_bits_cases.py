@@ -122,10 +122,15 @@ VARIANTS = {
 }
 
 
+OF_EMBEDDINGS = ("cosine", "embedding_mse", "in_batch_similarity")
+
+
 def presets(folder):
-    """Every preset that BASE lists, for two epochs: with cross-entropy if it has none, or as a stage before KD."""
+    """Every preset of classes that BASE lists, for two epochs: with cross-entropy, or as a stage before KD."""
     listed = re.findall(r"^(\w+)\((.*)\)$", command("list", "objectives"), re.MULTILINE)
     for name, arguments in listed:
+        if name in OF_EMBEDDINGS:
+            continue
         preset = {name: ARGUMENTS.get(name, {})}
         objective = preset if "supervised=" in arguments or name == "cross_entropy" else ["cross_entropy", preset]
         if name in STAGED:
