@@ -101,6 +101,10 @@ class TestAnswers:
         assert (model.card.classes, model.card.image_size) == (5, (4, 4))
         assert not model(IMAGES).requires_grad
 
+    def test_a_file_gives_no_pixels_classes(self, tmp_path):
+        with refused(InvalidValueError, "model", suggests="file:path.py:function"):
+            create(write(tmp_path / "net.onnx"), task="pixels")
+
     @pytest.mark.parametrize("size", [1, 3, 32])
     def test_a_file_for_one_size_of_batches_takes_any(self, tmp_path, size):
         model = create(write(tmp_path / "net.onnx", shape=(size, 1, 4, 4), answer=(size, 5)))

@@ -113,3 +113,11 @@ def test_a_teachers_adapters_are_merged_in_the_student():
     student = models.from_teacher(source).eval()
     assert not any("lora" in name for name in student.network.state_dict())
     torch.testing.assert_close(student(IDS[1:]), source.eval()(IDS[1:]), rtol=1e-4, atol=1e-4)
+
+
+def test_a_student_of_a_teacher_of_embeddings_has_its_vectors():
+    text = TextInput(tokenizer=WORDS, max_tokens=8)
+    of = models.create("hf:bert", config=SIZES, classes=3, text=text, task="embedding", as_trained=("classes",)).eval()
+    student = models.from_teacher(of).eval()
+    assert (student.card.task, student.card.classes) == ("embedding", 32)
+    torch.testing.assert_close(student(IDS), of(IDS))

@@ -5,12 +5,15 @@ import json
 
 import pytest
 import torch
+from tests._helpers.refusals import refused
 
 import tutelage
-from tutelage import config
+from tutelage import config, data, models
 from tutelage.config.schema import Recipe
 from tutelage.errors import InvalidValueError, RecipeError
+from tutelage.runs.networks import adopt_teacher
 from tutelage.runs.record_teacher import record
+from tutelage.settings.data import DataSettings
 
 WORDS = {"sport": "game team ball win", "money": "bank market price stock"}
 BERT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
@@ -135,3 +138,17 @@ def test_what_does_not_go_together_is_refused(objective, data, message, tmp_path
             weak_teacher=True,
             runs=tmp_path,
         )
+
+
+def test_a_network_of_labels_teaches_what_its_head_reads_and_objects_of_another_task_are_refused(tmp_path):
+    network = models.create("mlp:12", classes=3, channels=1, image_size=(8, 8), task="labels")
+    models.save(network, tmp_path / "labels")
+    embeds = models.create(str(tmp_path / "labels"), task="embedding", as_trained=("classes",))
+    assert (embeds.card.task, embeds.card.classes) == ("embedding", 12)
+    splits = data.open_data(DataSettings(source="digits", embedding=12))
+    for given in (
+        network,
+        models.ensemble(network, models.create("mlp:8", classes=3, channels=1, image_size=(8, 8), task="labels")),
+    ):
+        with refused(InvalidValueError, "teacher", suggests="task='embedding'"):
+            adopt_teacher(given, splits)

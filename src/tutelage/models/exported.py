@@ -134,6 +134,10 @@ def plan_exported(name: str, graph: Graph, request: ModelRequest) -> ModelSpec:
     """
     if not request.tagged:
         raise InvalidValueError("weights", f"none beside {name}, which has its own", "some", "leave weights out")
+    if request.task == "pixels":
+        expected = "a network that gives each pixel a class, of hf:, torchvision:, file: or a run's folder, with masks"
+        instead = "read the file in a function of your own, file:path.py:function"
+        raise InvalidValueError("model", expected, name, instead)
     port = _input(name, graph.inputs)
     if port.dtype == torch.uint8 and request.mean is not None:
         expected = f"null for {name}, which takes whole numbers from 0 to 255 and normalises them itself"

@@ -132,15 +132,17 @@ def create(
         if classes not in (None, card.classes) and "classes" not in as_trained:
             structure.replace_head(network, old=card.classes, new=classes)
             card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
+        # What a classifier's head reads is its embedding; a network of pixels has no such head.
+        cut = task == "embedding" and "classes" in as_trained and card.task in ("classes", "labels")
+        cut = cut and (saved is not None or prefix not in (file.PREFIX, *EXPORTED))
         if saved is None:
-            if task not in (None, card.task) and card.task != "classes" and "classes" in as_trained:
+            if task not in (None, card.task) and card.task != "classes" and "classes" in as_trained and not cut:
                 raise _other_task(card.name, card, task)
             card = dataclasses.replace(card, task=task or card.task)
-        elif task not in (None, card.task) and not (task == "embedding" and "classes" in as_trained):
+        elif task not in (None, card.task) and not cut:
             raise _other_task(saved.name, card, task)
         classifier = _described(network, card, spec.call)
-        of_classes = saved is None or classifier.card.task == "classes"
-        if task == "embedding" and "classes" in as_trained and of_classes and prefix not in (file.PREFIX, *EXPORTED):
+        if cut:
             classifier = _without_head(classifier)
     classifier.asked_size = image_size
     if saved is not None:

@@ -85,14 +85,17 @@ def from_teacher(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         spec = hf.plan(kind, request)
         student = spec.build(classes=card.classes)
-    _copy(network, student, stack, chosen, name)
+    read = structure.read(student, classes=card.classes)
+    # A teacher without its head answers with what that read: the student's passes it on.
+    passed = read.head if card.task == "embedding" and card.head is None else None
+    _copy(network, student, stack, chosen, name, passed=passed)
     weights = f"layers {', '.join(map(str, chosen))} of {name}" + f", the leading {width} channels" * bool(width)
     described = dataclasses.replace(
         spec.card,
         weights=weights,
         class_names=card.class_names,
         task=card.task,
-        **structure.read(student, classes=card.classes)._asdict(),
+        **read._asdict(),
     )
     if text is None and call.text is None:
         described = dataclasses.replace(described, **{field: getattr(card, field) for field in _OF_IMAGES})
@@ -168,10 +171,18 @@ def _key(config: Any, name: str) -> str:
 
 
 @torch.no_grad()
-def _copy(teacher: nn.Module, student: nn.Module, stack: str, chosen: Sequence[int], name: str) -> None:
-    """Copy the weights of the chosen layers and of all else, the leading part of each in every dimension."""
+def _copy(
+    teacher: nn.Module, student: nn.Module, stack: str, chosen: Sequence[int], name: str, *, passed: str | None
+) -> None:
+    """Copy the weights of the chosen layers and of all else, the leading part of each in every dimension.
+
+    The linear layer ``passed`` becomes the identity.
+    """
     theirs, weights = teacher.state_dict(), {}
     for key, own in student.state_dict().items():
+        if passed is not None and key.startswith(f"{passed}."):
+            weights[key] = torch.eye(*own.shape) if own.ndim == 2 else torch.zeros_like(own)
+            continue
         rest = key.removeprefix(f"{stack}.")
         number, _, inside = rest.partition(".")
         source = theirs.get(key if rest == key else f"{stack}.{chosen[int(number)]}.{inside}")

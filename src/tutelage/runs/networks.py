@@ -182,6 +182,10 @@ def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = 
     of_images = bool(splits.input_shape(view))
     shape = _reads(splits, view) if of_images else {}
     network = models.adopt(module, f"object:{type(module).__name__}", classes=splits.outputs, task=splits.task, **shape)
+    if network.card.task != splits.task:
+        card, expected = network.card, f"one that answers {splits.task}, as the data ask"
+        instead = f"wrap a module by tutelage.models.adopt(module, task={splits.task!r}), or give a name or a folder"
+        raise InvalidValueError(view, expected, f"{card.name} of {card.task}", instead)
     if network is not module or not of_images:
         return network
     if isinstance(network, Ensemble):
