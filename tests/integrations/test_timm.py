@@ -157,6 +157,14 @@ def test_grey_images_have_the_mean_of_the_statistics_as_in_the_loader(timm):
             task_of(**wrong)
 
 
+def test_numbers_of_another_kind_are_refused(timm):
+    with pytest.raises(TutelageError, match=r"image_size: expected \(height, width\) in pixels, got 96"):
+        task_of(teacher_size=96)
+    for number in ("3", 0, 1.5):
+        with pytest.raises(TutelageError, match="epochs: expected"):
+            task_of(epochs=number, batches=4)
+
+
 def test_networks_may_have_other_precisions(timm):
     raw, labels = images()
     task = integration.DistillationTask(network(), teacher_network(), WTTM, dtype=torch.bfloat16).train()

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tutelage import models
+from tutelage.checks import whole_number
 from tutelage.errors import InvalidTypeError, InvalidValueError, MissingExtraError, missing_extra
 from tutelage.models.entrance import entrance
 from tutelage.models.spec import resized
@@ -102,6 +103,9 @@ class _Distillation(TrainingTask):
         bound = self.trainable_module.objective
         if stateful := [name for name, term in bound.terms.items() if isinstance(term, StatefulTerm)]:
             raise _unfit(objective, f"{stateful[0]}, which keeps values from step to step")
+        for name, number in {"epochs": epochs, "batches": batches}.items():
+            if number is not None:
+                whole_number(number, name, example=10)
         self._epochs, self._batches, self._seen = epochs, batches, 0
         if bound.schedules and not (epochs and batches):
             expected = f"numbers for {objective.name}, whose weights are scheduled"
@@ -256,7 +260,7 @@ def _config(network: nn.Module) -> dict[str, Any]:
 
 def _channels(network: nn.Module) -> int:
     """Return the number of channels of a network's images; 3 where it does not say."""
-    return getattr(network, "in_chans", None) or _config(network).get("input_size", (3,))[0]
+    return int(getattr(network, "in_chans", None) or _config(network).get("input_size", (3,))[0])
 
 
 def _student(student: object) -> models.Classifier:
