@@ -127,6 +127,11 @@ def test_what_does_not_fit_is_refused(module_class):
     for message, arguments in wrong.items():
         with pytest.raises(TutelageError, match=message):
             make(*arguments)
+    with pytest.raises(TutelageError, match="optimizer: expected a function that makes it, got SGD"):
+        module_class(student, teacher, WTTM, optimizer=SGD(student.parameters()))
+    columns = DataLoader(TensorDataset(rows(8)[0], rows(8)[1][:, None]), 4)
+    with pytest.raises(TutelageError, match=r"labels: expected class indices .* of shape \(4,\), got \(4, 1\)"):
+        trainer().validate(make(student, teacher, WTTM), columns, verbose=False)
     coupled = make(student, teacher, objectives.dist(beta=1.0, gamma=1.0, temperature=1.0))
     with pytest.raises(TutelageError, match="accumulate_grad_batches: expected 1 for an objective that couples"):
         trainer(accumulate_grad_batches=2).fit(coupled, loader())
@@ -190,6 +195,10 @@ def test_labels_that_are_missing_or_soft_are_judged_as_they_are(module_class):
     assert judge(soft)["val_accuracy"] == pytest.approx(float(right.mean()))
     assert judge(hidden)["val_accuracy"] == pytest.approx(float(right[5:].mean()))
     assert judge(torch.full_like(labels, -100)) == {}
+    sets = [DataLoader(TensorDataset(inputs, each), 4) for each in (labels, hidden)]
+    several = trainer().validate(module, sets, verbose=False)
+    assert several[1]["val_accuracy/dataloader_idx_1"] == pytest.approx(float(right[5:].mean()))
+    assert len(trainer().predict(module, sets)) == 2
 
 
 @pytest.mark.slow

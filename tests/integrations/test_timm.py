@@ -140,6 +140,39 @@ def test_the_script_trains_averages_stops_and_resumes(timm, tmp_path):
     assert models.read(path).keys() == resumed.get_eval_model().state_dict().keys()
 
 
+def test_grey_images_have_the_mean_of_the_statistics_as_in_the_loader(timm):
+    from timm.data.loader import adapt_to_chs
+
+    raw, labels = images()
+    student = network(in_chans=1)
+    student.pretrained_cfg = {**student.pretrained_cfg, **OTHER}
+    grey = {name: adapt_to_chs(OTHER[name], 1) for name in OTHER}
+    task = integration.DistillationTask(student, network(seed=1, in_chans=1), WTTM)
+    back = task._view(normalised(raw[:, :1], grey))
+    torch.testing.assert_close(back, raw[:, :1], rtol=1e-5, atol=1e-6)
+    with_features = integration.DistillationTask(student, network(seed=1, in_chans=1), objectives.fitnet())
+    assert with_features(raw[:, :1], labels)["loss"] > 0
+    for wrong in ({"mean": 0.5, "std": 0.5}, {"mean": (0.5,), "std": (0.0,)}):
+        with pytest.raises(TutelageError, match="mean and std: expected those that the loader normalises with"):
+            task_of(**wrong)
+
+
+def test_numbers_of_another_kind_are_refused(timm):
+    with pytest.raises(TutelageError, match=r"image_size: expected \(height, width\) in pixels, got 96"):
+        task_of(teacher_size=96)
+    for number in ("3", 0, 1.5):
+        with pytest.raises(TutelageError, match="epochs: expected"):
+            task_of(epochs=number, batches=4)
+
+
+def test_networks_may_have_other_precisions(timm):
+    raw, labels = images()
+    task = integration.DistillationTask(network(), teacher_network(), WTTM, dtype=torch.bfloat16).train()
+    assert task(raw, labels)["wttm"].isfinite()
+    half = integration.DistillationTask(network().bfloat16(), teacher_network(), objectives.fitnet()).train()
+    assert half(raw.bfloat16(), labels)["loss"].isfinite()
+
+
 def test_what_a_task_does_not_have_is_refused(timm):
     student, teacher = network(), teacher_network()
     wrong = {

@@ -83,6 +83,15 @@ def test_a_cache_is_used_where_it_changes_nothing(network, reads):
     assert sample._cached is (name != "hf:openai-gpt")
 
 
+def test_texts_fill_all_places_of_a_network_while_others_go_on(reads):
+    torch.manual_seed(1)
+    network = models.create("hf:gpt2", config=CONFIGS["gpt2"] | {"n_positions": 24}, text=reads)
+    sample, plain = sampler_of(network, new_tokens=8, end=None), sampler_of(network, new_tokens=8, end=None)
+    plain._cached = False
+    assert torch.equal(sample(batch_of(*LENGTHS)).inputs, plain(batch_of(*LENGTHS)).inputs)
+    assert sample._cached
+
+
 def test_a_cache_that_changes_logits_is_left_alone(reads, monkeypatch):
     network = models.create("hf:llama", config=SIZES, text=reads)
     wrong = lambda self, texts, lengths, grown: torch.ones(len(texts), 257)  # noqa: E731

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tutelage import losses
 from tutelage.adapters import Key, as_batch, inputs_for
+from tutelage.checks import labels_for
 from tutelage.errors import InvalidTypeError, InvalidValueError, missing_extra
 from tutelage.modules import Distiller, FrozenTeacher, refuse_shared
 from tutelage.objectives import BindContext, Objective
@@ -86,6 +87,13 @@ class _Distillation(LightningModule):
             if not isinstance(network, nn.Module):
                 instead = f"for example {name}=tutelage.models.create('timm:resnet18')"
                 raise InvalidTypeError(name, "a torch.nn.Module", type(network).__name__, instead)
+        for name, function, example in (
+            ("optimizer", optimizer, "lambda parameters: torch.optim.AdamW(parameters, lr=1e-3)"),
+            ("scheduler", scheduler, "lambda optimizer: torch.optim.lr_scheduler.StepLR(optimizer, 10)"),
+        ):
+            if not callable(function) and not (name == "scheduler" and function is None):
+                expected, instead = "a function that makes it", f"for example {name}={example}"
+                raise InvalidTypeError(name, expected, type(function).__name__, instead)
         # In a mapping it is no submodule: it is not in the state, DDP sends nothing of it, and train() leaves it alone.
         self._outside: dict[str, FrozenTeacher] = {}
         if taught and teacher is not None:
@@ -125,15 +133,15 @@ class _Distillation(LightningModule):
         self.log_dict({f"train_{name}": mean for name, mean in loss.parts.items()}, batch_size=len(samples.index))
         return loss.total
 
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the student's cross-entropy and accuracy."""
         self._evaluate(self._batch(batch), "val")
 
-    def test_step(self, batch: Any, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Log the student's cross-entropy and accuracy."""
         self._evaluate(self._batch(batch), "test")
 
-    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the student's logits; a batch may also be the inputs alone."""
         if isinstance(batch, Tensor):
             return self(batch)
@@ -199,6 +207,8 @@ class _Distillation(LightningModule):
     def _evaluate(self, batch: Batch, stage: str) -> None:
         logits, labels = self(batch.inputs), batch.labels
         classes = labels.argmax(-1) if labels.is_floating_point() else labels
+        if classes.shape != logits.shape[:-1]:
+            labels_for(logits, labels)
         known = classes != UNLABELLED
         known = known if batch.counted is None else known & batch.counted
         if number := int(known.sum()):

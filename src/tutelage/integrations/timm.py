@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tutelage import models
+from tutelage.checks import whole_number
 from tutelage.errors import InvalidTypeError, InvalidValueError, MissingExtraError, missing_extra
 from tutelage.models.entrance import entrance
 from tutelage.models.spec import resized
@@ -102,6 +103,9 @@ class _Distillation(TrainingTask):
         bound = self.trainable_module.objective
         if stateful := [name for name, term in bound.terms.items() if isinstance(term, StatefulTerm)]:
             raise _unfit(objective, f"{stateful[0]}, which keeps values from step to step")
+        for name, number in {"epochs": epochs, "batches": batches}.items():
+            if number is not None:
+                whole_number(number, name, example=10)
         self._epochs, self._batches, self._seen = epochs, batches, 0
         if bound.schedules and not (epochs and batches):
             expected = f"numbers for {objective.name}, whose weights are scheduled"
@@ -205,7 +209,7 @@ class _Distillation(TrainingTask):
     def _view(self, images: Tensor) -> Tensor:
         """Return images in [0, 1] of the teacher's size; its card normalises them."""
         mean, std = self._statistics = self._statistics.to(images.device)
-        return entrance(images.float() * std + mean, self._teacher_card).to(images.dtype)
+        return entrance(images.float() * std + mean, self._teacher_card).to(self.dtype)
 
     def _example(self, objective: Objective, student: nn.Module, example: Tensor | None) -> Inputs:
         needs = objective.needs
@@ -217,9 +221,9 @@ class _Distillation(TrainingTask):
             if size is None:
                 expected = "images as the loader yields them, for an objective that reads features"
                 raise InvalidValueError("example", expected, "none", "type example=next(iter(loader))[0][:2]")
-            example = torch.zeros(2, *size)
+            example = torch.zeros(2, _channels(student), *size[1:])
         images = example[:2].to(weight)
-        return images if self.teacher is None else {"student": images, "teacher": self._view(images).to(self.dtype)}
+        return images if self.teacher is None else {"student": images, "teacher": self._view(images)}
 
 
 class _Trainable(Distiller):
@@ -254,6 +258,11 @@ def _config(network: nn.Module) -> dict[str, Any]:
     return dict(getattr(network, "pretrained_cfg", None) or {})
 
 
+def _channels(network: nn.Module) -> int:
+    """Return the number of channels of a network's images; 3 where it does not say."""
+    return int(getattr(network, "in_chans", None) or _config(network).get("input_size", (3,))[0])
+
+
 def _student(student: object) -> models.Classifier:
     if not isinstance(student, nn.Module):
         instead = "for example student=timm.create_model('resnet18')"
@@ -279,7 +288,7 @@ def _teacher(teacher: object, objective: Objective) -> models.Classifier:
         instead = "type teacher=tutelage.models.Classifier(network, tutelage.models.Card(name=..., mean=..., std=...))"
         expected = "a network of timm's or one with a card, whose statistics are known"
         raise InvalidValueError("teacher", expected, type(teacher).__name__, instead)
-    channels = getattr(network, "in_chans", None) or config["input_size"][0]
+    channels = _channels(teacher)
     known = models.adopt(teacher, "teacher", classes=network.num_classes, channels=channels)
     mean, std = (resized(tuple(config[name]), channels) for name in ("mean", "std"))
     return models.Classifier(teacher, replace(known.card, mean=mean, std=std))
@@ -295,11 +304,15 @@ def _statistics(student: nn.Module, mean: Sequence[float] | None, std: Sequence[
     """Return what the loader normalises with, ``(2, channels, 1, 1)``."""
     config = _config(student)
     mean, std = (config.get("mean") if mean is None else mean), (config.get("std") if std is None else std)
-    if mean is None or std is None or len(mean) != len(std):
+    known = isinstance(mean, Sequence) and isinstance(std, Sequence) and len(mean) == len(std) > 0 and min(std) > 0
+    if not known:
         instead = "type mean=data_config['mean'], std=data_config['std']"
         got = f"{mean} and {std}"
         raise InvalidValueError("mean and std", "those that the loader normalises with", got, instead)
-    return torch.tensor([mean, std], dtype=torch.float32)[..., None, None]
+    # For other channels than these, such as grey ones, the loader takes their mean.
+    channels = _channels(student)
+    fitting = [resized(cast(Sequence[float], each), channels) for each in (mean, std)]
+    return torch.tensor(fitting, dtype=torch.float32)[..., None, None]
 
 
 def _check_objective(objective: object) -> None:

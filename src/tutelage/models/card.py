@@ -85,7 +85,8 @@ class Card:
                 raise self._error(argument, "a whole number of at least 1", f"type {argument}=3")
         if self.task not in get_args(Task):
             raise self._error("task", ", ".join(get_args(Task)), "type task='classes'")
-        if self.image_size is not None and (len(self.image_size) != 2 or min(self.image_size) < 1):
+        size = self.image_size
+        if size is not None and (not isinstance(size, tuple | list) or len(size) != 2 or min(size) < 1):
             raise self._error("image_size", "(height, width) in pixels", "type image_size=(32, 32)")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise self._error("interpolation", "bilinear or bicubic", "type interpolation='bilinear'")

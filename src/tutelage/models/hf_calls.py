@@ -135,7 +135,8 @@ class CachedCall:
             ids = ids.masked_fill(self._mask == 0, self._call.pad)
         else:
             self._mask = torch.cat([self._mask, grown[:, None].long()], 1)
-            places = lengths[:, None] - 1
+            # A text that has ended may be longer than what the network reads: its last token is a target alone.
+            places = (lengths - 1).where(grown, 0)[:, None]
             ids = texts.gather(1, places)
         arguments = self._arguments | ({"position_ids": places} if self._takes_places else {})
         logits: Tensor = self._network(input_ids=ids, attention_mask=self._mask, **arguments).logits
