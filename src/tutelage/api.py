@@ -519,7 +519,8 @@ def judge(
         network = one_a_node_first(lambda: create_as_trained(recipe.student, splits, "student", trust_code=trust_code))
     instead = "name the data that it was trained on, data.source=..."
     if (classes := network.card.classes) != splits.outputs:
-        raise RecipeError(f"model {name}", f"{splits.outputs} classes, as the data have", classes, instead)
+        kind = {"labels": "labels", "embedding": "numbers in a vector"}.get(splits.task, "classes")
+        raise RecipeError(f"model {name}", f"{splits.outputs} {kind}, as the data have", classes, instead)
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
     test = dict(held_out_sets(splits, recipe))["test"]
     evaluation = evaluate_network(recipe, network, test, text_bytes=splits.test.text_bytes, metric=metric_of(splits))

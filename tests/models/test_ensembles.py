@@ -136,3 +136,10 @@ def test_members_of_other_classes_or_tasks_one_twice_and_what_is_no_network_are_
     wide = models.adopt(nn.Sequential(nn.Flatten(), nn.Linear(64, 9)), classes=4)
     with refused(InvalidValueError, "teacher.members.1", got="(2, 9)"):
         models.ensemble(member, wide)(torch.rand(2, 1, 8, 8))
+
+
+def test_bare_modules_are_refused_by_the_class_and_taken_by_the_function():
+    bare = [torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)]
+    with refused(InvalidTypeError, "members", suggests="tutelage.models.ensemble(a, b)"):
+        Ensemble(bare)
+    assert models.ensemble(*bare).card.classes == 3

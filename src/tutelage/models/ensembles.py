@@ -120,6 +120,10 @@ class Ensemble(Classifier):
         combine: Combine = "probabilities",
     ) -> None:
         shares = normalised(len(members), weights)
+        for member in members:
+            if not isinstance(member, Classifier):
+                expected, instead = "networks with a card", "type tutelage.models.ensemble(a, b), which gives them one"
+                raise InvalidTypeError("members", expected, type(member).__name__, instead)
         if combine not in get_args(Combine):
             instead = "for example combine='probabilities'"
             raise InvalidValueError("combine", f"one of {', '.join(get_args(Combine))}", repr(combine), instead)

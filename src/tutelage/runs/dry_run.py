@@ -61,7 +61,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items())),
         *([("unlabelled", _unlabelled(splits.train))] if splits.train.unlabelled else []),
         ("tokens" if splits.text and not splits.of_images else "pixels", place),
-        ("labels" if splits.task == "labels" else "classes", str(splits.outputs)),
+        ({"labels": "labels", "embedding": "width"}.get(splits.task, "classes"), str(splits.outputs)),
         ("input", _input(splits)),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
     ]
@@ -187,8 +187,8 @@ def _network(network: models.Classifier, shape: tuple[int, ...]) -> str:
     card = network.card
     count, weights = models.parameters(network), card.weights or "random"
     counted = f"{count:,} parameters, " if count else ""  # An ONNX file does not tell them.
-    kind = "labels" if card.task == "labels" else "classes"
-    facts = f"{card.name}: {counted}{card.classes} {kind}, weights {weights}"
+    answers = {"labels": f"{card.classes} labels", "embedding": f"a vector of {card.classes}"}
+    facts = f"{card.name}: {counted}{answers.get(card.task, f'{card.classes} classes')}, weights {weights}"
     return "; ".join([facts, *describe_fit(network, shape)])
 
 
