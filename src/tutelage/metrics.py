@@ -173,12 +173,10 @@ class Retrieval:
         teacher: Tensor | None,
     ) -> dict[int, tuple[Tensor, Tensor, list[float]]]:
         """Return the directions, labels and similarities of the batches by number, with another's."""
-        cosine = (
-            []
-            if teacher is None or teacher.shape != logits.shape
-            else torch.cosine_similarity(logits.double(), teacher.double()).tolist()
-        )
-        known = labels != UNLABELLED  # A teacher of another width is compared in nothing.
+        cosine: list[float] = []
+        if teacher is not None and teacher.shape == logits.shape:  # One of another width is compared in nothing.
+            cosine = torch.cosine_similarity(logits.double(), teacher.double()).tolist()
+        known = labels != UNLABELLED
         found = torch.nn.functional.normalize(logits[known].float(), dim=-1)
         return {**(state or {}), number: (found, labels[known], cosine)}
 

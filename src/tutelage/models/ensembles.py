@@ -108,6 +108,7 @@ class Ensemble(Classifier):
         combine: what is averaged.
 
     Raises:
+        TypeError: if a member is no classifier.
         ValueError: if there are fewer members, one is named twice, the weights do not fit, the members answer different
             things, or embeddings are to be averaged as probabilities.
     """
