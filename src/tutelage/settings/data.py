@@ -109,8 +109,8 @@ class DataSettings:
     shuffle_buffer: Whole | None = 4096
     """Number of samples among which those of shards are shuffled, at least 1; unset shuffles the whole data set."""
     validation: Real = 0.0
-    """Fraction of the training samples held out for validation, in [0, 1); stratified by class, unless they have masks.
-    """
+    """Fraction of the training samples held out for validation, in [0, 1); stratified by class, or drawn by
+    chance where they have masks or several labels."""
     labelled: Whole | None = None
     """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all. Of masks,
     or with ``labels``, it is the number of samples that keep theirs."""
@@ -156,8 +156,8 @@ class DataSettings:
     Unset means 224/256 = 0.875 for images of mixed sizes and 1 for images of one size.
     """
     test: Literal["held_out", "train"] = "held_out"
-    """The test set if the source has none: a fifth of each class, or of the samples where they have masks, or the
-    training images without augmentation."""
+    """The test set if the source has none: a fifth of each class, or of the samples where they have masks or several
+    labels, or the training images without augmentation."""
     workers: Whole = 0
     """Processes in [0, 256] that decode a streamed data set, or apply RandAugment or ``transform``; the values stay."""
     on_corrupt: Literal["stop", "skip"] = "stop"
