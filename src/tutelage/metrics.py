@@ -21,7 +21,7 @@ MEASURES: dict[Task, records.Measure] = {
 }
 """What networks are judged by, by task; embeddings without labels by their similarity to the teacher's."""
 CHANCE = 0.01
-"""Probability with which guesses may pass for a network that knows something."""
+"""Significance level at which a teacher must be better than chance."""
 BLOCK = 1024
 """Number of embeddings that are compared with all others at a time."""
 

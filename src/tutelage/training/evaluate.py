@@ -22,6 +22,7 @@ from tutelage import losses, records, targets
 from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight, widened
 from tutelage.errors import InvalidTypeError, RunError
+from tutelage.metrics import CHANCE
 from tutelage.records import Bin, EvaluationMeans, Judgement, TaskMeasures
 from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
@@ -35,8 +36,6 @@ BINS = 15
 """Number of bins for reliability and calibration error, of equal width, as in Guo et al. 2017 (arXiv:1706.04599)."""
 EDGES = 31
 """Number of edges of the histogram of entropies."""
-CHANCE = 0.01
-"""Significance level at which a teacher must be better than chance."""
 ALIKE = 1e-6
 """Largest difference between logits of several samples, relative to the largest logit, at which they are the same."""
 FEW = 16
