@@ -99,10 +99,9 @@ class PerLabel:
         For the judgement ``average_precision`` is that of each label; accuracy by class, of no and yes, is left out.
         """
         scores, labels = _joined(states)
-        tp, errors = (
-            torch.stack([self._count(scores[:, k], labels[:, k], kind) for k in range(self.labels)])
-            for kind in ("right", "wrong")
-        )
+        given, holds = scores > 0, labels == 1
+        tp = (given & holds).sum(0).double()
+        errors = ((given != holds) & (labels != UNLABELLED)).sum(0).double()
         present = (labels == 1).any(0)
         if not bool(present.any()):
             return {**dict.fromkeys(("mean_average_precision", "macro_f1", "micro_f1")), "per_class": []}
@@ -129,12 +128,6 @@ class PerLabel:
         level = CHANCE / max(len(pairs), 1)
         tests = (mannwhitneyu(held.numpy(), other.numpy(), alternative="greater").pvalue for held, other in pairs)
         return any(pvalue < level for pvalue in tests) if pairs else None
-
-    @staticmethod
-    def _count(scores: Tensor, labels: Tensor, kind: str) -> Tensor:
-        """Return the number of positives that are answered so, or of wrong answers."""
-        given, holds, known = scores > 0, labels == 1, labels != UNLABELLED
-        return (given & holds if kind == "right" else (given != holds) & known).sum().double()
 
 
 def _joined(states: Sequence[dict[int, tuple[Tensor, Tensor]]]) -> tuple[Tensor, Tensor]:
