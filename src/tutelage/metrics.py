@@ -90,8 +90,9 @@ class PerLabel:
         teacher: Tensor | None,
     ) -> dict[int, tuple[Tensor, Tensor]]:
         """Return the scores and labels of the batches by number, each ``(samples, labels)``, with another's."""
-        score = (logits[:, 1] - logits[:, 0]).reshape(-1, self.labels)
-        return {**(state or {}), number: (score, labels.reshape(-1, self.labels))}
+        state = {} if state is None else state
+        state[number] = ((logits[:, 1] - logits[:, 0]).reshape(-1, self.labels), labels.reshape(-1, self.labels))
+        return state
 
     def end(self, states: Sequence[dict[int, tuple[Tensor, Tensor]]]) -> dict[str, Any]:
         """Return ``mean_average_precision``, ``macro_f1`` and ``micro_f1``; ``None`` if no label has a sample.
@@ -171,7 +172,9 @@ class Retrieval:
             cosine = torch.cosine_similarity(logits.double(), teacher.double()).tolist()
         known = labels != UNLABELLED
         found = torch.nn.functional.normalize(logits[known].float(), dim=-1)
-        return {**(state or {}), number: (found, labels[known], cosine)}
+        state = {} if state is None else state
+        state[number] = (found, labels[known], cosine)
+        return state
 
     def end(self, states: Sequence[dict[int, tuple[Tensor, Tensor, list[float]]]]) -> dict[str, float | None]:
         """Return ``recall_at_1``, ``None`` without labels, and ``cosine`` where there is a teacher."""

@@ -114,7 +114,7 @@ class Split(ABC):
     texts: NDArray[np.int64] | None = None
 
     @property
-    def per_token(self) -> bool:
+    def per_position(self) -> bool:
         """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""
         return False
 
@@ -122,7 +122,7 @@ class Split(ABC):
     def labelled(self) -> int:
         """Number of samples with a label."""
         known = self.labels != UNLABELLED
-        return len(self) if self.per_token else int((known if known.ndim == 1 else known.any(1)).sum())
+        return len(self) if self.per_position else int((known if known.ndim == 1 else known.any(1)).sum())
 
     def pixels_of_classes(self) -> Tensor | None:
         """Return the number of pixels of each class; ``None`` where pixels have none, or must be decoded for it."""
@@ -280,7 +280,7 @@ class Splits:
         """Largest number of positions of a training sample, each of which is classified."""
         if self.task == "pixels" and self.image_size is not None:
             return math.prod(self.image_size)
-        return self.text["student"].max_tokens if self.train.per_token else 1
+        return self.text["student"].max_tokens if self.train.per_position else 1
 
     @property
     def of_images(self) -> bool:

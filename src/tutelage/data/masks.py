@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tutelage.data.datasets import MemorySplit
+from tutelage.data.datasets import MemorySplit, Split
 from tutelage.data.streamed import StreamSplit
 from tutelage.data.transforms import augment, draw_boxes
 from tutelage.errors import InvalidValueError
@@ -137,21 +137,17 @@ def _varied(masks: Tensor, index: Tensor, view: View, settings: DataSettings) ->
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskSplit(MemorySplit):
-    """Pictures and masks in memory.
+class _OfMasks(Split):
+    """Pictures of which each pixel has a label.
 
     Attributes:
-        masks: masks beside the pixels, ``(all, height, width)`` uint8, CPU; 0 where one is not known.
         known: whether each sample's mask is known, ``(len,)`` bool.
-        all_counted: whether every pixel of every view counts.
     """
 
-    masks: Tensor
     known: Tensor
-    all_counted: bool = False
 
     @property
-    def per_token(self) -> bool:
+    def per_position(self) -> bool:
         """True: each pixel has a label."""
         return True
 
@@ -159,6 +155,19 @@ class MaskSplit(MemorySplit):
     def labelled(self) -> int:
         """Number of samples whose mask is known."""
         return int(self.known.sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSplit(_OfMasks, MemorySplit):
+    """Pictures and masks in memory.
+
+    Attributes:
+        masks: masks beside the pixels, ``(all, height, width)`` uint8, CPU; 0 where one is not known.
+        all_counted: whether every pixel of every view counts.
+    """
+
+    masks: Tensor
+    all_counted: bool = False
 
     def pixels_of_classes(self) -> Tensor:
         """Return the number of pixels of each class in the known masks, ``(256,)``."""
@@ -175,26 +184,14 @@ class MaskSplit(MemorySplit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskStreamSplit(StreamSplit):
+class MaskStreamSplit(_OfMasks, StreamSplit):
     """Pictures and masks that are decoded on demand: pictures as in `StreamSplit`, masks in this process, in threads.
 
     Attributes:
         masks: masks of the reader's pictures.
-        known: whether each sample's mask is known, ``(len,)`` bool.
     """
 
     masks: Masks
-    known: Tensor
-
-    @property
-    def per_token(self) -> bool:
-        """True: each pixel has a label."""
-        return True
-
-    @property
-    def labelled(self) -> int:
-        """Number of samples whose mask is known."""
-        return int(self.known.sum())
 
     def targets(self, index: Tensor, inputs: Inputs, view: View | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the labels of samples, and which of their pixels count, as in `types.Batch`."""

@@ -62,7 +62,7 @@ class TokenSplit(Split):
     targets_counted: NDArray[np.bool_] | None = None
 
     @property
-    def per_token(self) -> bool:
+    def per_position(self) -> bool:
         """Whether each token has a label, the next one."""
         return self.targets_counted is not None
 

@@ -54,8 +54,8 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     check_run(recipe, run_inputs)
     recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
-    of_text = splits.task != "pixels" and splits.train.per_token
-    sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not of_text}
+    of_tokens = splits.task != "pixels" and splits.train.per_position
+    sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not of_tokens}
     place = data.describe_place(splits, accelerator_on(recipe.device).device)
     summary = [
         ("data", f"{splits.source}: " + ", ".join(f"{name} {n:,}" for name, n in sizes.items())),
@@ -152,7 +152,7 @@ class _Sample:
 
 
 def _logits(batch_size: int, splits: data.Splits) -> str:
-    positions = f"up to {splits.positions} tokens, " if splits.train.per_token else ""
+    positions = f"up to {splits.positions} tokens, " if splits.train.per_position else ""
     if splits.task == "pixels":
         positions = "".join(f"{side}, " for side in splits.image_size or ())
     elif splits.task == "labels":

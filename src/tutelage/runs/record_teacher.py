@@ -99,7 +99,7 @@ def record(
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     by_all(lambda: _check(recipe, inputs))
     names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
-    if names and inputs.splits.train.per_token:
+    if names and inputs.splits.train.per_position:
         expected = "logits alone of tokens"
         raise RecipeError("outputs", expected, f"taps {', '.join(names)}", "type outputs=null to ask the live teacher")
     with contextlib.ExitStack() as stack:
@@ -134,16 +134,12 @@ class _Recording:
         todo: list[tuple[int, range]],
         epochs: int,
     ) -> None:
-        self._recipe, self._outputs, self._classes, self._epochs = (
-            recipe,
-            outputs,
-            outputs.key["classes"],
-            epochs,
-        )
+        self._recipe, self._outputs, self._epochs = recipe, outputs, epochs
+        self._classes = outputs.key["classes"]
         self._accelerator = accelerator_on(recipe.device)
         self._device, split = self._accelerator.device, splits.train
         # A token's logits take what an image's do, and a sample has many.
-        self._inner = min(recipe.batch_size, INNER) if split.per_token else INNER
+        self._inner = min(recipe.batch_size, INNER) if split.per_position else INNER
         self._batches = data.loader_on(
             self._device, split, batch_size=self._inner, data_seed=recipe.data_seed, train=True
         )

@@ -85,14 +85,12 @@ class RunState:
         teacher = run_inputs.teacher and setup.on_device(recipe, FrozenTeacher(run_inputs.teacher).network, "teacher")
         self.teacher = teacher
         self.held_out: list[EvalSet] = []
+        metric = setup.metric_of(splits)
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
-                teacher_outputs[name] = setup.ask_teacher(
-                    recipe, teacher, batches, splits.by_name()[name], setup.metric_of(splits)
-                )
+                teacher_outputs[name] = setup.ask_teacher(recipe, teacher, batches, splits.by_name()[name], metric)
             given = None if teacher is None else teacher_outputs[name]
-            text_bytes, metric = splits.by_name()[name].text_bytes, setup.metric_of(splits)
-            self.held_out.append(EvalSet(name, batches, given, text_bytes, metric))
+            self.held_out.append(EvalSet(name, batches, given, splits.by_name()[name].text_bytes, metric))
         # The set by which ``best`` is chosen.
         self.selection: Literal["validation", "test"] = "test" if splits.validation is None else "validation"
         by_main(

@@ -85,7 +85,7 @@ def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
         yield from _of_several(splits.class_names, labels)
         return
     pixels = splits.train.pixels_of_classes()
-    if splits.train.per_token and pixels is None:
+    if splits.train.per_position and pixels is None:
         return
     if pixels is not None:
         counts = pixels[: splits.classes]

@@ -339,15 +339,10 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs 
         teacher.to(device),
         f"teacher {teacher.card.name}",
         map_views(lambda view: view.to(device), inputs_for(teacher, inputs, "teacher")),
-        classes=width_of(teacher, run_inputs.splits),
+        classes=teacher.card.classes if run_inputs.splits.task == "embedding" else run_inputs.splits.classes,
         settings=recipe.fits()[0].settings,
         instead="name a teacher that was trained on these classes",
     )
-
-
-def width_of(network: Classifier, splits: data.Splits) -> int:
-    """Return the size of the last axis of a network's outputs: the data's classes, or the width of its embedding."""
-    return network.card.classes if splits.task == "embedding" else splits.classes
 
 
 def trial_device(recipe: Recipe, who: str) -> torch.device:
@@ -436,7 +431,7 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
     inputs: Inputs = torch.empty(0)
     if needs.teacher_statistics and teacher is not None:
         most = STATISTICS
-        if train.per_token:  # A row per token, of as many classes as the vocabulary has, or per pixel.
+        if train.per_position:  # A row per token, of as many classes as the vocabulary has, or per pixel.
             most = max(1, _most_rows(splits) // splits.positions)
         indices = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).astype(np.int64))
         read = _teacher_outputs(asked or teacher, train, indices, lambda outputs: outputs.logits.float().cpu())
@@ -583,7 +578,7 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
         key["teacher"]["tokenizer"] = splits.text["teacher"].tokenizer.fingerprint
         del key["data_seed"]  # which draws views, and no view varies a text
     return TeacherCache(
-        Path(recipe.outputs), key, samples=len(splits.train), ragged=splits.train.per_token, varies=not of_text
+        Path(recipe.outputs), key, samples=len(splits.train), ragged=splits.train.per_position, varies=not of_text
     )
 
 
@@ -661,12 +656,12 @@ def ask_teacher(
         teacher,
         batches,
         "teacher",
-        keep=None if split.per_token else kept,
+        keep=None if split.per_position else kept,
         sample=True,
         text_bytes=text_bytes,
         metric=metric,
     )
-    if not split.per_token:
+    if not split.per_position:
         return TeacherOutputs(evaluation, kept)
     settings = recipe.fits()[0].settings
     asked = AskedLogits(
@@ -684,7 +679,7 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
             # Evaluation keeps no gradients, so batches larger than in training fit; not so many positions.
-            size = recipe.batch_size if split.per_token else max(recipe.batch_size, 256)
+            size = recipe.batch_size if split.per_position else max(recipe.batch_size, 256)
             yield name, data.loader_on(device, split, batch_size=size, train=False)
 
 

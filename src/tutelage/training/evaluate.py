@@ -8,8 +8,9 @@ from __future__ import annotations
 import math
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import IO, Any, NamedTuple, Protocol, cast
@@ -211,7 +212,7 @@ class Evaluation:
     text_bytes: int | None = None  # as of `EvalSet`
     folded: TaskMeasures = field(default_factory=lambda: TaskMeasures())  # what the metric says
     details: dict[str, Any] = field(default_factory=dict)  # lists that it says besides
-    beats_chance: bool | None = None  # what it says of that
+    beats_chance: Callable[[], bool | None] | None = None  # what to ask it of that; None without a metric
     of_classes: bool = True  # as of the metric
 
     @property
@@ -307,8 +308,8 @@ class Evaluation:
     @property
     def better_than_chance(self) -> bool | None:
         """Whether it beats guessing, by a one-sided binomial test or as the metric says; ``None`` if not known."""
-        if self.folded:
-            return self.beats_chance
+        if self.beats_chance is not None:
+            return self.beats_chance()
         if not self.labelled:
             return None
         return bool(binomtest(self.correct, self.labelled, 1 / self.classes, alternative="greater").pvalue < CHANCE)
@@ -380,7 +381,7 @@ def evaluate(
     measures = metric.end(states)
     details = {name: value for name, value in measures.items() if isinstance(value, list)}
     folded = cast(TaskMeasures, {name: value for name, value in measures.items() if name not in details})
-    evaluation = replace(evaluation, folded=folded, details=details, beats_chance=metric.beats_chance(states))
+    evaluation = replace(evaluation, folded=folded, details=details, beats_chance=partial(metric.beats_chance, states))
     if metric.of_classes:
         return evaluation
     return replace(evaluation, of_classes=False, entropy=None)
