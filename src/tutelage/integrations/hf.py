@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from tutelage.adapters import Adapter, as_batch
 from tutelage.config.schema import known_presets
 from tutelage.errors import InvalidTypeError, InvalidValueError, missing_extra, raise_all
+from tutelage.integrations.checks import micro_batches, refuse_reading, require_objective, require_teacher, unfit
 from tutelage.modules import FrozenTeacher, refuse_shared
 from tutelage.objectives import Objective
 from tutelage.objectives.bound import BoundObjective, count
@@ -25,6 +26,10 @@ try:
     from transformers.loss.loss_utils import LOSS_MAPPING, ForCausalLMLoss
 except ImportError as error:
     raise missing_extra("DistillationTrainer", "transformers", "text", error) from error
+
+
+FITTING = "one of logits and labels"
+"""What objectives the trainer takes."""
 
 
 class DistillationTrainer(Trainer):
@@ -86,7 +91,7 @@ class DistillationTrainer(Trainer):
         self._check_fit(objective, student)
         self.objective: BoundObjective = objective.bind()
         if next(itertools.chain(self.objective.parameters(), self.objective.buffers()), None) is not None:
-            raise _unfit(objective, "weights or memory of its own")
+            raise unfit(objective, "weights or memory of its own", expected=FITTING)
         # num_items_in_batch is the loss's affair: without it, the mean over a micro-batch is divided by their number.
         self._student_counts, self.model_accepts_loss_kwargs = self.model_accepts_loss_kwargs, True
         self.teacher: FrozenTeacher | None = None
@@ -264,9 +269,8 @@ class DistillationTrainer(Trainer):
             instead = "add tutelage.objectives.cross_entropy(label_smoothing=...) to an objective with supervised=0"
             raise InvalidValueError("label_smoothing_factor", "0", args.label_smoothing_factor, instead)
         if needs.coupled and args.gradient_accumulation_steps > 1:
-            expected = "1 for an objective that couples a batch's samples"
-            instead = "its value would change with the micro-batches: type gradient_accumulation_steps=1"
-            raise InvalidValueError("gradient_accumulation_steps", expected, args.gradient_accumulation_steps, instead)
+            option = "gradient_accumulation_steps"
+            raise micro_batches(option, args.gradient_accumulation_steps, f"{option}=1")
         if len(self.label_names) > 1 or (needs.labels != "none" and not self.label_names):
             instead = 'type TrainingArguments(label_names=["labels"])'
             raise InvalidValueError("label_names", "one name", self.label_names, instead)
@@ -282,16 +286,13 @@ class DistillationTrainer(Trainer):
             raise_all(untyped_exponents(objective.spec, known_presets(), "objective"))
 
 
-def _check_objective(objective: object, teacher: object) -> None:
-    if not isinstance(objective, Objective):
-        instead = "for example objective=tutelage.objectives.ttm(gamma=0.5, beta=2.0)"
-        raise InvalidTypeError("objective", "a tutelage objective", type(objective).__name__, instead)
+def _check_objective(objective: Objective, teacher: object) -> None:
+    require_objective(objective)
     needs = objective.needs
     if teacher is not None and not isinstance(teacher, nn.Module):
         instead = "for example AutoModelForSequenceClassification.from_pretrained(...)"
         raise InvalidTypeError("teacher", "a torch.nn.Module", type(teacher).__name__, instead)
-    if needs.teacher and teacher is None:
-        raise InvalidValueError("teacher", f"one for objective {objective.name}", "none", "pass the network itself")
+    require_teacher(objective, teacher)
     if needs.teacher_statistics:
         expected = "weights that are numbers or schedules"
         instead = "an automatic one asks the teacher about the training set first: for example type beta=2.0"
@@ -301,14 +302,7 @@ def _check_objective(objective: object, teacher: object) -> None:
         "the teacher's weights": needs.teacher_head or needs.teacher_norms,
         "the samples' places in the data set": needs.indices,
     }
-    for what, read in reads.items():
-        if read:
-            raise _unfit(objective, what)
-
-
-def _unfit(objective: Objective, what: str) -> InvalidValueError:
-    instead = "type tutelage.distill(...), or write a loop of your own around tutelage.Distiller"
-    return InvalidValueError("objective", "one of logits and labels", f"{objective.name}, with {what}", instead)
+    refuse_reading(objective, reads, expected=FITTING)
 
 
 def _inner(network: nn.Module) -> nn.Module:

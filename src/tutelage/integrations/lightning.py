@@ -17,6 +17,7 @@ from tutelage import losses
 from tutelage.adapters import Key, as_batch, inputs_for
 from tutelage.checks import labels_for
 from tutelage.errors import InvalidTypeError, InvalidValueError, missing_extra
+from tutelage.integrations.checks import micro_batches, require_objective, require_teacher
 from tutelage.modules import Distiller, FrozenTeacher, refuse_shared
 from tutelage.objectives import BindContext, Objective
 from tutelage.types import UNLABELLED, Batch, Inputs, Progress, StatefulTerm
@@ -77,11 +78,8 @@ class _Distillation(LightningModule):
         counted: Key | None = None,
     ) -> None:
         super().__init__()
-        if not isinstance(objective, Objective):
-            instead = "for example objective=tutelage.objectives.ttm(gamma=0.5, beta=2.0)"
-            raise InvalidTypeError("objective", "a tutelage objective", type(objective).__name__, instead)
-        if objective.needs.teacher and teacher is None:
-            raise InvalidValueError("teacher", f"one for objective {objective.name}", "none", "pass the network itself")
+        require_objective(objective)
+        require_teacher(objective, teacher)
         taught = objective.needs.teacher and teacher is not None
         for name, network in {"student": student, **({"teacher": teacher} if taught else {})}.items():
             if not isinstance(network, nn.Module):
@@ -175,9 +173,7 @@ class _Distillation(LightningModule):
         """
         accumulate = self.trainer.accumulate_grad_batches
         if accumulate > 1 and self.distiller.objective.needs.coupled:
-            expected = "1 for an objective that couples a batch's samples"
-            instead = "its value would change with the micro-batches: type accumulate_grad_batches=1"
-            raise InvalidValueError("accumulate_grad_batches", expected, accumulate, instead)
+            raise micro_batches("accumulate_grad_batches", accumulate, "accumulate_grad_batches=1")
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Step the optimizer, and tell terms that keep values from step to step whether it was applied."""

@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tutelage import models
 from tutelage.checks import whole_number
 from tutelage.errors import InvalidTypeError, InvalidValueError, MissingExtraError, missing_extra
+from tutelage.integrations.checks import micro_batches, refuse_reading, require_objective, require_teacher, unfit
 from tutelage.models.entrance import entrance
 from tutelage.models.spec import resized
 from tutelage.modules import Distiller, FrozenTeacher, network_context
@@ -28,6 +29,10 @@ if TYPE_CHECKING:
     from timm.task import TrainingTask
 else:
     TrainingTask = object
+
+
+FITTING = "one of logits, labels and features of the batch"
+"""What objectives the task takes."""
 
 
 class _Distillation(TrainingTask):
@@ -102,7 +107,7 @@ class _Distillation(TrainingTask):
         self.trainable_module.objective.to(self.device)
         bound = self.trainable_module.objective
         if stateful := [name for name, term in bound.terms.items() if isinstance(term, StatefulTerm)]:
-            raise _unfit(objective, f"{stateful[0]}, which keeps values from step to step")
+            raise unfit(objective, f"{stateful[0]}, which keeps values from step to step", expected=FITTING)
         for name, number in {"epochs": epochs, "batches": batches}.items():
             if number is not None:
                 whole_number(number, name, example=10)
@@ -152,9 +157,7 @@ class _Distillation(TrainingTask):
             ValueError: if the objective couples a batch's samples, so that its value depends on the micro-batches.
         """
         if self._bound.needs.coupled:
-            expected = "1 for an objective that couples a batch's samples"
-            instead = "its value would change with the micro-batches: type --grad-accum-steps 1"
-            raise InvalidValueError("grad_accum_steps", expected, "more", instead)
+            raise micro_batches("grad_accum_steps", "more", "--grad-accum-steps 1")
         return super().no_sync()
 
     def get_eval_model(self, module: nn.Module | None = None, ema: bool = False) -> nn.Module | None:
@@ -276,8 +279,7 @@ def _student(student: object) -> models.Classifier:
 
 def _teacher(teacher: object, objective: Objective) -> models.Classifier:
     """Return a teacher that takes images in [0, 1]."""
-    if teacher is None:
-        raise InvalidValueError("teacher", f"one for objective {objective.name}", "none", "pass the network itself")
+    require_teacher(objective, teacher)
     if not isinstance(teacher, nn.Module):
         instead = "for example teacher=timm.create_model('resnet50', pretrained=True)"
         raise InvalidTypeError("teacher", "a torch.nn.Module", type(teacher).__name__, instead)
@@ -315,25 +317,15 @@ def _statistics(student: nn.Module, mean: Sequence[float] | None, std: Sequence[
     return torch.tensor(fitting, dtype=torch.float32)[..., None, None]
 
 
-def _check_objective(objective: object) -> None:
-    if not isinstance(objective, Objective):
-        instead = "for example objective=tutelage.objectives.ttm(gamma=0.5, beta=2.0)"
-        raise InvalidTypeError("objective", "a tutelage objective", type(objective).__name__, instead)
+def _check_objective(objective: Objective) -> None:
+    require_objective(objective)
     needs = objective.needs
     reads = {
         "a weight that is auto": needs.teacher_statistics,
         "the samples' places in the data set": needs.indices,
         "the teacher's mean features per class": needs.class_means,
     }
-    for what, read in reads.items():
-        if read:
-            raise _unfit(objective, what)
-
-
-def _unfit(objective: Objective, what: str) -> InvalidValueError:
-    expected = "one of logits, labels and features of the batch"
-    instead = "type tutelage.distill(...), or write a loop of your own around tutelage.Distiller"
-    return InvalidValueError("objective", expected, f"{objective.name}, with {what}", instead)
+    refuse_reading(objective, reads, expected=FITTING)
 
 
 @cache

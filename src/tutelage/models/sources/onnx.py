@@ -6,9 +6,8 @@ No code of the file is run: it has operators of ONNX alone, and no library of ot
 from __future__ import annotations
 
 import hashlib
-import mmap
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -36,16 +35,17 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     """Read a network's input and outputs from an ONNX file.
 
     Raises:
-        ImportError: if onnxruntime is not installed.
+        ImportError: if onnx or onnxruntime is not installed.
         ValueError: if onnxruntime cannot read the file, or it is no network of images.
         FileNotFoundError: if there is no such file.
     """
     name = f"{PREFIX}:{path}"
     file = names.exported_file(name)
     try:
+        import onnx  # noqa: F401  for the files beside it
         import onnxruntime
     except ImportError as error:
-        raise missing_extra("model", "onnxruntime for an onnx: name", "onnx", error) from error
+        raise missing_extra("model", "onnx and onnxruntime for an onnx: name", "onnx", error) from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     # Threads that spin between two batches would take the cores from the student's.
@@ -101,64 +101,29 @@ def _reason(error: Exception) -> str:
     )
 
 
-# The format of ONNX files: nested fields of Protocol Buffers. Large files keep tensors in other files beside them.
-
-_INSIDE: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 25: "function"},
-    "function": {7: "node"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "entry"},
-}
-"""Fields that a tensor may be in: by message and number, the message that the field is."""
-
-
 def _digest(file: Path) -> bytes:
     """Return the SHA-256 of an ONNX file; of the digests of all its files if there are others."""
-    with (
-        file.open("rb") as opened,
-        mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as content,
-        memoryview(content) as view,
-    ):
-        others = sorted(set(_locations(view, "model")))
+    import onnx
+
+    others = sorted(_locations(onnx.load(str(file), load_external_data=False)))
     digests = [digest_of(file), *(digest_of(file.parent / PurePath(other)) for other in others)]
     return hashlib.sha256(b"".join(digests)).digest() if others else digests[0]
 
 
-def _locations(message: memoryview, kind: str) -> Iterator[str]:
-    """Yield the paths of the files that hold tensors of a message."""
-    if kind == "entry":
-        entry = dict(_fields(message))
-        if bytes(entry.get(1, b"")) == b"location":
-            yield bytes(entry[2]).decode()
-        return
-    for number, value in _fields(message):
-        if number in _INSIDE[kind]:
-            yield from _locations(value, _INSIDE[kind][number])
+def _locations(model: Any) -> set[str]:
+    """Return the paths of the files that hold tensors of a model."""
+    from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+    return {ExternalDataInfo(tensor).location for tensor in _tensors(model) if uses_external_data(tensor)}
 
 
-def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Yield the number and the content of each field of a message that has a length."""
-    at = 0
-    while at < len(message):
-        key, at = _varint(message, at)
-        wire, size = key & 7, 0
-        if wire == 0:
-            _, at = _varint(message, at)
-        elif wire == 2:
-            size, at = _varint(message, at)
-            yield key >> 3, message[at : at + size]
-        at += size + {1: 8, 5: 4}.get(wire, 0)
+def _tensors(message: Any) -> Iterator[Any]:
+    """Yield the tensors of a message, also those of functions, of sparse tensors and of graphs inside graphs."""
+    from onnx import TensorProto
 
-
-def _varint(message: memoryview, at: int) -> tuple[int, int]:
-    """Return a whole number in groups of seven bits, the lowest first, and the place behind it."""
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
+    for _, value in message.ListFields():
+        for inner in value if isinstance(value, Sequence) else (value,):
+            if isinstance(inner, TensorProto):
+                yield inner
+            elif hasattr(inner, "ListFields"):
+                yield from _tensors(inner)
