@@ -38,6 +38,9 @@ CARD = "student.json"
 NETWORK = "config.json"
 TOKENIZER = "tokenizer.json"
 BEST = "best.safetensors"
+PREDICTIONS = "predictions.npz"
+DISPUTED = "disputed.json"
+COSTS = "costs.json"
 REPORT = "report.html"
 
 CHECKPOINT = re.compile(r"(\d{2,})-(\d{9,})")
@@ -138,6 +141,16 @@ class Histogram(TypedDict):
     counts: list[int]
 
 
+class Calibration(TypedDict):
+    """A network whose logits are divided by one temperature, as Guo et al. 2017 (arXiv:1706.04599) do."""
+
+    temperature: float  # above 1 for a network that is too sure of itself
+    fitted_on: str  # ``validation``; or ``test``: each half of the test set with the temperature of the other half
+    loss: float  # of the scaled logits, nats
+    ece: float  # of the scaled logits, a fraction
+    reliability: list[Bin]
+
+
 class Judgement(TaskMeasures):
     """A network on a held-out set, in detail. Accuracies are fractions, entropies and losses nats.
 
@@ -156,6 +169,7 @@ class Judgement(TaskMeasures):
     agreement: NotRequired[float | None]  # with the teacher
     kl_to_teacher: NotRequired[float | None]  # mean KL(p || q) at temperature 1, nats
     kl_to_target: NotRequired[float | None]
+    calibration: NotRequired[Calibration | None]  # after temperature scaling; of one class a sample
 
 
 class Best(TaskMeasures):
@@ -176,6 +190,59 @@ class Evaluation(TypedDict):
     student: Judgement
     teacher: Judgement | None
     best: Best | None  # on the set that selection used; the last epoch is what is reported
+
+
+class Answer(TypedDict):
+    """The class that a network gives a sample, and its probability."""
+
+    label: int
+    probability: float
+
+
+class DisputedSample(TypedDict):
+    """A sample of the test set that student and teacher answer differently, or that a student alone is wrong about."""
+
+    index: int
+    label: int | None
+    student: Answer
+    teacher: Answer | None
+    picture: str | None  # a small PNG as a data URL
+    text: str | None  # its beginning
+
+
+class Disputed(TypedDict):
+    """``disputed.json``: the samples of which the networks are surest against each other, the surest first."""
+
+    set: str
+    count: int  # of all samples that they answer differently, or that a student alone is wrong about
+    samples: list[DisputedSample]
+
+
+class NetworkCost(TypedDict):
+    """What a network costs to keep and to call. A time is none where it was not measured."""
+
+    network: str  # its name
+    parameters: int
+    flops: int | None  # of one sample's forward pass, a multiplication and an addition being two
+    file_bytes: int | None  # of its weights as saved; none where nothing is saved of it
+    latency_ms: float | None  # of a batch of one sample: the median
+    latency_p90_ms: float | None
+    latency_n: int  # forward passes that were timed
+    throughput: float | None  # samples per second at the best batch that was tried
+    batch: int | None  # that batch
+
+
+class Costs(TypedDict):
+    """``costs.json``: the networks of a run, measured in one process after the last evaluation."""
+
+    schema: NotRequired[int]
+    device: str
+    hardware: str  # name of the processor or the GPU
+    threads: int | None
+    precision: str
+    input: list[int] | None  # shape of the student's sample; its tokens for a text
+    student: NetworkCost
+    teacher: NetworkCost | None
 
 
 class Entry(TypedDict):
