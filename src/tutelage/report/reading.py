@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ NOT_STARTED = "not started"
 NOT_EVALUATED = "finished, not evaluated"
 DAMAGED = "damaged"
 HELD_OUT = ("validation", "test")
+CHECKED = (
+    *(records.RECIPE, records.METRICS, records.EVALUATION),
+    *(records.PREDICTIONS, records.DISPUTED, records.COSTS),
+)
+"""Files of which a report says if they are not those that the run wrote."""
 
 Points = dict[int, float]
 """Recorded number by epoch."""
@@ -35,7 +41,17 @@ class Run:
     manifest: Mapping[str, Any]  # manifest; empty if there is none
     epochs: tuple[records.Epoch, ...]  # epochs so far
     evaluation: Mapping[str, Any] | None  # evaluation; None if the run did not reach it
+    costs: Mapping[str, Any] | None = None  # `records.Costs`, if they were measured
+    disputed: Mapping[str, Any] | None = None  # `records.Disputed`, if there are predictions
     damage: tuple[str, ...] = ()  # what is wrong with its records, a line for each file
+
+    @cached_property
+    def predictions(self) -> records.Predictions | None:
+        """What its networks answer each sample of the test set, read when first asked for; ``None`` if unknown."""
+        try:
+            return records.read_predictions(self.folder) if self.finished else None
+        except (NotFoundError, records.DamagedError, StorageError):  # its digest says so, in ``damage``
+            return None
 
     @property
     def finished(self) -> bool:
@@ -127,11 +143,12 @@ def read_run(folder: Path, *, entry: str | None = None, seed: object = None) -> 
 
     recorded = readable(records.MANIFEST, records.ManifestTypes)
     evaluation = readable(records.EVALUATION, records.Evaluation)
+    costs, disputed = readable(records.COSTS, records.Costs), readable(records.DISPUTED, records.Disputed)
     metrics = records.read_metrics(folder)
     if metrics.damage:
         damage[records.METRICS] = f"{folder / records.METRICS}: {'; '.join(metrics.damage)}; left out"
     manifest = recorded or {}
-    for name in records.lost(folder, manifest, (records.RECIPE, records.METRICS, records.EVALUATION)):
+    for name in records.lost(folder, manifest, CHECKED):
         got = "another content" if (folder / name).exists() else "none"
         expected = f"what the run wrote, as {records.MANIFEST} has it"
         damage.setdefault(name, f"{folder / name}: expected {expected}, got {got}")
@@ -152,6 +169,8 @@ def read_run(folder: Path, *, entry: str | None = None, seed: object = None) -> 
         manifest=manifest,
         epochs=tuple(metrics.epochs),
         evaluation=evaluation,
+        costs=costs,
+        disputed=disputed,
         damage=tuple(damage.values()),
     )
 
