@@ -32,9 +32,11 @@ class Matrix:
 
     @property
     def rows(self) -> list[tuple[str, list[tuple[int, float]]]]:
-        """Each label's name with the counts of its answers and their shares of the label's samples."""
+        """Each label's name, with counts of its answers and their tints: shares of the label, or of the worst pair."""
+        right = np.eye(len(self.counts), dtype=bool)
+        worst = max(int(self.counts[~right].max()), 1)
         totals = np.maximum(self.counts.sum(1, keepdims=True), 1)
-        shares = (self.counts / totals).round(3)
+        shares = np.where(right, self.counts / totals, self.counts / worst).round(3)
         lines = zip(self.counts.tolist(), shares.tolist(), strict=True)
         return [(name, [*zip(*line, strict=True)]) for name, line in zip(self.names, lines, strict=True)]
 
@@ -175,6 +177,6 @@ def disputed_note(subject: Subject, run: Run) -> str:
     whose = f" Of {run.label}." if subject.comparison else ""
     return (
         f"{plural(count, 'sample')}{of} of the {_set(subject)} set {'is' if count == 1 else 'are'} answered "
-        f"differently by student and teacher, or wrongly by the student alone; of these {shown} the networks are surest against "
-        f"each other.{whose}"
+        f"differently by student and teacher, or wrongly by the student alone; of these {shown} the networks are "
+        f"surest against each other.{whose}"
     )

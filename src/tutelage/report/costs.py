@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import plotly.graph_objects as go
 
 from tutelage.report.figures import TEACHER, Panel, empty, inert, style
 from tutelage.report.reading import Run, number, section, text
@@ -109,7 +112,7 @@ def amount(value: float | None, of: _Quantity) -> str:
     at = 0
     while abs(value) >= 999.5 and at < len(prefixes) - 1:
         value, at = value / 1000, at + 1
-    whole = at == 0 and float(value).is_integer()
+    whole = at == 0 and of is not LATENCY and float(value).is_integer()
     written = f"{value:.0f}" if whole or abs(value) >= 99.95 else f"{value:#.3g}"
     return f"{written} {prefixes[at]}{of.unit}".strip()
 
@@ -212,11 +215,7 @@ def against_cost(results: Sequence[Result]) -> list[Panel]:
             figure.add_scatter(
                 x=[x], y=[y], mode="markers", name=shown, marker=look.points(10), hovertemplate=hover, **bars
             )
-        values = [getattr(row.cost, of.key) for row in known]
-        if max(values) / min(values) > 5:
-            figure.update_xaxes(type="log", dtick=1 if max(values) / min(values) > 100 else "D2")
-        else:
-            figure.update_xaxes(rangemode="tozero")
+        _cost_axis(figure, [getattr(row.cost, of.key) for row in known], of)
         figure.update_layout(hovermode="closest", showlegend=True)
         caption = f"Each network's {by.name}" + (", with its 95 % interval." if any(r.interval for r in known) else ".")
         panels.append(
@@ -227,3 +226,18 @@ def against_cost(results: Sequence[Result]) -> list[Panel]:
             )
         )
     return panels
+
+
+def _cost_axis(figure: go.Figure, values: Sequence[float], of: _Quantity) -> None:
+    """Let an axis begin at 0, or make it logarithmic where most of it would be empty; its numbers as in the table."""
+    low, high = min(values), max(values)
+    if high <= 5 * low:
+        figure.update_xaxes(rangemode="tozero")
+        return
+    ends = [math.log10(low) - 0.15, math.log10(high) + 0.15]
+    decades = range(math.floor(ends[0]), math.ceil(ends[1]))
+    steps = (1, 2, 5) if high < 100 * low else (1,)
+    ticks = [step * 10.0**decade for decade in decades for step in steps]
+    labels = [amount(tick, of) if of is not LATENCY else f"{tick:g}" for tick in ticks]
+    labels = [label.replace(".00", "").replace(".0 ", " ") for label in labels]
+    figure.update_xaxes(type="log", range=ends, tickvals=ticks, ticktext=labels)

@@ -21,7 +21,7 @@ from tutelage.report.figures import Panel
 from tutelage.report.manifest import definitions, differences, groups, run_table
 from tutelage.report.reading import Subject, read
 from tutelage.report.results import Result, rows, table
-from tutelage.report.summary import Tile, result, selection, tiles, warnings, what
+from tutelage.report.summary import Tile, further, result, selection, tiles, warnings, what
 from tutelage.report.table import Table
 
 PLOTLY = Path(__file__).parent / "plotly-basic.min.js.gz"
@@ -52,7 +52,8 @@ class Page:
     kind: str  # kind of the folder
     title: str  # headline
     what: str  # sentence that says what was run
-    result: str  # sentence or two that say what came out
+    result: str  # sentence that says what came out
+    further: Sequence[str] = ()  # sentences besides
     warnings: Sequence[str]  # warnings for the reader
     tiles: Sequence[Tile]  # figures at the top
     table: Table  # results
@@ -105,6 +106,7 @@ def run_page(subject: Subject) -> Page:
         title=subject.name,
         what=what(subject),
         result=result(subject, results),
+        further=[*further(subject, results)],
         warnings=list(warnings(subject)),
         tiles=tiles(subject, results),
         table=table(results),

@@ -5,7 +5,8 @@
   const config = {
     responsive: true,
     displaylogo: false,
-    displayModeBar: "hover",
+    // On a narrow window its buttons would cover the title.
+    displayModeBar: window.matchMedia("(max-width: 760px)").matches ? false : "hover",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     // Newer plotly.js offers to send the chart to its maker's server; records stay where they are.
     showSendToCloud: false,
@@ -30,7 +31,7 @@
     const { data, layout } = spec(plot, paper);
     // What was switched off stays off.
     if (plot.data) data.forEach((trace, at) => { trace.visible = plot.data[at].visible; });
-    if (paper) Object.assign(layout, { width: 660, height: 300 });
+    if (paper) Object.assign(layout, { width: 660, height: 262 });
     const toImageButtonOptions = { format: "svg", filename: plot.dataset.spec.replace("spec-", "") };
     return Plotly.react(plot, data, layout, { ...config, toImageButtonOptions });
   }

@@ -49,8 +49,8 @@ def what(subject: Subject) -> str:
 
 def result(subject: Subject, results: Sequence[Result]) -> str:
     """Say in one or two sentences what came out."""
-    known = [row for row in results if row.role != "teacher" and row.value is not None]
-    if not known:
+    top = _top(results)
+    if top is None:
         if subject.comparison:
             return "No result yet: no run has finished."
         run = subject.runs[0]
@@ -58,8 +58,8 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
         if run.status == "failed":
             return f"No result: the run failed after {done}."
         return f"No result yet: the run is {run.status}, {done} done."
+    known = [row for row in results if row.role != "teacher" and row.value is not None]
     students = [row for row in known if row.role == "student"]
-    top = max(students or known, key=lambda row: row.merit)
     by = top.measure
     named = "" if by is records.ACCURACY else f"a {by.name} of "
     reached = f"{named}{_amount(by, top.value, top.std)} on the {top.set} set"
@@ -84,8 +84,23 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
         sentence += f"; the teacher has {_amount(by, teacher.value)}{on}"
         if not subject.comparison and (test := with_teacher(subject.runs[0])):
             sentence += f": {verdict(test, better=top.merit > teacher.merit, who='the student is ')}"
-    others = [row for row in students if row is not top]
-    return " ".join([f"{sentence}.", *_against_others(subject, top, others), *_cost(top, teacher)])
+    return f"{sentence}."
+
+
+def further(subject: Subject, results: Sequence[Result]) -> Iterator[str]:
+    """Yield what there is to say besides: how the first compares with the other objectives, and what it costs."""
+    top = _top(results)
+    if top is not None:
+        others = [row for row in results if row.role == "student" and row.value is not None and row is not top]
+        teacher = next((row for row in results if row.role == "teacher"), None)
+        yield from _against_others(subject, top, others)
+        yield from _cost(top, teacher)
+
+
+def _top(results: Sequence[Result]) -> Result | None:
+    """Return the row with the best mean besides the baseline's, or else the baseline's."""
+    known = [row for row in results if row.role != "teacher" and row.value is not None]
+    return max(known, key=lambda row: (row.role == "student", row.merit), default=None)
 
 
 def verdict(test: Paired | None, *, better: bool, who: str = "") -> str:
@@ -93,7 +108,7 @@ def verdict(test: Paired | None, *, better: bool, who: str = "") -> str:
     if test is None:
         return "not tested"
     found = f"{who}{'better' if better else 'worse'}" if test.shown else "no difference shown"
-    return f"{found} ({p_in_words(test.p)}, {test.how})"
+    return f"{found} ({p_in_words(test.p)}{f', {test.how}' if who else ''})"
 
 
 def _against_others(subject: Subject, top: Result, others: Sequence[Result]) -> Iterator[str]:

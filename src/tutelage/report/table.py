@@ -42,7 +42,7 @@ class Table:
     notes: Sequence[str] = ()  # notes on the figures, a sentence or two each
     wrapped: Sequence[int] = ()  # columns whose cells may break on a terminal
     extra: Sequence[int] = ()  # columns that a terminal shows if it is wider than 80
-    caption: str = ""  # title in HTML, below a section's heading
+    caption: str = ""  # heading in HTML, below a section's
 
     def markdown(self) -> str:
         """Return the table as GitHub Markdown, followed by its notes."""
@@ -55,13 +55,11 @@ class Table:
         """Return the table as a ``table`` element with this id, in a region that scrolls by keyboard too."""
         heads = Markup("").join(Markup('<th scope="col">{}</th>').format(heading) for heading in self.headings)
         body = Markup("\n").join(map(_html_row, self.rows))
+        title = Markup("<h3>{}</h3>\n").format(printable(self.caption)) if self.caption else Markup("")
         return Markup(
-            '<div class="wide" tabindex="0" role="region" aria-label="{}">\n<table id="{}" class="numbers">\n{}'
+            '{}<div class="wide" tabindex="0" role="region" aria-label="{}">\n<table id="{}" class="numbers">\n'
             "<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>\n</div>"
-        ).format(f"Table: {self.caption or name}", name, self._html_caption(), heads, body)
-
-    def _html_caption(self) -> Markup:
-        return Markup("<caption>{}</caption>\n").format(printable(self.caption)) if self.caption else Markup("")
+        ).format(title, f"Table: {self.caption or name}", name, heads, body)
 
     def print(self, console: Console) -> None:
         """Print the table on a terminal, without its notes, narrow enough for 80 columns."""
