@@ -751,7 +751,7 @@ def read_predictions(folder: Path) -> Predictions:
     """
     import numpy as np
 
-    path, instead = folder / PREDICTIONS, "remove the file"
+    path, instead = folder / PREDICTIONS, "do without it, as the run is whole, or run it again in another folder"
     arrays: dict[str, Any] = {}
     most = MOST_PREDICTIONS * 8 + 2**12  # bytes of an array and its header
     content = read_bytes(path, instead, limit=len(Predictions._fields) * most)
@@ -786,7 +786,7 @@ def _check_predictions(arrays: Mapping[str, Any]) -> None:
         raise ValueError("no text as the name of the set")
     for name, values in given.items():
         probable = name in _PROBABILITIES
-        if values.dtype.kind != ("f" if probable else "i") or values.shape != (len(given["index"]),):
+        if values.dtype.kind != ("f" if probable else "i") or values.shape != (given["index"].size,):
             raise ValueError(f"{name} of {values.dtype}, shape {values.shape}")
         low = -100 if name == "label" else 0
         if not bool(np.all(values >= low)) or (probable and not bool(np.all(values <= 1))):
