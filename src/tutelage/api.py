@@ -21,6 +21,7 @@ from tutelage.models import Classifier, Ensemble
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs import recipes
+from tutelage.runs.evaluation import evaluate_in_detail
 from tutelage.runs.execute import execute
 from tutelage.runs.networks import (
     adopt,
@@ -36,7 +37,6 @@ from tutelage.runs.run import Run, RunOptions, load
 from tutelage.runs.setup import (
     RunInputs,
     check_model_outputs,
-    evaluate_network,
     for_teacher,
     held_out_sets,
     metric_of,
@@ -50,6 +50,7 @@ from tutelage.studies import compare as comparisons
 from tutelage.studies.compare import ComparedRuns
 from tutelage.studies.places import with_reports
 from tutelage.training.distributed import accelerator_on, once_a_node, one_a_node_first
+from tutelage.training.evaluate import EvalSet
 
 Model: TypeAlias = str | Path | Run | nn.Module
 """A model's name, a run or its folder, or a module of the caller's."""
@@ -522,8 +523,11 @@ def judge(
         kind = {"labels": "labels", "embedding": "numbers in a vector"}.get(splits.task, "classes")
         raise RecipeError(f"model {name}", f"{splits.outputs} {kind}, as the data have", classes, instead)
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
-    test = dict(held_out_sets(splits, recipe))["test"]
-    evaluation = evaluate_network(recipe, network, test, text_bytes=splits.test.text_bytes, metric=metric_of(splits))
+    held_out = [
+        EvalSet(name, batches, text_bytes=splits.by_name()[name].text_bytes, metric=metric_of(splits))
+        for name, batches in held_out_sets(splits, recipe)
+    ]
+    evaluation = evaluate_in_detail(recipe, network, splits, held_out)
     if not evaluation.is_judged:
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     judgement = evaluation.judgement()

@@ -119,6 +119,10 @@ class Tokenizer:
         """Return a token as the vocabulary writes it, to show it."""
         return str(self._parsed.id_to_token(token))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, without the tokens that models expect around it."""
+        return str(self._parsed.decode(list(ids), skip_special_tokens=True))
+
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None, special: bool = True) -> list[list[int]]:
         """Return each text's ids, cut to ``max_tokens``; with ``special``, with the tokens that models expect around.
 

@@ -19,6 +19,7 @@ def evaluate(
     trust_code: common.TrustCode = False,
 ) -> None:
     """Evaluate a model on the test set: accuracy, loss, calibration, entropy; what else its task is judged by."""
+    from tutelage.report.statistics import accuracy_interval
     from tutelage.report.table import fixed, percent
     from tutelage.runs import preflight, recipes
 
@@ -39,6 +40,16 @@ def evaluate(
     for key, unit in (("accuracy", "%"), ("loss", "nats"), ("entropy", "nats"), ("ece", "%")):
         if (value := cast("float | None", evaluation[key])) is not None:  # type: ignore[literal-required]
             lines[key] = f"{percent(value) if unit == '%' else f'{value:.4f}'} {unit}"
+    samples = sum(each["count"] for each in evaluation["reliability"])
+    if records.measure(evaluation) is records.ACCURACY and evaluation["accuracy"] is not None:
+        low, high = accuracy_interval(round(evaluation["accuracy"] * samples), samples)
+        lines["accuracy"] += f"  (95 % interval {percent(low)} to {percent(high)} %)"
+    if scaled := evaluation.get("calibration"):
+        where = (
+            "the validation set" if scaled["fitted_on"] == "validation" else "each half of the test set, for the other"
+        )
+        lines["temperature"] = f"{scaled['temperature']:.4f}  (fitted on {where})"
+        lines["ece after it"] = f"{percent(scaled['ece'])} %"
     width = max(map(len, lines))
     for name, written in lines.items():
         common.echo(f"  {name:<{width}}  {written}")

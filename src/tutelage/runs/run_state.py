@@ -24,6 +24,8 @@ from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
 from tutelage.runs import disk, manifest, resume, sanity_checks, setup
+from tutelage.runs.disputed import disputed
+from tutelage.runs.evaluation import calibrate_teacher, evaluate_in_detail, predictions_of
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
@@ -85,6 +87,7 @@ class RunState:
         teacher = run_inputs.teacher and setup.on_device(recipe, FrozenTeacher(run_inputs.teacher).network, "teacher")
         self.teacher = teacher
         self.held_out: list[EvalSet] = []
+        self.teacher_outputs = teacher_outputs
         metric = setup.metric_of(splits)
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
@@ -408,17 +411,8 @@ class RunState:
         """Write the student, its evaluation and the manifest."""
         splits, student, test = self.run_inputs.splits, self.run_inputs.student, self.held_out[-1]
         by_main(lambda: models.save(student, self.folder))
-        logits, teacher = (test.teacher.logits, test.teacher.evaluation) if test.teacher else (None, None)
-        result = setup.evaluate_network(
-            self.recipe,
-            student,
-            test.batches,
-            "student",
-            teacher=logits,
-            gamma=self.target_gamma,
-            text_bytes=test.text_bytes,
-            metric=test.metric,
-        )
+        result = evaluate_in_detail(self.recipe, student, splits, self.held_out, "student", gamma=self.target_gamma)
+        teacher = calibrate_teacher(self.teacher_outputs, splits) if test.teacher else None
         evaluation: records.Evaluation | None = None
         if result.is_judged:
             evaluation = {
@@ -429,17 +423,21 @@ class RunState:
                 "teacher": teacher.judgement() if teacher else None,
                 "best": records.best_epoch(self.epochs, self.selection),
             }
-        by_main(lambda: self._write_result(evaluation))
+        by_main(lambda: self._write_result(evaluation, predictions_of(result, teacher)))
         self.finished = True
         if evaluation is not None:
             judged = evaluation["student"]
             self.reporter.say(f"{self.recipe.name}: {test.name} {records.measure(judged).describe(judged)}")
 
-    def _write_result(self, evaluation: records.Evaluation | None) -> None:
+    def _write_result(self, evaluation: records.Evaluation | None, predictions: records.Predictions | None) -> None:
         written = [records.STUDENT, records.CARD, records.BEST, records.METRICS]
         if evaluation is not None:
             records.write_json(self.folder / records.EVALUATION, evaluation)
             written.append(records.EVALUATION)
+        # The result stands without these, so a run that loses them is still whole.
+        if predictions is not None:
+            records.write_predictions(self.folder, predictions)
+            records.write_json(self.folder / records.DISPUTED, disputed(predictions, self.run_inputs.splits))
         self.check_best()
         self.manifest["files"] |= records.digests(self.folder, written)
         with uninterrupted():

@@ -611,6 +611,7 @@ def evaluate_network(
     gamma: float | None = None,
     keep: KeptLogits | None = None,
     sample: bool = False,
+    predictions: bool = False,
     text_bytes: int | None = None,
     metric: Metric | None = None,
 ) -> Evaluation:
@@ -627,6 +628,7 @@ def evaluate_network(
         gamma=gamma,
         keep=keep,
         sample=sample,
+        predictions=predictions,
         text_bytes=text_bytes,
         metric=metric,
     )
@@ -658,6 +660,7 @@ def ask_teacher(
         "teacher",
         keep=None if split.per_position else kept,
         sample=True,
+        predictions=metric is None and not split.per_position,
         text_bytes=text_bytes,
         metric=metric,
     )
