@@ -957,33 +957,3 @@ def best_epoch(epochs: Sequence[Epoch], name: Literal["validation", "test"]) -> 
     if (by := measure(held)) is not ACCURACY:
         best[by.key] = held[by.key]  # type: ignore[literal-required]
     return best
-
-
-class Predictions(NamedTuple):
-    """``predictions.npz``."""
-
-    set: str
-    index: Any  # type: ignore[assignment]
-    label: Any
-    student: Any
-    student_probability: Any
-    teacher: Any = None
-    teacher_probability: Any = None
-
-
-def read_predictions(folder: Path) -> Predictions:
-    """Read."""
-    import numpy as np
-
-    if not (folder / PREDICTIONS).exists():
-        raise NotFoundError(folder / PREDICTIONS, "a file", "none", "run again")
-    with np.load(folder / PREDICTIONS, allow_pickle=False) as held:
-        arrays = dict(held)
-    return Predictions(**arrays | {"set": str(arrays["set"])})
-
-
-def write_predictions(folder: Path, predictions: Predictions) -> None:
-    """Write."""
-    import numpy as np
-
-    np.savez_compressed(folder / PREDICTIONS, **{k: np.asarray(v) for k, v in predictions._asdict().items()})

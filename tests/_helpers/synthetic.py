@@ -240,7 +240,8 @@ def write_comparison_of_text(folder, *, baseline="ce"):
 
 
 SAMPLES = 1000
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
+PIXEL += "rkJggg=="
 
 
 def answers(rng, labels, accuracy, classes=CLASSES):
@@ -276,14 +277,7 @@ def add_worth(folder, *, classes=CLASSES, picture=PIXEL, said=None):
         scaled = {"temperature": 1.7, "fitted_on": "validation", "loss": 0.3, "ece": 0.012}
         evaluation[who]["calibration"] = scaled | {"reliability": evaluation[who]["reliability"]}
     write(folder / records.EVALUATION, evaluation)
-    costs = {
-        "schema": 1,
-        "device": "cpu",
-        "hardware": "x86_64",
-        "threads": 2,
-        "precision": "fp32",
-        "input": [3, 32, 32],
-    }
+    costs = {"device": "cpu", "hardware": "x86_64", "threads": 2, "precision": "fp32", "input": [3, 32, 32]}
     networks = {"student": cost("cifar:resnet8x4", 1233540, 0.8), "teacher": cost("cifar:resnet32x4", 7433860, 4.0)}
     write(folder / records.COSTS, costs | networks)
     sample = {"index": 17, "label": 3, "student": {"label": 5, "probability": 0.981}, "picture": picture, "text": said}

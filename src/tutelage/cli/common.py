@@ -97,14 +97,14 @@ def command() -> str:
 
 
 @contextlib.contextmanager
-def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
+def run_options(trust: bool | frozenset[str], *, shares_machine: bool = False) -> Iterator[RunOptions]:
     """Yield the options of a command's runs, with progress on the terminal."""
     from tutelage.runs.run import RunOptions
     from tutelage.runs.terminal import TerminalReporter
 
     reporter = TerminalReporter()
     with reporter.progress:
-        yield RunOptions(reporter=reporter, trust_code=trust, command=command())
+        yield RunOptions(reporter=reporter, trust_code=trust, command=command(), shares_machine=shares_machine)
 
 
 def check_cluster(on: str | None, address: str | None, **others: object) -> None:

@@ -20,11 +20,6 @@ NOT_STARTED = "not started"
 NOT_EVALUATED = "finished, not evaluated"
 DAMAGED = "damaged"
 HELD_OUT = ("validation", "test")
-CHECKED = (
-    *(records.RECIPE, records.METRICS, records.EVALUATION),
-    *(records.PREDICTIONS, records.DISPUTED, records.COSTS),
-)
-"""Files of which a report says if they are not those that the run wrote."""
 
 Points = dict[int, float]
 """Recorded number by epoch."""
@@ -47,10 +42,13 @@ class Run:
 
     @cached_property
     def predictions(self) -> records.Predictions | None:
-        """What its networks answer each sample of the test set, read when first asked for; ``None`` if unknown."""
+        """What its networks answer each sample of the test set, read when first asked for.
+
+        ``None`` where there are none, or a damaged file.
+        """
         try:
             return records.read_predictions(self.folder) if self.finished else None
-        except (NotFoundError, records.DamagedError, StorageError):  # its digest says so, in ``damage``
+        except (NotFoundError, records.DamagedError, StorageError):
             return None
 
     @property
@@ -148,7 +146,7 @@ def read_run(folder: Path, *, entry: str | None = None, seed: object = None) -> 
     if metrics.damage:
         damage[records.METRICS] = f"{folder / records.METRICS}: {'; '.join(metrics.damage)}; left out"
     manifest = recorded or {}
-    for name in records.lost(folder, manifest, CHECKED):
+    for name in records.lost(folder, manifest, (records.RECIPE, records.METRICS, records.EVALUATION)):
         got = "another content" if (folder / name).exists() else "none"
         expected = f"what the run wrote, as {records.MANIFEST} has it"
         damage.setdefault(name, f"{folder / name}: expected {expected}, got {got}")

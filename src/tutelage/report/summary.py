@@ -158,6 +158,8 @@ def warnings(subject: Subject) -> Iterator[str]:
         yield from (f"Damaged: {line}." for line in subject.teacher.damage)
     for run in subject.runs:
         yield from (f"Damaged: {line}." for line in run.damage)
+        if run.predictions is None and (path := run.folder / records.PREDICTIONS).exists() and run.finished:
+            yield f"Damaged: {path}: not the predictions that a run wrote; without them samples are not compared."
         skipped = sum(int(number(epoch.get("skipped_steps")) or 0) for epoch in run.epochs)
         if skipped:
             yield f"{run.label}: {skipped} steps had a non-finite loss or gradient and were not applied."

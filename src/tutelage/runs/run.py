@@ -25,6 +25,7 @@ class RunOptions:
         deadline: moment to stop with a checkpoint; ``None`` to run to the end.
         command: command as recorded in the manifest.
         when_finished: callback for the folder of each finished run, including a teacher's that it trains.
+        shares_machine: whether other processes train on the same machine, so that what is timed there says nothing.
     """
 
     reporter: Reporter = field(default_factory=Reporter)
@@ -32,6 +33,7 @@ class RunOptions:
     deadline: Deadline | None = None
     command: str = ""
     when_finished: Callable[[Path], None] | None = None
+    shares_machine: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For the processes that take part in a run: showing, reports and the time are the main process's.

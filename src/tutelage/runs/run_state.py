@@ -23,7 +23,7 @@ from tutelage.errors import RecipeError, explained
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
-from tutelage.runs import disk, manifest, resume, sanity_checks, setup
+from tutelage.runs import costs, disk, manifest, resume, sanity_checks, setup
 from tutelage.runs.disputed import disputed
 from tutelage.runs.evaluation import calibrate_teacher, evaluate_in_detail, predictions_of
 from tutelage.runs.networks import describe_fit
@@ -62,7 +62,7 @@ class RunState:
         teacher_outputs: dict[str, TeacherOutputs],
     ) -> None:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
-        self.deadline = options.deadline
+        self.deadline, self.shares_machine = options.deadline, options.shares_machine
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
         self.grouped = False
@@ -438,11 +438,29 @@ class RunState:
         if predictions is not None:
             records.write_predictions(self.folder, predictions)
             records.write_json(self.folder / records.DISPUTED, disputed(predictions, self.run_inputs.splits))
+        self._measure_costs()
         self.check_best()
         self.manifest["files"] |= records.digests(self.folder, written)
         with uninterrupted():
             self.write_manifest("finished")
             self.finished = True
+
+    def _measure_costs(self) -> None:
+        """Write what the networks cost, unless that was done before the run was interrupted here."""
+        if (self.folder / records.COSTS).exists():
+            return
+        so_far = self.seconds_before + time.monotonic() - self.started
+        seconds = costs.time_for(so_far / (1 + len(self.manifest["class"])), self.deadline)
+        student, teacher = self.run_inputs.student, self.run_inputs.teacher
+        measured = costs.measure(
+            self.recipe,
+            self.run_inputs.splits,
+            student,
+            teacher,
+            seconds=None if self.shares_machine else seconds,
+            say=self.reporter.say,
+        )
+        records.write_json(self.folder / records.COSTS, measured)
 
     def check_best(self) -> None:
         """Put weights aside that are not the best ones that the run wrote, and warn."""
