@@ -14,7 +14,7 @@ from tests.report.test_html import EVIL, Page
 
 from tutelage import records
 from tutelage.report import html, results
-from tutelage.report.against_teacher import against_teacher
+from tutelage.report.against_teacher import by_class, certainty
 from tutelage.report.curves import by_epoch
 from tutelage.report.reading import read
 
@@ -56,7 +56,7 @@ def asked_for(log):
 
 
 def panels(folder):
-    return [*by_epoch(read(folder)), *against_teacher(read(folder))]
+    return [*by_class(read(folder)), *certainty(read(folder)), *by_epoch(read(folder))]
 
 
 def test_a_comparisons_report_draws_without_complaint_or_request(tmp_path):
@@ -65,7 +65,7 @@ def test_a_comparisons_report_draws_without_complaint_or_request(tmp_path):
     assert seen.console == []
     assert seen.requests == []
     expected = len(panels(tmp_path))
-    assert expected == 14
+    assert expected == 15
     assert len(re.findall(r'class="plot js-plotly-plot"', seen.dom)) == expected
     assert len(re.findall(r'<svg class="main-svg"', seen.dom)) >= expected
     # Lines with points on them, and not only empty axes: three objectives in every accuracy figure.

@@ -1,21 +1,14 @@
-"""What the networks cost: pooled over runs, as a table beside their accuracy, and as a figure."""
+"""What the networks cost: pooled over runs, and as a table beside their accuracy."""
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-import plotly.graph_objects as go
-
-from tutelage.report.figures import TEACHER, Panel, empty, inert, style
 from tutelage.report.reading import Run, number, section, text
 from tutelage.report.table import MISSING, Row, Table, judged
-
-if TYPE_CHECKING:
-    from tutelage.report.results import Result
 
 
 class Cost(NamedTuple):
@@ -31,7 +24,7 @@ class Cost(NamedTuple):
     place: str  # where it was measured, in words
 
 
-class _Quantity(NamedTuple):
+class Quantity(NamedTuple):
     """One of the quantities of a `Cost`."""
 
     key: str
@@ -41,11 +34,11 @@ class _Quantity(NamedTuple):
     more: str
 
 
-PARAMETERS = _Quantity("parameters", "Parameters", "", "fewer", "more")
-FLOPS = _Quantity("flops", "FLOPs", "", "fewer", "more")
-SIZE = _Quantity("file_bytes", "File", "B", "smaller", "larger")
-LATENCY = _Quantity("latency_ms", "Latency (ms)", "", "faster", "slower")
-THROUGHPUT = _Quantity("throughput", "Throughput (/s)", "", "less", "more")
+PARAMETERS = Quantity("parameters", "Parameters", "", "fewer", "more")
+FLOPS = Quantity("flops", "FLOPs", "", "fewer", "more")
+SIZE = Quantity("file_bytes", "File", "B", "smaller", "larger")
+LATENCY = Quantity("latency_ms", "Latency (ms)", "", "faster", "slower")
+THROUGHPUT = Quantity("throughput", "Throughput (/s)", "", "less", "more")
 QUANTITIES = (PARAMETERS, FLOPS, SIZE, LATENCY, THROUGHPUT)
 
 
@@ -82,7 +75,7 @@ def pooled(runs: Iterable[Run], who: str, place: str | None) -> Cost | None:
     return Cost(**middle | {"latency_n": sum(counts) if counts else None, "place": str(place)})
 
 
-def times(cost: Cost | None, teacher: Cost | None, of: _Quantity) -> float | None:
+def times(cost: Cost | None, teacher: Cost | None, of: Quantity) -> float | None:
     """Return how many times better than its teacher a network is: less of a cost, or more throughput."""
     ours, theirs = (None if each is None else getattr(each, of.key) for each in (cost, teacher))
     if not ours or not theirs:
@@ -90,7 +83,7 @@ def times(cost: Cost | None, teacher: Cost | None, of: _Quantity) -> float | Non
     return ours / theirs if of is THROUGHPUT else theirs / ours
 
 
-def in_words(cost: Cost | None, teacher: Cost | None, of: _Quantity) -> str:
+def in_words(cost: Cost | None, teacher: Cost | None, of: Quantity) -> str:
     """Write a ratio to the teacher: ``7.3 times fewer``; nothing where it is not known."""
     ratio = times(cost, teacher, of)
     if ratio is None:
@@ -99,7 +92,7 @@ def in_words(cost: Cost | None, teacher: Cost | None, of: _Quantity) -> str:
     return f"{_ratio(1 / ratio if worse else ratio)} times {of.more if worse != (of is THROUGHPUT) else of.less}"
 
 
-def amount(value: float | None, of: _Quantity) -> str:
+def amount(value: float | None, of: Quantity) -> str:
     """Write a quantity to three digits, with a prefix for thousands.
 
     Example:
@@ -124,8 +117,8 @@ def _ratio(value: float) -> str:
 HEADINGS = tuple(of.heading for of in QUANTITIES)
 
 
-def cost_table(results: Sequence[Result]) -> Table | None:
-    """Return the table of accuracy and cost; ``None`` where nothing was measured."""
+def cost_table(results: Sequence[Any]) -> Table | None:
+    """Return the table of accuracy and cost of `results.rows`; ``None`` where nothing was measured."""
     costly = [row for row in results if row.cost is not None]
     if not costly:
         return None
@@ -139,14 +132,16 @@ def cost_table(results: Sequence[Result]) -> Table | None:
         named = f"{row.name} ({row.role})" if row.role != "student" and row.role != row.name else row.name
         exact = {of.key.replace("_", "-"): row.cost and getattr(row.cost, of.key) for of in QUANTITIES}
         full = [named, judged(by, row.value), *bounds, *cells]
-        short = [named.replace(" (", "\n("), *full[1:3][: 1 + bounded], *(cell.replace(" (", "\n(") for cell in cells)]
+        # On a terminal roles, batches and ratios stand under what they belong to.
+        short = [cell.replace(" to ", "–").replace(" at ", "\nat ").replace(" (", "\n(") for cell in full[1:]]
+        short = [named.replace(" (", "\n("), *short]
         lines.append(Row(cells=full, short=short, kind=row.role, exact=exact))
     headings = ["Network", by.heading(by.title), *(["95 % interval"] if bounded else []), *HEADINGS]
     size = headings.index("File")
     return Table(headings=headings, rows=lines, notes=_notes(results, teacher), extra=[size] if bounded else [])
 
 
-def _cell(cost: Cost | None, teacher: Cost | None, of: _Quantity) -> str:
+def _cell(cost: Cost | None, teacher: Cost | None, of: Quantity) -> str:
     if cost is None:
         return MISSING
     value = getattr(cost, of.key)
@@ -159,12 +154,12 @@ def _cell(cost: Cost | None, teacher: Cost | None, of: _Quantity) -> str:
     )
 
 
-def interval(row: Result) -> str:
+def interval(row: Any) -> str:
     """Write the interval of a result's accuracy in percent."""
     return MISSING if row.interval is None else " to ".join(f"{100 * bound:.1f}" for bound in row.interval)
 
 
-def _notes(results: Sequence[Result], teacher: Cost | None) -> list[str]:
+def _notes(results: Sequence[Any], teacher: Cost | None) -> list[str]:
     costly = [row.cost for row in results if row.cost is not None]
     passes = sorted({int(cost.latency_n) for cost in costly if cost.latency_n})
     median_of = f" of {' to '.join(map(str, dict.fromkeys((passes[0], passes[-1]))))} passes" if passes else ""
@@ -177,7 +172,7 @@ def _notes(results: Sequence[Result], teacher: Cost | None) -> list[str]:
     return [*said, *interval_notes(results)]
 
 
-def interval_notes(results: Sequence[Result]) -> list[str]:
+def interval_notes(results: Sequence[Any]) -> list[str]:
     """Say what the intervals are."""
     samples = next((row.samples for row in results if row.interval), None)
     if samples is None:
@@ -186,58 +181,3 @@ def interval_notes(results: Sequence[Result]) -> list[str]:
         f"95 % interval: Wilson's, what an accuracy on {samples:,} samples leaves open of that on others; "
         "the spread over seeds is not in it, and networks on the same samples differ by less: see p."
     ]
-
-
-def against_cost(results: Sequence[Result]) -> list[Panel]:
-    """Return accuracy against latency, FLOPs and parameters, where there are two networks to compare."""
-    panels = []
-    for of, unit in ((LATENCY, "ms"), (FLOPS, ""), (PARAMETERS, "")):
-        known = [row for row in results if row.cost and getattr(row.cost, of.key) and row.value is not None]
-        if len(known) < 2:
-            continue
-        by, name = known[0].measure, of.heading.removesuffix(" (ms)")
-        figure = empty(
-            f"{by.title} against {name if of is FLOPS else name.lower()}", f"{name}{unit and f' ({unit})'}", ""
-        )
-        figure.layout.yaxis.title.text = by.heading(by.title)
-        students = [row for row in results if row.role != "teacher"]
-        for row in known:
-            look = TEACHER if row.role == "teacher" else style(students.index(row))
-            x, y = getattr(row.cost, of.key), by.scale * (row.value or 0)
-            bars: dict[str, Any] = {}
-            if row.interval:
-                low, high = (100 * bound for bound in row.interval)
-                bars["error_y"] = {"array": [high - y], "arrayminus": [y - low], "thickness": 1.2, "color": look.colour}
-            shown = "teacher" if row.role == "teacher" else inert(row.name)
-            hover = (
-                f"{shown}: %{{y:.2f}}{by.unit and f' {by.unit}'}, {amount(x, of)}{unit and f' {unit}'}<extra></extra>"
-            )
-            figure.add_scatter(
-                x=[x], y=[y], mode="markers", name=shown, marker=look.points(10), hovertemplate=hover, **bars
-            )
-        _cost_axis(figure, [getattr(row.cost, of.key) for row in known], of)
-        figure.update_layout(hovermode="closest", showlegend=True)
-        caption = f"Each network's {by.name}" + (", with its 95 % interval." if any(r.interval for r in known) else ".")
-        panels.append(
-            Panel(
-                f"cost-{of.key}",
-                f"{caption} Better is further {'down' if by.lower_is_better else 'up'} and to the left.",
-                figure,
-            )
-        )
-    return panels
-
-
-def _cost_axis(figure: go.Figure, values: Sequence[float], of: _Quantity) -> None:
-    """Let an axis begin at 0, or make it logarithmic where most of it would be empty; its numbers as in the table."""
-    low, high = min(values), max(values)
-    if high <= 5 * low:
-        figure.update_xaxes(rangemode="tozero")
-        return
-    ends = [math.log10(low) - 0.15, math.log10(high) + 0.15]
-    decades = range(math.floor(ends[0]), math.ceil(ends[1]))
-    steps = (1, 2, 5) if high < 100 * low else (1,)
-    ticks = [step * 10.0**decade for decade in decades for step in steps]
-    labels = [amount(tick, of) if of is not LATENCY else f"{tick:g}" for tick in ticks]
-    labels = [label.replace(".00", "").replace(".0 ", " ") for label in labels]
-    figure.update_xaxes(type="log", range=ends, tickvals=ticks, ticktext=labels)

@@ -16,6 +16,7 @@ from tutelage import records
 from tutelage.errors import printable
 from tutelage.report import answers, costs
 from tutelage.report.against_teacher import best_entry, by_class, calibration_note, calibration_table, certainty
+from tutelage.report.cost_figures import against_cost
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.figures import Panel
 from tutelage.report.manifest import definitions, differences, groups, run_table
@@ -123,7 +124,7 @@ def _sections(subject: Subject, results: Sequence[Result]) -> list[Section]:
     last += " Finished runs are pooled. Names in grey are off: click them." if subject.comparison else ""
     cost, disputed = costs.cost_table(results), answers.disputed_run(subject, best)
     return [
-        Section("cost", "What it costs", "", costs.against_cost(results), [cost] if cost else []),
+        Section("cost", "What it costs", "", against_cost(results), [cost] if cost else []),
         Section(
             "class",
             "By class",
