@@ -74,6 +74,9 @@ def test_a_comparisons_report_draws_without_complaint_or_request(tmp_path):
     assert re.search(r"<text[^>]*>&lt;script&gt;alert", seen.dom.split('id="figure-per-class')[1])
     page, expected_rows = Page(seen.dom), results.rows(tmp_path)
     assert [float(row["data-accuracy"]) for row in page.rows] == [row.accuracy for row in expected_rows]
+    # What the mouse can do and the eye can see, the keyboard and a table can too.
+    assert len(re.findall(r'<rect class="legendtoggle"[^>]*tabindex="0" role="button"', seen.dom)) > expected
+    assert seen.dom.count("<summary>The numbers as a table</summary>") == expected
     # Nothing on the page offers to send the records away.
     assert 'data-title="Download' in seen.dom
     assert not re.search(r'data-title="(Share|Edit|Send)', seen.dom)

@@ -202,7 +202,7 @@ def _class_scatter(teacher: Judged, students: Sequence[Judged], names: Sequence[
     return Panel("per-class", caption, figure)
 
 
-MOST_BARS = 30
+MOST_BARS = 20
 """Number of classes that are drawn; of more, those that lost and gained the most."""
 
 

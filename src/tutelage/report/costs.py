@@ -136,7 +136,7 @@ def cost_table(results: Sequence[Any]) -> Table | None:
         short = [cell.replace(" to ", "–").replace(" at ", "\nat ").replace(" (", "\n(") for cell in full[1:]]
         short = [named.replace(" (", "\n("), *short]
         lines.append(Row(cells=full, short=short, kind=row.role, exact=exact))
-    headings = ["Network", by.heading(by.title), *(["95 % interval"] if bounded else []), *HEADINGS]
+    headings = ["Network", by.heading(by.title), *(["95\u00a0% interval"] if bounded else []), *HEADINGS]
     size = headings.index("File")
     return Table(headings=headings, rows=lines, notes=_notes(results, teacher), extra=[size] if bounded else [])
 
@@ -179,5 +179,5 @@ def interval_notes(results: Sequence[Any]) -> list[str]:
         return []
     return [
         f"95 % interval: Wilson's, what an accuracy on {samples:,} samples leaves open of that on others; "
-        "the spread over seeds is not in it, and networks on the same samples differ by less: see p."
+        "the spread over seeds is not in it. That two overlap is no test: the networks answered the same samples."
     ]

@@ -5,8 +5,6 @@
   const config = {
     responsive: true,
     displaylogo: false,
-    // On a narrow window its buttons would cover the title.
-    displayModeBar: window.matchMedia("(max-width: 760px)").matches ? false : "hover",
     modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
     // Newer plotly.js offers to send the chart to its maker's server; records stay where they are.
     showSendToCloud: false,
@@ -33,7 +31,9 @@
     if (plot.data) data.forEach((trace, at) => { trace.visible = plot.data[at].visible; });
     if (paper) Object.assign(layout, { width: 660, height: 262 });
     const toImageButtonOptions = { format: "svg", filename: plot.dataset.spec.replace("spec-", "") };
-    return Plotly.react(plot, data, layout, { ...config, toImageButtonOptions });
+    // Its buttons would cover the title of a narrow figure.
+    const displayModeBar = plot.clientWidth < 470 ? false : "hover";
+    return Plotly.react(plot, data, layout, { ...config, displayModeBar, toImageButtonOptions });
   }
 
   // plotly.js listens to the mouse alone: its legend as buttons for the keyboard.
