@@ -330,7 +330,8 @@ def _opened(path: Path | None, form: str) -> Iterator[TextIO]:
     if path is None:
         if form != "table" and isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(newline="", **encoding)
-        yield sys.stdout
+        with contextlib.nullcontext(sys.stdout) if sys.stdout else open(os.devnull, "w", encoding="utf-8") as stream:
+            yield stream
         return
     temporary = path.with_name(f".{path.name}.tmp")
     with records.writing(path):

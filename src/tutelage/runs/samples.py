@@ -142,8 +142,7 @@ class Samples:
             elif path.is_dir():
                 if not any(self._suits(name) for _, name in _walked(path, [])):
                     others = sum(1 for _ in _walked(path, []))
-                    instead = "name another" if others else "check the path"
-                    got = f"{file}, which has {others} other files"
+                    got, instead = f"{file}, which has {f'{others} others' if others else 'no files'}", "name another"
                     yield InvalidValueError("FILE", f"a folder with {self._wanted}", got, instead)
             elif self.kind == "images" and path.suffix.lower() in (_TEXT, *TABLES):
                 instead = "name pictures; paths in a file are piped into the command: tutelage predict MODEL - < FILE"
@@ -186,7 +185,7 @@ class Samples:
 
     def notes(self) -> str:
         """Return what was left out, in a line; nothing if that is nothing."""
-        return ", ".join(f"{count} {what}" for what, count in self.skipped.items())
+        return ", ".join(f"{count} {what}{'s' if count > 1 else ''}" for what, count in self.skipped.items())
 
     @property
     def _wanted(self) -> str:
@@ -198,7 +197,7 @@ class Samples:
     def _missing(self, path: Path) -> TutelageError:
         names: list[str] = []
         with suppress(OSError, ValueError):
-            names = [name for name in os.listdir(path.parent) if self._suits(name)]
+            names = [name for name in os.listdir(path.parent) if self._suits(name) and name != path.name]
         itself = f"; for a text itself type echo '...' | tutelage predict MODEL {STDIN}"
         instead = nearest(path.name, names, otherwise="check the path") + (itself if self.kind == "texts" else "")
         return NotFoundError("FILE", "a file or a folder", f"{str(path)!r}, which is not there", instead)
@@ -209,7 +208,7 @@ class Samples:
             if self._suits(name):
                 yield Sample(str(path), path, mask=_mask(path.relative_to(folder)))
             else:
-                self.skipped["other files"] += 1
+                self.skipped["other file"] += 1
         for error in refused:
             yield Sample(str(error.filename), _refused(str(error.filename), error))
 
@@ -249,11 +248,14 @@ class Samples:
             for number, line in enumerate(stream, start=1):
                 content = (line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line).rstrip(b"\r\n")
                 if not content.strip():
-                    self.skipped["blank lines"] += 1
+                    self.skipped["blank line"] += 1
                 elif self.kind == "images":
+                    if b"\0" in content:
+                        instead = "pipe a JPEG, PNG, BMP, PPM, GIF, WEBP or TIFF, or paths"
+                        raise InvalidValueError(STDIN, "a picture, or a path in each line", "other bytes", instead)
                     path = Path(os.fsdecode(content))
                     if os.path.isdir(path):
-                        self.skipped["folders"] += 1
+                        self.skipped["folder"] += 1
                     else:
                         yield Sample(str(path), path, mask=_mask(PurePath(path.name)))
                 else:
