@@ -427,13 +427,20 @@ def compare(
 
 @explaining()
 def predict(
-    model: str | Path | Run | Classifier, images: Any, *, best: bool = False, trust_code: bool | frozenset[str] = False
+    model: str | Path | Run | Classifier,
+    images: Any,
+    *,
+    top_k: int | None = None,
+    best: bool = False,
+    trust_code: bool | frozenset[str] = False,
 ) -> list[Prediction]:
-    """Classify raw images.
+    """Classify raw images, or texts where the model reads texts.
 
     Args:
         model: a run or its folder, a model's name, or a classifier.
-        images: one or a sequence of: a path, a PIL image, or a uint8 array ``(height, width[, channels])``.
+        images: one or a sequence of: a path, a PIL image, or a uint8 array ``(height, width[, channels])``; of texts:
+            a text, or the path of a ``.txt`` file.
+        top_k: how many classes ``top`` of a prediction has; ``None`` for none.
         best: a run's best weights instead of its last.
         trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
 
@@ -443,12 +450,12 @@ def predict(
     """
     network = _named(model)
     if isinstance(network, str):
-        return load(network, best=best, trust_code=trust_code).predict(images)
+        return load(network, best=best, trust_code=trust_code).predict(images, top_k=top_k)
     if best:
         raise InvalidValueError(
             "best", "a run or its folder", f"an object of type {type(network).__name__}", "leave best out"
         )
-    return models.adopt(network, f"object:{type(network).__name__}").predict(images)
+    return models.adopt(network, f"object:{type(network).__name__}").predict(images, top_k=top_k)
 
 
 @explaining()

@@ -14,8 +14,6 @@ from tutelage.data.file_hashes import Files
 from tutelage.images import READER_VERSION, Encoded
 from tutelage.settings.data import DataSettings
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-
 
 class FolderReader:
     """Images of files below one folder."""
@@ -35,11 +33,6 @@ class FolderReader:
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
         """Return the files."""
         return [self._root / self.name(position) for position in positions]
-
-
-def is_picture(name: str) -> bool:
-    """Whether a file's name is that of an image."""
-    return name[name.rfind(".") :].lower() in EXTENSIONS and not name.startswith(".")
 
 
 def pixels_key(halves: Sequence[Files], settings: DataSettings) -> str:

@@ -17,8 +17,8 @@ from tutelage.data.build import Description, Raw, UnlabelledImages, from_images
 from tutelage.data.cache import digest, key_of
 from tutelage.data.datasets import Splits
 from tutelage.data.file_hashes import Files, listing, scan
-from tutelage.data.image_files import EXTENSIONS, FolderReader, is_picture, pixels_key
-from tutelage.data.names import image_folder
+from tutelage.data.image_files import FolderReader, pixels_key
+from tutelage.data.names import EXTENSIONS, image_folder, is_picture
 from tutelage.data.sources.text_files import csv_rows, json_lines
 from tutelage.errors import InvalidValueError, one_line
 from tutelage.images import MAX_BYTES, READER_VERSION
