@@ -23,6 +23,7 @@ from tutelage.errors import RecipeError, explained
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
+from tutelage.objectives.registry import papers
 from tutelage.runs import disk, manifest, resume, sanity_checks, setup
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import RunOptions
@@ -121,6 +122,7 @@ class RunState:
             "student": manifest.describe_network(run_inputs.student),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
             "objective_terms": [o.weights() for o in self.objectives],
+            "papers": [*dict.fromkeys(paper for o in self.objectives for paper in papers(o))],
             "precision": {
                 "value": precision,
                 "computed": computed_precision(self.device, precision),
