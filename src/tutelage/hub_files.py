@@ -92,10 +92,8 @@ def _hub_errors(name: str, what: str, expected: str, instead: str) -> Iterator[N
     except TutelageError:
         raise
     except errors.GatedRepoError as error:
-        got, instead = (
-            f"a gated repository ({_said(error)})",
-            f"ask for it at https://huggingface.co/{name}, then log in",
-        )
+        instead = f"ask for it at https://huggingface.co/{name}, then log in"
+        got = f"a gated repository ({_said(error)})"
         raise NotFoundError(what, f"access to {name} on the Hub", got, instead) from error
     except errors.RevisionNotFoundError as error:
         instead = "check revision=..., a branch, a tag or a commit"
@@ -121,10 +119,8 @@ def licence_in(readme: Path) -> str | None:
     from huggingface_hub import ModelCard
 
     try:
-        content = plain_files.read(readme, LARGEST_CARD).decode()
-        said = (
-            ModelCard(content, ignore_metadata_errors=True).data.get("license") if content.startswith("---") else None
-        )
+        card = ModelCard(plain_files.read(readme, LARGEST_CARD).decode(), ignore_metadata_errors=True)
+        said = card.data.get("license")
     except Exception:  # noqa: BLE001  of whatever the card of somebody holds
         return None
     return ", ".join(map(str, said)) if isinstance(said, list) else str(said) if said else None

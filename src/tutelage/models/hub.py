@@ -22,14 +22,12 @@ from tutelage.models.classifier import Classifier
 from tutelage.models.ensembles import Ensemble
 from tutelage.models.lora import merged
 from tutelage.models.model_card import FromRun, card_of, publishable_name
-from tutelage.models.names import is_exported, saved_student
+from tutelage.models.names import is_exported, is_own_module, saved_student
 from tutelage.models.registry import create, with_outputs
-from tutelage.submodules import trained_state
 
 _FILES = (records.STUDENT, records.CARD, records.NETWORK, records.README, "*.safetensors.index.json", "tokenizer*")
 _FILES += ("special_tokens_map.json", "chat_template.jinja")
 """What of a repository is fetched."""
-_OWN_CODE = ("object:", "file:")
 
 
 class _Card(ModelCard):
@@ -75,15 +73,13 @@ def _weights_of(classifier: Classifier) -> Literal["last", "best"] | None:
     """Return which of the weights in its folder a classifier has: ``None`` for others, as after more training."""
     if classifier.folder is None:
         return None
-    own = trained_state(classifier) if classifier.frozen else classifier.network.state_dict()
-    for name, weights in ((records.STUDENT, "last"), (records.BEST, "best")):
-        path = classifier.folder / name
-        if path.is_file():
-            kept = io.read(path)
-            if kept and all(
-                name in own and torch.equal(own[name].cpu().to(kept[name].dtype), kept[name]) for name in kept
-            ):
-                return weights  # type: ignore[return-value]
+    own = classifier.network.state_dict()
+    kinds: dict[str, Literal["last", "best"]] = {records.STUDENT: "last", records.BEST: "best"}
+    for file, weights in kinds.items():
+        kept = io.read(path) if (path := classifier.folder / file).is_file() else {}
+        same = (k in own and torch.equal(own[k].cpu().to(value.dtype), value) for k, value in kept.items())
+        if kept and all(same):
+            return weights
     return None
 
 
@@ -195,19 +191,18 @@ def from_pretrained(
     options |= {"local_files_only": local_files_only, "force_download": force_download}
     folder = folder_of(str(name), _FILES, what="model", **options)
     if not (folder / records.CARD).is_file() and not Path(name).is_dir():
-        got, instead = (
-            f"{name}, without {records.CARD}",
-            f"type tutelage.models.create('hf:{name}') for one of transformers",
-        )
+        instead = f"type tutelage.models.create('hf:{name}') for one of transformers"
+        got = f"{name}, without {records.CARD}"
         raise InvalidValueError("model", "a repository that tutelage wrote", got, instead)
     path = saved_student(str(folder)) / records.STUDENT
     card = io.read_card(folder)
-    if not card.name.startswith(_OWN_CODE) and network is not None:
+    own, of_file = is_own_module(card.name), card.name.startswith("file:")
+    if network is not None and not (own or of_file):
         instead = "leave network out"
         raise InvalidValueError("network", f"none, as its name {card.name} rebuilds {name}", "one", instead)
     if network is not None:
         classifier = _handed_in(network, folder)
-    elif card.name.startswith("object:"):
+    elif own:
         expected = f"a module like that of {name}, {card.name.removeprefix('object:')} of the user's own"
         instead = f"build it and type tutelage.models.from_pretrained({str(name)!r}, network=module)"
         raise InvalidValueError("network", expected, "none", instead)
@@ -215,7 +210,7 @@ def from_pretrained(
         try:
             classifier = create(str(folder), trust_code=trust_code)
         except NotFoundError as error:
-            if not card.name.startswith("file:"):
+            if not of_file:
                 raise
             instead = "work in its folder, or build the network and type network=module"
             raise NotFoundError("model", error.expected, error.got, instead) from error

@@ -260,8 +260,8 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     transformers library has its ``config.json`` there too, and one that reads text its ``tokenizer.json``: the folder
     alone rebuilds it. Of one that is frozen in part, only the rest is written where a name fixes the weights of that
     part (``named_seed``); ``base`` in ``student.json`` has their fingerprint, and the name is needed to rebuild it.
-    Where no name does, all is written. Adapters are in peft's own format too. ``outputs`` in ``student.json`` says which
-    outputs stand for the classes, if not all in order. Each file is replaced atomically.
+    Where no name does, all is written. Adapters are in peft's own format too. ``outputs`` in ``student.json`` says
+    which outputs stand for the classes, if not all in order. Each file is replaced atomically.
 
     Args:
         classifier: classifier to save; neither copied to another device nor changed.

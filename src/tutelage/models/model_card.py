@@ -1,4 +1,4 @@
-"""The model card of a student, ``README.md``: YAML that the Hugging Face Hub reads, and Markdown, from records alone."""
+"""The model card of a student, ``README.md``: YAML for the Hugging Face Hub, and Markdown, from records alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tutelage.errors import printable
 from tutelage.models import io
 from tutelage.models.card import Card
 from tutelage.models.hf_calls import OWN
+from tutelage.models.names import is_own_module
 from tutelage.version import __version__
 
 LIBRARY = "tutelage"
@@ -283,7 +284,7 @@ def _usage(card: Card, kind: str | None, name: str | None) -> str:
     """Return Python that loads and calls what `save` writes."""
     where = json.dumps(name or "path/of/this/folder")
     handed = ""
-    if card.name.startswith(("object:", "file:")):
+    if is_own_module(card.name) or card.name.startswith("file:"):
         made = card.name.rpartition(":")[2]
         handed = f", network={made if made.isidentifier() else 'Network'}()"
     if kind == "causal":
@@ -333,12 +334,8 @@ def _results(run: FromRun) -> Iterator[Row]:
             yield Row(title, *cells)
     scaled = [network.get("calibration") for network in (judged, teacher)]
     if any(scaled):
-        cells = [
-            f"{100 * found['ece']:.2f} % (T = {found['temperature']:.3f}, fitted on {found['fitted_on']})"
-            if found
-            else ""
-            for found in scaled
-        ]
+        written = "{:.2f} % (T = {:.3f}, fitted on {})"
+        cells = [written.format(100 * f["ece"], f["temperature"], f["fitted_on"]) if f else "" for f in scaled]
         yield Row("The same after temperature scaling", *cells)
 
 

@@ -19,7 +19,7 @@ from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.hf_calls import HubCall
 from tutelage.models.lora import Adapters, inject
-from tutelage.models.names import EXPORTED, saved_student
+from tutelage.models.names import EXPORTED, is_own_module, saved_student
 from tutelage.models.sources import cifar, export, file, hf, mlp, onnx, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec
 from tutelage.text import TextInput, tokenizer_of
@@ -280,7 +280,7 @@ def _without_head(classifier: Classifier) -> Classifier:
 
 def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
     card = io.read_card(saved)
-    if card.name.partition(":")[0] not in _SOURCES:
+    if is_own_module(card.name):
         raise InvalidValueError(
             "model",
             f"a student that a name can rebuild in {saved}",
@@ -289,15 +289,11 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
         )
     size = request.as_weights(image_size=card.image_size).image_size or card.image_size
     request = dataclasses.replace(request, text=_text_of(saved, card, request.text), task=card.task)
+    classes = _width(card, io.read_outputs(saved))
     built = _planned(
         card.name,
         dataclasses.replace(
-            request,
-            classes=_width(card, io.read_outputs(saved)),
-            channels=card.channels,
-            image_size=size,
-            tagged=False,
-            saved=saved,
+            request, classes=classes, channels=card.channels, image_size=size, tagged=False, saved=saved
         ),
     )
     build, (adapters, base) = built.build, io.read_parts(saved)
