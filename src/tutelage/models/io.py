@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from tutelage import plain_files, records
 from tutelage.errors import InvalidTypeError, InvalidValueError, one_line
-from tutelage.models import lora
+from tutelage.models import lora, structure
 from tutelage.models.card import JSON_NAMES, Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.names import weights_file
@@ -260,7 +260,8 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     transformers library has its ``config.json`` there too, and one that reads text its ``tokenizer.json``: the folder
     alone rebuilds it. Of one that is frozen in part, only the rest is written where a name fixes the weights of that
     part (``named_seed``); ``base`` in ``student.json`` has their fingerprint, and the name is needed to rebuild it.
-    Where no name does, all is written. Adapters are in peft's own format too. Each file is replaced atomically.
+    Where no name does, all is written. Adapters are in peft's own format too. ``outputs`` in ``student.json`` says
+    which outputs stand for the classes, if not all in order. Each file is replaced atomically.
 
     Args:
         classifier: classifier to save; neither copied to another device nor changed.
@@ -275,6 +276,9 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     trained = trained_state(classifier)
     if (adapters := classifier.adapters) is not None:
         described["adapters"] = adapters._asdict()
+    if classifier.outputs is not None:
+        of = structure.head_classes(network) if classifier.call is None else classifier.call.classes
+        described["outputs"] = {"chosen": classifier.outputs.tolist(), "of": of}
     # The name makes float32 weights.
     if (seed := classifier.named_seed) is not None and len(trained) < len(state) and not classifier.is_double:
         described["base"] = {"fingerprint": frozen_fingerprint(classifier), "seed": seed}
@@ -310,9 +314,17 @@ class _SavedAdapters(TypedDict):
     targets: list[str]
 
 
+class Chosen(TypedDict):
+    """Which outputs of a network stand for its classes."""
+
+    chosen: list[int]
+    of: int | None  # how many it has; none where that is not known
+
+
 class _SavedParts(TypedDict):
     adapters: NotRequired[_SavedAdapters]
     base: NotRequired[Base]
+    outputs: NotRequired[Chosen]
 
 
 def read_parts(folder: Path) -> tuple[lora.Adapters | None, Base | None]:
@@ -321,10 +333,20 @@ def read_parts(folder: Path) -> tuple[lora.Adapters | None, Base | None]:
     Raises:
         ValueError: if the folder does not say it as `save` does.
     """
-    path, instead = folder / records.CARD, records.how_to_restore(folder)
-    value = records.read_json(path, _SavedParts, instead=instead)
+    value = _read_parts(folder)
     adapters = value.get("adapters")
     return adapters and lora.Adapters(**{**adapters, "targets": tuple(adapters["targets"])}), value.get("base")
+
+
+def read_outputs(folder: Path) -> Chosen | None:
+    """Read which outputs of a saved classifier's network stand for its classes, where they are not all in order."""
+    return _read_parts(folder).get("outputs")
+
+
+def _read_parts(folder: Path) -> _SavedParts:
+    path, instead = folder / records.CARD, records.how_to_restore(folder)
+    value: _SavedParts = records.read_json(path, _SavedParts, instead=instead)
+    return value
 
 
 def read_card(folder: Path) -> Card:

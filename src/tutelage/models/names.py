@@ -18,6 +18,8 @@ MLP = "mlp:256x256"
 """An example of its source's names."""
 ONNX, EXPORT = EXPORTED = ("onnx", "export")
 """Prefixes of files that hold a network as a graph, which is not trained."""
+SOURCES = ("cifar", "mlp", "timm", "torchvision", "hf", "file", *EXPORTED)
+"""Prefixes of names; any other name is that of a folder, or of a module of the user's own."""
 RUNS_CODE = ("file:", f"{EXPORT}:")
 """How names begin whose files may run code when they are read."""
 
@@ -137,6 +139,11 @@ def saved_student(name: str) -> Path:
         instead = "train it first, or check the path"
         raise NotFoundError("model", "a run's folder", f"{name!r}, which is not there", instead)
     raise unknown(name, (listed for listed, _ in available()))
+
+
+def is_own_module(name: str) -> bool:
+    """Whether the name of a saved student is that of a module of the user's own, which no source rebuilds."""
+    return name.partition(":")[0] not in SOURCES
 
 
 def weights_file(path: str | Path) -> Path:

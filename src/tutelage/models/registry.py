@@ -19,7 +19,7 @@ from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.hf_calls import HubCall
 from tutelage.models.lora import Adapters, inject
-from tutelage.models.names import EXPORTED, saved_student
+from tutelage.models.names import EXPORTED, is_own_module, saved_student
 from tutelage.models.sources import cifar, export, file, hf, mlp, onnx, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec
 from tutelage.text import TextInput, tokenizer_of
@@ -114,7 +114,7 @@ def create(
     if output is not None and prefix not in EXPORTED:
         expected = "none for a name that is not of onnx: or export:"
         raise InvalidValueError("output", expected, name, "leave it out; tutelage.Adapter(network, output=...) has one")
-    saved = None
+    saved, chosen = None, None
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also advance the accelerators' generators, which are not forked
         torch.default_generator.manual_seed(seed)
@@ -127,10 +127,11 @@ def create(
                 raise InvalidValueError("mean", f"none for {name}, a run with its own", list(mean), instead)
             weights = saved / records.STUDENT if weights is None else Path(weights)
             records.require_whole(saved, records.CARD, *([weights.name] if weights.parent == saved else []))
-            spec = _rebuilt(saved, request)
+            spec, chosen = _rebuilt(saved, request), io.read_outputs(saved)
         network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes, saved)
         if classes not in (None, card.classes) and "classes" not in as_trained:
-            structure.replace_head(network, old=card.classes, new=classes)
+            structure.replace_head(network, old=_width(card, chosen), new=classes)
+            chosen = None
             card = dataclasses.replace(card, classes=classes, class_names=None, fresh_head=True)
         # What a classifier's head reads is its embedding; a network of pixels has no such head.
         cut = task == "embedding" and "classes" in as_trained and card.task in ("classes", "labels")
@@ -144,12 +145,26 @@ def create(
         classifier = _described(network, card, spec.call)
         if cut:
             classifier = _without_head(classifier)
+        elif chosen is not None:
+            classifier = with_outputs(classifier, chosen)
     classifier.asked_size = image_size
     if saved is not None:
+        classifier.folder = saved
         classifier.adapters, _ = io.read_parts(saved)
     elif weights is None and spec.fetch is not None:
         classifier.named_seed = seed
     return classifier
+
+
+def with_outputs(classifier: Classifier, chosen: io.Chosen) -> Classifier:
+    """Return a classifier whose classes are some outputs of its network."""
+    call = classifier.call and dataclasses.replace(classifier.call, classes=_width(classifier.card, chosen))
+    return Classifier(classifier.network, classifier.card, outputs=chosen["chosen"], call=call)
+
+
+def _width(card: Card, chosen: io.Chosen | None) -> int:
+    """Return the number of outputs of a network, of which its classes may be some."""
+    return (chosen and chosen["of"]) or card.classes
 
 
 def _planned(name: str, request: ModelRequest) -> ModelSpec:
@@ -200,12 +215,12 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
 
 def _from_file(spec: ModelSpec, path: Path, classes: int | None, saved: Path | None) -> tuple[nn.Module, Card]:
     """Make the network with a checkpoint's weights, and with its own classes if ``classes`` needs a new head."""
-    card = spec.card
-    network = spec.build(classes=card.classes)
+    card, chosen = spec.card, None if saved is None else io.read_outputs(saved)
+    network = spec.build(classes=_width(card, chosen))
     state = io.read(path) if saved is None else _completed(io.read(path), network, path, saved)
     state = io.unprefixed(state, network.state_dict(), name=card.name, path=path)
-    stored = structure.stored_classes(state, network, classes=card.classes)
-    if classes is not None and stored not in (None, card.classes):
+    stored = structure.stored_classes(state, network, classes=_width(card, chosen))
+    if classes is not None and stored not in (None, _width(card, chosen)):
         card = dataclasses.replace(card, classes=stored, class_names=None)
         network = spec.build(classes=card.classes)
     io.load(network, state, name=card.name, path=path)
@@ -265,20 +280,20 @@ def _without_head(classifier: Classifier) -> Classifier:
 
 def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
     card = io.read_card(saved)
-    if card.name.partition(":")[0] not in _SOURCES:
+    if is_own_module(card.name):
         raise InvalidValueError(
             "model",
             f"a student that a name can rebuild in {saved}",
             f"{card.name!r}, a module of the user's own",
-            "build the module and type "
-            f"tutelage.models.load(module, tutelage.models.read({str(saved / records.STUDENT)!r}))",
+            f"build the module and type tutelage.models.from_pretrained({str(saved)!r}, network=module)",
         )
     size = request.as_weights(image_size=card.image_size).image_size or card.image_size
     request = dataclasses.replace(request, text=_text_of(saved, card, request.text), task=card.task)
+    classes = _width(card, io.read_outputs(saved))
     built = _planned(
         card.name,
         dataclasses.replace(
-            request, classes=card.classes, channels=card.channels, image_size=size, tagged=False, saved=saved
+            request, classes=classes, channels=card.channels, image_size=size, tagged=False, saved=saved
         ),
     )
     build, (adapters, base) = built.build, io.read_parts(saved)

@@ -186,6 +186,11 @@ def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = 
         card, expected = network.card, f"one that answers {splits.task}, as the data ask"
         instead = f"wrap a module by tutelage.models.adopt(module, task={splits.task!r}), or give a name or a folder"
         raise InvalidValueError(view, expected, f"{card.name} of {card.task}", instead)
+    names = network.card.class_names
+    if not trained and len(splits.class_names) == network.card.classes:  # What its predictions are called by.
+        names = names or splits.class_names
+    if network is not module:
+        network.card = replace(network.card, class_names=names)
     if network is not module or not of_images:
         return network
     if isinstance(network, Ensemble):
@@ -197,7 +202,7 @@ def adopt(module: nn.Module, splits: data.Splits, view: str, *, trained: bool = 
     outputs = None if network.outputs is None else network.outputs.tolist()
     # A card without statistics may leave the number of channels at its default.
     channels = channels if network.card.mean is None else network.card.channels
-    card = replace(network.card, image_size=size, channels=channels)
+    card = replace(network.card, image_size=size, channels=channels, class_names=names)
     network = Classifier(network.network, card, outputs=outputs, call=network.call)
     return _with_entrance(network, splits, view)
 

@@ -23,6 +23,7 @@ from tutelage.errors import RecipeError, explained
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
+from tutelage.objectives.registry import papers
 from tutelage.runs import costs, disk, manifest, resume, sanity_checks, setup
 from tutelage.runs.disputed import disputed
 from tutelage.runs.evaluation import calibrate_teacher, evaluate_in_detail, predictions_of
@@ -124,6 +125,7 @@ class RunState:
             "student": manifest.describe_network(run_inputs.student),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
             "objective_terms": [o.weights() for o in self.objectives],
+            "papers": [*dict.fromkeys(paper for o in self.objectives for paper in papers(o))],
             "precision": {
                 "value": precision,
                 "computed": computed_precision(self.device, precision),

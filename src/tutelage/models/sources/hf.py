@@ -27,7 +27,7 @@ from tutelage.errors import (
     printable,
     reason_of,
 )
-from tutelage.hub_files import folder_of
+from tutelage.hub_files import folder_of, licence_in
 from tutelage.images import MEAN, STD
 from tutelage.models import io
 from tutelage.models.card import Card
@@ -54,7 +54,7 @@ KINDS = {
     "sentence": "",
 }
 """What a network classifies, and how names of the library's classes for it end."""
-_FILES = ("*.json", "*.safetensors", "*/config.json", "*/*.safetensors")
+_FILES = ("*.json", "*.safetensors", "*/config.json", "*/*.safetensors", records.README)
 _WEIGHTS = "model.safetensors"
 _MODULES = "modules.json"
 _PROCESSOR = "preprocessor_config.json"
@@ -136,6 +136,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
             classes=classes,
             weights=_weights_of(path) if fetch else None,
             source=f"https://huggingface.co/{path}" if fetch and not Path(path).exists() and ":" not in path else None,
+            licence=licence_in(folder / records.README) if fetch and folder is not None else None,
             fresh_head=fetch is not None and not trained and kind != "causal",
             **card_of_weights,
             **card,
