@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.models import Classifier
+from tutelage.models.io import OBJECT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +53,24 @@ class Source:
         """What the input of a graph is called: ``images``, ``input_ids``, or ``inputs`` for anything else."""
         return "input_ids" if self.of_text else "images" if self.inputs.ndim == 4 else "inputs"
 
+    def emptied(self) -> nn.Module | None:
+        """Return a copy of a module of the user's own without its weights; ``None`` where a name builds the network."""
+        if not self.classifier.card.name.startswith(OBJECT):
+            return None
+        network = copy.deepcopy(self.classifier.network)
+        for tensor in network.state_dict().values():
+            tensor.zero_()
+        return network
+
+    @cached_property
     def graph(self) -> Graph:
-        """Return what a file computes."""
+        """What a file computes."""
         return Graph(self.classifier).eval()
 
     @torch.no_grad()
     def logits(self, inputs: Tensor) -> Tensor:
         """Return what a file is to answer, ``(batch, *positions, classes)``, of labels ``(batch, labels)``."""
-        logits: Tensor = self.graph()(inputs)
+        logits: Tensor = self.graph(inputs)
         return logits
 
 
