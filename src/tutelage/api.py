@@ -17,6 +17,8 @@ from tutelage.config.schema import TOGETHER, Comparison, R, Recipe
 from tutelage.data.custom_transforms import name_of
 from tutelage.data.pairs import read_by
 from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError, explaining
+from tutelage.exports import opening, registry, writing
+from tutelage.exports.writing import Export
 from tutelage.models import Classifier, Ensemble
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
@@ -540,3 +542,102 @@ def judge(
     judgement = evaluation.judgement()
     counted = records.measure(judgement).counted
     return judgement, f"{name} on {evaluation.samples} test {counted} of {splits.source}"
+
+
+@explaining()
+def export(
+    model: Model,
+    *,
+    to: str = "onnx",
+    output: str | Path | None = None,
+    data: Data | None = None,
+    network: nn.Module | None = None,
+    int8: bool = False,
+    best: bool = False,
+    force: bool = False,
+    samples: int = opening.SAMPLES,
+    trust_code: bool | frozenset[str] = False,
+) -> Export:
+    """Write a student for other programs, verified on test samples before the file gets its name.
+
+    Args:
+        model: a run or its folder, a model's name, or a module.
+        to: name of the format; see `tutelage.exports.registry.FORMATS`.
+        output: file, or folder for it; by default ``exports/`` in the run's folder, or the working folder.
+        data: as in `distill`, whose test set is taken; by default that of the run.
+        network: module with the architecture of a run's student that was a module of the caller's.
+        int8: compute in 8-bit integers; the ranges of activations are measured on training samples.
+        best: a run's best weights instead of its last.
+        force: replace what is there.
+        samples: number of test samples that the file is verified on.
+        trust_code: allow ``file:`` models and modules of one's own that a run names, which run code: all of them, or
+            those of these names.
+
+    Returns:
+        The file's path, its difference from the student, and the accuracy, latency, throughput and size of both.
+
+    Raises:
+        ValueError: the format, the model, the data or the path is wrong.
+        ImportError: a library of the format is missing.
+        RunError: the file does not answer as the student does, and was removed.
+        StorageError: it cannot be written.
+    """
+    known = _named(model)
+    label = known if isinstance(known, str) else type(known).__name__
+    registry.format_of(to, int8=int8)
+    registry.check_model(label, data=data is not None)
+    path = registry.destination(label, to, None if output is None else Path(output), int8=int8, best=best, force=force)
+    if isinstance(data, Mapping):
+        data = {**data, "transform": None}
+    settings: dict[str, Any] = {} if data is None else {"data": data if _is_settings(data) else {"source": "own"}}
+    recipe = recipes.to_evaluate(label if isinstance(known, str) else f"object:{label}", best=best, **settings)
+    return export_recipe(
+        recipe,
+        known,
+        source=data,
+        network=network,
+        to=to,
+        path=path,
+        int8=int8,
+        force=force,
+        samples=samples,
+        trust_code=trust_code,
+    )
+
+
+def export_recipe(
+    recipe: Recipe,
+    model: str | nn.Module,
+    *,
+    to: str,
+    path: Path,
+    source: Any = None,
+    network: nn.Module | None = None,
+    int8: bool = False,
+    force: bool = False,
+    samples: int = opening.SAMPLES,
+    trust_code: bool | frozenset[str] = False,
+) -> Export:
+    """Export a recipe's student, or a module.
+
+    ``source`` is the data where they are the caller's objects, ``network`` the student's architecture where it is.
+    """
+    splits = read_by(_splits_of(source, recipe.data, network or model), recipe.reads)
+    if isinstance(model, nn.Module):
+        student = adopt(model, splits, "student", trained=True)
+    elif network is not None:
+        student = adopt(
+            models.restored(model, network, weights=recipe.student.weights), splits, "student", trained=True
+        )
+    else:
+        student = create_as_trained(recipe.student, splits, "student", trust_code=trust_code)
+    folder = model if isinstance(model, str) and Path(model).is_dir() else None
+    made = opening.source_of(
+        student,
+        splits,
+        name=Path(folder).resolve().name if folder else student.card.name,
+        folder=folder,
+        samples=samples,
+        int8=int8,
+    )
+    return writing.write(made, to, path, force=force)

@@ -133,10 +133,6 @@ class Tokenizer:
         encode = self._parsed.encode_batch_fast
         return [each.ids for part in _parts(texts) for each in encode(part, add_special_tokens=special)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        """Return the text of ids, without tokens that begin and end one."""
-        return str(self._parsed.decode(list(ids), skip_special_tokens=True))
-
     def locate(
         self, texts: Sequence[str], *, max_tokens: int | None = None, special: bool = True
     ) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:

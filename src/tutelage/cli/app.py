@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from tutelage import errors, interruption, launcher
-from tutelage.cli import cache, inspect, predict, study, train
+from tutelage.cli import cache, export, inspect, predict, study, train
 from tutelage.cli.common import FAILED, echo
 from tutelage.cli.exits import end, leave, stop, wait_for_launcher
 from tutelage.errors import TutelageError
@@ -57,6 +57,7 @@ for name, command, example in (
     ("record", train.record, "recipes/digits-wttm.yaml outputs=runs/outputs/digits"),
     ("evaluate", inspect.evaluate, "runs/digits/wttm-seed0"),
     ("predict", predict.predict, "runs/flowers-student photos --top-k 3 --format csv"),
+    ("export", export.export, "runs/digits/wttm-seed0 --to onnx"),
     ("report", inspect.report, "runs/digits"),
     ("list", inspect.list_, "objectives"),
     ("cache", cache.cache, "list"),

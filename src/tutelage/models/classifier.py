@@ -116,7 +116,7 @@ class Classifier(nn.Module):
         else:
             own = self.normalise(entrance(inputs, self.card) if self.resizes else inputs)
             logits = self.network(own) if self.call is None else self.call(self.network, own)
-        if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(views_of(inputs)[0]):
+        if not isinstance(logits, Tensor) or logits.dim() < 2 or logits.shape[0] != views_of(inputs)[0].shape[0]:
             got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             expected = "the network to return logits, one tensor of shape (batch, classes)"
             instead = 'name the field of its logits: tutelage.Adapter(network, output="logits")'
