@@ -6,6 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Unpack, cast
 
@@ -26,10 +27,12 @@ from tutelage.runs.networks import (
     adopt,
     adopt_teacher,
     as_one,
+    check_classes,
     create_as_trained,
     create_student,
     create_teacher,
     member_key,
+    with_classes,
 )
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, load
@@ -452,7 +455,7 @@ def predict(
 
 @explaining()
 def evaluate(
-    model: Model,
+    model: Network,
     *,
     data: Data | None = None,
     best: bool = False,
@@ -465,7 +468,8 @@ def evaluate(
     """Evaluate a model on a test set. What is left out is as in the model's run, or a recipe's default.
 
     Args:
-        model: a run or its folder, a model's name, or a module.
+        model: a run or its folder, a model's name, or a module; or a recipe's mapping, such as
+            ``{"name": "runs/flowers", "classes": ["tulip", "rose"]}``: its output for each class of the data.
         data: as in `distill`, whose test set is taken; by default that of the run.
         best: a run's best weights instead of its last.
         batch_size: samples per batch; evaluation takes at least 256.
@@ -481,7 +485,8 @@ def evaluate(
     Raises:
         RecipeError: a setting is wrong, or the model does not fit the data.
     """
-    network = _named(model)
+    typed = dict(model) if isinstance(model, Mapping) else {}
+    network = _named(typed.pop("name", model))
     label = network if isinstance(network, str) else f"object:{type(network).__name__}"
     if isinstance(data, Mapping):
         data = {**data, "transform": None}  # Of training images; it may be an object.
@@ -493,7 +498,7 @@ def evaluate(
         "channels_last": channels_last,
     }
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    recipe = recipes.to_evaluate(label, best=best, **settings)
+    recipe = recipes.to_evaluate(label, best=best, typed=typed, **settings)
     judgement, _ = judge(recipe, network, source=data, trust_code=trust_code)
     return judgement
 
@@ -516,11 +521,17 @@ def judge(
     if isinstance(model, nn.Module):
         network = adopt(model, splits, "student", trained=True)
     else:
-        network = one_a_node_first(lambda: create_as_trained(recipe.student, splits, "student", trust_code=trust_code))
+        make = partial(create_as_trained, recipe.student, splits, "student", key="model", trust_code=trust_code)
+        network = one_a_node_first(make)
     instead = "name the data that it was trained on, data.source=..."
-    if (classes := network.card.classes) != splits.outputs:
-        kind = {"labels": "labels", "embedding": "numbers in a vector"}.get(splits.task, "classes")
-        raise RecipeError(f"model {name}", f"{splits.outputs} {kind}, as the data have", classes, instead)
+    if splits.task == "embedding":
+        if (width := network.card.classes) != splits.outputs:
+            raise RecipeError(
+                f"model {name}", f"{splits.outputs} numbers in a vector, as the data have", width, instead
+            )
+    else:
+        network = with_classes(network, splits, recipe.student.classes, key="model")
+        check_classes(network, splits, key="model", judged=name)
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
     test = dict(held_out_sets(splits, recipe))["test"]
     evaluation = evaluate_network(recipe, network, test, text_bytes=splits.test.text_bytes, metric=metric_of(splits))
