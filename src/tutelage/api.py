@@ -21,7 +21,7 @@ from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError, ex
 from tutelage.models import Classifier, Ensemble
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
-from tutelage.runs import recipes
+from tutelage.runs import notes, recipes
 from tutelage.runs.execute import execute
 from tutelage.runs.networks import (
     adopt,
@@ -64,6 +64,7 @@ Data: TypeAlias = "str | Mapping[str, Any] | DataSettings | data.Splits | Sequen
 """A source's name, settings with one, or the caller's (training set, test set)."""
 AnyObjective: TypeAlias = Objective | str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 """An objective, or what a recipe writes of one."""
+QUIET = Reporter()
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -508,9 +509,12 @@ def judge(
     model: str | nn.Module,
     *,
     source: Any = None,
+    reporter: Reporter = QUIET,
     trust_code: bool | frozenset[str] = False,
 ) -> tuple[records.Judgement, str]:
     """Evaluate a model with a recipe's settings; ``source`` is the data where they are the caller's objects.
+
+    ``reporter`` takes what is to be known of model and data.
 
     Returns:
         The evaluation, and a title with the model and the data.
@@ -535,6 +539,8 @@ def judge(
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
     test = dict(held_out_sets(splits, recipe))["test"]
     evaluation = evaluate_network(recipe, network, test, text_bytes=splits.test.text_bytes, metric=metric_of(splits))
+    for line in notes.of_judged(network, splits):
+        reporter.remark(line)
     if not evaluation.is_judged:
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     judgement = evaluation.judgement()
