@@ -6,6 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar, Unpack, cast
 
@@ -22,17 +23,19 @@ from tutelage.exports.writing import Export
 from tutelage.models import Classifier, Ensemble
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
-from tutelage.runs import recipes
+from tutelage.runs import notes, recipes
 from tutelage.runs.evaluation import evaluate_in_detail
 from tutelage.runs.execute import execute
 from tutelage.runs.networks import (
     adopt,
     adopt_teacher,
     as_one,
+    check_classes,
     create_as_trained,
     create_student,
     create_teacher,
     member_key,
+    with_classes,
 )
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, load
@@ -64,6 +67,7 @@ Data: TypeAlias = "str | Mapping[str, Any] | DataSettings | data.Splits | Sequen
 """A source's name, settings with one, or the caller's (training set, test set)."""
 AnyObjective: TypeAlias = Objective | str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 """An objective, or what a recipe writes of one."""
+QUIET = Reporter()
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -462,7 +466,7 @@ def predict(
 
 @explaining()
 def evaluate(
-    model: Model,
+    model: Network,
     *,
     data: Data | None = None,
     best: bool = False,
@@ -475,7 +479,8 @@ def evaluate(
     """Evaluate a model on a test set. What is left out is as in the model's run, or a recipe's default.
 
     Args:
-        model: a run or its folder, a model's name, or a module.
+        model: a run or its folder, a model's name, or a module; or a recipe's mapping, such as
+            ``{"name": "runs/flowers", "classes": ["tulip", "rose"]}``: its output for each class of the data.
         data: as in `distill`, whose test set is taken; by default that of the run.
         best: a run's best weights instead of its last.
         batch_size: samples per batch; evaluation takes at least 256.
@@ -491,7 +496,8 @@ def evaluate(
     Raises:
         RecipeError: a setting is wrong, or the model does not fit the data.
     """
-    network = _named(model)
+    typed = dict(model) if isinstance(model, Mapping) else {}
+    network = _named(typed.pop("name", model))
     label = network if isinstance(network, str) else f"object:{type(network).__name__}"
     if isinstance(data, Mapping):
         data = {**data, "transform": None}  # Of training images; it may be an object.
@@ -503,7 +509,7 @@ def evaluate(
         "channels_last": channels_last,
     }
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    recipe = recipes.to_evaluate(label, best=best, **settings)
+    recipe = recipes.to_evaluate(label, best=best, typed=typed, **settings)
     judgement, _ = judge(recipe, network, source=data, trust_code=trust_code)
     return judgement
 
@@ -513,9 +519,12 @@ def judge(
     model: str | nn.Module,
     *,
     source: Any = None,
+    reporter: Reporter = QUIET,
     trust_code: bool | frozenset[str] = False,
 ) -> tuple[records.Judgement, str]:
     """Evaluate a model with a recipe's settings; ``source`` is the data where they are the caller's objects.
+
+    ``reporter`` takes what is to be known of model and data.
 
     Returns:
         The evaluation, and a title with the model and the data.
@@ -526,17 +535,25 @@ def judge(
     if isinstance(model, nn.Module):
         network = adopt(model, splits, "student", trained=True)
     else:
-        network = one_a_node_first(lambda: create_as_trained(recipe.student, splits, "student", trust_code=trust_code))
+        make = partial(create_as_trained, recipe.student, splits, "student", key="model", trust_code=trust_code)
+        network = one_a_node_first(make)
     instead = "name the data that it was trained on, data.source=..."
-    if (classes := network.card.classes) != splits.outputs:
-        kind = {"labels": "labels", "embedding": "numbers in a vector"}.get(splits.task, "classes")
-        raise RecipeError(f"model {name}", f"{splits.outputs} {kind}, as the data have", classes, instead)
+    if splits.task == "embedding":
+        if (width := network.card.classes) != splits.outputs:
+            raise RecipeError(
+                f"model {name}", f"{splits.outputs} numbers in a vector, as the data have", width, instead
+            )
+    else:
+        network = with_classes(network, splits, recipe.student.classes, key="model")
+        check_classes(network, splits, key="model", judged=name)
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
     held_out = [
         EvalSet(name, batches, text_bytes=splits.by_name()[name].text_bytes, metric=metric_of(splits))
         for name, batches in held_out_sets(splits, recipe)
     ]
     evaluation = evaluate_in_detail(recipe, network, splits, held_out)
+    for line in notes.of_judged(network, splits):
+        reporter.remark(line)
     if not evaluation.is_judged:
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     judgement = evaluation.judgement()

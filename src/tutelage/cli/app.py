@@ -139,5 +139,6 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     # A user of the command line can do nothing about other packages' warnings.
-    if category is UserWarning and launcher.rank() == 0:
+    # Of too many workers there is a note.
+    if category is UserWarning and launcher.rank() == 0 and not str(message).startswith("This DataLoader will create"):
         echo(f"warning: {message}", err=True)

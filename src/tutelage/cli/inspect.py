@@ -29,7 +29,7 @@ def evaluate(
     preflight.check_names(recipe, trust_code=trust, evaluate=True)
     from tutelage import api
 
-    evaluation, title = api.judge(recipe, recipe.student.name, trust_code=trust)
+    evaluation, title = api.judge(recipe, recipe.student.name, reporter=common.remarks(), trust_code=trust)
     common.echo(title)
     lines: dict[str, str] = {}
     for key in records.OF_TASKS:
