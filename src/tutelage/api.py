@@ -8,7 +8,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, Unpack, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, Unpack, cast
 
 from torch import nn
 
@@ -54,7 +54,7 @@ from tutelage.settings.run import RunSettings
 from tutelage.studies import compare as comparisons
 from tutelage.studies.compare import ComparedRuns
 from tutelage.studies.places import with_reports
-from tutelage.training.distributed import accelerator_on, once_a_node, one_a_node_first
+from tutelage.training.distributed import accelerator_on, by_main, once_a_node, one_a_node_first
 from tutelage.training.evaluate import EvalSet
 
 Model: TypeAlias = str | Path | Run | nn.Module
@@ -510,8 +510,15 @@ def evaluate(
     }
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     recipe = recipes.to_evaluate(label, best=best, typed=typed, **settings)
-    judgement, _ = judge(recipe, network, source=data, trust_code=trust_code)
-    return judgement
+    return judge(recipe, network, source=data, trust_code=trust_code).judgement
+
+
+class Judged(NamedTuple):
+    """A model on a test set."""
+
+    judgement: records.Judgement
+    title: str  # the model and the data
+    costs: records.Costs | None  # None where they were not asked for
 
 
 def judge(
@@ -521,13 +528,17 @@ def judge(
     source: Any = None,
     reporter: Reporter = QUIET,
     trust_code: bool | frozenset[str] = False,
-) -> tuple[records.Judgement, str]:
-    """Evaluate a model with a recipe's settings; ``source`` is the data where they are the caller's objects.
+    costs_of: Callable[[data.Splits, Classifier], records.Costs] | None = None,
+) -> Judged:
+    """Evaluate a model with a recipe's settings.
 
-    ``reporter`` takes what is to be known of model and data.
-
-    Returns:
-        The evaluation, and a title with the model and the data.
+    Args:
+        recipe: recipe whose student is the model.
+        model: the model's name, or a module.
+        source: data where they are the caller's objects.
+        reporter: what takes what is to be known of model and data.
+        trust_code: as of `evaluate`.
+        costs_of: what measures the model's costs, called in the main process after the evaluation.
     """
     name = recipe.student.name
     accelerator_on(recipe.device)
@@ -558,7 +569,8 @@ def judge(
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     judgement = evaluation.judgement()
     counted = records.measure(judgement).counted
-    return judgement, f"{name} on {evaluation.samples} test {counted} of {splits.source}"
+    title = f"{name} on {evaluation.samples} test {counted} of {splits.source}"
+    return Judged(judgement, title, None if costs_of is None else by_main(lambda: costs_of(splits, network)))
 
 
 @explaining()
