@@ -71,7 +71,7 @@ def test_a_class_of_texts_is_taught_by_what_was_recorded_once(lines, teacher, tm
     assert epochs[0] == pytest.approx(epochs[1], rel=1e-3)
     texts = {json.loads(line)["text"] for line in lines.read_text().splitlines()}
     shown = records.read_json(tmp_path / "live" / records.DISPUTED, records.Disputed)
-    assert {each["text"] for each in shown["samples"]} <= texts
+    assert all(any(text.startswith(each["text"]) for text in texts) for each in shown["samples"])
     assert records.read_predictions(tmp_path / "live").index.size == 12
     model = tutelage.load(tmp_path / "live")
     assert {each.name for each in model.predict(["rain and sun", "the price of stock"])} <= set(TOPICS)
