@@ -177,6 +177,6 @@ def disputed_note(subject: Subject, run: Run) -> str:
     whose = f" Of {run.label}." if subject.comparison else ""
     return (
         f"{plural(count, 'sample')}{of} of the {_set(subject)} set {'is' if count == 1 else 'are'} answered "
-        f"differently by student and teacher, or wrongly by the student alone; of these {shown} the networks are "
-        f"surest against each other.{whose}"
+        f"differently by student and teacher, or wrongly by the student alone; the {shown} shown are those on "
+        f"which the networks are surest against each other.{whose}"
     )
