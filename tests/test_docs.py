@@ -122,6 +122,8 @@ TYPED = (
     records.Bin,
     records.Histogram,
     records.Best,
+    records.Costs,
+    records.NetworkCost,
     records.Comparison,
     records.Entry,
 )

@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from tutelage import records
-from tutelage.errors import InvalidValueError, NetworkError, NotFoundError, missing_extra, one_line
+from tutelage import plain_files, records
+from tutelage.errors import InvalidValueError, NetworkError, NotFoundError, TutelageError, missing_extra, one_line
 
 PACKAGE = "package:"
+LARGEST_CARD = 2**22
+"""Bytes of a ``README.md`` that is read."""
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def folder_of(name: str, files: Sequence[str], *, what: str) -> Path:
+def folder_of(name: str, files: Sequence[str], *, what: str, **download: Any) -> Path:
     """Return the folder that a name stands for, with some files of it; nothing in it is executed or imported.
 
     Args:
@@ -23,9 +27,10 @@ def folder_of(name: str, files: Sequence[str], *, what: str) -> Path:
             without importing it; or ``org/name``, of the Hugging Face Hub, whose files are fetched and kept.
         files: patterns of the files to fetch from the Hub, such as ``*.json``.
         what: what an error is about, such as ``model``.
+        download: for a name of the Hub, what `huggingface_hub.snapshot_download` takes besides, such as ``revision``.
 
     Raises:
-        FileNotFoundError: if there is no such folder, package or repository.
+        FileNotFoundError: if there is no such folder, package, repository or revision.
         ConnectionError: if the Hub cannot be reached and nothing of the name was kept.
         ValueError: if it is no name.
         ImportError: if ``huggingface_hub`` is missing.
@@ -37,7 +42,7 @@ def folder_of(name: str, files: Sequence[str], *, what: str) -> Path:
         return path
     if path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
         raise NotFoundError(what, "a folder, or a name on the Hub such as org/name", repr(name), "check the path")
-    return _fetched(name, files, what)
+    return _fetched(name, files, what, download)
 
 
 def _inside_package(name: str, what: str) -> Path:
@@ -55,23 +60,67 @@ def _inside_package(name: str, what: str) -> Path:
     raise NotFoundError(what, f"a folder {inner} in the package {package}", "none", example)
 
 
-def _fetched(name: str, files: Sequence[str], what: str) -> Path:
+def _fetched(name: str, files: Sequence[str], what: str, download: dict[str, Any]) -> Path:
     try:
         import huggingface_hub
-        from huggingface_hub import errors
     except ImportError as error:
         raise missing_extra(what, "huggingface_hub for a name on the Hub", "text", error) from error
+    with _hub_errors(name, what, f"to fetch {name} from the Hub", "connect, or type the path of a local copy"):
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), **download))
+
+
+@contextmanager
+def uploading(name: str, what: str) -> Iterator[None]:
+    """Say what the Hub refuses of what is uploaded to a repository.
+
+    Raises:
+        FileNotFoundError: if there is no such repository or user.
+        ConnectionError: if the Hub cannot be reached, or takes nothing of this user.
+        ValueError: if it is no name.
+    """
+    instead = "log in by typing hf auth login, as a user who may write there"
+    with _hub_errors(name, what, f"to upload to {name} on the Hub", instead):
+        yield
+
+
+@contextmanager
+def _hub_errors(name: str, what: str, expected: str, instead: str) -> Iterator[None]:
+    from huggingface_hub import errors
+
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
-    except errors.LocalEntryNotFoundError as error:
-        instead = "connect, or type the path of a local copy"
-        raise NetworkError(what, f"to fetch {name} from the Hub", one_line(error), instead) from error
+        yield
+    except TutelageError:
+        raise
+    except errors.GatedRepoError as error:
+        instead = f"ask for it at https://huggingface.co/{name}, then log in"
+        got = f"a gated repository ({_said(error)})"
+        raise NotFoundError(what, f"access to {name} on the Hub", got, instead) from error
+    except errors.RevisionNotFoundError as error:
+        instead = "check revision=..., a branch, a tag or a commit"
+        raise NotFoundError(what, f"a revision of {name} on the Hub", _said(error), instead) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         instead = "check the name, log in where it is private, or type the path of a local copy"
-        raise NotFoundError(what, "a repository on the Hub", f"{name} ({one_line(error)})", instead) from error
-    except OSError as error:
-        if error.errno in records.DISK:
+        raise NotFoundError(what, "a repository on the Hub", f"{name} ({_said(error)})", instead) from error
+    except errors.HfHubHTTPError.__bases__ as error:  # OSError, and that of its library for requests, whichever it is
+        if isinstance(error, OSError) and error.errno in records.DISK:
             cache = "set HF_HOME to another folder"
             raise records.storage_error(error, f"the files of {name}", folder=Path.home(), elsewhere=cache) from error
-        instead = "connect, or type the path of a local copy"
-        raise NetworkError(what, f"to fetch {name} from the Hub", one_line(error), instead) from error
+        raise NetworkError(what, expected, _said(error), instead) from error
+
+
+def _said(error: BaseException) -> str:
+    """Return the sentence of an error of the Hub's that says most, without the request's number."""
+    lines = [line for line in str(error).split("\n") if line.strip() and "Request ID" not in line]
+    return lines[0].strip() if lines else one_line(error)
+
+
+def licence_in(readme: Path) -> str | None:
+    """Return the licence that the card of a model or a data set, a ``README.md``, says in its front matter, if any."""
+    from huggingface_hub import ModelCard
+
+    try:
+        card = ModelCard(plain_files.read(readme, LARGEST_CARD).decode(), ignore_metadata_errors=True)
+        said = card.data.get("license")
+    except Exception:  # noqa: BLE001  of whatever the card of somebody holds
+        return None
+    return ", ".join(map(str, said)) if isinstance(said, list) else str(said) if said else None

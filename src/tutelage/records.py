@@ -48,6 +48,7 @@ PREDICTIONS = "predictions.npz"
 DISPUTED = "disputed.json"
 COSTS = "costs.json"
 REPORT = "report.html"
+README = "README.md"
 
 CHECKPOINT = re.compile(r"(\d{2,})-(\d{9,})")
 """Pattern of a checkpoint's name: stage and step. Anything else in the folder is left alone."""

@@ -248,6 +248,7 @@ class Splits:
         text: what a network of each name reads of a text, ``student`` and ``teacher``; those that read images are
             not there.
         task: what a network answers for a sample.
+        licence: licence that the source was published under; ``None`` if none is known.
         beside: the same samples as texts, where each is an image and a text, until `pairs.read_by` has said which
             network reads which; ``None`` for others.
     """
@@ -268,6 +269,7 @@ class Splits:
     views: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     text: Mapping[str, TextInput] = field(default_factory=dict)
     task: Task = "classes"
+    licence: str | None = None
     beside: Splits | None = None
 
     @property

@@ -12,16 +12,22 @@ if TYPE_CHECKING:
     from tutelage.models.ensembles import Ensemble as Ensemble
     from tutelage.models.ensembles import ensemble as ensemble
     from tutelage.models.generate import CompletionSampler as CompletionSampler
+    from tutelage.models.hub import from_pretrained as from_pretrained
+    from tutelage.models.hub import push_to_hub as push_to_hub
+    from tutelage.models.hub import save_pretrained as save_pretrained
     from tutelage.models.io import fingerprint as fingerprint
     from tutelage.models.io import frozen_fingerprint as frozen_fingerprint
     from tutelage.models.io import load as load
+    from tutelage.models.io import pack as pack
     from tutelage.models.io import parameters as parameters
     from tutelage.models.io import read as read
     from tutelage.models.io import read_parts as read_parts
     from tutelage.models.io import save as save
+    from tutelage.models.model_card import model_card as model_card
     from tutelage.models.names import available as available
     from tutelage.models.registry import adopt as adopt
     from tutelage.models.registry import create as create
+    from tutelage.models.registry import restored as restored
     from tutelage.models.subnetwork import from_teacher as from_teacher
 
 _MODULES = {
@@ -29,10 +35,14 @@ _MODULES = {
     "Classifier": ".classifier",
     "CompletionSampler": ".generate",
     "available": ".names",
+    "model_card": ".model_card",
+    **dict.fromkeys(("from_pretrained", "push_to_hub", "save_pretrained"), ".hub"),
     **dict.fromkeys(("Ensemble", "ensemble"), ".ensembles"),
     "from_teacher": ".subnetwork",
-    **dict.fromkeys(("adopt", "create"), ".registry"),
-    **dict.fromkeys(("fingerprint", "frozen_fingerprint", "load", "parameters", "read", "read_parts", "save"), ".io"),
+    **dict.fromkeys(("adopt", "create", "restored"), ".registry"),
+    **dict.fromkeys(
+        ("fingerprint", "frozen_fingerprint", "load", "pack", "parameters", "read", "read_parts", "save"), ".io"
+    ),
 }
 __all__ = list(_MODULES)
 

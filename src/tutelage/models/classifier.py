@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tutelage import models
 from tutelage.adapters import takes_keywords
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.models.card import Card
@@ -46,6 +48,7 @@ class Classifier(nn.Module):
         resizes: whether images of another size or number of channels are brought to the card's, as `entrance` does.
         asked_size: the size of its images that was asked for, by a card or `create`; ``None`` if the card's is only
             what its weights or its architecture have.
+        folder: folder that it was loaded from, such as a run's; ``None`` if it was made otherwise.
     """
 
     mean: Tensor | None
@@ -71,6 +74,7 @@ class Classifier(nn.Module):
         self.named_seed: int | None = None
         self.resizes = False
         self.asked_size = card.image_size
+        self.folder: Path | None = None
         self._least_outputs = max(outputs or [0]) + 1
         self.is_double = _is_double(network)
         self.register_buffer("outputs", None if outputs is None else torch.tensor(outputs), persistent=False)
@@ -112,7 +116,7 @@ class Classifier(nn.Module):
         else:
             own = self.normalise(entrance(inputs, self.card) if self.resizes else inputs)
             logits = self.network(own) if self.call is None else self.call(self.network, own)
-        if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(views_of(inputs)[0]):
+        if not isinstance(logits, Tensor) or logits.dim() < 2 or logits.shape[0] != views_of(inputs)[0].shape[0]:
             got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             expected = "the network to return logits, one tensor of shape (batch, classes)"
             instead = 'name the field of its logits: tutelage.Adapter(network, output="logits")'
@@ -144,8 +148,10 @@ class Classifier(nn.Module):
             raise InvalidValueError("outputs", expected, f"one of {logits.shape[-1]}", instead)
         return logits.index_select(-1, outputs)
 
-    def predict(self, samples: Any) -> list[Prediction]:
+    def predict(self, samples: Any, *, top_k: int | None = None) -> list[Prediction]:
         """Classify raw images or texts, one or a sequence of them; see `predict.predict` and `predict.predict_text`.
+
+        With ``top_k=5`` each prediction has its five likeliest classes in ``top``.
 
         Raises:
             TypeError: if the network takes tensors by keyword, which are made of nothing raw.
@@ -156,8 +162,8 @@ class Classifier(nn.Module):
             expected, got = "a network that gives each sample a class", f"{self.card.name} of {self.card.task}"
             raise InvalidValueError("predict", expected, got, f"type model.{others[self.card.task]}")
         if self.call is not None and self.call.text is not None:
-            return predict_text(self, self.card, self.call.text, samples)
-        return predict(self, self.card, samples)
+            return predict_text(self, self.card, self.call.text, samples, top_k=top_k)
+        return predict(self, self.card, samples, top_k=top_k)
 
     def predict_masks(self, images: Any) -> list[NDArray[np.uint8]]:
         """Give each pixel of raw images a class, one or a sequence of them; see `predict.predict_masks`.
@@ -195,6 +201,45 @@ class Classifier(nn.Module):
         if takes_keywords(self.network):
             instead = "call the model with a mapping of tensors, as the data set yields them"
             raise InvalidTypeError(self.card.name, "a network of images or texts", "one that takes keywords", instead)
+
+    def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> str | None:
+        """Write a folder that `from_pretrained` reads, with a model card; see `hub.save_pretrained`.
+
+        Args:
+            save_directory: folder to write to; created if it does not exist.
+            arguments: others of `huggingface_hub.ModelHubMixin.save_pretrained`, such as
+                ``model_card_kwargs={"license": "apache-2.0"}``.
+
+        Returns:
+            ``None``, or with ``push_to_hub=True`` the URL of the commit.
+        """
+        return models.save_pretrained(self, save_directory, **arguments)
+
+    def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
+        """Upload to a repository of the Hugging Face Hub what `save_pretrained` writes, in one commit.
+
+        Args:
+            repo_id: ``user/name``; created if it does not exist.
+            arguments: others of `huggingface_hub.ModelHubMixin.push_to_hub`, such as ``private=True``.
+
+        Returns:
+            The URL of the commit.
+        """
+        return models.push_to_hub(self, repo_id, **arguments)
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, **arguments: Any) -> Classifier:
+        """Load what `save_pretrained` wrote, or a run's student, from a folder or the Hub; see `hub.from_pretrained`.
+
+        Args:
+            name: path of a folder, or ``user/name`` on the Hub.
+            arguments: ``network=`` for a network of the caller's own module; ``revision``, ``token``, ``cache_dir``,
+                ``local_files_only`` and ``force_download`` for the Hub; ``trust_code``.
+
+        Returns:
+            The classifier, on the CPU, in evaluation mode.
+        """
+        return models.from_pretrained(name, **arguments)
 
     def normalise(self, inputs: Tensor) -> Tensor:
         """Subtract the card's mean and divide by its standard deviation, per channel.

@@ -9,11 +9,13 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tutelage.models.exported import Exported
 from tutelage.models.io import parameters
@@ -26,10 +28,10 @@ from tutelage.views import map_views, views_of
 SECONDS = 3.0
 """Time for the timed passes of a network, unless one is asked for."""
 PASSES = 5
-"""Passes of one sample that are timed whatever they take, unless one takes `LONG`; then it is one."""
+"""Passes of one sample that are timed whatever they take, unless one takes `LONG`."""
 MOST_PASSES = 100
 LONG = 1.0
-"""Seconds of a forward pass that is timed once."""
+"""Seconds of a forward pass that is not repeated."""
 LARGEST = 256
 """Largest batch that is tried, unless one is asked for."""
 GROWTH = 1.05
@@ -48,8 +50,8 @@ def measure(
     - ``file_bytes``: bytes of all of its weights, buffers included, as a safetensors file; of a network in a file, such
       as ``onnx:``, those of the file.
     - ``latency_ms``, ``latency_p90_ms``: median and 90th percentile of up to 100 passes of one sample, after two that
-      do not count. They take half of the time, but at least 5 are made; of a pass of a second or more one alone, which
-      has no percentile.
+      do not count. They take half of the time, but at least 5 are made. Of passes of a second or more the second alone
+      counts, which has no percentile.
     - ``throughput``, ``batch``: samples per second at the best of the batches of 1, 2, 4, ... samples, the sample
       repeated, of each the median of up to 5 passes. The search ends when two batches in turn are not 5 % faster than
       the best before, when the time is up, at ``largest``, or when a batch raises an error, as where memory runs out.
@@ -72,7 +74,7 @@ def measure(
     """
     files = [module for module in network.modules() if isinstance(module, Exported)]
     cost: NetworkCost = {
-        "network": network.card.name if hasattr(network, "card") else type(network).__name__,
+        "network": str(getattr(getattr(network, "card", None), "name", type(network).__name__)),
         "parameters": parameters(network) + sum(module.graph.initialisers for module in files),
         "flops": None,
         "file_bytes": _file_bytes(unwrapped(network)),
@@ -122,6 +124,8 @@ def _in_products(network: nn.Module) -> Iterator[None]:
 
     fast = torch.backends.mha.get_fastpath_enabled()
     with contextlib.ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of torch about TF32, where a flag of the CPU's library is set
         stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
         torch.backends.mha.set_fastpath_enabled(False)
         stack.enter_context(sdpa_kernel(SDPBackend.MATH))
@@ -135,10 +139,11 @@ def _file_bytes(network: nn.Module) -> int | None:
     """Return the bytes of a network's weights in files; ``None`` if they cannot be stored."""
     files = {f"{name}." if name else "": m for name, m in network.named_modules() if isinstance(m, Exported)}
     state = {key: value for key, value in network.state_dict().items() if not key.startswith(tuple(files))}
-    try:
-        own = size_of(state) if state or not files else 0
-    except Exception:  # noqa: BLE001  tensors of other kinds, as quantised ones are
+    if not all(
+        type(value) is Tensor for value in state.values()
+    ):  # Quantised ones tell the bytes of what they stand for.
         return None
+    own = size_of(state) if state or not files else 0
     return own + sum(module.graph.file_bytes for module in files.values())
 
 
@@ -175,10 +180,10 @@ def timed(network: nn.Module, inputs: Inputs, *, seconds: float, largest: int = 
 
     with evaluation_mode(network), torch.no_grad():
         ends = time.perf_counter() + seconds
-        slow = passed(inputs) >= LONG or passed(inputs) >= LONG
-        latencies = _repeated(
-            lambda: passed(inputs), 1 if slow else PASSES, 1 if slow else MOST_PASSES, ends - seconds / 2
-        )
+        passed(inputs)  # which may also compile
+        latencies = [passed(inputs)]
+        if latencies[0] < LONG:
+            latencies = _repeated(partial(passed, inputs), PASSES, MOST_PASSES, ends - seconds / 2)
         latency = statistics.median(latencies)
         best, batch = _best_batch(passed, inputs, latency, largest=largest, ends=ends)
         if device.type == "cuda":
@@ -206,7 +211,7 @@ def _best_batch(
         try:
             repeated = map_views(lambda view, size=batch: view[torch.zeros(size, dtype=torch.int64)], inputs)  # type: ignore[misc]
             passed(repeated)
-            last = statistics.median(_repeated(lambda made=repeated: passed(made), 1, BATCH_PASSES, ends))  # type: ignore[misc]
+            last = statistics.median(_repeated(partial(passed, repeated), 1, BATCH_PASSES, ends))
         except Exception:  # noqa: BLE001  no memory, or a network of batches of one size
             break
         if (rate := batch / last) >= GROWTH * best:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
+import json
 import pickle
 import re
 import struct
+import tempfile
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -21,14 +24,19 @@ from torch import Tensor, nn
 
 from tutelage import plain_files, records
 from tutelage.errors import InvalidTypeError, InvalidValueError, one_line
-from tutelage.models import lora
+from tutelage.models import lora, structure
 from tutelage.models.card import JSON_NAMES, Card
 from tutelage.models.classifier import Classifier
-from tutelage.models.names import weights_file
+from tutelage.models.names import is_own_module, weights_file
 from tutelage.submodules import trained_state
 from tutelage.tensor_files import to_bytes
 
 SUFFIX = ".safetensors"
+_PACKED_FILES = {
+    *(records.CARD, records.NETWORK, records.TOKENIZER),
+    *("tokenizer_config.json", "chat_template.jinja"),
+}
+"""Files of a saved classifier's folder that stand in the header of one that is packed."""
 WRAPPERS = ("model", "state_dict", "net")
 """Keys under which training scripts keep a network's state dict, along with other things."""
 OPTIONAL = "num_batches_tracked"
@@ -260,7 +268,8 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     transformers library has its ``config.json`` there too, and one that reads text its ``tokenizer.json``: the folder
     alone rebuilds it. Of one that is frozen in part, only the rest is written where a name fixes the weights of that
     part (``named_seed``); ``base`` in ``student.json`` has their fingerprint, and the name is needed to rebuild it.
-    Where no name does, all is written. Adapters are in peft's own format too. Each file is replaced atomically.
+    Where no name does, all is written. Adapters are in peft's own format too. ``outputs`` in ``student.json`` says
+    which outputs stand for the classes, if not all in order. Each file is replaced atomically.
 
     Args:
         classifier: classifier to save; neither copied to another device nor changed.
@@ -271,7 +280,7 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     """
     folder, network = Path(folder), classifier.network
     path, state = folder / records.STUDENT, classifier.network.state_dict()
-    described: dict[str, Any] = {"card": classifier.card.to_json(), "name": classifier.card.name}
+    described = describe(classifier)
     trained = trained_state(classifier)
     if (adapters := classifier.adapters) is not None:
         described["adapters"] = adapters._asdict()
@@ -289,6 +298,64 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
         records.write_bytes(folder / name, content)
     records.write_json(folder / records.CARD, described)
     return path
+
+
+def describe(classifier: Classifier) -> dict[str, Any]:
+    """Return what ``student.json`` says of a classifier that is saved whole.
+
+    It is ``{"card": {...}, "name": ...}``; ``outputs`` where not all of the network's stand for the classes in order;
+    and of a module of the user's own its class where that can be imported: ``"module": "package.file:Net"``.
+    """
+    described: dict[str, Any] = {"card": classifier.card.to_json(), "name": classifier.card.name}
+    if classifier.outputs is not None:
+        of = structure.head_classes(classifier.network) if classifier.call is None else classifier.call.classes
+        described["outputs"] = {"chosen": classifier.outputs.tolist(), "of": of}
+    kind = type(classifier.network)
+    # What a container of PyTorch's, or an `Adapter`, is made of does not follow from its class.
+    own = kind.__module__.partition(".")[0] not in ("__main__", "torch", "tutelage")
+    if is_own_module(classifier.card.name) and own and "<locals>" not in kind.__qualname__:
+        described["module"] = f"{kind.__module__}:{kind.__qualname__}"
+    return described
+
+
+def pack(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
+    """Return a classifier that is saved whole as the content of one file, from whose path `create` rebuilds it.
+
+    Args:
+        classifier: classifier without adapters.
+        metadata: what else goes into the file's header, by name.
+    """
+    files = {} if classifier.call is None else classifier.call.files(classifier.network, classifier.card)
+    header = {records.CARD: json.dumps(describe(classifier), ensure_ascii=False), "format": "pt", **files, **metadata}
+    return to_bytes(classifier.network.state_dict(), header)
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield a saved classifier's folder and its weights; what stands in the header of a file is one for as long.
+
+    Raises:
+        ValueError: if the file is damaged, or its header does not say what it is of.
+    """
+    if path.is_dir():
+        yield path, path / records.STUDENT
+        return
+    try:
+        with safetensors.safe_open(path, "pt") as opened:
+            header: dict[str, str] = opened.metadata() or {}
+    except DAMAGED as error:
+        got = f"{path}, which is cut off, damaged or of another format ({one_line(error)[:120]})"
+        raise InvalidValueError("model", "a whole safetensors file", got, "fetch or export it again") from error
+    if records.CARD not in header:
+        expected, got = f"a file of tutelage export, with {records.CARD} in its header", f"weights alone in {path}"
+        instead = f"name the network, such as cifar:resnet20, and type weights={path}"
+        raise InvalidValueError("model", expected, got, instead)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / path.name
+        folder.mkdir()
+        for name in _PACKED_FILES & header.keys():
+            (folder / name).write_text(header[name], encoding="utf-8")
+        yield folder, path
 
 
 def frozen_fingerprint(classifier: Classifier) -> str | None:
@@ -310,9 +377,18 @@ class _SavedAdapters(TypedDict):
     targets: list[str]
 
 
+class Chosen(TypedDict):
+    """Which outputs of a network stand for its classes."""
+
+    chosen: list[int]
+    of: int | None  # how many it has; none where that is not known
+
+
 class _SavedParts(TypedDict):
     adapters: NotRequired[_SavedAdapters]
     base: NotRequired[Base]
+    outputs: NotRequired[Chosen]
+    module: NotRequired[str]
 
 
 def read_parts(folder: Path) -> tuple[lora.Adapters | None, Base | None]:
@@ -321,10 +397,25 @@ def read_parts(folder: Path) -> tuple[lora.Adapters | None, Base | None]:
     Raises:
         ValueError: if the folder does not say it as `save` does.
     """
-    path, instead = folder / records.CARD, records.how_to_restore(folder)
-    value = records.read_json(path, _SavedParts, instead=instead)
+    value = _read_parts(folder)
     adapters = value.get("adapters")
     return adapters and lora.Adapters(**{**adapters, "targets": tuple(adapters["targets"])}), value.get("base")
+
+
+def read_outputs(folder: Path) -> Chosen | None:
+    """Read which outputs of a saved classifier's network stand for its classes, where they are not all in order."""
+    return _read_parts(folder).get("outputs")
+
+
+def _read_parts(folder: Path) -> _SavedParts:
+    path, instead = folder / records.CARD, records.how_to_restore(folder)
+    value: _SavedParts = records.read_json(path, _SavedParts, instead=instead)
+    return value
+
+
+def read_module(folder: Path) -> str | None:
+    """Read the class of a saved classifier that was a module of the user's own, ``package.file:Net``; else ``None``."""
+    return _read_parts(folder).get("module")
 
 
 def read_card(folder: Path) -> Card:

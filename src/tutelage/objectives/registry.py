@@ -129,6 +129,11 @@ def is_built_in(name: str | None) -> bool:
     return name in PRESETS and PRESETS[name].build.__module__.startswith(f"{__package__}.")
 
 
+def papers(objective: Objective) -> list[str]:
+    """Return the sources of an objective's presets, in its order."""
+    return [PRESETS[piece.preset].paper for piece in objective.pieces if piece.preset in PRESETS]
+
+
 def from_recipe(value: Any) -> Objective:
     """Read an objective from a recipe: a preset's name, ``{preset: {argument: value}}``, or a list of those.
 

@@ -20,7 +20,7 @@ GROUPS = {
     "Data": ("data",),
     "Teacher": ("teacher",),
     "Student": ("student",),
-    "Objective": ("objective", "objective_terms"),
+    "Objective": ("objective", "objective_terms", "papers"),
     "Selection": ("selection",),
     "Seeds": ("seeds",),
     "Recipe": ("recipe",),

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from tutelage import records
+from tutelage import config, records
 from tutelage.adapters import inputs_for
-from tutelage.config.schema import Recipe
+from tutelage.config.schema import Network, Recipe, Teachers, UntrainedTeacher
 from tutelage.data import Splits
-from tutelage.errors import reason_of
+from tutelage.errors import InvalidValueError, NotFoundError, reason_of
 from tutelage.models import Classifier, costs
 from tutelage.models.costs import Times
 from tutelage.records import Costs, NetworkCost
 from tutelage.runs import manifest
-from tutelage.runs.setup import held_out_batch
+from tutelage.runs.autotune import with_untrained_teacher
+from tutelage.runs.networks import create_teacher, create_untrained
+from tutelage.runs.resume import read_recorded
+from tutelage.runs.run import finished
+from tutelage.runs.setup import held_out_batch, on_device, torch_settings
 from tutelage.submodules import device_of
 from tutelage.training.deadline import Deadline
 from tutelage.training.distributed import accelerator_on
@@ -32,8 +38,8 @@ SHARE, MOST = 0.05, 4.0
 TEXTS = 16
 """Texts of the test set, evenly spaced, of which the one of median length is the sample."""
 LARGEST_ON_GPU = 2**14
-_TIMED: dict[object, Times] = {}
-"""What was timed in this process, by what it depends on: runs with the same networks need not time them again."""
+_TIMED: dict[object, tuple[float, Times]] = {}
+"""What was timed in this process, and in how much time, by what it depends on: runs of the same networks share it."""
 
 
 def measure(
@@ -49,7 +55,7 @@ def measure(
 
     They are on the recipe's device, but those that are sharded, of which nothing is timed. They compute in float32, or
     in float64 where they were trained so. Networks of the same modules, sizes and operations are timed once in a
-    process.
+    process, unless there is more than twice as much time for it now.
 
     Args:
         recipe: recipe with the device.
@@ -96,6 +102,67 @@ def one_sample(splits: Splits, student: Classifier) -> Inputs | None:
     return found[len(found) // 2] if found else None
 
 
+def of_evaluated(
+    recipe: Recipe,
+    splits: Splits,
+    network: Classifier,
+    *,
+    folder: Path | None,
+    trust_code: bool | frozenset[str],
+    say: Callable[[str], None],
+) -> Costs:
+    """Measure a model that was evaluated; a finished run that lacks times gets them, with those of its teacher.
+
+    Args:
+        recipe: recipe with the device.
+        splits: data, open.
+        network: the model.
+        folder: folder of its run, perhaps; ``None`` if what is evaluated is not what the run had.
+        trust_code: whether a ``file:`` teacher is allowed.
+        say: called with a line about each network that cannot be built or called.
+    """
+    known = None if folder is None else _without_times(folder)
+    teacher = None
+    if folder is not None and known is not None:
+        try:
+            teacher = _teacher_of(folder, splits, trust_code=trust_code)
+            if teacher is not None:
+                on_device(recipe, teacher, "network")
+        except Exception as error:  # noqa: BLE001  it may be gone, or be the caller's own
+            say(f"teacher: its times were not measured: {reason_of(error)}")
+            teacher = None
+    with torch_settings(recipe):
+        measured = measure(recipe, splits, network, teacher, seconds=costs.SECONDS, say=say)
+    if folder is not None and known is not None:
+        measured["teacher"] = measured["teacher"] or known.get("teacher")
+        records.write_json(folder / records.COSTS, measured)
+    return measured
+
+
+def _without_times(folder: Path) -> Mapping[str, Any] | None:
+    """Return the costs of a finished run, perhaps none, if they lack the student's times."""
+    if not finished(folder):
+        return None
+    try:
+        known = records.read_json(folder / records.COSTS, Costs)
+    except (InvalidValueError, NotFoundError):
+        return {}
+    return known if known["student"]["latency_ms"] is None else None
+
+
+def _teacher_of(folder: Path, splits: Splits, *, trust_code: bool | frozenset[str]) -> Classifier | None:
+    """Make the teacher of a run; ``None`` if it had none, or only the answers of one."""
+    recorded = read_recorded(folder)
+    assert recorded is not None
+    recipe = config.parse(Recipe, recorded.recipe(exact=True), where=str(folder / records.RECIPE))
+    named = with_untrained_teacher(recipe).teacher
+    if not isinstance(named, Network | Teachers) or (isinstance(named, Network) and named.served):
+        return None
+    if isinstance(named, UntrainedTeacher):
+        return create_untrained(named, splits, trust_code=trust_code)
+    return create_teacher(named, splits, trust_code=trust_code)
+
+
 def time_for(duration: float, deadline: Deadline | None = None) -> float:
     """Return the seconds for timing a run's networks, of its duration so far and what is left of its time."""
     seconds = min(MOST, SHARE * duration)
@@ -119,9 +186,9 @@ def _measured(
         cost = costs.measure(network, own, seconds=None)
         if own is not None and seconds is not None and device.type == accelerator_on(recipe.device).device.type:
             key = _key(network, cost, own, largest)
-            if key not in _TIMED:
-                _TIMED[key] = costs.timed(network, own, seconds=seconds, largest=largest)
-            cost |= _TIMED[key]._asdict()  # type: ignore[typeddict-item]  # of the same keys
+            if key not in _TIMED or seconds > 2 * _TIMED[key][0]:
+                _TIMED[key] = seconds, costs.timed(network, own, seconds=seconds, largest=largest)
+            cost |= _TIMED[key][1]._asdict()  # type: ignore[typeddict-item]  # of the same keys
     except Exception as error:  # noqa: BLE001  a run does not fail of it
         say(f"{who} {network.card.name}: its times were not measured: {reason_of(error)}")
         cost = costs.measure(network)

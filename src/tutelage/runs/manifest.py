@@ -77,6 +77,8 @@ def describe_data(splits: data.Splits, device: torch.device) -> dict[str, Any]:
     """Describe the data for a manifest, and where a run on a device keeps them."""
     keys = ("source", "fingerprint", "classes", *(("channels", "image_size") if splits.of_images else ()))
     described = {key: getattr(splits, key) for key in keys}
+    if splits.licence is not None:
+        described["licence"] = splits.licence
     if splits.text:
         described["tokenizers"] = {
             name: {

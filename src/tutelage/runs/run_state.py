@@ -7,7 +7,7 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -23,7 +23,8 @@ from tutelage.errors import RecipeError, explained
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
-from tutelage.runs import costs, disk, manifest, resume, sanity_checks, setup
+from tutelage.objectives.registry import papers
+from tutelage.runs import costs, disk, manifest, notes, resume, sanity_checks, setup
 from tutelage.runs.disputed import disputed
 from tutelage.runs.evaluation import calibrate_teacher, evaluate_in_detail, predictions_of
 from tutelage.runs.networks import describe_fit
@@ -84,6 +85,7 @@ class RunState:
         first_of_group = not teacher_outputs
         if (line := fallback(self.device, precision)) and first_of_group:
             self.reporter.say(f"{recipe.name}: {line}")
+        self.remark(notes.of_run(recipe, run_inputs))
         teacher = run_inputs.teacher and setup.on_device(recipe, FrozenTeacher(run_inputs.teacher).network, "teacher")
         self.teacher = teacher
         self.held_out: list[EvalSet] = []
@@ -124,6 +126,7 @@ class RunState:
             "student": manifest.describe_network(run_inputs.student),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
             "objective_terms": [o.weights() for o in self.objectives],
+            "papers": [*dict.fromkeys(paper for o in self.objectives for paper in papers(o))],
             "precision": {
                 "value": precision,
                 "computed": computed_precision(self.device, precision),
@@ -143,6 +146,11 @@ class RunState:
         self.distillers: dict[int, Distiller] = {}
         self.contexts: dict[int, BindContext] = {}
         by_main(self._write_first_records)
+
+    def remark(self, lines: Iterable[str]) -> None:
+        """Tell what is to be known of the run."""
+        for line in lines:
+            self.reporter.remark(line)
 
     def _write_first_records(self) -> None:
         records.write_bytes(self.folder / records.RECIPE, config.dump(self.recipe).encode())
@@ -425,6 +433,7 @@ class RunState:
             }
         by_main(lambda: self._write_result(evaluation, predictions_of(result, teacher)))
         self.finished = True
+        self.remark(notes.left_out(splits))  # now that all were read
         if evaluation is not None:
             judged = evaluation["student"]
             self.reporter.say(f"{self.recipe.name}: {test.name} {records.measure(judged).describe(judged)}")

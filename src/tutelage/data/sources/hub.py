@@ -21,6 +21,7 @@ from tutelage.data.names import local_folder
 from tutelage.data.sources.masks import numbered_classes
 from tutelage.data.texts import Texts, beside_images, from_texts, open_tokenizer, read_texts
 from tutelage.errors import InvalidValueError, NotFoundError, missing_extra, one_line
+from tutelage.hub_files import licence_in
 from tutelage.images import READER_VERSION, Encoded
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
@@ -68,6 +69,18 @@ def open_hub(name: str, settings: DataSettings, unlabelled: UnlabelledImages | T
         ValueError: if there is no split to train on or no such column, or labels are outside the classes.
     """
     splits, local = _load(name)
+    said = (rows.info.license for rows in splits.values())
+    licence = next(filter(None, said), None) or _published_licence(name)
+    return replace(_opened(name, splits, local, settings, unlabelled), licence=licence)
+
+
+def _opened(
+    name: str,
+    splits: Mapping[str, Any],
+    local: bool,
+    settings: DataSettings,
+    unlabelled: UnlabelledImages | Texts | None,
+) -> Splits:
     from datasets import ClassLabel, Image
 
     shown = f"hf:{Path(name).expanduser().resolve().name}" if local else f"hf:{name}"
@@ -223,6 +236,17 @@ def _texts(
         notes=notes,
         unlabelled=unlabelled,
     )
+
+
+def _published_licence(name: str) -> str | None:
+    """Return the licence that the card of a data set says, which lies in its folder or was kept when it was fetched."""
+    folder = local_folder(name)
+    if folder is not None:
+        return licence_in(folder / records.README)
+    from huggingface_hub import try_to_load_from_cache
+
+    kept = try_to_load_from_cache(name, records.README, repo_type="dataset")
+    return licence_in(Path(kept)) if isinstance(kept, str) else None
 
 
 def _load(name: str) -> tuple[Mapping[str, Any], bool]:

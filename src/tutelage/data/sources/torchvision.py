@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,10 @@ class VisionReader:
     def encoded(self, positions: Sequence[int]) -> list[Encoded]:
         """Return the images, decoded by torchvision, or its errors."""
         return [_sample(self.dataset, position)[0] for position in positions]
+
+
+_LICENCES = {"FashionMNIST": "mit"}
+"""Licences that authors state in their repositories: github.com/zalandoresearch/fashion-mnist. No guess is made."""
 
 
 def open_vision(name: str, settings: DataSettings, unlabelled: UnlabelledImages | None = None) -> Splits:
@@ -81,7 +85,7 @@ def open_vision(name: str, settings: DataSettings, unlabelled: UnlabelledImages 
     description = Description(
         class_names=classes, settings=settings, source=f"torchvision:{name}", unlabelled=unlabelled
     )
-    return from_images(raws[0], raws[1], description)
+    return replace(from_images(raws[0], raws[1], description), licence=_LICENCES.get(name))
 
 
 def _halves(build: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -1,0 +1,221 @@
+"""Classifiers as folders that are handed on, and repositories of the Hugging Face Hub.
+
+``huggingface_hub.ModelHubMixin`` saves and uploads. It is not a base of `Classifier`: it would keep the arguments of
+every classifier's construction as a second, stale description, and read folders by ``config.json`` alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import ModelCard, ModelHubMixin
+from torch import nn
+
+from tutelage import records
+from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
+from tutelage.hub_files import folder_of, uploading
+from tutelage.models import io
+from tutelage.models.classifier import Classifier
+from tutelage.models.ensembles import Ensemble
+from tutelage.models.lora import merged
+from tutelage.models.model_card import FromRun, card_of, publishable_name
+from tutelage.models.names import is_exported, is_own_module, saved_student
+from tutelage.models.registry import create, restored
+
+_FILES = (records.STUDENT, records.CARD, records.NETWORK, records.README, "*.safetensors.index.json", "tokenizer*")
+_FILES += ("special_tokens_map.json", "chat_template.jinja")
+"""What of a repository is fetched."""
+
+
+class _Card(ModelCard):
+    def save(self, filepath: Path | str) -> None:
+        records.write_bytes(Path(filepath), str(self).encode())
+
+
+class Published(ModelHubMixin):
+    """A classifier as huggingface_hub saves and uploads it.
+
+    Args:
+        classifier: classifier; it is not changed.
+        repo_id: name of the repository, where there is one.
+    """
+
+    def __init__(self, classifier: Classifier, repo_id: str | None = None) -> None:
+        self._hub_mixin_config = None  # what describes it is written with it
+        self.classifier, self.repo_id = classifier, repo_id
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        classifier = self.classifier
+        network = classifier.network
+        if classifier.adapters is not None or classifier.frozen:
+            network = merged(network)
+        card = dataclasses.replace(classifier.card, name=publishable_name(classifier.card.name))
+        outputs = None if classifier.outputs is None else classifier.outputs.tolist()
+        io.save(Classifier(network, card, outputs=outputs, call=classifier.call), save_directory)
+
+    def generate_model_card(self, **front: Any) -> ModelCard:
+        """Return the card: made of the run's records where its weights are those of a run, else of what is known."""
+        classifier = self.classifier
+        weights, folder = _weights_of(classifier), classifier.folder
+        is_run = weights is not None and folder is not None and (folder / records.MANIFEST).is_file()
+        run = FromRun.read(folder, weights) if folder and weights and is_run else None
+        kept = folder / records.README if folder is not None and weights is not None else None
+        if run is None and kept is not None and kept.is_file() and not front:
+            return _Card(records.read_bytes(kept).decode(), ignore_metadata_errors=True)
+        kind = classifier.call and classifier.call.kind
+        return _Card(card_of(classifier.card, run, kind=kind, name=self.repo_id, **front))
+
+
+def _weights_of(classifier: Classifier) -> Literal["last", "best"] | None:
+    """Return which of the weights in its folder a classifier has: ``None`` for others, as after more training."""
+    if classifier.folder is None:
+        return None
+    own = classifier.network.state_dict()
+    kinds: dict[str, Literal["last", "best"]] = {records.STUDENT: "last", records.BEST: "best"}
+    for file, weights in kinds.items():
+        kept = io.read(path) if (path := classifier.folder / file).is_file() else {}
+        same = (k in own and torch.equal(own[k].cpu().to(value.dtype), value) for k, value in kept.items())
+        if kept and all(same):
+            return weights
+    return None
+
+
+def save_pretrained(classifier: Classifier, save_directory: str | Path, **arguments: Any) -> str | None:
+    """Write a folder that `from_pretrained` and `create` read, with a model card, ``README.md``.
+
+    It holds the files of `save`, of the whole network: adapters are merged into its weights, and parts that are frozen
+    are there too. The card is made of a run's records if the classifier has the weights of the run that it was loaded
+    from. A ``README.md`` that is there stays.
+
+    Args:
+        classifier: classifier; it is not changed.
+        save_directory: folder to write to; created if it does not exist.
+        arguments: others of `huggingface_hub.ModelHubMixin.save_pretrained`; ``model_card_kwargs`` are keys of the
+            card's front matter, such as ``{"license": "apache-2.0"}``.
+
+    Returns:
+        ``None``, or with ``push_to_hub=True`` the URL of the commit.
+
+    Raises:
+        ValueError: if it is no single network with weights of its own, or the folder is a run's.
+        StorageError: if the system refuses.
+    """
+    _require_one(classifier)
+    folder = Path(save_directory)
+    if (folder / records.MANIFEST).exists() or (folder / records.CHECKPOINTS).exists():
+        instead = "type another, such as 'published'"
+        raise InvalidValueError("save_directory", "a folder of its own", f"{str(folder)!r}, a run's", instead)
+    with records.writing(folder / records.STUDENT):
+        return Published(classifier, arguments.get("repo_id")).save_pretrained(folder, **arguments)
+
+
+def push_to_hub(classifier: Classifier, repo_id: str, **arguments: Any) -> str:
+    """Upload what `save_pretrained` writes to a repository of the Hugging Face Hub, in one commit.
+
+    Args:
+        classifier: classifier; it is not changed.
+        repo_id: ``user/name``; created if it does not exist. Its card is replaced, unless ``ignore_patterns`` names it.
+        arguments: others of `huggingface_hub.ModelHubMixin.push_to_hub`: ``private``, ``token``, ``branch``,
+            ``commit_message``, ``create_pr``, ``ignore_patterns``, ``model_card_kwargs``.
+
+    Returns:
+        The URL of the commit.
+
+    Raises:
+        FileNotFoundError: if it is no name, or there is no such user.
+        ConnectionError: if the Hub cannot be reached, or takes nothing of this user.
+        ValueError: as of `save_pretrained`.
+    """
+    _require_one(classifier)
+    if not isinstance(repo_id, str):
+        raise InvalidTypeError("repo_id", "a name such as 'user/name'", type(repo_id).__name__, "type that")
+    with uploading(repo_id, "repo_id"):
+        return str(Published(classifier, repo_id).push_to_hub(repo_id, **arguments))
+
+
+def _require_one(classifier: Classifier) -> None:
+    name, expected = classifier.card.name, "one network with weights of its own"
+    if isinstance(classifier, Ensemble):
+        instead = "save each of its members, model.members"
+        raise InvalidValueError("model", expected, f"{name}, several", instead)
+    if is_exported(name):
+        raise InvalidValueError("model", expected, f"{name}, a file", "upload that file")
+
+
+def from_pretrained(
+    name: str | Path,
+    *,
+    network: nn.Module | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | Path | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    trust_code: bool | frozenset[str] = False,
+) -> Classifier:
+    """Load a saved classifier from a folder or the Hub, in the dtype of its weights; no code in it is run.
+
+    Args:
+        name: path of a folder that `save_pretrained` or a run wrote, or ``user/name`` on the Hub, whose files are
+            fetched and kept. A folder of that name comes first.
+        network: for a module of the caller's own, which no name rebuilds: one like it, which gets the weights.
+        revision: branch, tag or commit on the Hub.
+        token: token for the Hub, by default that of ``hf auth login``.
+        cache_dir: folder that keeps what is fetched.
+        local_files_only: whether to take what was kept, without asking the Hub.
+        force_download: whether to fetch again what was kept.
+        trust_code: whether a ``file:`` network, which runs a file that is here, is allowed.
+
+    Returns:
+        The classifier, on the CPU, in evaluation mode.
+
+    Raises:
+        FileNotFoundError: if there is no such folder, repository or revision, or no access to it.
+        ConnectionError: if the Hub cannot be reached and nothing of the name was kept.
+        ValueError: if nothing of this package is in it, it is damaged, or ``network`` is missing or does not fit.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     create("mlp:16", classes=10, image_size=(8, 8)).save_pretrained(folder)
+        ...     from_pretrained(folder)(torch.rand(2, 3, 8, 8)).shape
+        torch.Size([2, 10])
+    """
+    if not isinstance(name, str | Path):
+        instead = "type from_pretrained('user/name')"
+        raise InvalidTypeError("model", "the path of a folder, or a name on the Hub", type(name).__name__, instead)
+    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    options |= {"local_files_only": local_files_only, "force_download": force_download}
+    folder = folder_of(str(name), _FILES, what="model", **options)
+    if not (folder / records.CARD).is_file() and not Path(name).is_dir():
+        instead = f"type tutelage.models.create('hf:{name}') for one of transformers"
+        got = f"{name}, without {records.CARD}"
+        raise InvalidValueError("model", "a repository that tutelage wrote", got, instead)
+    path = saved_student(str(folder)) / records.STUDENT
+    card = io.read_card(folder)
+    own, of_file = is_own_module(card.name), card.name.startswith("file:")
+    if network is not None and not (own or of_file):
+        instead = "leave network out"
+        raise InvalidValueError("network", f"none, as its name {card.name} rebuilds {name}", "one", instead)
+    if network is not None:
+        classifier = restored(folder, network)
+    elif own:
+        expected = f"a module like that of {name}, {card.name.removeprefix('object:')} of the user's own"
+        instead = f"build it and type tutelage.models.from_pretrained({str(name)!r}, network=module)"
+        raise InvalidValueError("network", expected, "none", instead)
+    else:
+        try:
+            classifier = create(str(folder), trust_code=trust_code)
+        except NotFoundError as error:
+            if not of_file:
+                raise
+            instead = "work in its folder, or build the network and type network=module"
+            raise NotFoundError("model", error.expected, error.got, instead) from error
+    state = io.read(path)
+    if any(value.dtype == torch.float64 for value in state.values()) and not classifier.is_double:
+        classifier = classifier.double()
+        io.load(classifier, state, name=card.name, path=path)
+    return classifier.eval()
