@@ -13,7 +13,7 @@
   // The figures' colours on a dark page; those of curves are readable on both.
   const onDark = {
     white: "#15171a", "#1d1d1f": "#ececee", "#e8e8e8": "#30343a", "#777777": "#9a9fa8", "#999999": "#7d828b",
-    "#000000": "#ffffff", "#0072B2": "#3b9fe0", "rgba(0,0,0,0.08)": "rgba(255,255,255,0.1)",
+    "#000000": "#ffffff", "#0072B2": "#1b87cf", "rgba(0,0,0,0.08)": "rgba(255,255,255,0.1)",
     "rgba(0,0,0,0.16)": "rgba(255,255,255,0.18)",
   };
 
