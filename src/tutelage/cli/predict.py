@@ -103,7 +103,7 @@ def predict(
             for batch in answering.answers(predictor, samples, batch_size=batch_size):
                 writer.write(_good(batch, counts, stop=on_corrupt == "stop"))
         except KeyboardInterrupt as error:
-            error.add_note(f"{counts.good} samples were answered")
+            error.add_note(f"{counts.good} answered")
             vars(error)["instead"] = "run the same command again to begin anew"
             raise
     _say(samples, counts, result, predictor)
