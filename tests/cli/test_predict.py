@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+import re
 import sys
 import threading
 from pathlib import Path
@@ -189,6 +190,20 @@ def test_tokens_have_a_class_each(reading, tmp_path, invoke):
     with torch.no_grad():
         logits = network(torch.tensor(reading.tokenizer.encode([TEXTS[1]], max_tokens=12)))[0]
     assert [int(row["label"]) for row in rows] == logits.argmax(-1).tolist()
+
+
+def test_a_table_fits_a_terminal_and_is_whole_in_a_pipe(insects, pictures, monkeypatch, invoke):
+    long = Path("in") / ("x" * 70) / ("y" * 70)
+    long.mkdir(parents=True)
+    (pictures / "b.jpg").rename(long / "b.jpg")
+    monkeypatch.setenv("COLUMNS", "60")
+    _, out, _ = invoke("predict", insects, str(long))
+    assert str(long / "b.jpg") in out.splitlines()[1]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    _, out, _ = invoke("predict", insects, str(long), "in/c.gif")
+    lines = [re.sub(r"\x1b\[\d*m", "", line) for line in out.splitlines()]
+    assert max(map(len, lines)) <= 60
+    assert "".join(line.split()[0] for line in lines[1:-1]) == str(long / "b.jpg")
 
 
 @pytest.mark.timeout(20)
