@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.machinery
 import importlib.util
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, Literal
 
-from tutelage import records
+from tutelage import connection, records
 from tutelage.errors import InvalidValueError, NetworkError, NotFoundError, missing_extra, one_line
 
 PACKAGE = "package:"
@@ -61,17 +64,63 @@ def _fetched(name: str, files: Sequence[str], what: str) -> Path:
         from huggingface_hub import errors
     except ImportError as error:
         raise missing_extra(what, "huggingface_hub for a name on the Hub", "text", error) from error
+    expected, instead = f"to fetch {name} from the Hub", "type the path of a local copy"
     try:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
-    except errors.LocalEntryNotFoundError as error:
-        instead = "connect, or type the path of a local copy"
-        raise NetworkError(what, f"to fetch {name} from the Hub", one_line(error), instead) from error
+        with reaching_hub(name, what=what, expected=expected, instead=instead):
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files)))
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         instead = "check the name, log in where it is private, or type the path of a local copy"
         raise NotFoundError(what, "a repository on the Hub", f"{name} ({one_line(error)})", instead) from error
     except OSError as error:
+        if isinstance(error, NetworkError):
+            raise
         if error.errno in records.DISK:
             cache = "set HF_HOME to another folder"
             raise records.storage_error(error, f"the files of {name}", folder=Path.home(), elsewhere=cache) from error
-        instead = "connect, or type the path of a local copy"
-        raise NetworkError(what, f"to fetch {name} from the Hub", one_line(error), instead) from error
+        raise NetworkError(what, expected, one_line(error), f"connect, or {instead}") from error
+
+
+@contextlib.contextmanager
+def reaching_hub(
+    name: str, *, kind: Literal["models", "datasets"] = "models", what: str, expected: str, instead: str
+) -> Iterator[None]:
+    """Let libraries of the Hub read what they have kept, and ask for nothing, where it does not answer within seconds.
+
+    Args:
+        name: repository to fetch, ``org/name``.
+        kind: what it is one of.
+        what: what an error is about.
+        expected: what was expected.
+        instead: what else to type, besides to connect.
+
+    Raises:
+        ConnectionError: if a library has not kept it, and the Hub does not answer or is not to be asked.
+    """
+    from huggingface_hub import constants
+
+    offline, why = constants.HF_HUB_OFFLINE, "HF_HUB_OFFLINE is set"
+    if not offline:
+        limit = max(connection.LIMIT, float(constants.HF_HUB_ETAG_TIMEOUT))
+        why = connection.why_unreachable(f"{constants.ENDPOINT}/api/{kind}/{name}", ask=_head, limit=limit) or ""
+    # The library `datasets` has its own copy of the setting, which is that of the environment.
+    settings: list[Any] = [constants, *filter(None, [sys.modules.get("datasets.config")])]
+    try:
+        for module in settings if why else ():
+            module.HF_HUB_OFFLINE = True
+        yield
+    except OSError as error:
+        if not why or error.errno in records.DISK:
+            raise
+        known = f"set HF_HOME to a folder that has it, or {instead}"
+        got = f"{why}, and no copy in {constants.HF_HOME}"
+        raise NetworkError(what, expected, got, f"{'unset it' if offline else 'connect'}, {known}") from error
+    finally:
+        for module in settings if why else ():
+            module.HF_HUB_OFFLINE = offline
+
+
+def _head(url: str, timeout: float) -> int:
+    """Return the HTTP status that the Hub answers with, through the client that fetches its files."""
+    from huggingface_hub.utils import get_session
+
+    return int(get_session().head(url, timeout=timeout).status_code)
