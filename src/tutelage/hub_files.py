@@ -77,7 +77,7 @@ def _fetched(name: str, files: Sequence[str], what: str) -> Path:
         if error.errno in records.DISK:
             cache = "set HF_HOME to another folder"
             raise records.storage_error(error, f"the files of {name}", folder=Path.home(), elsewhere=cache) from error
-        raise NetworkError(what, expected, one_line(error), f"connect, or {instead}") from error
+        raise NetworkError(what, expected, one_line(error).removeprefix("Got: "), f"connect, or {instead}") from error
 
 
 @contextlib.contextmanager
@@ -111,9 +111,10 @@ def reaching_hub(
     except OSError as error:
         if not why or error.errno in records.DISK:
             raise
-        known = f"set HF_HOME to a folder that has it, or {instead}"
         got = f"{why}, and no copy in {constants.HF_HOME}"
-        raise NetworkError(what, expected, got, f"{'unset it' if offline else 'connect'}, {known}") from error
+        retry = "unset it" if offline else "connect or try again later"
+        instead = f"{retry}, set HF_HOME to a folder that has it, or {instead}"
+        raise NetworkError(what, expected, got, instead) from error
     finally:
         for module in settings if why else ():
             module.HF_HUB_OFFLINE = offline
