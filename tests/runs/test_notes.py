@@ -74,7 +74,6 @@ def test_a_run_and_an_evaluation_say_it_to_their_reporters(pets, tmp_path, capfd
     run = tutelage.train(
         model={"name": "mlp:4", "size": 12},
         data=f"imagefolder:{pets}/val",
-        runs=tmp_path,
         reporter=reporter,
         **settings,
     )
