@@ -171,6 +171,6 @@ def reaching_hub(
 
 def _head(url: str, timeout: float) -> int:
     """Return the HTTP status that the Hub answers with, through the client that fetches its files."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     return int(get_session().head(url, timeout=timeout).status_code)
