@@ -152,9 +152,10 @@ def reaching_hub(
         limit = max(connection.LIMIT, float(constants.HF_HUB_ETAG_TIMEOUT))
         why = connection.why_unreachable(f"{constants.ENDPOINT}/api/{kind}/{name}", ask=_head, limit=limit) or ""
     # The library `datasets` has its own copy of the setting, which is that of the environment.
-    settings: list[Any] = [constants, *filter(None, [sys.modules.get("datasets.config")])]
+    modules: list[Any] = [constants, *filter(None, [sys.modules.get("datasets.config")])] if why else []
+    before = [module.HF_HUB_OFFLINE for module in modules]
     try:
-        for module in settings if why else ():
+        for module in modules:
             module.HF_HUB_OFFLINE = True
         yield
     except OSError as error:
@@ -165,8 +166,8 @@ def reaching_hub(
         instead = f"{retry}, set HF_HOME to a folder that has it, or {instead}"
         raise NetworkError(what, expected, got, instead) from error
     finally:
-        for module in settings if why else ():
-            module.HF_HUB_OFFLINE = offline
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def _head(url: str, timeout: float) -> int:
