@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import io
+import logging
 import os
 import sys
 import traceback
@@ -87,6 +88,7 @@ def main_options(
 def main() -> None:
     """Run the command that was typed; see `entry.main`."""
     warnings.showwarning = _warn
+    logging.getLogger("torch.utils._pytree").setLevel(logging.ERROR)  # of torchao, which transformers imports
     if "--debug" in sys.argv[2:]:  # an option of every command, wherever it is typed
         sys.argv.remove("--debug")
         sys.argv.insert(1, "--debug")
