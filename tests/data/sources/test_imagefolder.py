@@ -11,7 +11,8 @@ from tests._helpers import SHARED
 from tests._helpers.refusals import refused
 
 from tutelage import images
-from tutelage.data import BatchLoader, DataSettings, RandAugment, file_hashes, image_files, open_data
+from tutelage.data import BatchLoader, DataSettings, RandAugment, file_hashes, open_data
+from tutelage.data.names import is_picture
 from tutelage.data.transforms import draw_boxes
 from tutelage.errors import InvalidValueError, NotFoundError
 from tutelage.types import View
@@ -422,7 +423,7 @@ def test_files_are_listed_in_order_whatever_their_names(tmp_path):
     (ant / "link.png").symlink_to(ant / "3.png")
     (ant / "broken.png").symlink_to(ant / "none.png")
     (ant / "linked").symlink_to(tmp_path / "pets" / "bee")
-    files, counts = file_hashes.scan(tmp_path / "pets", ["ant", "bee", "cat"], keep=image_files.is_picture)
+    files, counts = file_hashes.scan(tmp_path / "pets", ["ant", "bee", "cat"], keep=is_picture)
     expected = plainly_listed(tmp_path / "pets", ["ant", "bee", "cat"])
     for _ in range(2):
         assert file_hashes.listing(files) == expected
