@@ -19,7 +19,7 @@ LARGEST_CARD = 2**22
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def folder_of(name: str, files: Sequence[str], *, what: str, **download: Any) -> Path:
+def folder_of(name: str, files: Sequence[str], *, what: str, optional: Sequence[str] = (), **download: Any) -> Path:
     """Return the folder that a name stands for, with some files of it; nothing in it is executed or imported.
 
     Args:
@@ -27,6 +27,7 @@ def folder_of(name: str, files: Sequence[str], *, what: str, **download: Any) ->
             without importing it; or ``org/name``, of the Hugging Face Hub, whose files are fetched and kept.
         files: patterns of the files to fetch from the Hub, such as ``*.json``.
         what: what an error is about, such as ``model``.
+        optional: patterns of files that are done without where the Hub cannot be reached and they were not kept.
         download: for a name of the Hub, what `huggingface_hub.snapshot_download` takes besides, such as ``revision``.
 
     Raises:
@@ -42,7 +43,7 @@ def folder_of(name: str, files: Sequence[str], *, what: str, **download: Any) ->
         return path
     if path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
         raise NotFoundError(what, "a folder, or a name on the Hub such as org/name", repr(name), "check the path")
-    return _fetched(name, files, what, download)
+    return _fetched(name, files, what, optional, download)
 
 
 def _inside_package(name: str, what: str) -> Path:
@@ -60,13 +61,20 @@ def _inside_package(name: str, what: str) -> Path:
     raise NotFoundError(what, f"a folder {inner} in the package {package}", "none", example)
 
 
-def _fetched(name: str, files: Sequence[str], what: str, download: dict[str, Any]) -> Path:
+def _fetched(name: str, files: Sequence[str], what: str, optional: Sequence[str], download: dict[str, Any]) -> Path:
     try:
         import huggingface_hub
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise missing_extra(what, "huggingface_hub for a name on the Hub", "text", error) from error
     with _hub_errors(name, what, f"to fetch {name} from the Hub", "connect, or type the path of a local copy"):
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), **download))
+        try:
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*files, *optional], **download))
+        except LocalEntryNotFoundError:
+            if not optional:
+                raise
+            download["local_files_only"] = True
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), **download))
 
 
 @contextmanager
@@ -119,8 +127,10 @@ def licence_in(readme: Path) -> str | None:
     from huggingface_hub import ModelCard
 
     try:
-        card = ModelCard(plain_files.read(readme, LARGEST_CARD).decode(), ignore_metadata_errors=True)
-        said = card.data.get("license")
+        content = plain_files.read(readme, LARGEST_CARD).decode()
+        if not content.startswith("---"):
+            return None
+        said = ModelCard(content, ignore_metadata_errors=True).data.get("license")
     except Exception:  # noqa: BLE001  of whatever the card of somebody holds
         return None
     return ", ".join(map(str, said)) if isinstance(said, list) else str(said) if said else None
