@@ -149,7 +149,7 @@ def create(
             classifier = with_outputs(classifier, chosen)
     classifier.asked_size = image_size
     if saved is not None:
-        classifier.folder = saved
+        classifier.folder = saved.absolute()
         classifier.adapters, _ = io.read_parts(saved)
     elif weights is None and spec.fetch is not None:
         classifier.named_seed = seed

@@ -19,7 +19,7 @@ import tutelage
 from tutelage import models, records
 from tutelage.errors import NotFoundError
 from tutelage.models import Card
-from tutelage.models.model_card import card_of, interval, model_card
+from tutelage.models.readme import card_of, interval, model_card
 
 FINISHED = ROOT / "tests" / "fixtures" / "runs" / "finished"
 COSTS = {
@@ -75,6 +75,7 @@ def test_the_figures_are_those_of_the_records(run):
     shown = f"{100 * judged['accuracy']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"
     assert cells(text, "Accuracy")[0] == shown
     assert f"On the {samples} samples of the test set" in text
+    assert "\n| | Student | Teacher |\n|---|---|---|\n| Accuracy | " in text
     assert cells(text, "Accuracy")[1].startswith(f"{100 * evaluation['teacher']['accuracy']:.2f} %")
     assert cells(text, "The same after temperature scaling") == ["1.23 % (T = 1.250, fitted on validation)", ""]
     assert cells(text, "Parameters") == ["610", ""]
@@ -119,6 +120,16 @@ def test_other_libraries_and_front_matter(run):
     )
     assert cells(text, "Data, hf:org/data") == ["cc-by-4.0", ""]
     assert cells(text, r"First weights of the student, timm:resnet18.a1\_in1k, a1\_in1k")[0] == "apache-2.0"
+
+
+def test_a_network_without_a_teacher_has_one_column(run):
+    manifest = json.loads((run / records.MANIFEST).read_text())
+    (run / records.MANIFEST).write_text(json.dumps(manifest | {"teacher": None, "verb": "train"}))
+    front, text = split(model_card(run))
+    assert len(cells(text, "Accuracy")) == 1
+    assert "Teacher" not in text
+    assert "\n| | Student |\n|---|---|\n| Accuracy | " in text
+    assert front["tags"] == ["tutelage"]
 
 
 def test_licences_are_said_or_unknown(run):

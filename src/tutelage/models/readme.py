@@ -24,6 +24,8 @@ from tutelage.version import __version__
 
 LIBRARY = "tutelage"
 UNKNOWN = "unknown: none is recorded with them"
+PLACE = "path/of/this/folder"
+"""Stands in a card for what is not known yet: where it will be."""
 NAMES = 100
 """Number of class names that a card lists."""
 _HUB = "https://huggingface.co/"
@@ -134,6 +136,7 @@ def card_of(
     title = name or str(manifest.get("name") or publishable_name(card.name))
     task = _pipeline(card, kind)
     data = _section(manifest, "data")
+    results = list(_eval_results(run, task))
     known = {
         "library_name": library,
         "pipeline_tag": task,
@@ -141,13 +144,13 @@ def card_of(
         "tags": _tags(manifest, library),
         "base_model": _base_model(_section(manifest, "student")) if run else None,
         "datasets": _hub_dataset(data),
-        "model_name": printable(title),
-        "eval_results": list(_eval_results(run, task)) or None,
+        "model_name": printable(title) if results else None,
+        "eval_results": results or None,
     } | front
     recipe = manifest.get("recipe")
     text = (
         _environment()
-        .get_template("model_card.md.j2")
+        .get_template("readme.md.j2")
         .render(
             front=_Raw(ModelCardData(**known).to_yaml()),
             title=title,
@@ -267,7 +270,8 @@ def _eval_results(run: FromRun | None, task: str | None) -> Iterator[EvalResult]
     if run is None or run.evaluation is None or run.weights != "last":
         return
     judged = run.evaluation["student"]
-    source = printable(str(_section(run.manifest, "data").get("source") or "unknown"))
+    data = _section(run.manifest, "data")
+    source = (_hub_dataset(data) or [printable(str(data.get("source") or "unknown"))])[0]
     by = records.measure(judged)
     if (value := judged.get(by.key)) is not None:
         yield EvalResult(
@@ -282,7 +286,7 @@ def _eval_results(run: FromRun | None, task: str | None) -> Iterator[EvalResult]
 
 def _usage(card: Card, kind: str | None, name: str | None) -> str:
     """Return Python that loads and calls what `save` writes."""
-    where = json.dumps(name or "path/of/this/folder")
+    where = json.dumps(name or PLACE)
     handed = ""
     if is_own_module(card.name) or card.name.startswith("file:"):
         made = card.name.rpartition(":")[2]
@@ -299,7 +303,7 @@ def _usage(card: Card, kind: str | None, name: str | None) -> str:
     call = {"pixels": f"predict_masks({sample})", "embedding": f"embed({sample})"}.get(card.task, f"predict({sample})")
     if card.max_tokens is None and card.image_size is None and kind is None:
         call = "eval()"  # It takes tensors, of which the card says nothing.
-    beside = "  # a network of your own like the one that was trained" if handed else ""
+    beside = "  # a module like the one that was saved" if handed else ""
     return f"import tutelage\n\nmodel = tutelage.models.from_pretrained({where}{handed}){beside}\nprint(model.{call})"
 
 
