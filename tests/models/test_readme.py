@@ -228,6 +228,7 @@ def test_a_run_of_ones_own_module_is_published_with_its_names_and_papers(trained
     assert "- Hinton et al. 2015, arXiv:1503.02531" in text
     assert "network=Sequential()" in text
     assert "there is no recipe that repeats it" in text
+    assert trained.manifest["papers"][1].startswith("Hinton")
     accuracy = trained.evaluation["student"]["accuracy"]
     assert cells(text, "Accuracy")[0].startswith(f"{100 * accuracy:.2f} %")
     again = models.from_pretrained(tmp_path, network=nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))

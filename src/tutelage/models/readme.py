@@ -412,7 +412,7 @@ def _licences(card: Card, manifest: Mapping[str, Any]) -> Iterator[Row]:
     def weights(what: str, network: Mapping[str, Any]) -> Row:
         if network.get("weights") == "random":
             return Row(f"{what}, {network.get('name')}", "none: random weights", "")
-        name = f"{what}, {network.get('name')}, {network.get('weights')}"
+        name = ", ".join(str(part) for part in (what, network.get("name"), network.get("weights")) if part)
         return Row(name, str(network.get("licence") or UNKNOWN), str(network.get("source") or ""))
 
     if not manifest:
