@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 import tutelage
 from tutelage import objectives, records
 from tutelage.errors import RecipeError
-from tutelage.models import Classifier
+from tutelage.models import Card, Classifier
 from tutelage.report import html
 
 QUICK = {"epochs": 1, "batch_size": 512, "device": "cpu", "precision": "fp32", "optimizer": {"lr": 0.1}}
@@ -55,7 +55,8 @@ def test_a_run_its_folder_and_its_name_are_judged_as_the_run_judged_itself(run):
 
 def test_a_module_is_judged_on_named_data_and_on_its_owners(run):
     classifier = run.student
-    assert tutelage.evaluate(classifier, data="digits") == tutelage.evaluate(run, data="digits")
+    how = {"data": "digits", "batch_size": 512}  # the run's, whose sums round alike
+    assert tutelage.evaluate(classifier, **how) == tutelage.evaluate(run, **how)
     judged = tutelage.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), data=own_data())
     assert sum(judged["entropy_histogram"]["counts"]) == 8
     splits = tutelage.data.from_datasets(*own_data(), classes=10)
@@ -172,6 +173,32 @@ def test_the_argument_and_the_call_are_those_that_were_typed(tmp_path):
 def test_a_module_of_other_classes_is_not_judged(classes):
     with refused(tutelage.errors.RecipeError, "model object:Sequential", got=str(classes)):
         tutelage.evaluate(nn.Sequential(nn.Flatten(), nn.Linear(64, classes)), data="digits")
+
+
+def test_a_model_is_judged_on_other_data_by_the_names_of_its_classes():
+    """Never by their places, where these are others: that would be a wrong number."""
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.eye(4, 64))  # whose class is the pixel that is white
+    names = ("apple", "bread", "cat", "dog")
+    model = Classifier(network, Card(name="own", classes=4, class_names=names))
+    backwards = Classifier(network, Card(name="own", classes=4, class_names=names[::-1]), outputs=[3, 2, 1, 0])
+
+    def pair(*order, names=names):
+        data = TensorDataset(torch.eye(64)[list(order)].reshape(-1, 1, 8, 8), torch.arange(len(order)))
+        data.classes = [names[k] for k in order]
+        return data, data
+
+    for order in ([0, 1, 2, 3], [3, 1, 0, 2], [3, 1]):
+        for each in (model, backwards):
+            judged = tutelage.evaluate(each, data=pair(*order, names=[name.title() for name in names]))
+            assert judged["per_class"] == [1.0] * len(order)
+    other = pair(3, 2, 1, names=["ant", "bee", "cat", "Dog"])
+    with refused(RecipeError, "model object:Classifier", got="1 ('bee') of the data's", suggests="model.classes=[...]"):
+        tutelage.evaluate(model, data=other)
+    assert tutelage.evaluate({"name": model, "classes": ["dog", 2, "bread"]}, data=other)["accuracy"] == 1
+    with pytest.warns(UserWarning, match="'apple' for 'n0', 'bread' for 'n1', 'cat' for 'n2', ..."):
+        assert tutelage.evaluate(model, data=pair(0, 1, 2, 3, names=["n0", "n1", "n2", "n3"]))["accuracy"] == 1
 
 
 def test_errors_out_of_a_users_module_name_it(run):

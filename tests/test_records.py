@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
 import math
 import os
 import re
 import stat
 
+import numpy as np
 import pytest
 from tests._helpers.refusals import refused
 
 from tutelage import plain_files, records
-from tutelage.errors import InvalidValueError, StorageError
+from tutelage.errors import InvalidValueError, NotFoundError, StorageError
 
 
 def epoch(number, *, test=0.5, validation=None, stage=0):
@@ -340,3 +342,79 @@ def test_a_language_model_is_judged_by_its_perplexity_and_anything_else_by_its_a
     assert records.measure({"accuracy": 0.1587}).describe({"accuracy": 0.1587}) == "accuracy 15.87%"
     assert (records.merit(text), records.merit({"accuracy": 0.1587}), records.merit({})) == (-118.8094, 0.1587, None)
     assert records.PERPLEXITY.write(1e151, 2.0) == "1e+151 ± 2.00"
+
+
+# Predictions
+
+
+def predictions(count=5, *, classes=3, teacher=True):
+    index, sure = np.arange(count) * 2, np.linspace(0.5, 1, count)
+    answers = (index % classes, sure) if teacher else ()
+    return records.Predictions("test", index, index % classes - 100, index % classes, sure, *answers)
+
+
+@pytest.mark.parametrize(("count", "classes", "kinds"), [(5, 3, "bb"), (5, 200, "bb"), (200, 300, "hh"), (0, 3, "bb")])
+@pytest.mark.parametrize("teacher", [True, False])
+def test_predictions_are_read_back_and_no_wider_than_need_be(tmp_path, count, classes, kinds, teacher):
+    written = predictions(count, classes=classes, teacher=teacher)
+    records.write_predictions(tmp_path, written)
+    first = (tmp_path / records.PREDICTIONS).read_bytes()
+    read = records.read_predictions(tmp_path)
+    assert read.set == "test"
+    for name, values in written._asdict().items():
+        if isinstance(values, np.ndarray):
+            assert getattr(read, name) == pytest.approx(values)
+        else:
+            assert getattr(read, name) == values
+    assert read.index.dtype.char + read.student.dtype.char == kinds
+    assert read.student_probability.dtype == np.float32
+    records.write_predictions(tmp_path, written)
+    assert (tmp_path / records.PREDICTIONS).read_bytes() == first
+
+
+def test_more_predictions_than_are_read_are_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(records, "MOST_PREDICTIONS", 4)
+    records.write_predictions(tmp_path, predictions())
+    with refused(NotFoundError, str(tmp_path / records.PREDICTIONS)):
+        records.read_predictions(tmp_path)
+    (tmp_path / records.PREDICTIONS).write_bytes(changed(label=np.zeros(2**13, np.int8)))
+    with refused(records.DamagedError, got="8320 bytes"):
+        records.read_predictions(tmp_path)
+
+
+def archive(**arrays):
+    content = io.BytesIO()
+    np.savez(content, **arrays)
+    return content.getvalue()
+
+
+def changed(**arrays):
+    written = predictions()._asdict() | arrays
+    return archive(**{name: values for name, values in written.items() if values is not None})
+
+
+@pytest.mark.parametrize(
+    ("content", "got"),
+    [
+        (b"", "zip"),
+        (b"PK\x03\x04 nothing", "zip"),
+        (changed()[:-60], "zip"),
+        (archive(), "no array set"),
+        (changed(student=None), "no array student"),
+        (changed(teacher=None), "no array teacher"),
+        (changed(other=np.zeros(5)), "'other'"),
+        (changed(label=np.zeros(4, int)), "label"),
+        (changed(label=np.full(5, -101)), "label"),
+        (changed(index=np.array([0, 2, 2, 3, 4])), "indices"),
+        (changed(index=np.int64(3)), "index of int64, shape ()"),
+        (changed(student=np.zeros(5)), "student of float64"),
+        (changed(student_probability=np.full(5, np.nan)), "values of student_probability"),
+        (changed(teacher_probability=np.full(5, 1.5)), "values of teacher_probability"),
+        (changed(set=np.zeros(5)), "name of the set"),
+        (changed(label=np.array([None] * 5)), "allow_pickle=False"),
+    ],
+)
+def test_predictions_of_another_kind_are_refused(tmp_path, content, got):
+    (tmp_path / records.PREDICTIONS).write_bytes(content)
+    with refused(records.DamagedError, str(tmp_path / records.PREDICTIONS), got=got):
+        records.read_predictions(tmp_path)

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from tutelage.models import create, save
-from tutelage.tensor_files import to_bytes
+from tutelage.tensor_files import size_of, to_bytes
 from tutelage.training.checkpoints import Checkpoints
 
 complex_values = torch.randn(3, dtype=torch.complex64)
@@ -35,6 +35,12 @@ def test_any_tensor_is_written_as_it_reads(name):
     assert torch.equal(read, tensor)
     # The same bytes as of a tensor that never had another layout.
     assert content == safetensors.torch.save({"x": torch.tensor(tensor.tolist(), dtype=tensor.dtype).view(read.shape)})
+
+
+def test_the_size_is_that_of_the_bytes():
+    named = {f"layer.{name}": tensor for name, tensor in TENSORS.items()} | {"größe": torch.ones(100, dtype=torch.int8)}
+    for tensors in (named, {}, {"x": torch.ones(3)}):
+        assert size_of(tensors) == len(to_bytes(tensors))
 
 
 def test_tied_tensors_are_written_twice():

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .api import compare as compare
     from .api import distill as distill
     from .api import evaluate as evaluate
+    from .api import export as export
     from .api import predict as predict
     from .api import train as train
     from .errors import TutelageError as TutelageError
@@ -40,7 +41,7 @@ _MODULE_OF = {
     **dict.fromkeys(("Adapter", "as_batch"), ".adapters"),
     **dict.fromkeys(("Distiller", "FrozenTeacher", "network_context"), ".modules"),
     **dict.fromkeys(("Run", "load"), ".runs.run"),
-    **dict.fromkeys(("compare", "distill", "evaluate", "predict", "train"), ".api"),
+    **dict.fromkeys(("compare", "distill", "evaluate", "export", "predict", "train"), ".api"),
     "TutelageError": ".errors",
     "__version__": ".version",
 }

@@ -6,8 +6,9 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, Unpack, cast
+from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, Unpack, cast
 
 from torch import nn
 
@@ -17,26 +18,30 @@ from tutelage.config.schema import TOGETHER, Comparison, R, Recipe
 from tutelage.data.custom_transforms import name_of
 from tutelage.data.pairs import read_by
 from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError, explaining
+from tutelage.exports import opening, registry, writing
+from tutelage.exports.writing import Export
 from tutelage.models import Classifier, Ensemble
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
-from tutelage.runs import recipes
+from tutelage.runs import notes, recipes
+from tutelage.runs.evaluation import evaluate_in_detail
 from tutelage.runs.execute import execute
 from tutelage.runs.networks import (
     adopt,
     adopt_teacher,
     as_one,
+    check_classes,
     create_as_trained,
     create_student,
     create_teacher,
     member_key,
+    with_classes,
 )
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import Run, RunOptions, load
 from tutelage.runs.setup import (
     RunInputs,
     check_model_outputs,
-    evaluate_network,
     for_teacher,
     held_out_sets,
     metric_of,
@@ -49,7 +54,8 @@ from tutelage.settings.run import RunSettings
 from tutelage.studies import compare as comparisons
 from tutelage.studies.compare import ComparedRuns
 from tutelage.studies.places import with_reports
-from tutelage.training.distributed import accelerator_on, once_a_node, one_a_node_first
+from tutelage.training.distributed import accelerator_on, by_main, once_a_node, one_a_node_first
+from tutelage.training.evaluate import EvalSet
 
 Model: TypeAlias = str | Path | Run | nn.Module
 """A model's name, a run or its folder, or a module of the caller's."""
@@ -61,6 +67,7 @@ Data: TypeAlias = "str | Mapping[str, Any] | DataSettings | data.Splits | Sequen
 """A source's name, settings with one, or the caller's (training set, test set)."""
 AnyObjective: TypeAlias = Objective | str | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 """An objective, or what a recipe writes of one."""
+QUIET = Reporter()
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -426,13 +433,20 @@ def compare(
 
 @explaining()
 def predict(
-    model: str | Path | Run | Classifier, images: Any, *, best: bool = False, trust_code: bool | frozenset[str] = False
+    model: str | Path | Run | Classifier,
+    images: Any,
+    *,
+    top_k: int | None = None,
+    best: bool = False,
+    trust_code: bool | frozenset[str] = False,
 ) -> list[Prediction]:
-    """Classify raw images.
+    """Classify raw images, or texts where the model reads texts.
 
     Args:
         model: a run or its folder, a model's name, or a classifier.
-        images: one or a sequence of: a path, a PIL image, or a uint8 array ``(height, width[, channels])``.
+        images: one or a sequence of: a path, a PIL image, or a uint8 array ``(height, width[, channels])``; of texts:
+            a text, or the path of a ``.txt`` file.
+        top_k: how many classes ``top`` of a prediction has; ``None`` for none.
         best: a run's best weights instead of its last.
         trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
 
@@ -442,17 +456,17 @@ def predict(
     """
     network = _named(model)
     if isinstance(network, str):
-        return load(network, best=best, trust_code=trust_code).predict(images)
+        return load(network, best=best, trust_code=trust_code).predict(images, top_k=top_k)
     if best:
         raise InvalidValueError(
             "best", "a run or its folder", f"an object of type {type(network).__name__}", "leave best out"
         )
-    return models.adopt(network, f"object:{type(network).__name__}").predict(images)
+    return models.adopt(network, f"object:{type(network).__name__}").predict(images, top_k=top_k)
 
 
 @explaining()
 def evaluate(
-    model: Model,
+    model: Network,
     *,
     data: Data | None = None,
     best: bool = False,
@@ -465,7 +479,8 @@ def evaluate(
     """Evaluate a model on a test set. What is left out is as in the model's run, or a recipe's default.
 
     Args:
-        model: a run or its folder, a model's name, or a module.
+        model: a run or its folder, a model's name, or a module; or a recipe's mapping, such as
+            ``{"name": "runs/flowers", "classes": ["tulip", "rose"]}``: its output for each class of the data.
         data: as in `distill`, whose test set is taken; by default that of the run.
         best: a run's best weights instead of its last.
         batch_size: samples per batch; evaluation takes at least 256.
@@ -481,7 +496,8 @@ def evaluate(
     Raises:
         RecipeError: a setting is wrong, or the model does not fit the data.
     """
-    network = _named(model)
+    typed = dict(model) if isinstance(model, Mapping) else {}
+    network = _named(typed.pop("name", model))
     label = network if isinstance(network, str) else f"object:{type(network).__name__}"
     if isinstance(data, Mapping):
         data = {**data, "transform": None}  # Of training images; it may be an object.
@@ -493,9 +509,16 @@ def evaluate(
         "channels_last": channels_last,
     }
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
-    recipe = recipes.to_evaluate(label, best=best, **settings)
-    judgement, _ = judge(recipe, network, source=data, trust_code=trust_code)
-    return judgement
+    recipe = recipes.to_evaluate(label, best=best, typed=typed, **settings)
+    return judge(recipe, network, source=data, trust_code=trust_code).judgement
+
+
+class Judged(NamedTuple):
+    """A model on a test set."""
+
+    judgement: records.Judgement
+    title: str  # the model and the data
+    costs: records.Costs | None  # None where they were not asked for
 
 
 def judge(
@@ -503,12 +526,19 @@ def judge(
     model: str | nn.Module,
     *,
     source: Any = None,
+    reporter: Reporter = QUIET,
     trust_code: bool | frozenset[str] = False,
-) -> tuple[records.Judgement, str]:
-    """Evaluate a model with a recipe's settings; ``source`` is the data where they are the caller's objects.
+    costs_of: Callable[[data.Splits, Classifier], records.Costs] | None = None,
+) -> Judged:
+    """Evaluate a model with a recipe's settings.
 
-    Returns:
-        The evaluation, and a title with the model and the data.
+    Args:
+        recipe: recipe whose student is the model.
+        model: the model's name, or a module.
+        source: data where they are the caller's objects.
+        reporter: what takes what is to be known of model and data.
+        trust_code: as of `evaluate`.
+        costs_of: what measures the model's costs, called in the main process after the evaluation.
     """
     name = recipe.student.name
     accelerator_on(recipe.device)
@@ -516,16 +546,127 @@ def judge(
     if isinstance(model, nn.Module):
         network = adopt(model, splits, "student", trained=True)
     else:
-        network = one_a_node_first(lambda: create_as_trained(recipe.student, splits, "student", trust_code=trust_code))
+        make = partial(create_as_trained, recipe.student, splits, "student", key="model", trust_code=trust_code)
+        network = one_a_node_first(make)
     instead = "name the data that it was trained on, data.source=..."
-    if (classes := network.card.classes) != splits.outputs:
-        kind = {"labels": "labels", "embedding": "numbers in a vector"}.get(splits.task, "classes")
-        raise RecipeError(f"model {name}", f"{splits.outputs} {kind}, as the data have", classes, instead)
+    if splits.task == "embedding":
+        if (width := network.card.classes) != splits.outputs:
+            raise RecipeError(
+                f"model {name}", f"{splits.outputs} numbers in a vector, as the data have", width, instead
+            )
+    else:
+        network = with_classes(network, splits, recipe.student.classes, key="model")
+        check_classes(network, splits, key="model", judged=name)
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
-    test = dict(held_out_sets(splits, recipe))["test"]
-    evaluation = evaluate_network(recipe, network, test, text_bytes=splits.test.text_bytes, metric=metric_of(splits))
+    held_out = [
+        EvalSet(name, batches, text_bytes=splits.by_name()[name].text_bytes, metric=metric_of(splits))
+        for name, batches in held_out_sets(splits, recipe)
+    ]
+    evaluation = evaluate_in_detail(recipe, network, splits, held_out)
+    for line in notes.of_judged(network, splits):
+        reporter.remark(line)
     if not evaluation.is_judged:
         raise RecipeError("data", f"labels in the test set of {splits.source}", "none", "name data with labels")
     judgement = evaluation.judgement()
     counted = records.measure(judgement).counted
-    return judgement, f"{name} on {evaluation.samples} test {counted} of {splits.source}"
+    title = f"{name} on {evaluation.samples} test {counted} of {splits.source}"
+    return Judged(judgement, title, None if costs_of is None else by_main(lambda: costs_of(splits, network)))
+
+
+@explaining()
+def export(
+    model: Model,
+    *,
+    to: str = "onnx",
+    output: str | Path | None = None,
+    data: Data | None = None,
+    network: nn.Module | None = None,
+    int8: bool = False,
+    best: bool = False,
+    force: bool = False,
+    samples: int = opening.SAMPLES,
+    trust_code: bool | frozenset[str] = False,
+) -> Export:
+    """Write a student for other programs, verified on test samples before the file gets its name.
+
+    Args:
+        model: a run or its folder, a model's name, or a module.
+        to: name of the format; see `tutelage.exports.registry.FORMATS`.
+        output: file, or folder for it; by default ``exports/`` in the run's folder, or the working folder.
+        data: as in `distill`, whose test set is taken; by default that of the run.
+        network: module with the architecture of a run's student that was a module of the caller's.
+        int8: compute in 8-bit integers; the ranges of activations are measured on training samples.
+        best: a run's best weights instead of its last.
+        force: replace what is there.
+        samples: number of test samples that the file is verified on.
+        trust_code: allow ``file:`` models and modules of one's own that a run names, which run code: all of them, or
+            those of these names.
+
+    Returns:
+        The file's path, its difference from the student, and the accuracy, latency, throughput and size of both.
+
+    Raises:
+        ValueError: the format, the model, the data or the path is wrong.
+        ImportError: a library of the format is missing.
+        RunError: the file does not answer as the student does, and was removed.
+        StorageError: it cannot be written.
+    """
+    known = _named(model)
+    label = known if isinstance(known, str) else type(known).__name__
+    registry.format_of(to, int8=int8)
+    registry.check_model(label, data=data is not None)
+    path = registry.destination(label, to, None if output is None else Path(output), int8=int8, best=best, force=force)
+    if isinstance(data, Mapping):
+        data = {**data, "transform": None}
+    settings: dict[str, Any] = {} if data is None else {"data": data if _is_settings(data) else {"source": "own"}}
+    recipe = recipes.to_evaluate(label if isinstance(known, str) else f"object:{label}", best=best, **settings)
+    return export_recipe(
+        recipe,
+        known,
+        source=data,
+        network=network,
+        to=to,
+        path=path,
+        int8=int8,
+        force=force,
+        samples=samples,
+        trust_code=trust_code,
+    )
+
+
+def export_recipe(
+    recipe: Recipe,
+    model: str | nn.Module,
+    *,
+    to: str,
+    path: Path,
+    source: Any = None,
+    network: nn.Module | None = None,
+    int8: bool = False,
+    force: bool = False,
+    samples: int = opening.SAMPLES,
+    trust_code: bool | frozenset[str] = False,
+) -> Export:
+    """Export a recipe's student, or a module.
+
+    ``source`` is the data where they are the caller's objects, ``network`` the student's architecture where it is.
+    """
+    splits = read_by(_splits_of(source, recipe.data, network or model), recipe.reads)
+    if isinstance(model, nn.Module):
+        student = adopt(model, splits, "student", trained=True)
+    elif network is not None:
+        student = adopt(
+            models.restored(model, network, weights=recipe.student.weights), splits, "student", trained=True
+        )
+    else:
+        student = create_as_trained(recipe.student, splits, "student", trust_code=trust_code)
+    folder = model if isinstance(model, str) and Path(model).is_dir() else None
+    made = opening.source_of(
+        student,
+        splits,
+        name=Path(folder).resolve().name if folder else student.card.name,
+        folder=folder,
+        samples=samples,
+        int8=int8,
+    )
+    return writing.write(made, to, path, force=force)

@@ -11,6 +11,7 @@ import contextlib
 import errno
 import functools
 import hashlib
+import io
 import json
 import os
 import re
@@ -18,12 +19,17 @@ import shutil
 import stat
 import time
 import typing
+import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, NotRequired, Required, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NotRequired, Required, TypedDict
 
 from tutelage import plain_files
-from tutelage.errors import InvalidValueError, NotFoundError, StorageError
+from tutelage.errors import InvalidValueError, NotFoundError, StorageError, one_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RECIPE = "recipe.yaml"
 MANIFEST = "manifest.json"
@@ -217,6 +223,26 @@ class Disputed(TypedDict):
     set: str
     count: int  # of all samples that they answer differently, or that a student alone is wrong about
     samples: list[DisputedSample]
+
+
+class Predictions(NamedTuple):
+    """``predictions.npz``: the class that each network gives each sample of a set, with its probability.
+
+    Arrays are ``(samples,)``, in the order of the samples' indices: integers as narrow as they fit, probabilities
+    float32. What a teacher answers is not there where there is none.
+    """
+
+    set: str
+    index: NDArray[np.integer]  # type: ignore[assignment]  # over tuple.index; the sample's place in the set
+    label: NDArray[np.integer]  # -100 if unlabelled
+    student: NDArray[np.integer]
+    student_probability: NDArray[np.float32]
+    teacher: NDArray[np.integer] | None = None
+    teacher_probability: NDArray[np.float32] | None = None
+
+
+MOST_PREDICTIONS = 2**22
+"""Number of samples above which no `PREDICTIONS` are written or read."""
 
 
 class NetworkCost(TypedDict):
@@ -686,6 +712,88 @@ def kept_run(folder: Path) -> tuple[KeptRun, str] | None:
             if plain_files.misfit(state.get("run"), KeptRun) is None:
                 return typing.cast(KeptRun, state["run"]), name
     return None
+
+
+def write_predictions(folder: Path, predictions: Predictions) -> None:
+    """Write what networks answer for each sample into a run's folder, unless there are more than `MOST_PREDICTIONS`.
+
+    Raises:
+        StorageError: the system refused.
+    """
+    import numpy as np
+
+    if len(predictions.index) > MOST_PREDICTIONS:
+        return
+    arrays: dict[str, Any] = {"set": np.array(predictions.set)}
+    for name, values in predictions._asdict().items():
+        if name == "set" or values is None:
+            continue
+        if name in _PROBABILITIES:
+            arrays[name] = values.astype(np.float32)
+        else:
+            low, high = values.min(initial=0), values.max(initial=0)
+            kinds = (np.int8, np.int16, np.int32, np.int64)
+            arrays[name] = values.astype(next(k for k in kinds if np.iinfo(k).min <= low and high <= np.iinfo(k).max))
+    content = io.BytesIO()
+    np.savez_compressed(content, allow_pickle=False, **arrays)
+    write_bytes(folder / PREDICTIONS, content.getvalue())
+
+
+_PROBABILITIES = ("student_probability", "teacher_probability")
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """Read what a run's networks answer for each sample of its test set.
+
+    Raises:
+        NotFoundError: there is no such file: an earlier version wrote the run, or it has not one class a sample.
+        DamagedError: the file holds something else.
+        StorageError: the system refused.
+    """
+    import numpy as np
+
+    path, instead = folder / PREDICTIONS, "do without it, as the run is whole, or run it again in another folder"
+    arrays: dict[str, Any] = {}
+    most = MOST_PREDICTIONS * 8 + 2**12  # bytes of an array and its header
+    content = read_bytes(path, instead, limit=len(Predictions._fields) * most)
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            for entry in archive.infolist():
+                name = entry.filename.removesuffix(".npy")
+                if name not in Predictions._fields or name in arrays or entry.file_size > most:
+                    raise ValueError(f"an array {name[:40]!r} of {entry.file_size} bytes")
+                arrays[name] = np.load(io.BytesIO(archive.read(entry)), allow_pickle=False)
+        _check_predictions(arrays)
+    except Exception as error:  # of whatever reads a damaged archive
+        got = one_line(error) or type(error).__name__
+        raise DamagedError(path, "the predictions that a run wrote", got, instead) from error
+    return Predictions(**arrays | {"set": str(arrays["set"])})
+
+
+def _check_predictions(arrays: Mapping[str, Any]) -> None:
+    """Refuse what `write_predictions` does not write.
+
+    Raises:
+        ValueError: an array is missing, or of another kind or shape, or holds what cannot be.
+    """
+    import numpy as np
+
+    of_teacher = {"teacher", "teacher_probability"}
+    optional = set() if of_teacher & {*arrays} else of_teacher
+    if missing := [name for name in Predictions._fields if name not in arrays and name not in optional]:
+        raise ValueError(f"no array {missing[0]}")
+    given = {name: values for name, values in arrays.items() if name != "set"}
+    if arrays["set"].shape or arrays["set"].dtype.kind != "U":
+        raise ValueError("no text as the name of the set")
+    for name, values in given.items():
+        probable = name in _PROBABILITIES
+        if values.dtype.kind != ("f" if probable else "i") or values.shape != (given["index"].size,):
+            raise ValueError(f"{name} of {values.dtype}, shape {values.shape}")
+        low = -100 if name == "label" else 0
+        if not bool(np.all(values >= low)) or (probable and not bool(np.all(values <= 1))):
+            raise ValueError(f"values of {name} that none can have")
+    if not bool(np.all(np.diff(given["index"].astype(np.int64)) > 0)):
+        raise ValueError("indices that are not in order")
 
 
 def append_epoch(folder: Path, record: Epoch) -> None:

@@ -119,6 +119,10 @@ class Tokenizer:
         """Return a token as the vocabulary writes it, to show it."""
         return str(self._parsed.id_to_token(token))
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, without the tokens that models expect around it."""
+        return str(self._parsed.decode(list(ids), skip_special_tokens=True))
+
     def encode(self, texts: Sequence[str], *, max_tokens: int | None = None, special: bool = True) -> list[list[int]]:
         """Return each text's ids, cut to ``max_tokens``; with ``special``, with the tokens that models expect around.
 
@@ -130,10 +134,13 @@ class Tokenizer:
         return [each.ids for part in _parts(texts) for each in encode(part, add_special_tokens=special)]
 
     def locate(
-        self, texts: Sequence[str], *, special: bool = True
+        self, texts: Sequence[str], *, max_tokens: int | None = None, special: bool = True
     ) -> Iterator[tuple[list[int], list[tuple[int, int]]]]:
-        """Yield each text's ids, and where in it each one's characters start and end; ``(0, 0)`` for added tokens."""
-        self._truncate(None, special=special)
+        """Yield each text's ids, and where in it each one's characters start and end; ``(0, 0)`` for added tokens.
+
+        The ids are those of `encode`.
+        """
+        self._truncate(max_tokens, special=special)
         for part in _parts(texts):
             for each in self._parsed.encode_batch(part, add_special_tokens=special):
                 yield each.ids, each.offsets

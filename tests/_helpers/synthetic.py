@@ -237,3 +237,49 @@ def write_comparison_of_text(folder, *, baseline="ce"):
     for name, values in PERPLEXITIES.items():
         for seed, value in enumerate(values):
             of_text(folder / f"{name}-{seed}", value)
+
+
+SAMPLES = 1000
+PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5E"
+PIXEL += "rkJggg=="
+
+
+def answers(rng, labels, accuracy, classes=CLASSES):
+    """Draw answers of which this share is right, the first samples of a class less often than the last."""
+    wrong = (labels + rng.integers(1, classes, len(labels))) % classes
+    return np.where(rng.permutation(len(labels)) < round(accuracy * len(labels)), labels, wrong)
+
+
+def cost(name, parameters, latency):
+    return {
+        "network": name,
+        "parameters": parameters,
+        "flops": 250 * parameters,
+        "file_bytes": 4 * parameters + 1000,
+        "latency_ms": latency,
+        "latency_p90_ms": 1.1 * latency,
+        "latency_n": 50,
+        "throughput": 4000 / latency,
+        "batch": 64,
+    }
+
+
+def add_worth(folder, *, classes=CLASSES, picture=PIXEL, said=None):
+    """Add to a finished run what says whether its student is worth it; its predictions have its accuracies."""
+    evaluation = json.loads((folder / records.EVALUATION).read_text())
+    seed = json.loads((folder / records.MANIFEST).read_text())["seeds"]["seed"]
+    rng = np.random.default_rng([seed, *folder.name.encode()])
+    labels = np.arange(SAMPLES) % classes
+    given = {who: answers(rng, labels, evaluation[who]["accuracy"], classes) for who in ("student", "teacher")}
+    given |= {f"{who}_probability": rng.uniform(0.4, 1, SAMPLES).astype(np.float32) for who in ("student", "teacher")}
+    records.write_predictions(folder, records.Predictions("test", np.arange(SAMPLES), labels, **given))
+    for who in ("student", "teacher"):
+        scaled = {"temperature": 1.7, "fitted_on": "validation", "loss": 0.3, "ece": 0.012}
+        evaluation[who]["calibration"] = scaled | {"reliability": evaluation[who]["reliability"]}
+    write(folder / records.EVALUATION, evaluation)
+    costs = {"device": "cpu", "hardware": "x86_64", "threads": 2, "precision": "fp32", "input": [3, 32, 32]}
+    networks = {"student": cost("cifar:resnet8x4", 1233540, 0.8), "teacher": cost("cifar:resnet32x4", 7433860, 4.0)}
+    write(folder / records.COSTS, costs | networks)
+    sample = {"index": 17, "label": 3, "student": {"label": 5, "probability": 0.981}, "picture": picture, "text": said}
+    disputed = {"set": "test", "count": 212, "samples": [sample | {"teacher": {"label": 3, "probability": 0.9}}]}
+    write(folder / records.DISPUTED, disputed)

@@ -89,6 +89,10 @@ def test_train_distill_evaluate_report(teacher, here, invoke):
 
     stated = json.loads((here / "runs/student/evaluation.json").read_text())["student"]["accuracy"]
     assert accuracy == pytest.approx(stated * 100, abs=0.006)
+    low, high = map(float, re.search(r"95 % interval ([\d.]+) to ([\d.]+) %", out).groups())
+    assert low < accuracy < high
+    assert re.search(r"temperature\s+[\d.]+  \(fitted on each half of the test set, for the other\)", out)
+    assert re.search(r"ece after it\s+[\d.]+ %", out)
     (here / "runs/student/report.html").unlink()
     code, out, _ = invoke("report", "runs/student")
     assert code == 0

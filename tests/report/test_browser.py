@@ -14,7 +14,7 @@ from tests.report.test_html import EVIL, Page
 
 from tutelage import records
 from tutelage.report import html, results
-from tutelage.report.against_teacher import against_teacher
+from tutelage.report.against_teacher import by_class, certainty
 from tutelage.report.curves import by_epoch
 from tutelage.report.reading import read
 
@@ -56,7 +56,7 @@ def asked_for(log):
 
 
 def panels(folder):
-    return [*by_epoch(read(folder)), *against_teacher(read(folder))]
+    return [*by_class(read(folder)), *certainty(read(folder)), *by_epoch(read(folder))]
 
 
 def test_a_comparisons_report_draws_without_complaint_or_request(tmp_path):
@@ -65,7 +65,7 @@ def test_a_comparisons_report_draws_without_complaint_or_request(tmp_path):
     assert seen.console == []
     assert seen.requests == []
     expected = len(panels(tmp_path))
-    assert expected == 14
+    assert expected == 15
     assert len(re.findall(r'class="plot js-plotly-plot"', seen.dom)) == expected
     assert len(re.findall(r'<svg class="main-svg"', seen.dom)) >= expected
     # Lines with points on them, and not only empty axes: three objectives in every accuracy figure.
@@ -74,6 +74,9 @@ def test_a_comparisons_report_draws_without_complaint_or_request(tmp_path):
     assert re.search(r"<text[^>]*>&lt;script&gt;alert", seen.dom.split('id="figure-per-class')[1])
     page, expected_rows = Page(seen.dom), results.rows(tmp_path)
     assert [float(row["data-accuracy"]) for row in page.rows] == [row.accuracy for row in expected_rows]
+    # What the mouse can do and the eye can see, the keyboard and a table can too.
+    assert len(re.findall(r'<rect class="legendtoggle"[^>]*tabindex="0" role="button"', seen.dom)) > expected
+    assert seen.dom.count("<summary>The numbers as a table</summary>") == expected
     # Nothing on the page offers to send the records away.
     assert 'data-title="Download' in seen.dom
     assert not re.search(r'data-title="(Share|Edit|Send)', seen.dom)

@@ -45,10 +45,10 @@ def test_one_run_has_a_curve_for_every_set_and_every_quantity(tmp_path):
 def test_every_axis_says_what_it_is_and_in_which_unit(tmp_path):
     synthetic.write_comparison(tmp_path)
     subject = read(tmp_path)
-    for one in (*curves.by_epoch(subject), *against_teacher.against_teacher(subject)):
+    for one in (*curves.by_epoch(subject), *against_teacher.by_class(subject), *against_teacher.certainty(subject)):
         across, up = one.figure.layout.xaxis.title.text, one.figure.layout.yaxis.title.text
         assert across in ("Epoch", "Class") or across.endswith(("(%)", "(nats)"))
-        assert up == "Learning rate" or up.endswith(("(%)", "(nats)"))
+        assert up == "Learning rate" or up.endswith(("(%)", "(nats)", "(points)"))
         assert one.figure.layout.title.text
 
 
@@ -178,5 +178,5 @@ def test_language_models_have_curves_of_perplexity_before_those_of_accuracy(tmp_
     assert "tokens" in panel(made, "agreement-test").caption
     shown = {network.name: network.shown for network in against_teacher.judged(subject)}
     assert shown == {"teacher": True, "ce (baseline)": True, "kd": True, "wttm": False}  # the lowest perplexity's
-    captions = [one.caption for one in against_teacher.against_teacher(subject)]
+    captions = [one.caption for one in (*against_teacher.by_class(subject), *against_teacher.certainty(subject))]
     assert "Shannon entropy of each token's distribution." in captions

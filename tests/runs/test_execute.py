@@ -138,6 +138,8 @@ def test_a_run_leaves_its_records(distilled):
         records.MANIFEST,
         records.METRICS,
         records.EVALUATION,
+        records.PREDICTIONS,
+        records.DISPUTED,
         records.CHECKPOINTS,
         records.STUDENT,
         records.CARD,
@@ -296,6 +298,32 @@ def test_the_evaluation_is_the_saved_students(distilled, teacher):
     # The last stage matches no teacher.
     assert student["kl_to_target"] is None
     assert student["kl_to_teacher"] > 0
+
+
+def test_what_is_answered_for_each_sample_is_what_was_evaluated(distilled):
+    evaluation, predictions = distilled.evaluation, records.read_predictions(distilled.folder)
+    assert predictions.set == "test"
+    assert predictions.index.tolist() == list(range(360))
+    for name in ("student", "teacher"):
+        answers, sure = getattr(predictions, name), getattr(predictions, f"{name}_probability")
+        assert (answers == predictions.label).mean() == evaluation[name]["accuracy"]
+        of_bins = sum(each["confidence"] * each["count"] for each in evaluation[name]["reliability"])
+        assert sure.sum(dtype=np.float64) == pytest.approx(of_bins)
+        assert evaluation[name]["calibration"]["fitted_on"] == "validation"
+        assert evaluation[name]["calibration"]["loss"] < evaluation[name]["loss"] + 0.01
+    assert (predictions.student == predictions.teacher).mean() == evaluation["student"]["agreement"]
+    disputed = json.loads((distilled.folder / records.DISPUTED).read_text())
+    assert disputed["count"] == (predictions.student != predictions.teacher).sum()
+    assert len(disputed["samples"]) == min(12, disputed["count"])
+
+
+def test_a_run_that_loses_what_its_result_stands_without_is_whole(tmp_path):
+    run = do(tmp_path / "run", epochs=1)
+    for name in (records.PREDICTIONS, records.DISPUTED):
+        (run.folder / name).unlink()
+    assert finished(run.folder)
+    with refused(RecipeError, "name", got="which is finished"):
+        do(tmp_path / "run", epochs=1)
 
 
 def test_best_and_last_are_both_kept(distilled):
@@ -647,6 +675,10 @@ def test_without_labels_to_test_on_a_teacher_is_believed(tmp_path):
     assert not (run.folder / records.BEST).exists()
     assert run.epochs[-1]["test"]["accuracy"] is None
     assert run.epochs[-1]["test"]["agreement"] > 0
+    answers = records.read_predictions(run.folder)
+    assert answers.label.tolist() == [UNLABELLED] * 96
+    disputed = json.loads((run.folder / records.DISPUTED).read_text())
+    assert disputed["count"] == (answers.student != answers.teacher).sum()
 
 
 def test_a_teacher_that_is_not_finite_on_the_test_set_stops_the_run_before_it_begins(tmp_path, teacher):
@@ -919,11 +951,12 @@ def test_a_student_with_other_classes_is_refused_before_the_first_step(tmp_path,
         tutelage.train(model=student, data={"source": "digits"}, runs=tmp_path, epochs=1, device="cpu", name="a")
 
 
-def test_a_disk_that_is_full_when_records_are_written_is_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", [records.METRICS, records.PREDICTIONS])
+def test_a_disk_that_is_full_when_records_are_written_is_one_line(tmp_path, monkeypatch, name):
     plain = Path.open
 
     def full(path, mode="r", *arguments, **keywords):
-        if path.name == records.METRICS and mode == "ab":
+        if name in path.name and mode in ("ab", "wb"):
             raise OSError(errno.ENOSPC, "No space left on device")
         return plain(path, mode, *arguments, **keywords)
 
@@ -931,13 +964,15 @@ def test_a_disk_that_is_full_when_records_are_written_is_one_line(tmp_path, monk
     with pytest.raises(StorageError) as caught:
         tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
     error = caught.value
-    assert records.METRICS in error.what
+    assert name in error.what
     assert re.fullmatch(r"No space left on device, \d+\.\d MB free", error.got)
     assert error.instead == "free some space and run the same command again to resume"
     assert len(str(error).splitlines()) == 1
     assert Run(tmp_path / "a").manifest["status"] == "failed"
     monkeypatch.undo()
-    assert tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a").accuracy
+    run = tutelage.train(model="mlp:8", data="digits", runs=tmp_path, epochs=1, device="cpu", name="a")
+    answers = records.read_predictions(run.folder)
+    assert (answers.student == answers.label).mean() == run.accuracy
 
 
 def test_the_mean_of_a_supervised_term_is_over_labelled_samples(tmp_path):

@@ -25,7 +25,10 @@ from tutelage.training.evaluate import NonFiniteError
 STUDENT = f"file:{KILLED_RUN}:student"
 TIMING = ("seconds", "images_per_second", "memory_mb")
 OWN = ("started", "duration_s", "class", "files")
-FILES = (records.STUDENT, records.CARD, records.BEST, records.EVALUATION, records.RECIPE)
+FILES = (
+    *(records.STUDENT, records.CARD, records.BEST, records.RECIPE),
+    *(records.EVALUATION, records.PREDICTIONS, records.DISPUTED),
+)
 
 SHARED = {
     "data": {"source": "digits", "validation": 0.1, "crop_padding": 1, "flip": True},

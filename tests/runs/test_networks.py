@@ -16,7 +16,14 @@ from tutelage.config.schema import Network, Recipe
 from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError
 from tutelage.models import Card, Classifier
 from tutelage.models.entrance import entrance
-from tutelage.runs.networks import adopt, check_classes, create_student, create_teacher, with_classes
+from tutelage.runs.networks import (
+    adopt,
+    check_classes,
+    create_student,
+    create_teacher,
+    outputs_by_name,
+    with_classes,
+)
 from tutelage.runs.record_teacher import record
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.setup import build_inputs, outputs_of
@@ -90,6 +97,38 @@ def test_other_classes_are_refused_with_the_difference(digits, names, got):
     with refused(RecipeError, "teacher t", suggests=map_them) as caught:
         check_classes(teacher, splits)
     assert all(part in caught.value.got for part in got), caught.value.got
+
+
+@pytest.mark.parametrize(
+    ("names", "wanted", "outputs"),
+    [
+        (["Cat", "sea_lion", "dog"], ["cat", "Dog", " Sea lion"], [0, 2, 1]),
+        (["tench, Tinca tinca", "crane, bird", "crane, machine"], ["Tench"], [0]),
+        (["tench", "goldfish"], ["goldfish, Carassius auratus", "tench, Tinca tinca"], [1, 0]),
+        (["crane, bird", "crane, machine"], ["crane"], None),  # which of them?
+        (["Cat", "cat", "dog"], ["dog", "cat"], [2, 1]),  # as they are written
+        (["Cat", "cat", "dog"], ["dog", "CAT"], None),
+        (["tench, Tinca tinca", "dog"], ["tench", "Tinca tinca"], None),  # one output for two classes
+        (["0", "1", "2"], ["2", "1"], None),  # numbers name nothing
+        ([], ["a"], None),
+        (["a"], [], None),
+        (
+            [f"class {k}" for k in range(30_000)],
+            [f"Class_{k}" for k in range(29_999, -1, -1)],
+            [*range(29_999, -1, -1)],
+        ),
+    ],
+)
+def test_names_match_in_whatever_notation_where_each_means_one_output(names, wanted, outputs):
+    assert outputs_by_name(names, wanted) == outputs
+
+
+def test_a_head_that_is_kept_for_classes_in_another_order_is_told(digits, tmp_path):
+    run = tutelage.train(model="mlp:4", data=with_names(digits), name="ten", runs=tmp_path, **QUICK)
+    network = Network(name=str(run.folder))
+    with pytest.warns(UserWarning, match=r"student mlp:4: expected a head .* whose outputs 9, 8, 7, \.\.\. are"):
+        create_student(network, with_names(digits, LETTERS[::-1]), seed=0)
+    assert create_student(network, with_names(digits), seed=0).card.class_names == LETTERS  # without a warning
 
 
 @pytest.mark.parametrize("typed", [[9, 8, 7, 6, 5, 4, 3, 2, 1, 10], list("jihgfedcbk"), [9, *"ihgfedcbk"]])

@@ -78,6 +78,9 @@ def test_texts_teach_a_student_of_images(folder, taught, tmp_path, invoke):
     for place in (taught, taught / "teacher"):
         accuracy = json.loads((place / "evaluation.json").read_text())["student"]["accuracy"]
         assert f"{accuracy:.2%}".replace("%", " %") in invoke("evaluate", str(place))[1]
+    sample = json.loads((taught / "disputed.json").read_text())["samples"][0]
+    assert sample["picture"].startswith("data:image/png")
+    assert sample["text"].startswith("a handwritten")
     names = {each.name for each in tutelage.load(taught).predict([folder / "0.png", folder / "1.png"])}
     names |= {each.name for each in tutelage.load(taught / "teacher").predict(["one in ink"])}
     assert names <= {"zero", "one", "two", "three"}

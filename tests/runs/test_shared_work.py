@@ -18,6 +18,7 @@ from tutelage.interruption import stop_on_signals
 from tutelage.runs import record_teacher
 from tutelage.runs.run import RunOptions
 from tutelage.runs.setup import build_inputs, evaluate_network, held_out_sets, parse, run_context
+from tutelage.training.calibration import Answered, calibrate
 from tutelage.training.deadline import Deadline, DeadlineExceeded
 from tutelage.training.distributed import ProcessError, once_a_node, rank
 from tutelage.training.evaluate import KeptLogits, NonFiniteError, evaluate
@@ -36,8 +37,13 @@ def evaluated(student=None, inputs=INPUTS, *, batch_size=16):
     """Five batches by one process, or three by one of two and two by the other."""
     rows, kept = Rows(inputs, LABELS.index_fill(0, torch.arange(9), -100), batch_size=batch_size), KeptLogits()
     teacher = evaluate(mlp(seed=1), rows, who="teacher", keep=kept, **HOW)
-    student = evaluate(student or mlp(seed=2), rows, teacher=kept, gamma=0.25, **HOW)
-    return kept, [teacher.judgement(), student.judgement(), student.means("test"), teacher.sample.tolist()]
+    student = evaluate(student or mlp(seed=2), rows, teacher=kept, gamma=0.25, predictions=True, **HOW)
+    answers = [column.tolist() for column in student.predicted]
+    calibrated = calibrate(Answered(kept, rows.labels))
+    return kept, [
+        *(teacher.judgement(), student.judgement(), student.means("test"), teacher.sample.tolist()),
+        *(answers, calibrated),
+    ]
 
 
 def figures():

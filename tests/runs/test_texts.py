@@ -7,7 +7,7 @@ import torch
 from tests._helpers.refusals import refused
 
 import tutelage
-from tutelage import config, models, objectives
+from tutelage import config, models, objectives, records
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import RecipeError
 from tutelage.runs import disk, dry_run, record_teacher, setup
@@ -69,6 +69,10 @@ def test_a_class_of_texts_is_taught_by_what_was_recorded_once(lines, teacher, tm
     from_record = execute(recorded, tmp_path / "recorded")
     epochs = [[epoch["train"]["loss"] for epoch in run.epochs] for run in (live, from_record)]
     assert epochs[0] == pytest.approx(epochs[1], rel=1e-3)
+    texts = {json.loads(line)["text"] for line in lines.read_text().splitlines()}
+    shown = records.read_json(tmp_path / "live" / records.DISPUTED, records.Disputed)
+    assert all(any(text.startswith(each["text"]) for text in texts) for each in shown["samples"])
+    assert records.read_predictions(tmp_path / "live").index.size == 12
     model = tutelage.load(tmp_path / "live")
     assert {each.name for each in model.predict(["rain and sun", "the price of stock"])} <= set(TOPICS)
 

@@ -195,7 +195,7 @@ def test_the_report_has_the_table_and_every_run_s_curves(tmp_path):
     assert f'data-z="{z}"' in page
     assert page.count("<tr class=") == len(table.rows) + 5
     assert "epochs: 8 instead of 240" in page
-    assert "<h2>big/small</h2>" in page
+    assert ">big/small</h2>" in page
     assert "<h2>big/tiny</h2>" not in page
     assert 'data-folder="../big-small/wttm-seed2"' in page
     spec = page.split('<script type="application/json" id="spec-entropy')[1].split(">", 1)[1].split("</script>")[0]

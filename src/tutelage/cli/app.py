@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from tutelage import errors, interruption, launcher
-from tutelage.cli import cache, inspect, study, train
+from tutelage.cli import cache, export, inspect, predict, study, train
 from tutelage.cli.common import FAILED, echo
 from tutelage.cli.exits import end, leave, stop, wait_for_launcher
 from tutelage.errors import TutelageError
@@ -56,6 +56,8 @@ for name, command, example in (
     ("study", study.study, "table1 --pairs resnet56/resnet20 --methods kd,wttm --seeds 2 --budget 25m"),
     ("record", train.record, "recipes/digits-wttm.yaml outputs=runs/outputs/digits"),
     ("evaluate", inspect.evaluate, "runs/digits/wttm-seed0"),
+    ("predict", predict.predict, "runs/flowers-student photos --top-k 3 --format csv"),
+    ("export", export.export, "runs/digits/wttm-seed0 --to onnx"),
     ("report", inspect.report, "runs/digits"),
     ("list", inspect.list_, "objectives"),
     ("cache", cache.cache, "list"),
@@ -137,5 +139,6 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
 
 def _warn(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     # A user of the command line can do nothing about other packages' warnings.
-    if category is UserWarning and launcher.rank() == 0:
+    # Of too many workers there is a note.
+    if category is UserWarning and launcher.rank() == 0 and not str(message).startswith("This DataLoader will create"):
         echo(f"warning: {message}", err=True)

@@ -18,6 +18,7 @@ from tutelage.errors import InvalidValueError, printable
 
 if TYPE_CHECKING:
     from tutelage.config.schema import Recipe
+    from tutelage.runs.reporter import Reporter
     from tutelage.runs.run import RunOptions
     from tutelage.studies.cluster import Cluster
     from tutelage.studies.places import Here
@@ -97,14 +98,25 @@ def command() -> str:
 
 
 @contextlib.contextmanager
-def run_options(trust: bool | frozenset[str]) -> Iterator[RunOptions]:
+def run_options(trust: bool | frozenset[str], *, shares_machine: bool = False) -> Iterator[RunOptions]:
     """Yield the options of a command's runs, with progress on the terminal."""
     from tutelage.runs.run import RunOptions
     from tutelage.runs.terminal import TerminalReporter
 
     reporter = TerminalReporter()
     with reporter.progress:
-        yield RunOptions(reporter=reporter, trust_code=trust, command=command())
+        yield RunOptions(reporter=reporter, trust_code=trust, command=command(), shares_machine=shares_machine)
+
+
+def remarks() -> Reporter:
+    """Return what shows remarks beside a result, which alone is on standard output."""
+    from tutelage.runs.reporter import Reporter
+
+    class Remarks(Reporter):
+        def remark(self, text: str) -> None:
+            echo(f"note: {text}", err=True)
+
+    return Remarks()
 
 
 def check_cluster(on: str | None, address: str | None, **others: object) -> None:
@@ -178,13 +190,18 @@ def noting_runs(folder: Path) -> contextlib.AbstractContextManager[None]:
     return noting(folder, saved)
 
 
-def print_dry_run(recipe: Recipe, trust: bool | frozenset[str], runs: Path) -> None:
-    """Do a dry run, and print its summary."""
+def print_dry_run(
+    recipe: Recipe, trust: bool | frozenset[str], runs: Path, *, printed: Sequence[tuple[str, str]] = ()
+) -> list[tuple[str, str]]:
+    """Do a dry run, and print its summary, which is returned, without notes that were ``printed`` before."""
     from tutelage.runs.dry_run import dry_run
 
     echo(f"{recipe.name} (dry run, nothing is written)")
-    for name, value in dry_run(recipe, trust_code=trust, runs=runs):
-        echo(f"  {name:<20} {value}")
+    summary = dry_run(recipe, trust_code=trust, runs=runs)
+    for name, value in summary:
+        if name != "note" or (name, value) not in printed:
+            echo(f"  {name:<20} {value}")
+    return summary
 
 
 def print_disk(planned: Sequence[tuple[Recipe, Path]], trust: bool | frozenset[str], runs: Path) -> None:

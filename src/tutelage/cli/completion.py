@@ -22,3 +22,10 @@ def studies(incomplete: str) -> list[str]:
     from tutelage.studies import study_file
 
     return [name for name in study_file.names() if name.startswith(incomplete)]
+
+
+def formats(incomplete: str) -> list[str]:
+    """Return the formats of an export whose names begin with what was typed."""
+    from tutelage.exports.registry import FORMATS
+
+    return [name for name in FORMATS if name.startswith(incomplete)]

@@ -16,9 +16,14 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run's folder, or a model's name.")],
     overrides: common.Overrides = None,
     best: Annotated[bool, typer.Option("--best", help="The run's best weights instead of its last.")] = False,
+    cost: Annotated[
+        bool,
+        typer.Option("--cost/--no-cost", help="Measure size, operations, latency and throughput, for about 3 seconds."),
+    ] = True,
     trust_code: common.TrustCode = False,
 ) -> None:
-    """Evaluate a model on the test set: accuracy, loss, calibration, entropy; what else its task is judged by."""
+    """Evaluate a model on the test set: accuracy, loss, calibration, entropy, what else its task has, and cost."""
+    from tutelage.report.statistics import accuracy_interval
     from tutelage.report.table import fixed, percent
     from tutelage.runs import preflight, recipes
 
@@ -26,9 +31,16 @@ def evaluate(
     trust = common.trusted(trust_code, typed, [model])
     recipe = recipes.to_evaluate(model, typed, best=best)
     preflight.check_names(recipe, trust_code=trust, evaluate=True)
-    from tutelage import api
+    from functools import partial
 
-    evaluation, title = api.judge(recipe, recipe.student.name, trust_code=trust)
+    from tutelage import api
+    from tutelage.runs import costs
+
+    folder = None if typed or best else Path(model)
+    measure = partial(costs.of_evaluated, recipe, folder=folder, trust_code=trust, say=common.echo) if cost else None
+    evaluation, title, measured = api.judge(
+        recipe, recipe.student.name, reporter=common.remarks(), trust_code=trust, costs_of=measure
+    )
     common.echo(title)
     lines: dict[str, str] = {}
     for key in records.OF_TASKS:
@@ -39,9 +51,44 @@ def evaluate(
     for key, unit in (("accuracy", "%"), ("loss", "nats"), ("entropy", "nats"), ("ece", "%")):
         if (value := cast("float | None", evaluation[key])) is not None:  # type: ignore[literal-required]
             lines[key] = f"{percent(value) if unit == '%' else f'{value:.4f}'} {unit}"
+    samples = sum(each["count"] for each in evaluation["reliability"])
+    if records.measure(evaluation) is records.ACCURACY and evaluation["accuracy"] is not None:
+        low, high = accuracy_interval(round(evaluation["accuracy"] * samples), samples)
+        lines["accuracy"] += f"  (95 % interval {percent(low)} to {percent(high)} %)"
+    if scaled := evaluation.get("calibration"):
+        where = (
+            "the validation set" if scaled["fitted_on"] == "validation" else "each half of the test set, for the other"
+        )
+        lines["temperature"] = f"{scaled['temperature']:.4f}  (fitted on {where})"
+        lines["ece after it"] = f"{percent(scaled['ece'])} %"
+    if measured is not None:
+        lines |= _cost_lines(measured)
     width = max(map(len, lines))
     for name, written in lines.items():
         common.echo(f"  {name:<{width}}  {written}")
+
+
+def _cost_lines(costs: records.Costs) -> dict[str, str]:
+    """Return what a model costs by what each line says."""
+    from tutelage.report.table import MISSING, plural, si
+
+    cost, shape = costs["student"], costs["input"]
+    kind = ""
+    if shape is not None:
+        kind = f" of length {shape[0]}" if len(shape) == 1 else f" of {' x '.join(map(str, shape))}"
+    lines = {
+        "parameters": si(cost["parameters"]),
+        "weights": si(cost["file_bytes"], "B"),
+        "operations": MISSING if cost["flops"] is None else f"{si(cost['flops'], 'FLOP')} for a sample{kind}",
+    }
+    if cost["latency_ms"] is not None and cost["throughput"] is not None:
+        n, tenth = cost["latency_n"], cost["latency_p90_ms"]
+        spread = f", 90th percentile {si(tenth / 1e3, 's')}" if tenth is not None else ""
+        lines["latency"] = f"{si(cost['latency_ms'] / 1e3, 's')}, the median of {n}{spread}"
+        lines["throughput"] = f"{si(cost['throughput'])} samples/s in batches of {cost['batch']}"
+        threads = f", {plural(costs['threads'], 'thread')}" if costs["device"] == "cpu" and costs["threads"] else ""
+        lines["timed on"] = f"{costs['hardware']}, {costs['device']}{threads}, {costs['precision']}"
+    return lines
 
 
 def report(

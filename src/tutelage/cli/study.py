@@ -111,7 +111,7 @@ def study(
     else:
         show_plan = worker is None
         with (
-            common.run_options(trust) as options,
+            common.run_options(trust, shares_machine=worker is not None) as options,
             common.noting_runs(request.runs / request.pool),
             common.place_of(on, address, runs, request.study.recipe, options, jobs=jobs) as place,
         ):

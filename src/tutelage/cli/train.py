@@ -96,8 +96,9 @@ def compare(
 
     check_objectives(comparison, where=str(path), overrides=typed)
     if dry_run:
+        printed: list[tuple[str, str]] = []
         for run in comparisons.dry_runs(comparison, folder):
-            common.print_dry_run(run, trust, runs)
+            printed += common.print_dry_run(run, trust, runs, printed=printed)
         planned = [(run, folder / entry["folder"]) for entry, run in comparisons.plan(comparison, folder)]
         common.print_disk(planned, trust, runs)
         return

@@ -146,8 +146,8 @@ def _check_outputs(value: Any) -> Any:
         isinstance(entry, str) or (isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0)
         for entry in entries or [None]
     ):
-        expected = "a list of the teacher's outputs, one for each class of the data, or null"
-        instead = "type whole numbers >= 0, or the teacher's class names in quotes"
+        expected = "a list of the network's outputs, one for each class of the data, or null"
+        instead = "type whole numbers >= 0, or the network's class names in quotes"
         raise InvalidValueError("classes", expected, messages.shown(value), instead)
     return value
 
@@ -253,8 +253,8 @@ class Network(_Section):
             that neither dropout nor batch norm changes what the layer reads. ``{lora: 8}`` trains low-rank adapters and
             the head of a network that classifies. What is trained is what is saved.
         init: of a student alone, and in place of its name: what it is made of, its teacher; see `Init`.
-        classes: of a teacher alone: its output for each class of the data, by number or by its class's name; none for
-            all of them in order, or by the names of both where they say it.
+        classes: of a teacher, or of what is evaluated: its output for each class of the data, by number or by its
+            class's name; none for all of them in order, or by the names of both where they say it.
         mean: mean of each channel, where white is 1, of a network whose name has no statistics, such as of ``file:``,
             ``onnx:`` and ``export:``; none feeds it values in [0, 1].
         std: standard deviation of each channel, beside ``mean``.
@@ -626,6 +626,12 @@ class Recipe(_Section):
 TOGETHER = 8
 """Students in one group by default. Each takes memory for its parameters, their gradients and the
 optimizer's state; activations are there for one at a time."""
+
+
+class Judged(Recipe):
+    """An evaluation, whose ``model``, which is not trained, may have a map of classes like a teacher's."""
+
+    student: Annotated[Network, ShortFor("name")] = Field(description="a model's name", examples=["runs/first-run"])
 
 
 class Comparison(Recipe):

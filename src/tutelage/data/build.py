@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -223,6 +223,7 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         layout, pixels = guessed
     elif layout is None:
         layout = images.find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
+    description = replace(description, notes=[*description.notes, *_enlarged(train.reader, layout)])
     if not _fits(samples, layout, settings):
         if key is not None and not known:
             cache.save(key, layout, {}, source=description.source)
@@ -238,6 +239,19 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         arrays |= {f"{name}_masks": half.masks for name, half in named.items() if half.masks is not None}
         cache.save(key, layout, arrays, source=description.source)
     return from_pixels(pixels[0], pixels[-1], description, margin=layout.margin)
+
+
+def _enlarged(reader: images.Reader, layout: images.Layout) -> Iterator[str]:
+    """Yield a note where the first image is smaller than what is made of it."""
+    try:
+        (encoded,) = reader.encoded([0])
+        with images.opened(encoded) as image:
+            width, height = images.upright_size(image)
+    except images.UnreadableError:
+        return
+    if height < layout.height and width < layout.width:
+        made = f"{layout.width} by {layout.height} pixels"
+        yield f"Images are enlarged to {made}: {reader.name(0)} has {width} by {height}."
 
 
 def _with_unlabelled(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,12 @@ from numpy.typing import NDArray
 
 from tutelage.data.cache import digest, key_of
 from tutelage.data.file_hashes import Files
+from tutelage.data.names import is_picture
 from tutelage.images import READER_VERSION, Encoded
 from tutelage.settings.data import DataSettings
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+SHOWN = 3
+"""Endings of files in a note."""
 
 
 class FolderReader:
@@ -37,9 +40,25 @@ class FolderReader:
         return [self._root / self.name(position) for position in positions]
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's name is that of an image."""
-    return name[name.rfind(".") :].lower() in EXTENSIONS and not name.startswith(".")
+class Pictures:
+    """Tells which files are pictures by their names, and counts the others."""
+
+    def __init__(self) -> None:
+        self.others: list[str] = []  # endings
+
+    def __call__(self, name: str) -> bool:
+        """Whether a file's name is that of a picture."""
+        if not (kept := is_picture(name)) and not name.startswith("."):
+            self.others.append(Path(name).suffix.lower() or name)
+        return kept
+
+    def note(self) -> list[str]:
+        """Return a sentence about the files that are none, or nothing if all are."""
+        if not self.others:
+            return []
+        counted = sorted(Counter(self.others).items(), key=lambda each: (-each[1], each[0]))
+        kinds = ", ".join(f"{count} {ending}" for ending, count in counted[:SHOWN]) + ", ..." * (len(counted) > SHOWN)
+        return [f"Skipped: {len(self.others)} files that are no images by their names ({kinds})."]
 
 
 def pixels_key(halves: Sequence[Files], settings: DataSettings) -> str:

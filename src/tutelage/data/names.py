@@ -24,6 +24,14 @@ _UNLABELLED = {
     "texts:<path>": "of data.unlabelled: a file with one text per line",
 }
 
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+"""How names of files of images end."""
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file's name is that of an image."""
+    return name[name.rfind(".") :].lower() in EXTENSIONS and not name.startswith(".")
+
 
 def available() -> list[tuple[str, str]]:
     """Return each kind of source: its pattern, and a description."""

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tutelage.models.io import fingerprint as fingerprint
     from tutelage.models.io import frozen_fingerprint as frozen_fingerprint
     from tutelage.models.io import load as load
+    from tutelage.models.io import pack as pack
     from tutelage.models.io import parameters as parameters
     from tutelage.models.io import read as read
     from tutelage.models.io import read_parts as read_parts
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from tutelage.models.readme import model_card as model_card
     from tutelage.models.registry import adopt as adopt
     from tutelage.models.registry import create as create
+    from tutelage.models.registry import restored as restored
     from tutelage.models.subnetwork import from_teacher as from_teacher
 
 _MODULES = {
@@ -37,8 +39,10 @@ _MODULES = {
     **dict.fromkeys(("from_pretrained", "push_to_hub", "save_pretrained"), ".hub"),
     **dict.fromkeys(("Ensemble", "ensemble"), ".ensembles"),
     "from_teacher": ".subnetwork",
-    **dict.fromkeys(("adopt", "create"), ".registry"),
-    **dict.fromkeys(("fingerprint", "frozen_fingerprint", "load", "parameters", "read", "read_parts", "save"), ".io"),
+    **dict.fromkeys(("adopt", "create", "restored"), ".registry"),
+    **dict.fromkeys(
+        ("fingerprint", "frozen_fingerprint", "load", "pack", "parameters", "read", "read_parts", "save"), ".io"
+    ),
 }
 __all__ = list(_MODULES)
 

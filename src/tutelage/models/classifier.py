@@ -116,7 +116,7 @@ class Classifier(nn.Module):
         else:
             own = self.normalise(entrance(inputs, self.card) if self.resizes else inputs)
             logits = self.network(own) if self.call is None else self.call(self.network, own)
-        if not isinstance(logits, Tensor) or logits.dim() < 2 or len(logits) != len(views_of(inputs)[0]):
+        if not isinstance(logits, Tensor) or logits.dim() < 2 or logits.shape[0] != views_of(inputs)[0].shape[0]:
             got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
             expected = "the network to return logits, one tensor of shape (batch, classes)"
             instead = 'name the field of its logits: tutelage.Adapter(network, output="logits")'
@@ -148,8 +148,10 @@ class Classifier(nn.Module):
             raise InvalidValueError("outputs", expected, f"one of {logits.shape[-1]}", instead)
         return logits.index_select(-1, outputs)
 
-    def predict(self, samples: Any) -> list[Prediction]:
+    def predict(self, samples: Any, *, top_k: int | None = None) -> list[Prediction]:
         """Classify raw images or texts, one or a sequence of them; see `predict.predict` and `predict.predict_text`.
+
+        With ``top_k=5`` each prediction has its five likeliest classes in ``top``.
 
         Raises:
             TypeError: if the network takes tensors by keyword, which are made of nothing raw.
@@ -160,8 +162,8 @@ class Classifier(nn.Module):
             expected, got = "a network that gives each sample a class", f"{self.card.name} of {self.card.task}"
             raise InvalidValueError("predict", expected, got, f"type model.{others[self.card.task]}")
         if self.call is not None and self.call.text is not None:
-            return predict_text(self, self.card, self.call.text, samples)
-        return predict(self, self.card, samples)
+            return predict_text(self, self.card, self.call.text, samples, top_k=top_k)
+        return predict(self, self.card, samples, top_k=top_k)
 
     def predict_masks(self, images: Any) -> list[NDArray[np.uint8]]:
         """Give each pixel of raw images a class, one or a sequence of them; see `predict.predict_masks`.

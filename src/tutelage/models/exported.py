@@ -38,6 +38,8 @@ class Graph:
     least: int = 1  # samples of the smallest batch that it takes
     most: int | None = None  # of the largest; None for any
     sha256: bytes  # of the file, and of those that belong to it
+    file_bytes: int  # of all of these
+    initialisers: int = 0  # number of values in the file that are no parameters of a module
     batch_advice: str  # how a file for batches of any size is made
 
 
@@ -61,7 +63,7 @@ class Exported(nn.Module):
 
     def __init__(self, graph: Graph, *, output: int, classes: int) -> None:
         super().__init__()
-        self._graph, self._number, self._classes = graph, output, classes
+        self.graph, self._number, self._classes = graph, output, classes
         self.call = graph.call  # registered where it is a module
         self.register_buffer("sha256", torch.tensor(list(graph.sha256), dtype=torch.uint8))
         self.register_buffer("output", torch.tensor(list(graph.outputs[output].name.encode()), dtype=torch.uint8))
@@ -97,19 +99,19 @@ class Exported(nn.Module):
         if not len(inputs):
             return inputs.new_empty(0, self._classes, dtype=dtype)
         with torch.autocast(inputs.device.type, enabled=False):
-            logits = torch.cat([self._part(part) for part in inputs.detach().split(self._graph.most or len(inputs))])
+            logits = torch.cat([self._part(part) for part in inputs.detach().split(self.graph.most or len(inputs))])
         return logits.to(inputs.device, dtype)
 
     def _part(self, inputs: Tensor) -> Tensor:
         """Return the logits of as many samples as the file takes, or fewer."""
-        missing = max(0, self._graph.least - len(inputs))
+        missing = max(0, self.graph.least - len(inputs))
         filled = torch.cat([inputs, inputs[-1:].expand(missing, *inputs.shape[1:])]) if missing else inputs
-        logits = self.call(as_taken(filled, self._graph.inputs[0].dtype), self._number)
+        logits = self.call(as_taken(filled, self.graph.inputs[0].dtype), self._number)
         wanted = (len(filled), self._classes)
         if not isinstance(logits, Tensor) or logits.shape != wanted:
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            name = f"{self._graph.file.name}, output {self._graph.outputs[self._number].name!r}"
-            raise RunError(name, f"logits of shape {wanted}", got, self._graph.batch_advice)
+            name = f"{self.graph.file.name}, output {self.graph.outputs[self._number].name!r}"
+            raise RunError(name, f"logits of shape {wanted}", got, self.graph.batch_advice)
         return logits[: len(inputs)]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -22,6 +22,8 @@ _LEVELS = 2**30
 """Parts that a distribution is drawn in: their sums are whole numbers, and so the same in any order of summation."""
 _PROBED = 11
 """Number of tokens that a network is tried on."""
+_COLD = 1e-9
+"""Temperature at which the likeliest token is drawn."""
 _CLOSE = 1e-4
 """Largest difference between logits that are to be the same, relative to the largest."""
 
@@ -201,6 +203,37 @@ class CompletionSampler:
         own = lengths[going]
         logits = self.network(texts[going, : int(own.max())])[torch.arange(len(own), device=own.device), own - 1]
         return logits.new_zeros(len(texts), logits.shape[-1]).masked_scatter(going[:, None], logits)
+
+
+@torch.no_grad()
+def continued(
+    network: nn.Module, texts: Sequence[Sequence[int]], *, new_tokens: int, max_tokens: int, end: int | None
+) -> list[list[int]]:
+    """Return what a language model writes behind texts, each time its likeliest token.
+
+    Args:
+        network: as of `CompletionSampler`.
+        texts: ids of each text, at least one.
+        new_tokens: largest number of tokens that are written, at least 1.
+        max_tokens: largest number of tokens that the network reads.
+        end: token that ends a text; ``None`` for none.
+
+    Returns:
+        The ids that were written, of each text, with the token that ends it.
+
+    Raises:
+        ValueError: if the network is no causal language model.
+    """
+    prompts = torch.tensor([len(text) for text in texts])
+    writer = CompletionSampler(
+        network, prompts, share=1, new_tokens=new_tokens, max_tokens=max_tokens, end=end, temperature=_COLD
+    )
+    ids = torch.full((len(texts), int(prompts.max())), PADDING)
+    for k, text in enumerate(texts):
+        ids[k, : len(text)] = torch.tensor(text)
+    device = writer._device
+    written, ends = writer._write(ids.to(device), prompts.to(device), torch.zeros_like(prompts, device=device))
+    return [row[len(text) : last] for row, text, last in zip(written.tolist(), texts, ends.tolist(), strict=True)]
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

@@ -24,7 +24,7 @@ from tutelage.models.ensembles import Ensemble
 from tutelage.models.lora import merged
 from tutelage.models.names import is_exported, is_own_module, saved_student
 from tutelage.models.readme import PLACE, FromRun, card_of, publishable_name
-from tutelage.models.registry import create, with_outputs
+from tutelage.models.registry import create, restored
 
 _FILES = (records.STUDENT, records.CARD, records.NETWORK, records.README, "*.safetensors.index.json", "tokenizer*")
 _FILES += ("special_tokens_map.json", "chat_template.jinja")
@@ -222,7 +222,7 @@ def from_pretrained(
         instead = "leave network out"
         raise InvalidValueError("network", f"none, as its name {card.name} rebuilds {name}", "one", instead)
     if network is not None:
-        classifier = _handed_in(network, folder)
+        classifier = restored(folder, network)
     elif own:
         expected = f"a module like that of {name}, {card.name.removeprefix('object:')} of the user's own"
         instead = f"build it and type tutelage.models.from_pretrained({str(name)!r}, network=module)"
@@ -240,18 +240,3 @@ def from_pretrained(
         classifier = classifier.double()
         io.load(classifier, state, name=card.name, path=path)
     return classifier.eval()
-
-
-def _handed_in(network: nn.Module, folder: Path) -> Classifier:
-    """Put a saved classifier's weights into a module that is like its own."""
-    if not isinstance(network, nn.Module) or isinstance(network, Classifier):
-        instead = "type network=MyNetwork()"
-        raise InvalidTypeError("network", "a bare torch.nn.Module", type(network).__name__, instead)
-    records.require_whole(folder, records.CARD, records.STUDENT)
-    card, chosen, path = io.read_card(folder), io.read_outputs(folder), folder / records.STUDENT
-    io.load(network, io.read(path), name=type(network).__name__, path=path)
-    classifier = Classifier(network, card)
-    if chosen is not None:
-        classifier = with_outputs(classifier, chosen)
-    classifier.folder = folder.absolute()
-    return classifier

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import hashlib
+import json
 import pickle
 import re
 import struct
+import tempfile
 import typing
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
@@ -24,11 +27,16 @@ from tutelage.errors import InvalidTypeError, InvalidValueError, one_line
 from tutelage.models import lora, structure
 from tutelage.models.card import JSON_NAMES, Card
 from tutelage.models.classifier import Classifier
-from tutelage.models.names import weights_file
+from tutelage.models.names import is_own_module, weights_file
 from tutelage.submodules import trained_state
 from tutelage.tensor_files import to_bytes
 
 SUFFIX = ".safetensors"
+_PACKED_FILES = {
+    *(records.CARD, records.NETWORK, records.TOKENIZER),
+    *("tokenizer_config.json", "chat_template.jinja"),
+}
+"""Files of a saved classifier's folder that stand in the header of one that is packed."""
 WRAPPERS = ("model", "state_dict", "net")
 """Keys under which training scripts keep a network's state dict, along with other things."""
 OPTIONAL = "num_batches_tracked"
@@ -272,13 +280,10 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
     """
     folder, network = Path(folder), classifier.network
     path, state = folder / records.STUDENT, classifier.network.state_dict()
-    described: dict[str, Any] = {"card": classifier.card.to_json(), "name": classifier.card.name}
+    described = describe(classifier)
     trained = trained_state(classifier)
     if (adapters := classifier.adapters) is not None:
         described["adapters"] = adapters._asdict()
-    if classifier.outputs is not None:
-        of = structure.head_classes(network) if classifier.call is None else classifier.call.classes
-        described["outputs"] = {"chosen": classifier.outputs.tolist(), "of": of}
     # The name makes float32 weights.
     if (seed := classifier.named_seed) is not None and len(trained) < len(state) and not classifier.is_double:
         described["base"] = {"fingerprint": frozen_fingerprint(classifier), "seed": seed}
@@ -293,6 +298,64 @@ def save(classifier: Classifier, folder: str | Path) -> Path:
         records.write_bytes(folder / name, content)
     records.write_json(folder / records.CARD, described)
     return path
+
+
+def describe(classifier: Classifier) -> dict[str, Any]:
+    """Return what ``student.json`` says of a classifier that is saved whole.
+
+    It is ``{"card": {...}, "name": ...}``; ``outputs`` where not all of the network's stand for the classes in order;
+    and of a module of the user's own its class where that can be imported: ``"module": "package.file:Net"``.
+    """
+    described: dict[str, Any] = {"card": classifier.card.to_json(), "name": classifier.card.name}
+    if classifier.outputs is not None:
+        of = structure.head_classes(classifier.network) if classifier.call is None else classifier.call.classes
+        described["outputs"] = {"chosen": classifier.outputs.tolist(), "of": of}
+    kind = type(classifier.network)
+    # What a container of PyTorch's, or an `Adapter`, is made of does not follow from its class.
+    own = kind.__module__.partition(".")[0] not in ("__main__", "torch", "tutelage")
+    if is_own_module(classifier.card.name) and own and "<locals>" not in kind.__qualname__:
+        described["module"] = f"{kind.__module__}:{kind.__qualname__}"
+    return described
+
+
+def pack(classifier: Classifier, metadata: Mapping[str, str]) -> bytes:
+    """Return a classifier that is saved whole as the content of one file, from whose path `create` rebuilds it.
+
+    Args:
+        classifier: classifier without adapters.
+        metadata: what else goes into the file's header, by name.
+    """
+    files = {} if classifier.call is None else classifier.call.files(classifier.network, classifier.card)
+    header = {records.CARD: json.dumps(describe(classifier), ensure_ascii=False), "format": "pt", **files, **metadata}
+    return to_bytes(classifier.network.state_dict(), header)
+
+
+@contextlib.contextmanager
+def unpacked(path: Path) -> Iterator[tuple[Path, Path]]:
+    """Yield a saved classifier's folder and its weights; what stands in the header of a file is one for as long.
+
+    Raises:
+        ValueError: if the file is damaged, or its header does not say what it is of.
+    """
+    if path.is_dir():
+        yield path, path / records.STUDENT
+        return
+    try:
+        with safetensors.safe_open(path, "pt") as opened:
+            header: dict[str, str] = opened.metadata() or {}
+    except DAMAGED as error:
+        got = f"{path}, which is cut off, damaged or of another format ({one_line(error)[:120]})"
+        raise InvalidValueError("model", "a whole safetensors file", got, "fetch or export it again") from error
+    if records.CARD not in header:
+        expected, got = f"a file of tutelage export, with {records.CARD} in its header", f"weights alone in {path}"
+        instead = f"name the network, such as cifar:resnet20, and type weights={path}"
+        raise InvalidValueError("model", expected, got, instead)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch) / path.name
+        folder.mkdir()
+        for name in _PACKED_FILES & header.keys():
+            (folder / name).write_text(header[name], encoding="utf-8")
+        yield folder, path
 
 
 def frozen_fingerprint(classifier: Classifier) -> str | None:
@@ -325,6 +388,7 @@ class _SavedParts(TypedDict):
     adapters: NotRequired[_SavedAdapters]
     base: NotRequired[Base]
     outputs: NotRequired[Chosen]
+    module: NotRequired[str]
 
 
 def read_parts(folder: Path) -> tuple[lora.Adapters | None, Base | None]:
@@ -347,6 +411,11 @@ def _read_parts(folder: Path) -> _SavedParts:
     path, instead = folder / records.CARD, records.how_to_restore(folder)
     value: _SavedParts = records.read_json(path, _SavedParts, instead=instead)
     return value
+
+
+def read_module(folder: Path) -> str | None:
+    """Read the class of a saved classifier that was a module of the user's own, ``package.file:Net``; else ``None``."""
+    return _read_parts(folder).get("module")
 
 
 def read_card(folder: Path) -> Card:

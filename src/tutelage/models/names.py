@@ -20,6 +20,8 @@ ONNX, EXPORT = EXPORTED = ("onnx", "export")
 """Prefixes of files that hold a network as a graph, which is not trained."""
 SOURCES = ("cifar", "mlp", "timm", "torchvision", "hf", "file", *EXPORTED)
 """Prefixes of names; any other name is that of a folder, or of a module of the user's own."""
+PACKED = ".safetensors"
+"""How a file's name ends that holds a saved student with all that rebuilds it, as `tutelage export` writes it."""
 RUNS_CODE = ("file:", f"{EXPORT}:")
 """How names begin whose files may run code when they are read."""
 
@@ -124,8 +126,10 @@ def is_exported(name: str) -> bool:
 
 
 def saved_student(name: str) -> Path:
-    """Return the folder with a saved student that a name without a source is the path of."""
+    """Return the folder, or the file, with a saved student that a name without a source is the path of."""
     folder = Path(name)
+    if folder.suffix == PACKED and folder.is_file():
+        return folder
     if name and (folder / records.STUDENT).is_file() and (folder / records.CARD).is_file():
         return folder
     if name and folder.is_dir():

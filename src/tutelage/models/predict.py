@@ -44,6 +44,8 @@ NAMED = 3
 
 AT_ONCE = 64
 """Number of texts in a batch."""
+_LARGEST = 2**28
+"""Number of logits of a batch where each token has some: a GiB in float32."""
 
 
 class Prediction(NamedTuple):
@@ -54,21 +56,25 @@ class Prediction(NamedTuple):
         name: name of that class, if the card has names.
         probability: probability that the classifier gives it.
         labels: where several labels may hold, those whose probability is above 1/2, the likeliest first.
+        top: the likeliest classes or labels, as many as were asked for with ``top_k``, the likeliest first.
     """
 
     label: int
     name: str | None
     probability: float
     labels: tuple[Prediction, ...] = ()
+    top: tuple[Prediction, ...] = ()
 
 
-def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
+def predict(classifier: nn.Module, card: Card, images: Any, *, top_k: int | None = None) -> list[Prediction]:
     """Classify raw images.
 
     Args:
         classifier: classifier that takes values in [0, 1]; its mode is restored.
         card: card that says how it sees images and what its classes are called.
         images: one image or a sequence: paths, PIL images, or uint8 arrays ``(height, width[, channels])``.
+        top_k: number of classes that ``top`` of a prediction has, at least 1, or all if there are fewer; ``None`` for
+            none.
 
     Returns:
         One prediction per image.
@@ -76,30 +82,60 @@ def predict(classifier: nn.Module, card: Card, images: Any) -> list[Prediction]:
     Raises:
         TypeError: if something is none of these.
         FileNotFoundError: if a path does not exist.
-        ValueError: if an image cannot be read, as `tutelage.images` says, or is brighter than the card's white.
+        ValueError: if an image cannot be read, as `tutelage.images` says, or is brighter than the card's white, or
+            ``top_k`` is below 1.
         RunError: if logits are not finite; it names the images and the parameter that is the cause.
     """
-    return _predictions(answers(classifier, card, images), card)
+    check_top_k(top_k)
+    return predictions(answers(classifier, card, images), card, top_k=top_k)
+
+
+def check_top_k(top_k: int | None) -> None:
+    """Refuse a number of classes that is not at least 1."""
+    if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
+        raise InvalidValueError("top_k", "a whole number >= 1", repr(top_k), "for example top_k=5")
+
+
+def answers(classifier: nn.Module, card: Card, images: Any) -> Tensor:
+    """Return a network's outputs for raw images, ``(images, ..., classes)``; arguments and errors are `predict`'s."""
+    sequence = _sequence(images)
+    views = [_view(decoded, card, name) for decoded, name in _decoded(sequence, card)]
+    return answers_to_views(classifier, card, views, [_name(image, k) for k, image in enumerate(sequence)])
 
 
 @torch.no_grad()
-def answers(classifier: nn.Module, card: Card, images: Any) -> Tensor:
-    """Return a network's outputs for raw images, ``(images, ..., classes)``; arguments and errors are `predict`'s."""
-    sequence = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-    if not sequence:
+def answers_to_views(classifier: nn.Module, card: Card, views: Sequence[Tensor], names: Sequence[str]) -> Tensor:
+    """Return a network's outputs for the views that it has of images, ``(images, ..., classes)``.
+
+    Args:
+        classifier: classifier; its mode is restored.
+        card: its card.
+        views: view of each image, ``(channels, height, width)``; those of one size make a batch.
+        names: name of each, for an error.
+
+    Raises:
+        RunError: if logits are not finite.
+    """
+    if not views:
         return _no_answers(card)
-    device = device_of(classifier)
+    device, rows = device_of(classifier), dict[int, Tensor]()
     with evaluation_mode(classifier):
-        logits = classifier(torch.stack(_views(sequence, card)).to(device))
-    _require_finite(logits, classifier, card, [_name(image, k) for k, image in enumerate(sequence)], "images")
+        for shape in dict.fromkeys(view.shape for view in views):
+            alike = [k for k, view in enumerate(views) if view.shape == shape]
+            rows |= zip(alike, classifier(torch.stack([views[k] for k in alike]).to(device)), strict=True)
+    logits = torch.stack([rows[k] for k in range(len(views))])
+    _require_finite(logits, classifier, card, names, "images")
     return logits.float().cpu()
+
+
+def _sequence(samples: Any) -> Sequence[Any]:
+    return samples if isinstance(samples, Sequence) and not isinstance(samples, str) else [samples]
 
 
 def _no_answers(card: Card) -> Tensor:
     return torch.empty(0, card.classes, *([2] if card.task == "labels" else []))
 
 
-@torch.no_grad()
 def predict_masks(classifier: nn.Module, card: Card, images: Any) -> list[NDArray[np.uint8]]:
     """Give each pixel of raw images a class.
 
@@ -116,31 +152,83 @@ def predict_masks(classifier: nn.Module, card: Card, images: Any) -> list[NDArra
     Raises:
         TypeError, FileNotFoundError, ValueError, RunError: as of `predict`.
     """
-    masks = []
-    device = next(classifier.parameters()).device
-    sequence = images if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-    for position, (decoded, name) in enumerate(_decoded(sequence, card)):
-        seen = card
-        if card.image_size is not None:
-            height, width = card.image_size
-            scale = card.margin * max(width / decoded.width, height / decoded.height)
-            size = max(1, round(decoded.height * scale)), max(1, round(decoded.width * scale))
-            seen = dataclasses.replace(card, image_size=size, margin=1.0)
-        with evaluation_mode(classifier):
-            logits = classifier(_view(decoded, seen, name)[None].to(device)).float().movedim(-1, 1)
-        _require_finite(logits, classifier, card, [_name(sequence[position], position)], "images")
-        logits = nn.functional.interpolate(logits, decoded.size[::-1], mode="bilinear", align_corners=False)
-        masks.append(logits[0].argmax(0).byte().cpu().numpy())
-    return masks
+    decoded = _decoded(_sequence(images), card)
+    return [mask_of(classifier, card, _whole_view(each, card, name), each.size, name) for each, name in decoded]
 
 
-def _predictions(logits: Tensor, card: Card) -> list[Prediction]:
+@torch.no_grad()
+def mask_of(classifier: nn.Module, card: Card, view: Tensor, size: tuple[int, int], name: str) -> NDArray[np.uint8]:
+    """Return the likeliest class of each pixel of an image: see `predict_masks`.
+
+    Args:
+        classifier: classifier of pixels; its mode is restored.
+        card: its card.
+        view: view that it has of the image, ``(channels, height, width)``.
+        size: width and height of the image.
+        name: its name, for an error.
+    """
+    with evaluation_mode(classifier):
+        logits = classifier(view[None].to(device_of(classifier))).float().movedim(-1, 1)
+    _require_finite(logits, classifier, card, [name], "images")
+    logits = nn.functional.interpolate(logits, size[::-1], mode="bilinear", align_corners=False)
+    mask: NDArray[np.uint8] = logits[0].argmax(0).byte().cpu().numpy()
+    return mask
+
+
+def _whole_view(decoded: Image.Image, card: Card, name: str) -> Tensor:
+    """Return the view of a whole image, at the scale of the evaluation."""
+    if card.image_size is not None:
+        height, width = card.image_size
+        scale = card.margin * max(width / decoded.width, height / decoded.height)
+        size = max(1, round(decoded.height * scale)), max(1, round(decoded.width * scale))
+        card = dataclasses.replace(card, image_size=size, margin=1.0)
+    return _view(decoded, card, name)
+
+
+class ImageView(NamedTuple):
+    """What a network sees of an image.
+
+    Attributes:
+        pixels: view, ``(channels, height, width)`` float32 in [0, 1].
+        size: width and height of the upright image.
+        has_more_frames: whether the file has frames or pages besides the first, which is the one that is seen.
+    """
+
+    pixels: Tensor
+    size: tuple[int, int]
+    has_more_frames: bool
+
+
+def view_of(image: Any, card: Card, name: str) -> ImageView:
+    """Read an image, or the bytes of a file, as a network sees it; several threads may do so at once.
+
+    Args:
+        image: one, as of `predict`, or bytes.
+        card: card of the network.
+        name: the image's name, for an error.
+
+    Raises:
+        TypeError, FileNotFoundError, ValueError: as of `predict`.
+    """
+    decoded, more = _read(image if isinstance(image, bytes) else _encoded(image, name), card, name)
+    make = _whole_view if card.task == "pixels" else _view
+    return ImageView(make(decoded, card, name), decoded.size, more)
+
+
+def predictions(logits: Tensor, card: Card, *, top_k: int | None = None) -> list[Prediction]:
+    """Return what logits say, ``(samples, classes)``, or of labels ``(samples, labels, 2)``."""
     names = card.class_names
     if card.task == "labels":
-        return [_of_labels(row, names) for row in logits.float().softmax(-1)[..., 1]]
-    probability, index = logits.float().softmax(-1).max(-1)
-    return [
+        return [_of_labels(row, names, top_k) for row in logits.float().softmax(-1)[..., 1]]
+    probabilities = logits.float().softmax(-1)
+    probability, index = probabilities.max(-1)
+    found = [
         Prediction(i, names[i] if names else None, p) for i, p in zip(index.tolist(), probability.tolist(), strict=True)
+    ]
+    if top_k is None:
+        return found
+    return [
+        each._replace(top=tuple(_sorted(row, names, top_k))) for each, row in zip(found, probabilities, strict=True)
     ]
 
 
@@ -153,16 +241,22 @@ def _require_finite(logits: Tensor, classifier: nn.Module, card: Card, samples: 
         raise RunError(f"model {card.name}", "finite logits", f"{got}; parameter {weight}" if weight else got, instead)
 
 
-def _of_labels(probabilities: Tensor, names: Sequence[str] | None) -> Prediction:
+def _of_labels(probabilities: Tensor, names: Sequence[str] | None, top_k: int | None) -> Prediction:
     """Return what probabilities of each label ``(labels,)`` say of a sample."""
-    sorted_, order = probabilities.sort(descending=True, stable=True)
-    each = [
-        Prediction(k, names[k] if names else None, p) for k, p in zip(order.tolist(), sorted_.tolist(), strict=True)
-    ]
-    return each[0]._replace(labels=tuple(one for one in each if one.probability > 0.5))
+    each = _sorted(probabilities, names)
+    held = tuple(one for one in each if one.probability > 0.5)
+    return each[0]._replace(labels=held, top=tuple(each[: top_k or 0]))
 
 
-def predict_text(classifier: nn.Module, card: Card, text: TextInput, texts: Any) -> list[Prediction]:
+def _sorted(probabilities: Tensor, names: Sequence[str] | None, most: int | None = None) -> list[Prediction]:
+    """Return the classes of a sample ``(classes,)``, the likeliest first, and of those alike the first one first."""
+    values, order = (each[:most].tolist() for each in probabilities.sort(descending=True, stable=True))
+    return [Prediction(k, names[k] if names else None, p) for k, p in zip(order, values, strict=True)]
+
+
+def predict_text(
+    classifier: nn.Module, card: Card, text: TextInput, texts: Any, *, top_k: int | None = None
+) -> list[Prediction]:
     """Classify texts.
 
     Args:
@@ -170,6 +264,7 @@ def predict_text(classifier: nn.Module, card: Card, text: TextInput, texts: Any)
         card: card that says what its classes are called.
         text: what it reads; a longer text is cut.
         texts: one text or a sequence: strings, or paths of ``.txt`` files in UTF-8, each of which is one text.
+        top_k: as of `predict`.
 
     Returns:
         One prediction per text.
@@ -177,32 +272,63 @@ def predict_text(classifier: nn.Module, card: Card, text: TextInput, texts: Any)
     Raises:
         TypeError: if something is none of these.
         FileNotFoundError: if a file does not exist.
-        ValueError: if the classifier gives each token a class, or a file is not UTF-8.
+        ValueError: if the classifier gives each token a class, a file is not UTF-8, or ``top_k`` is below 1.
         RunError: if logits are not finite.
     """
-    return _predictions(answers_to_texts(classifier, card, text, texts), card)
+    check_top_k(top_k)
+    return predictions(answers_to_texts(classifier, card, text, texts), card, top_k=top_k)
 
 
-@torch.no_grad()
 def answers_to_texts(classifier: nn.Module, card: Card, text: TextInput, texts: Any) -> Tensor:
     """Return a network's outputs for texts, ``(texts, ..., classes)``; arguments and errors are `predict_text`'s."""
     if text.per_token:
-        instead = "call the classifier with token ids for the logits of each, or generate with transformers"
+        instead = "call the classifier with token ids for the logits of each, or type tutelage predict"
         raise InvalidValueError("predict", "a model with one class per text", f"{card.name}, one per token", instead)
-    sequence = texts if isinstance(texts, Sequence) and not isinstance(texts, str) else [texts]
+    sequence = _sequence(texts)
     contents = [_content(each, k) for k, each in enumerate(sequence)]
-    device = device_of(classifier)
-    logits = [_no_answers(card)]
-    with evaluation_mode(classifier):
-        for first in range(0, len(contents), AT_ONCE):
-            rows = text.tokenizer.encode(contents[first : first + AT_ONCE], max_tokens=text.max_tokens)
-            ids = torch.full((len(rows), max(1, *map(len, rows)) if rows else 1), PADDING)
-            for k, row in enumerate(rows):
-                ids[k, : len(row)] = torch.tensor(row, dtype=torch.int64)
-            logits.append(classifier(ids.to(device)).float().cpu())
+    rows = text.tokenizer.encode(contents, max_tokens=text.max_tokens)
     names = [str(each) if isinstance(each, Path) else f"text {k}" for k, each in enumerate(sequence)]
-    _require_finite(torch.cat(logits), classifier, card, names, "texts")
-    return torch.cat(logits)
+    return torch.stack(answers_to_ids(classifier, card, rows, names)) if rows else _no_answers(card)
+
+
+@torch.no_grad()
+def answers_to_ids(
+    classifier: nn.Module, card: Card, rows: Sequence[Sequence[int]], names: Sequence[str], *, last: bool = False
+) -> list[Tensor]:
+    """Return a network's outputs for texts as token ids, float32 on the CPU: ``(..., classes)`` of each.
+
+    Args:
+        classifier: classifier of token ids; its mode is restored.
+        card: its card.
+        rows: ids of each text.
+        names: name of each, for an error.
+        last: of a network that gives each token a class, whether to return the last token's logits ``(classes,)``
+            instead of all ``(tokens, classes)``.
+
+    Raises:
+        RunError: if logits are not finite.
+    """
+    device, answers = device_of(classifier), list[Tensor]()
+    longest = max(map(len, rows), default=1)
+    at_once = max(1, min(AT_ONCE, _LARGEST // (longest * card.classes))) if card.per_token else AT_ONCE
+    with evaluation_mode(classifier):
+        for first in range(0, len(rows), at_once):
+            part = rows[first : first + at_once]
+            ids = torch.full((len(part), max(1, *map(len, part))), PADDING)
+            for k, row in enumerate(part):
+                ids[k, : len(row)] = torch.tensor(row, dtype=torch.int64)
+            logits = classifier(ids.to(device))
+            if last:
+                logits = logits[range(len(part)), [len(row) - 1 for row in part]]
+            logits = logits.float().cpu()
+            answers += [
+                each[: len(row)] if card.per_token and not last else each
+                for each, row in zip(logits, part, strict=True)
+            ]
+    if answers:
+        extremes = torch.stack([each.abs().amax() if each.numel() else each.new_zeros(()) for each in answers])
+        _require_finite(extremes[:, None], classifier, card, names, "texts")
+    return answers
 
 
 def _content(text: Any, position: int) -> str:
@@ -221,23 +347,23 @@ def _content(text: Any, position: int) -> str:
         raise InvalidValueError("texts", "UTF-8", f"{path} ({error})", "save it as UTF-8") from error
 
 
-def _views(images: Sequence[Any], card: Card) -> list[Tensor]:
-    return [_view(decoded, card, name) for decoded, name in _decoded(images, card)]
-
-
 def _decoded(images: Sequence[Any], card: Card) -> Iterator[tuple[Image.Image, str]]:
     """Yield images, upright and of the card's channels, and their names."""
     with_frames: str | None = None
     for position, image in enumerate(images):
         name = _name(image, position)
-        encoded = _encoded(image, name)
-        with _readable(name), opened(encoded) as file:
-            decoded = decode(file, channels=card.channels)
-            if with_frames is None and isinstance(encoded, Path) and has_more_frames(file):
-                with_frames = name
+        decoded, more = _read(_encoded(image, name), card, name)
+        with_frames = with_frames or (name if more else None)
         yield decoded, name
     if with_frames is not None:
         warnings.warn(f"images: {frames_note(with_frames)}", stacklevel=3)
+
+
+def _read(encoded: Encoded, card: Card, name: str) -> tuple[Image.Image, bool]:
+    """Decode an image, and say whether its file has more frames or pages."""
+    with _readable(name), opened(encoded) as file:
+        decoded = decode(file, channels=card.channels)
+        return decoded, not isinstance(encoded, Image.Image) and has_more_frames(file)
 
 
 @contextmanager

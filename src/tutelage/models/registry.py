@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage import records
-from tutelage.errors import InvalidTypeError, InvalidValueError, NetworkError, TutelageError
+from tutelage.errors import InvalidTypeError, InvalidValueError, NetworkError, TutelageError, reason_of
 from tutelage.models import io, structure
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
@@ -109,23 +111,24 @@ def create(
         as_trained=frozenset(as_trained),
     )
     prefix, colon, _ = name.partition(":")
+    adapters = None
     if config is not None and prefix != hf.PREFIX:
         raise InvalidValueError("config", "none for a name that is not of hf:", name, "type hf:bert, or leave it out")
     if output is not None and prefix not in EXPORTED:
         expected = "none for a name that is not of onnx: or export:"
         raise InvalidValueError("output", expected, name, "leave it out; tutelage.Adapter(network, output=...) has one")
     saved, chosen = None, None
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with ExitStack() as opened, torch.random.fork_rng(devices=[]), torch.device("cpu"):
         # torch.manual_seed would also advance the accelerators' generators, which are not forked
         torch.default_generator.manual_seed(seed)
         if colon and prefix in _SOURCES:
             spec = _with_statistics(_planned(name, request), mean, std)
         else:
-            saved = saved_student(name)
+            saved, own = opened.enter_context(io.unpacked(saved_student(name)))
             if mean is not None:
                 instead = "leave mean and std out"
                 raise InvalidValueError("mean", f"none for {name}, a run with its own", list(mean), instead)
-            weights = saved / records.STUDENT if weights is None else Path(weights)
+            weights = own if weights is None else Path(weights)
             records.require_whole(saved, records.CARD, *([weights.name] if weights.parent == saved else []))
             spec, chosen = _rebuilt(saved, request), io.read_outputs(saved)
         network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes, saved)
@@ -147,10 +150,11 @@ def create(
             classifier = _without_head(classifier)
         elif chosen is not None:
             classifier = with_outputs(classifier, chosen)
-    classifier.asked_size = image_size
+        if saved is not None:
+            adapters, _ = io.read_parts(saved)
+    classifier.asked_size, classifier.adapters = image_size, adapters
     if saved is not None:
-        classifier.folder = saved.absolute()
-        classifier.adapters, _ = io.read_parts(saved)
+        classifier.folder = Path(name).absolute() if Path(name).is_dir() else None
     elif weights is None and spec.fetch is not None:
         classifier.named_seed = seed
     return classifier
@@ -281,12 +285,8 @@ def _without_head(classifier: Classifier) -> Classifier:
 def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
     card = io.read_card(saved)
     if is_own_module(card.name):
-        raise InvalidValueError(
-            "model",
-            f"a student that a name can rebuild in {saved}",
-            f"{card.name!r}, a module of the user's own",
-            f"build the module and type tutelage.models.from_pretrained({str(saved)!r}, network=module)",
-        )
+        card = dataclasses.replace(card, weights=card.weights if request.tagged else None)
+        return ModelSpec(card=card, build=partial(_build_own, saved, card, request.trust_code))
     size = request.as_weights(image_size=card.image_size).image_size or card.image_size
     request = dataclasses.replace(request, text=_text_of(saved, card, request.text), task=card.task)
     classes = _width(card, io.read_outputs(saved))
@@ -308,6 +308,60 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
         known |= {"max_tokens": built.card.max_tokens}
     card = dataclasses.replace(card, image_size=size, weights=weights, **known)
     return ModelSpec(card=card, build=build, call=built.call)
+
+
+def _build_own(saved: Path, card: Card, trust_code: bool | frozenset[str], *, classes: int) -> nn.Module:
+    """Make a network of the user's own class, which is imported where it is trusted.
+
+    Raises:
+        ValueError: if it is not, or the class cannot be made without arguments.
+    """
+    kind = io.read_module(saved)
+    expected, got = f"a student that a name can rebuild in {saved.name}", f"{card.name!r}, a module of the user's own"
+    handed_in = f"build the module and type tutelage.load({str(saved)!r}, network=module)"
+    trusted = trust_code is True or (trust_code and kind in trust_code)
+    if kind is None or not trusted:
+        imported = f", or --trust-code (trust_code=True) to import {kind}" if kind else ""
+        raise InvalidValueError("model", expected, got, f"{handed_in}{imported}")
+    module, _, name = kind.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+        made = found()
+    except Exception as error:  # of the user's code
+        got = f"{got}, whose {kind} cannot be made here ({reason_of(error)[:200]})"
+        raise InvalidValueError("model", expected, got, handed_in) from error
+    if not isinstance(made, nn.Module):
+        raise InvalidValueError("model", expected, f"{got}, and {kind}() is no module", handed_in)
+    return made
+
+
+def restored(name: str | Path, network: nn.Module, *, weights: str | Path | None = None) -> Classifier:
+    """Load a saved student into a network of its architecture, which is handed in: a module of one's own.
+
+    Args:
+        name: path of the folder, or of a file of ``tutelage export``, with the student.
+        network: module that gets the weights, in place.
+        weights: weights in place of the student's own.
+
+    Raises:
+        FileNotFoundError: if there is no such path.
+        ValueError: if the weights are not of this architecture.
+    """
+    if not isinstance(network, nn.Module):
+        raise InvalidTypeError("network", "a torch.nn.Module", type(network).__name__, "give the module itself")
+    with io.unpacked(saved_student(str(name))) as (saved, own):
+        records.require_whole(saved, records.CARD, *([own.name] if weights is None and own.parent == saved else []))
+        card, chosen = io.read_card(saved), io.read_outputs(saved)
+        bare = network.network if isinstance(network, Classifier) else network
+        path = own if weights is None else Path(weights)
+        io.load(bare, io.read(path), name=f"{type(bare).__name__}, which was handed in", path=path)
+    classifier = Classifier(bare, card, call=network.call if isinstance(network, Classifier) else None)
+    if chosen is not None:
+        classifier = with_outputs(classifier, chosen)
+    classifier.folder = Path(name).absolute() if Path(name).is_dir() else None
+    return classifier
 
 
 def _build_base(saved: Path, card: Card, request: ModelRequest, seed: int, *, classes: int) -> nn.Module:

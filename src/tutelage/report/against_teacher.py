@@ -1,4 +1,4 @@
-"""Figures of the last epoch's student next to its teacher: accuracy by class, entropy, calibration."""
+"""The last epoch's student next to its teacher: accuracy by class and its change, entropy, calibration."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import plotly.graph_objects as go
 
 from tutelage import records
+from tutelage.report.answers import names_of
 from tutelage.report.figures import TEACHER, Panel, Style, add_histogram, empty, inert, reach, style
 from tutelage.report.reading import Subject, mean, number, section, teachers
 from tutelage.report.results import rows
+from tutelage.report.table import Row, Table, fixed, percent
 
 MAX_NAMED_CLASSES = 30
 """Largest number of classes with separate places on an axis; beyond it, teacher is plotted against student."""
@@ -24,6 +26,8 @@ class Judged:
     name: str
     look: Style
     per_class: Sequence[float | None]  # accuracy by class, or average precision by label
+    loss: float | None
+    temperature: float | None  # of the scaled logits, if the evaluation is of these
     edges: Sequence[float]
     counts: Sequence[float]
     bins: Sequence[tuple[float, float, float]]  # confidence, accuracy, count; of bins that hold samples
@@ -36,27 +40,49 @@ class Judged:
         return {"name": inert(self.name), "visible": True if self.shown else "legendonly"}
 
 
-def against_teacher(subject: Subject) -> list[Panel]:
-    """Return the figures of the last epoch's student next to its teacher's."""
+def by_class(subject: Subject) -> list[Panel]:
+    """Return accuracy by class of the last epoch's student and its teacher, and what differs between the two."""
     networks = judged(subject)
-    counted = subject.measure.counted
-    panels = [per_class(subject, networks), entropy_histogram(networks, counted), reliability(networks, counted)]
+    panels = [per_class(subject, networks), change_by_class(subject, networks)]
     return [panel for panel in panels if panel]
 
 
-def judged(subject: Subject) -> list[Judged]:
-    """Return the teacher, the baseline and the other entries; of these, the best mean is initially visible."""
-    pooled = []
-    if teacher := [judgement for judgement, _ in teachers(subject)]:
-        pooled.append(_pool(teacher, name="teacher", look=TEACHER))
-    students = [row for row in rows(subject) if row.role == "student" and row.value is not None]
-    best = max(students, key=lambda row: row.merit, default=None)
+def certainty(subject: Subject) -> list[Panel]:
+    """Return the figures of how sure the last epoch's student and its teacher are: entropy and calibration."""
+    networks, counted = judged(subject), subject.measure.counted
+    scaled = judged(subject, scaled=True)
+    panels = [
+        entropy_histogram(networks, counted),
+        reliability(networks, counted),
+        reliability(scaled, counted, key="reliability-scaled", title="Reliability after temperature scaling"),
+    ]
+    return [panel for panel in panels if panel]
+
+
+def best_entry(subject: Subject) -> str | None:
+    """Return the entry with the best mean besides the baseline's, or else the baseline."""
+    done = [row for row in rows(subject) if row.role != "teacher" and row.value is not None]
+    return max(done, key=lambda row: (row.role == "student", row.merit)).name if done else None
+
+
+def judged(subject: Subject, *, scaled: bool = False) -> list[Judged]:
+    """Return the teacher, the baseline and the other entries; of these, the best mean is initially visible.
+
+    With ``scaled``, of their logits after temperature scaling; networks of which that is not known are left out.
+    """
+    best = best_entry(subject)
+    found = [("teacher", TEACHER, True, [judgement for judgement, _ in teachers(subject)])]
     for at, entry in enumerate(subject.entries):
-        if judgements := [section(run.evaluation, "student") for run in subject.of(entry)]:
-            name = f"{entry} (baseline)" if entry == subject.baseline else entry
-            shown = entry == subject.baseline or best is None or entry == best.name
-            name = name if subject.comparison else "student"
-            pooled.append(_pool(judgements, name=name, look=style(at), shown=shown))
+        name = f"{entry} (baseline)" if entry == subject.baseline else entry
+        judgements = [section(run.evaluation, "student") for run in subject.of(entry)]
+        shown = best is None or entry in (subject.baseline, best)
+        found.append((name if subject.comparison else "student", style(at), shown, judgements))
+    pooled = []
+    for name, look, shown, judgements in found:
+        if scaled:
+            judgements = [section(judgement, "calibration") for judgement in judgements]
+        if judgements and all(judgements):
+            pooled.append(_pool(judgements, name=name, look=look, shown=shown))
     return pooled
 
 
@@ -87,6 +113,8 @@ def _pool(judgements: Sequence[Mapping[str, Any]], **options: Any) -> Judged:
         counts=[*map(sum, zip(*counts, strict=True))] if alike else [],
         bins=sorted(bins),
         ece=mean(number(judgement.get("ece")) for judgement in judgements),
+        loss=mean(number(judgement.get("loss")) for judgement in judgements),
+        temperature=mean(number(judgement.get("temperature")) for judgement in judgements),
         **options,
     )
 
@@ -101,13 +129,17 @@ def per_class(subject: Subject, networks: Sequence[Judged]) -> Panel | None:
     networks = [network for network in networks if len(network.per_class) == size]
     if not networks:
         return None
-    named = next((run.evaluation.get("class_names") for run in subject.runs if run.evaluation), None) or []
-    names = [str(name) for name in (named if len(named) == size else range(size))]
+    names = _class_names(subject, size)
     of_labels = subject.measure is records.MEAN_AVERAGE_PRECISION
     what = _What("Average precision", "label", "labels") if of_labels else _What("Accuracy", "class", "classes")
     if size > MAX_NAMED_CLASSES and networks[0].look == TEACHER and len(networks) > 1:
         return _class_scatter(networks[0], networks[1:], names, what)
     return _class_places(networks, names, what)
+
+
+def _class_names(subject: Subject, size: int) -> list[str]:
+    named = names_of(subject)
+    return named if len(named) == size else [*map(str, range(size))]
 
 
 class _What(NamedTuple):
@@ -170,6 +202,92 @@ def _class_scatter(teacher: Judged, students: Sequence[Judged], names: Sequence[
     return Panel("per-class", caption, figure)
 
 
+MOST_BARS = 20
+"""Number of classes that are drawn; of more, those that lost and gained the most."""
+
+
+def change_by_class(subject: Subject, networks: Sequence[Judged]) -> Panel | None:
+    """Return what each class gained or lost against the baseline, or without one against the teacher."""
+    of_labels = subject.measure is records.MEAN_AVERAGE_PRECISION
+    what = _What("Average precision", "label", "labels") if of_labels else _What("Accuracy", "class", "classes")
+    base_name = f"{subject.baseline} (baseline)" if subject.baseline else "teacher"
+    base = next((network for network in networks if network.name == base_name), None)
+    best = best_entry(subject) if subject.comparison else "student"
+    other = next((network for network in networks if network.name == best), None)
+    if base is None or other is None or len(base.per_class) != len(other.per_class):
+        return None
+    names = _class_names(subject, len(base.per_class))
+    pairs = zip(names, base.per_class, other.per_class, strict=True)
+    changes = sorted(
+        ((100 * (b - a), name) for name, a, b in pairs if a is not None and b is not None), key=lambda change: change[0]
+    )
+    if not changes:
+        return None
+    shown = changes if len(changes) <= MOST_BARS else [*changes[: MOST_BARS // 2], *changes[-MOST_BARS // 2 :]]
+    than = "the baseline" if subject.baseline else "the teacher"
+    title = f"{what.measure} of {inert(other.name, 20)} less that of {than}"
+    figure = empty(title, what.each.capitalize(), "Difference (points)")
+    figure.add_bar(
+        x=list(range(len(shown))),
+        y=[change for change, _ in shown],
+        text=[inert(name) for _, name in shown],
+        textposition="none",
+        marker={"color": [style(0 if change >= 0 else 1).colour for change, _ in shown]},
+        hovertemplate="%{text}: %{y:+.2f}<extra></extra>",
+    )
+    labels = [inert(name, 16) for _, name in shown]
+    slant = -40 if max(map(len, labels)) * len(labels) > 60 else 0
+    figure.update_xaxes(tickvals=list(range(len(shown))), ticktext=labels, tickangle=slant)
+    figure.update_layout(hovermode="closest", showlegend=False)
+    lost = [f"{name} ({change:+.1f})" for change, name in changes[:3] if change < 0]
+    gained = [f"{name} ({change:+.1f})" for change, name in changes[:-4:-1] if change > 0]
+    said = [f"Lost most: {', '.join(lost)}." if lost else "", f"Gained most: {', '.join(gained)}." if gained else ""]
+    left_out = (
+        f"The {len(shown)} largest changes of {len(changes)} {what.several}." if len(shown) < len(changes) else ""
+    )
+    caption = [*said, left_out, f"Differences of single {what.several} are not tested."]
+    return Panel("class-change", " ".join(filter(None, caption)), figure)
+
+
+def calibration_table(subject: Subject) -> list[Table]:
+    """Return loss and calibration error before and after temperature scaling, where that was done."""
+    scaled = {network.name: network for network in judged(subject, scaled=True)}
+    rows_of = [
+        Row(
+            cells=(
+                network.name,
+                fixed(after.temperature, 2),
+                percent(network.ece),
+                percent(after.ece),
+                fixed(network.loss),
+                fixed(after.loss),
+            ),
+            kind="teacher" if network.look == TEACHER else "",
+        )
+        for network in judged(subject)
+        if (after := scaled.get(network.name))
+    ]
+    ends = ("ECE before (%)", "ECE after (%)", "Loss before (nats)", "Loss after (nats)")
+    caption = "Before and after temperature scaling"
+    return [Table(headings=("Network", "Temperature", *ends), rows=rows_of, caption=caption)] if rows_of else []
+
+
+def calibration_note(subject: Subject) -> str:
+    """Say on what the temperatures were fitted."""
+    judgements = [*(judgement for judgement, _ in teachers(subject))]
+    judgements += [section(run.evaluation, "student") for run in subject.runs]
+    sets = dict.fromkeys(
+        str(fit.get("fitted_on")) for judgement in judgements if (fit := section(judgement, "calibration"))
+    )
+    how = {
+        "validation": "Temperatures were fitted on the validation set.",
+        "test": "Temperatures were fitted on the test set, each half of it with the temperature of the other half.",
+    }
+    said = [how[name] for name in sets if name in how]
+    scaling = "Temperature scaling divides the logits by one number, and changes no answer (Guo et al. 2017)."
+    return " ".join([*([scaling] if said else []), *said])
+
+
 def entropy_histogram(networks: Sequence[Judged], counted: str) -> Panel | None:
     """Return the distribution of the entropy over the samples, or over what else is counted."""
     networks = [network for network in networks if sum(network.counts) > 0]
@@ -189,12 +307,14 @@ def entropy_histogram(networks: Sequence[Judged], counted: str) -> Panel | None:
     return Panel("entropy-histogram", f"Shannon entropy of each {counted.removesuffix('s')}'s distribution.", figure)
 
 
-def reliability(networks: Sequence[Judged], counted: str) -> Panel | None:
+def reliability(
+    networks: Sequence[Judged], counted: str, *, key: str = "reliability", title: str = "Reliability"
+) -> Panel | None:
     """Return accuracy against confidence, with the expected calibration error in the legend."""
     networks = [network for network in networks if network.bins]
     if not networks:
         return None
-    figure = empty("Reliability", "Confidence (%)", "Accuracy (%)")
+    figure = empty(title, "Confidence (%)", "Accuracy (%)")
     _diagonal(figure, 0)
     for network in networks:
         error = "" if network.ece is None else f" (ECE {100 * network.ece:.2f} %)"
@@ -211,7 +331,7 @@ def reliability(networks: Sequence[Judged], counted: str) -> Panel | None:
     figure.update_layout(hovermode="closest")
     figure.update_xaxes(range=[0, 102])
     figure.update_yaxes(range=[0, 102])
-    return Panel("reliability", "On the line confidence is right; below it the network is too sure of itself.", figure)
+    return Panel(key, "On the line confidence is right; below it the network is too sure of itself.", figure)
 
 
 def _diagonal(figure: go.Figure, low: float) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,20 @@ class Run:
     manifest: Mapping[str, Any]  # manifest; empty if there is none
     epochs: tuple[records.Epoch, ...]  # epochs so far
     evaluation: Mapping[str, Any] | None  # evaluation; None if the run did not reach it
+    costs: Mapping[str, Any] | None = None  # `records.Costs`, if they were measured
+    disputed: Mapping[str, Any] | None = None  # `records.Disputed`, if there are predictions
     damage: tuple[str, ...] = ()  # what is wrong with its records, a line for each file
+
+    @cached_property
+    def predictions(self) -> records.Predictions | None:
+        """What its networks answer each sample of the test set, read when first asked for.
+
+        ``None`` where there are none, or a damaged file.
+        """
+        try:
+            return records.read_predictions(self.folder) if self.finished else None
+        except (NotFoundError, records.DamagedError, StorageError):
+            return None
 
     @property
     def finished(self) -> bool:
@@ -127,6 +141,7 @@ def read_run(folder: Path, *, entry: str | None = None, seed: object = None) -> 
 
     recorded = readable(records.MANIFEST, records.ManifestTypes)
     evaluation = readable(records.EVALUATION, records.Evaluation)
+    costs, disputed = readable(records.COSTS, records.Costs), readable(records.DISPUTED, records.Disputed)
     metrics = records.read_metrics(folder)
     if metrics.damage:
         damage[records.METRICS] = f"{folder / records.METRICS}: {'; '.join(metrics.damage)}; left out"
@@ -152,6 +167,8 @@ def read_run(folder: Path, *, entry: str | None = None, seed: object = None) -> 
         manifest=manifest,
         epochs=tuple(metrics.epochs),
         evaluation=evaluation,
+        costs=costs,
+        disputed=disputed,
         damage=tuple(damage.values()),
     )
 

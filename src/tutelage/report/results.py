@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage import records
+from tutelage.report.costs import Cost, cost_table, pooled, usual_place
 from tutelage.report.matched import matched_notes
+from tutelage.report.paired import Paired, compare, corrected, p_value
 from tutelage.report.reading import Run, Subject, deviation, mean, number, read, section, teachers
 from tutelage.report.reading import text as string
+from tutelage.report.statistics import LEVEL
 from tutelage.report.table import Row, Table, count, fixed, judged, percent, plural, print_notes
 
 if TYPE_CHECKING:
@@ -59,6 +62,9 @@ class Result:
     entropy: float | None = None  # entropy of the network's distribution, nats
     kl_to_teacher: float | None = None  # KL(p || q) at temperature 1, nats
     ece: float | None = None  # expected calibration error, a fraction
+    samples: int | None = None  # of the set on which it was evaluated; None if the runs differ
+    test: Paired | None = None  # whether it differs from the baseline, corrected for the number of objectives
+    cost: Cost | None = None  # what the network costs, as most of the runs measured it
     unfinished: tuple[Unfinished, ...] = ()  # runs of the entry that are not in the means
     damage: tuple[str, ...] = ()  # what is wrong with the records of its runs, a line for each file
     share_data_seed: bool = False  # whether the runs share order and views, and differ only in initialisation
@@ -68,6 +74,21 @@ class Result:
     def value(self) -> float | None:
         """The mean of the measure."""
         return self.accuracy if self.measure is records.ACCURACY else self.of_task.get(self.measure.key)
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of an accuracy, from the number of samples."""
+        if self.measure is not records.ACCURACY or self.accuracy is None or not self.samples:
+            return None
+        from tutelage.report.statistics import accuracy_interval
+
+        share = min(1.0, max(0.0, self.accuracy))
+        return accuracy_interval(round(share * self.samples), self.samples)
+
+    @property
+    def better(self) -> bool | None:
+        """Whether a test shows that it is better than the baseline, or worse; ``None`` where it shows nothing."""
+        return self.measure.merit(self.gain) > 0 if self.gain and self.test and self.test.shown else None
 
     @property
     def merit(self) -> float:
@@ -83,12 +104,17 @@ def rows(folder: Path | str | Subject) -> list[Result]:
         DamagedError: if ``comparison.json`` is damaged.
     """
     subject = folder if isinstance(folder, Subject) else read(folder)
-    results = [_entry(subject, name) for name in subject.entries]
+    place = usual_place(subject.runs)
+    results = [_entry(subject, name, place) for name in subject.entries]
     base = next((row for row in results if row.role == "baseline"), None)
-    return [*_teacher(subject), *(_with_gain(row, base) for row in results)]
+    results = [_with_gain(row, base) for row in results]
+    if base is not None:
+        tests = corrected([compare(subject, row.name, base.name) if row.gain is not None else None for row in results])
+        results = [replace(row, test=test) for row, test in zip(results, tests, strict=True)]
+    return [*_teacher(subject, place), *results]
 
 
-def _entry(subject: Subject, name: str) -> Result:
+def _entry(subject: Subject, name: str, place: str | None) -> Result:
     runs = subject.of(name)
     bests = [section(run.evaluation, "best") for run in runs]
     best_sets = _distinct(string(best.get("set")) for best in bests if best)
@@ -100,11 +126,19 @@ def _entry(subject: Subject, name: str) -> Result:
         role="baseline" if name == subject.baseline else "student",
         best=mean(number(best.get(subject.measure.key)) for best in bests) if len(best_sets) == 1 else None,
         best_set=" and ".join(best_sets) or None,
+        samples=_samples(runs),
+        cost=pooled(runs, "student", place),
         unfinished=tuple(map(unfinished, subject.of(name, finished=False))),
         damage=tuple(line for run in subject.runs if run.entry == name for line in run.damage),
         share_data_seed=subject.share_data_seed,
         objective=subject.objective(name),
     )
+
+
+def _samples(runs: Iterable[Run]) -> int | None:
+    sizes = {number(section(run.evaluation).get("samples")) for run in runs}
+    size = sizes.pop() if len(sizes) == 1 else None
+    return int(size) if size and size >= 1 else None
 
 
 def _averaged(
@@ -139,7 +173,7 @@ def _with_gain(row: Result, base: Result | None) -> Result:
     return replace(row, gain=row.measure.scale * (row.value - base.value))
 
 
-def _teacher(subject: Subject) -> list[Result]:
+def _teacher(subject: Subject, place: str | None) -> list[Result]:
     """Return the teacher's row if it is known."""
     known = teachers(subject)
     names = {name for run in subject.runs if (name := string(section(run.manifest, "teacher").get("name")))}
@@ -150,13 +184,13 @@ def _teacher(subject: Subject) -> list[Result]:
         measure=subject.measure,
         name=name,
         role="teacher",
+        samples=_samples(run for run in subject.runs if section(run.evaluation, "teacher")),
+        cost=pooled(subject.runs, "teacher", place),
     )
     damage = subject.teacher.damage if subject.teacher is not None else ()
     return [replace(row, agreement=None, kl_to_teacher=None, damage=damage)] if known else []
 
 
-BEST = 4
-"""Column of the best epoch's figure."""
 EXACT = (
     *("role", "set", "n", "accuracy", "std", "gain", "best", "best_set"),
     *("agreement", "entropy", "kl_to_teacher", "ece"),
@@ -164,18 +198,24 @@ EXACT = (
 """Fields that HTML holds unrounded, and besides the measures of a task."""
 
 
-def headings(by: records.Measure) -> tuple[str, ...]:
+P_VALUE = "p"
+"""Heading of the tests' column, which is there if one was possible."""
+KL = "KL to teacher (nats)"
+
+
+def headings(by: records.Measure, *, tested: bool = False) -> tuple[str, ...]:
     """Return the headings of a table of networks that are judged by a measure."""
     return (
         "Network",
         by.heading(by.title),
         "n",
         by.heading(by.difference, by.steps),
+        *([P_VALUE] if tested else []),
         by.heading("Best epoch"),
         *beside(by),
         "Agreement (%)",
         "Entropy (nats)",
-        "KL to teacher (nats)",
+        KL,
     )
 
 
@@ -212,6 +252,11 @@ def notes(results: Sequence[Result]) -> list[str]:
     if base:
         unit = "; below 0 is better" if by.lower_is_better else ", in percentage points"
         sentences.append(f"{by.difference} is the difference of means to {base}{unit}.")
+    if how := " or ".join(dict.fromkeys(row.test.how for row in results if row.test)):
+        sentences.append(
+            f"p: how likely a difference as large is if there is none ({how}). Only below {LEVEL}, in bold, is a "
+            "difference shown."
+        )
     sentences += best_notes(results)
     sentences += matched_notes([{row.name: row.objective for row in results}])
     for row in results:
@@ -232,42 +277,52 @@ def best_notes(results: Sequence[Any]) -> list[str]:
 
 def table(results: Sequence[Result]) -> Table:
     """Return the table, with its notes."""
-    name = main_set(results)
-    names = headings(measure_of(results))
-    lines = [_row(result, name) for result in results]
-    extra = [names.index(name) for name in beside(measure_of(results))]
+    name, by = main_set(results), measure_of(results)
+    tested = any(row.test for row in results)
+    names = headings(by, tested=tested)
+    lines = [_row(result, name, names) for result in results]
+    extra = [names.index(name) for name in (*beside(by), *([KL] if tested else []))]
     return Table(headings=names, rows=lines, notes=notes(results), extra=extra)
 
 
-def _row(result: Result, main: str | None) -> Row:
-    """Write a row under its `headings`; a figure taken on a set other than ``main`` says so."""
+def _row(result: Result, main: str | None, names: Sequence[str]) -> Row:
+    """Write a row under headings; a figure taken on a set other than ``main`` says so."""
     by = result.measure
     role = "" if result.role in ("student", result.name) else f" ({result.role})"
     elsewhere = f" [{result.set}]" if result.set and result.set != main else ""
-    cells = (
+    p = [p_value(result.test.p if result.test else None)] if P_VALUE in names else []
+    cells = [
         result.name + role,
         judged(by, result.value, result.std) + elsewhere,
         count(result.n, len(result.unfinished)),
         fixed(result.gain, 2, sign=True),
+        *p,
         judged(by, result.best) + selected(result.best, result.best_set),
         *([] if by.beside is None else [fixed(result.of_task.get(by.beside))]),
         percent(result.agreement),
         fixed(result.entropy),
         fixed(result.kl_to_teacher),
-    )
+    ]
     # Units and roles under their names, and a mark for anything selected on the test set.
     short = [" ".join(cell.split()) for cell in cells]
     short[0] = short[0].replace(" (", "\n(")
-    short[BEST] = judged(by, result.best) + ("*" if result.best is not None and result.best_set == "test" else "")
+    best = 4 + len(p)
+    short[best] = judged(by, result.best) + ("*" if result.best is not None and result.best_set == "test" else "")
     exact = {key.replace("_", "-"): getattr(result, key) for key in EXACT}
     exact |= {key.replace("_", "-"): value for key, value in result.of_task.items()}
+    exact |= {"p": result.test.p} if result.test else {}
     exact = {"entry": result.name, **exact, "unfinished": len(result.unfinished)}
-    return Row(cells=cells, short=short, kind=result.role, exact=exact)
+    bold = (3, 4) if result.better is not None else ()
+    return Row(cells=cells, short=short, kind=result.role, exact=exact, bold=bold)
 
 
 def print_table(results: Sequence[Result], console: Console) -> None:
-    """Print the table on a terminal."""
+    """Print the table on a terminal, and that of what the networks cost if that is known."""
     shown = table(results)
     shown.print(console)
     extra = ["Validation selected the best epoch; its figure is the validation set's."]
     print_notes([*shown.notes, *(extra if any(row.best_set == "validation" for row in results) else [])], console)
+    if costs := cost_table(results):
+        console.print()
+        costs.print(console)
+        print_notes(costs.notes, console)

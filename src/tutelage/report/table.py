@@ -29,6 +29,7 @@ class Row:
     kind: str = ""  # class in HTML; a ``"teacher"`` is dim on a terminal
     # unrounded numbers by the names of HTML's data attributes; None is written as an empty one
     exact: Mapping[str, object] = field(default_factory=dict)
+    bold: Sequence[int] = ()  # columns in bold: differences that a test shows
     link: str = ""  # link of the first cell in HTML; empty for none
 
 
@@ -41,21 +42,24 @@ class Table:
     notes: Sequence[str] = ()  # notes on the figures, a sentence or two each
     wrapped: Sequence[int] = ()  # columns whose cells may break on a terminal
     extra: Sequence[int] = ()  # columns that a terminal shows if it is wider than 80
+    caption: str = ""  # heading in HTML, below a section's
 
     def markdown(self) -> str:
         """Return the table as GitHub Markdown, followed by its notes."""
         rule = [":---", *["---:"] * (len(self.headings) - 1)]
-        cells = [self.headings, *(row.cells for row in self.rows)]
-        lines = markdown_lines([[plain(cell) for cell in line] for line in cells], rule)
+        cells = [[*map(plain, self.headings)], *map(_markdown_row, self.rows)]
+        lines = markdown_lines(cells, rule)
         return "\n".join([*lines, *([""] if self.notes else []), *(f"- {plain(note)}" for note in self.notes)]) + "\n"
 
     def html(self, name: str) -> Markup:
-        """Return the table as a ``table`` element with this id."""
+        """Return the table as a ``table`` element with this id, in a region that scrolls by keyboard too."""
         heads = Markup("").join(Markup('<th scope="col">{}</th>').format(heading) for heading in self.headings)
         body = Markup("\n").join(map(_html_row, self.rows))
+        title = Markup("<h3>{}</h3>\n").format(printable(self.caption)) if self.caption else Markup("")
         return Markup(
-            '<table id="{}" class="numbers">\n<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>'
-        ).format(name, heads, body)
+            '{}<div class="wide" tabindex="0" role="region" aria-label="{}">\n<table id="{}" class="numbers">\n'
+            "<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>\n</div>"
+        ).format(title, f"Table: {self.caption or name}", name, heads, body)
 
     def print(self, console: Console) -> None:
         """Print the table on a terminal, without its notes, narrow enough for 80 columns."""
@@ -77,7 +81,9 @@ class Table:
         for row in self.rows:
             shorts = [cell for at, cell in enumerate(row.short or row.cells) if at not in left_out]
             cells = ("\n".join(map(printable, cell.split("\n"))) for cell in shorts)
-            shown.add_row(*map(Text, cells), style="dim" if row.kind == "teacher" else "")
+            bold = [at in row.bold for at in range(len(self.headings)) if at not in left_out]
+            texts = (Text(cell, style="bold" if strong else "") for cell, strong in zip(cells, bold, strict=True))
+            shown.add_row(*texts, style="dim" if row.kind == "teacher" else "")
         console.print(shown)
 
 
@@ -106,8 +112,13 @@ def _html_row(row: Row) -> Markup:
     opening = Markup(" ").join(Markup('{}="{}"').format(*item) for item in {"class": row.kind, **exact}.items())
     name, *numbers = map(printable, row.cells)
     head = Markup('<a href="{}">{}</a>').format(row.link, name) if row.link else name
+    numbers = [Markup("<strong>{}</strong>").format(n) if at in row.bold else n for at, n in enumerate(numbers, 1)]
     cells = chain([Markup('<th scope="row">{}</th>').format(head)], map(Markup("<td>{}</td>").format, numbers))
     return Markup("<tr {}>{}</tr>").format(opening, Markup("").join(cells))
+
+
+def _markdown_row(row: Row) -> list[str]:
+    return [f"**{plain(cell)}**" if at in row.bold else plain(cell) for at, cell in enumerate(row.cells)]
 
 
 def plain(cell: str) -> str:
@@ -136,6 +147,23 @@ def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
         return MISSING
     form = f".{digits}{'f' if abs(value) < records.LARGE else 'g'}"
     return f"{value:{'+' if sign else ''}{form}}"
+
+
+PREFIXES = {12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ"}
+
+
+def si(value: float | None, unit: str = "") -> str:
+    """Write a number >= 0 with three digits and a prefix of its unit, or a dash for ``None``.
+
+    Example:
+        >>> si(1234567), si(3.2e6, "B"), si(0.0018, "s"), si(999.9)
+        ('1.23 M', '3.2 MB', '1.8 ms', '1 k')
+    """
+    if value is None:
+        return MISSING
+    rounded = float(f"{value:.3g}")
+    power = next((power for power in PREFIXES if rounded >= 10.0**power), 0)
+    return f"{rounded / 10.0**power:.3g} {PREFIXES[power]}{unit}".rstrip()
 
 
 def judged(by: records.Measure, value: float | None, std: float | None = None) -> str:

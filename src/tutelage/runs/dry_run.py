@@ -13,7 +13,7 @@ from tutelage import data, models
 from tutelage.config.schema import Recipe
 from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
-from tutelage.runs import autotune, sanity_checks
+from tutelage.runs import autotune, notes, sanity_checks
 from tutelage.runs.disk import free_bytes, run_size
 from tutelage.runs.manifest import describe_served
 from tutelage.runs.networks import describe_fit
@@ -129,6 +129,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     disk = f"{size / 1e6:.1f} MB, {free_bytes(runs) / 1e6:.0f} MB free"
     return [
         *summary,
+        *(("note", line) for line in notes.of_run(recipe, run_inputs)),
         ("estimated disk", disk),
         ("estimated time", f"{_duration(total)}{with_teacher}, evaluation not counted"),
         ("memory", used),

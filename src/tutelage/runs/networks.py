@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,10 +12,11 @@ from torch import nn
 
 from tutelage import data, models
 from tutelage.config.schema import LoRA, Network, Teachers
-from tutelage.errors import InvalidValueError, RecipeError
+from tutelage.errors import InvalidValueError, RecipeError, message
 from tutelage.models import Card, Classifier, Ensemble
 from tutelage.models.lora import Adapters
 from tutelage.objectives import Objective
+from tutelage.runs import sanity_checks
 from tutelage.runs.preflight import require_teacher, require_trainable
 
 SHOWN = 3
@@ -51,6 +53,7 @@ def create_student(
         rank, alpha, targets = network.trained.lora, network.trained.alpha, network.trained.targets
         with _about(view):
             student.train_adapters(Adapters(rank, alpha or float(rank), targets or ()), seed=seed)
+    sanity_checks.warn(_of_head(student, splits, view))
     if not splits.input_shape(view):
         student.card = replace(student.card, class_names=splits.class_names or None)
         return student
@@ -63,6 +66,15 @@ def create_student(
         class_names=splits.class_names or None,
     )
     return _with_entrance(student, splits, view)
+
+
+def _of_head(student: Classifier, splits: data.Splits, view: str) -> Iterator[str]:
+    """Yield a warning where a student begins with a head for the data's classes in another order."""
+    outputs = None if student.card.fresh_head else outputs_by_name(student.card.class_names or (), splits.class_names)
+    if outputs is not None and outputs != [*range(student.card.classes)]:
+        got = f"one whose outputs {_listed(outputs)} are these in order; it is trained on from there"
+        instead = "train from other weights, or from none, if it should learn the classes from the start"
+        yield message(f"{view} {student.card.name}", "a head for the data's classes in order", got, instead)
 
 
 def _named(network: Network, splits: data.Splits, view: str, **arguments: Any) -> Classifier:
@@ -248,39 +260,72 @@ def _with_entrance(
 
 
 def with_classes(
-    teacher: Classifier,
+    network: Classifier,
     splits: data.Splits,
     classes: Sequence[int | str] | None = None,
     *,
     key: str = "teacher",
 ) -> Classifier:
-    """Map a teacher's outputs to the data's classes: as typed, or else by the names of both where all data's are there.
+    """Map a network's outputs to the data's classes: as typed, or else by the names of both where all data's are there.
 
-    Otherwise the teacher is returned as it is; `check_classes` refuses one that does not fit.
+    Otherwise the network is returned as it is; `check_classes` refuses one that does not fit.
     """
-    card = teacher.card
+    card = network.card
     if classes is not None:
         outputs = [_output(each, card, key) for each in classes]
         if len(outputs) != splits.outputs or len(set(outputs)) < len(outputs):
             expected = f"an output of {card.name} for each of the data's {splits.outputs} classes, none of them twice"
             instead = f"type {splits.outputs} different ones, in the order of the data's classes"
             raise RecipeError(f"{key}.classes", expected, f"{len(outputs)}, {len(set(outputs))} different", instead)
-    elif _are_names(card.class_names) and set(splits.class_names) <= set(card.class_names or ()):
-        outputs = [(card.class_names or ()).index(name) for name in splits.class_names]
+    elif (named := outputs_by_name(card.class_names or (), splits.class_names)) is not None:
+        outputs = named
     else:
-        return teacher
+        return network
     if outputs == list(range(card.classes)):
-        return teacher
+        return network
     card = replace(card, classes=splits.outputs, class_names=splits.class_names)
-    mapped = Classifier(teacher.network, card, outputs=outputs, call=teacher.call)
-    mapped.resizes = teacher.resizes
+    if network.outputs is not None:  # It has a map already.
+        outputs = network.outputs[outputs].tolist()
+    mapped = Classifier(network.network, card, outputs=outputs, call=network.call)
+    mapped.resizes = network.resizes
     return mapped
 
 
-def _are_names(names: Sequence[str] | None) -> bool:
-    """Whether classes have names that tell them apart; their own numbers are none."""
-    known = list(names or ())
-    return len(set(known)) == len(known) and known != [str(number) for number in range(len(known))]
+def outputs_by_name(names: Sequence[str], wanted: Sequence[str]) -> list[int] | None:
+    """Return which of a network's named outputs is each of the data's classes; ``None`` where one is none, or several.
+
+    Names are compared as they are written; where that leaves some out without regard to case, spaces, ``_`` and ``-``;
+    and then with each of several between commas, as ImageNet's have them, as a name. Classes' own numbers are none.
+    """
+    if not _are_names(names) or not wanted:
+        return None
+    for notations in (_as_written, _folded, _synonyms):
+        places: dict[str, set[int]] = {}
+        for k, name in enumerate(names):
+            for notation in notations(name):
+                places.setdefault(notation, set()).add(k)
+        matches = [set().union(*(places.get(each, set()) for each in notations(name))) for name in wanted]
+        outputs = [match.pop() for match in matches if len(match) == 1]
+        if len(set(outputs)) == len(wanted):
+            return outputs
+    return None
+
+
+def _as_written(name: str) -> set[str]:
+    return {name}
+
+
+def _folded(name: str) -> set[str]:
+    return {re.sub(r"[\s_-]+", " ", name).strip().casefold()}
+
+
+def _synonyms(name: str) -> set[str]:
+    return set().union(*map(_folded, (name, *name.split(",")))) - {""}
+
+
+def _are_names(names: Sequence[str]) -> bool:
+    """Whether classes have names; their own numbers are none."""
+    return bool(names) and list(names) != [str(number) for number in range(len(names))]
 
 
 def _output(typed: int | str, card: Card, key: str) -> int:
@@ -294,23 +339,44 @@ def _output(typed: int | str, card: Card, key: str) -> int:
     return number
 
 
-def check_classes(teacher: Classifier, splits: data.Splits, *, key: str = "teacher") -> None:
+def check_classes(network: Classifier, splits: data.Splits, *, key: str = "teacher", judged: str = "") -> None:
     """Refuse a teacher whose classes are not the data's, with the difference.
 
     As many names without anything in common are two notations for the same classes, such as words and WordNet ids.
+
+    Args:
+        network: teacher, after `with_classes`.
+        splits: data.
+        key: where a recipe names it.
+        judged: name of a network that is no teacher, and is only evaluated.
     """
-    card, wanted = teacher.card, splits.class_names
-    names = tuple(card.class_names or ())
-    what = f"{key} {card.name}"
+    card, wanted = network.card, splits.class_names
+    names, expected = tuple(card.class_names or ()), f"the {splits.outputs} classes of the data and the student"
     instead = "fine-tune it on these data with `tutelage train`, or name another teacher"
+    if judged:
+        expected, instead = (
+            f"the {splits.outputs} classes of the data",
+            "name the data that it was trained on, data.source=...",
+        )
     if card.classes >= splits.outputs:
-        instead = f"type {key}.classes=[...] with its output for each class of the data in order, {instead}"
+        or_else = "or " * bool(judged) + instead
+        instead = f"type {key}.classes=[...] with its output for each class of the data in order, {or_else}"
+    what = f"{key} {judged or card.name}"
     if card.fresh_head:
         expected = f"weights for {splits.outputs} classes, as the data have"
         raise RecipeError(what, expected, "weights for another number", instead)
     shared = set(names) & set(wanted)
-    if card.classes == splits.outputs and (names == wanted or not shared):
-        return
+    if card.classes == splits.outputs:
+        if names == wanted or outputs_by_name(names, wanted) == [*range(card.classes)]:
+            return
+        if not shared:
+            if judged and _are_names(names) and _are_names(wanted):
+                pairs = [f"{mine!r} for {theirs!r}" for mine, theirs in zip(names, wanted, strict=True)]
+                got = f"none of them, so they are taken in order: {', '.join(pairs[:SHOWN])}" + ", ..." * (
+                    len(pairs) > SHOWN
+                )
+                sanity_checks.warn([message(what, "the class names of the data", got, instead)])
+            return
     got = f"{card.classes} classes"
     if sorted(names) == sorted(wanted):
         k = next(k for k, pair in enumerate(zip(names, wanted, strict=True)) if pair[0] != pair[1])
@@ -318,11 +384,15 @@ def check_classes(teacher: Classifier, splits: data.Splits, *, key: str = "teach
     elif len(set(names)) < len(names):
         got += ", two of them of one name"
     elif names:
-        lacking, other = (
-            [name for name in these if name not in those] for these, those in ((wanted, names), (names, wanted))
-        )
+        lacking, other = _unmatched(wanted, names), _unmatched(names, wanted)
         got += f"; {_some(lacking)} of the data's are not among them, and {_some(other)} of them not among the data's"
-    raise RecipeError(what, f"the {splits.outputs} classes of the data and the student", got, instead)
+    raise RecipeError(what, expected, got, instead)
+
+
+def _unmatched(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """Return the names that stand for none of others."""
+    known = set().union(*map(_synonyms, others))
+    return [name for name in names if not _synonyms(name) & known]
 
 
 def check_width(teacher: Classifier, splits: data.Splits, objectives: Iterable[Objective]) -> None:

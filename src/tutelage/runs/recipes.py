@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tutelage import config, records
-from tutelage.config.schema import Recipe, TrainedTeacher
+from tutelage.config.schema import Judged, Recipe, TrainedTeacher
 from tutelage.errors import RecipeError
 from tutelage.runs.resume import fingerprints, read_recorded
 from tutelage.runs.run import finished
@@ -60,10 +60,18 @@ def again(folder: Path, overrides: Sequence[str], runs: Path) -> tuple[Recipe, d
     return recipe, {"data": expected["data"]} if isinstance(recipe.teacher, TrainedTeacher) else expected
 
 
-def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False, **settings: Any) -> Recipe:
+def to_evaluate(
+    model: str,
+    overrides: Sequence[str] = (),
+    *,
+    best: bool = False,
+    typed: Mapping[str, Any] = {},
+    **settings: Any,
+) -> Recipe:
     """Return a recipe whose student is a model to evaluate: a run's, with that run's data, or any that a name has.
 
-    ``best`` takes the run's best weights instead of its last; ``settings`` replace those of the run.
+    ``best`` takes the run's best weights instead of its last; ``typed`` are further keys of the model, and ``settings``
+    replace those of the run.
     """
     folder = Path(model)
     is_run = any((folder / name).exists() for name in (records.MANIFEST, records.CHECKPOINTS))
@@ -77,8 +85,10 @@ def to_evaluate(model: str, overrides: Sequence[str] = (), *, best: bool = False
         kept["data"] = {**kept["data"], "transform": None}
     student = value.get("student")
     reads = {"reads": student["reads"]} if isinstance(student, Mapping) and "reads" in student else {}
-    changed = config.override({"name": "evaluate", **kept, **settings, "student": {"name": model, **reads}}, overrides)
-    recipe = config.parse(Recipe, changed, where="evaluate", overrides=overrides)
+    changed = config.override(
+        {"name": "evaluate", **kept, **settings, "model": {"name": model, **reads, **typed}}, overrides
+    )
+    recipe = config.parse(Judged, changed, where="evaluate", overrides=overrides)
     if not best:
         return recipe
     if not (folder / records.BEST).is_file():

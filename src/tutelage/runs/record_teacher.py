@@ -21,7 +21,7 @@ from tutelage.adapters import inputs_for
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher, restored
-from tutelage.runs import autotune, disk, sanity_checks, setup
+from tutelage.runs import autotune, disk, notes, sanity_checks, setup
 from tutelage.runs.execute import beginning
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.preflight import require_outputs, require_teacher
@@ -111,6 +111,8 @@ def record(
         recipe, reason = by_main(lambda: autotune.resolve_precision(recipe, lambda: inputs))
         if reason:
             options.reporter.say(reason)
+        for line in notes.of_data(inputs.splits):
+            options.reporter.remark(line)
         outputs = by_all(lambda: setup.outputs_of(recipe, inputs))
         stack.callback(inputs.splits.close)
         epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))

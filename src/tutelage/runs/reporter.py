@@ -34,6 +34,9 @@ class Reporter:
     def say(self, text: str) -> None:
         """Show a message to the user."""
 
+    def remark(self, text: str) -> None:
+        """Take what is to be known of the job, which each of its runs may tell: shown once, if at all."""
+
 
 class _TrackedBatches:
     """Batches that report each step; steps of a failed run are still reported."""

@@ -13,6 +13,8 @@ from tutelage.runs.reporter import Reporter
 from tutelage.training.deadline import Deadline
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from tutelage.models import Classifier
 
 
@@ -25,6 +27,7 @@ class RunOptions:
         deadline: moment to stop with a checkpoint; ``None`` to run to the end.
         command: command as recorded in the manifest.
         when_finished: callback for the folder of each finished run, including a teacher's that it trains.
+        shares_machine: whether other processes train on the same machine, so that what is timed there says nothing.
     """
 
     reporter: Reporter = field(default_factory=Reporter)
@@ -32,6 +35,7 @@ class RunOptions:
     deadline: Deadline | None = None
     command: str = ""
     when_finished: Callable[[Path], None] | None = None
+    shares_machine: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For the processes that take part in a run: showing, reports and the time are the main process's.
@@ -77,16 +81,27 @@ class Run:
         return load(self.folder)
 
 
-def load(folder: str | Path | Run, *, best: bool = False, trust_code: bool | frozenset[str] = False) -> Classifier:
+def load(
+    folder: str | Path | Run,
+    *,
+    best: bool = False,
+    network: nn.Module | None = None,
+    trust_code: bool | frozenset[str] = False,
+) -> Classifier:
     """Load the student of a run, in evaluation mode, ready to predict: it takes images in [0, 1].
 
     Args:
-        folder: folder of the run, or the run.
+        folder: folder of the run, or the run; or a file of ``tutelage export --to safetensors``.
         best: whether to load the weights that did best on the selection set instead of the last ones.
-        trust_code: whether a student made by a ``file:`` model, which runs code, is allowed.
+        network: module with the student's architecture, which gets its weights, where the student was a module of your
+            own; by default the network is built by the name that the run tells.
+        trust_code: whether a student is allowed whose building runs code: made by a ``file:`` model, or a class of your
+            own, which is imported and called without arguments. All, or only those of these names.
     """
     folder = folder.folder if isinstance(folder, Run) else folder
     weights = Path(folder) / records.BEST if best else None
+    if network is not None:
+        return models.restored(folder, network, weights=weights).eval()
     return models.create(str(folder), weights=weights, trust_code=trust_code).eval()
 
 

@@ -7,7 +7,7 @@ import random
 import shutil
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +24,9 @@ from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
 from tutelage.objectives.registry import papers
-from tutelage.runs import disk, manifest, resume, sanity_checks, setup
+from tutelage.runs import costs, disk, manifest, notes, resume, sanity_checks, setup
+from tutelage.runs.disputed import disputed
+from tutelage.runs.evaluation import calibrate_teacher, evaluate_in_detail, predictions_of
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
@@ -61,7 +63,7 @@ class RunState:
         teacher_outputs: dict[str, TeacherOutputs],
     ) -> None:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
-        self.deadline = options.deadline
+        self.deadline, self.shares_machine = options.deadline, options.shares_machine
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
         self.grouped = False
@@ -83,9 +85,11 @@ class RunState:
         first_of_group = not teacher_outputs
         if (line := fallback(self.device, precision)) and first_of_group:
             self.reporter.say(f"{recipe.name}: {line}")
+        self.remark(notes.of_run(recipe, run_inputs))
         teacher = run_inputs.teacher and setup.on_device(recipe, FrozenTeacher(run_inputs.teacher).network, "teacher")
         self.teacher = teacher
         self.held_out: list[EvalSet] = []
+        self.teacher_outputs = teacher_outputs
         metric = setup.metric_of(splits)
         for name, batches in setup.held_out_sets(splits, recipe):
             if teacher is not None and name not in teacher_outputs:
@@ -142,6 +146,11 @@ class RunState:
         self.distillers: dict[int, Distiller] = {}
         self.contexts: dict[int, BindContext] = {}
         by_main(self._write_first_records)
+
+    def remark(self, lines: Iterable[str]) -> None:
+        """Tell what is to be known of the run."""
+        for line in lines:
+            self.reporter.remark(line)
 
     def _write_first_records(self) -> None:
         records.write_bytes(self.folder / records.RECIPE, config.dump(self.recipe).encode())
@@ -410,17 +419,8 @@ class RunState:
         """Write the student, its evaluation and the manifest."""
         splits, student, test = self.run_inputs.splits, self.run_inputs.student, self.held_out[-1]
         by_main(lambda: models.save(student, self.folder))
-        logits, teacher = (test.teacher.logits, test.teacher.evaluation) if test.teacher else (None, None)
-        result = setup.evaluate_network(
-            self.recipe,
-            student,
-            test.batches,
-            "student",
-            teacher=logits,
-            gamma=self.target_gamma,
-            text_bytes=test.text_bytes,
-            metric=test.metric,
-        )
+        result = evaluate_in_detail(self.recipe, student, splits, self.held_out, "student", gamma=self.target_gamma)
+        teacher = calibrate_teacher(self.teacher_outputs, splits) if test.teacher else None
         evaluation: records.Evaluation | None = None
         if result.is_judged:
             evaluation = {
@@ -431,22 +431,45 @@ class RunState:
                 "teacher": teacher.judgement() if teacher else None,
                 "best": records.best_epoch(self.epochs, self.selection),
             }
-        by_main(lambda: self._write_result(evaluation))
+        by_main(lambda: self._write_result(evaluation, predictions_of(result, teacher)))
         self.finished = True
+        self.remark(notes.left_out(splits))  # now that all were read
         if evaluation is not None:
             judged = evaluation["student"]
             self.reporter.say(f"{self.recipe.name}: {test.name} {records.measure(judged).describe(judged)}")
 
-    def _write_result(self, evaluation: records.Evaluation | None) -> None:
+    def _write_result(self, evaluation: records.Evaluation | None, predictions: records.Predictions | None) -> None:
         written = [records.STUDENT, records.CARD, records.BEST, records.METRICS]
         if evaluation is not None:
             records.write_json(self.folder / records.EVALUATION, evaluation)
             written.append(records.EVALUATION)
+        # The result stands without these, so a run that loses them is still whole.
+        if predictions is not None:
+            records.write_predictions(self.folder, predictions)
+            records.write_json(self.folder / records.DISPUTED, disputed(predictions, self.run_inputs.splits))
+        self._measure_costs()
         self.check_best()
         self.manifest["files"] |= records.digests(self.folder, written)
         with uninterrupted():
             self.write_manifest("finished")
             self.finished = True
+
+    def _measure_costs(self) -> None:
+        """Write what the networks cost, unless that was done before the run was interrupted here."""
+        if (self.folder / records.COSTS).exists():
+            return
+        so_far = self.seconds_before + time.monotonic() - self.started
+        seconds = costs.time_for(so_far / (1 + len(self.manifest["class"])), self.deadline)
+        student, teacher = self.run_inputs.student, self.run_inputs.teacher
+        measured = costs.measure(
+            self.recipe,
+            self.run_inputs.splits,
+            student,
+            teacher,
+            seconds=None if self.shares_machine else seconds,
+            say=self.reporter.say,
+        )
+        records.write_json(self.folder / records.COSTS, measured)
 
     def check_best(self) -> None:
         """Put weights aside that are not the best ones that the run wrote, and warn."""

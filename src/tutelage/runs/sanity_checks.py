@@ -102,7 +102,7 @@ def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
     elif absent and int(counts.sum()) >= splits.classes:
         instead = "add some, or leave these classes out of the data: they cannot be learned from labels"
         expected = f"training samples with labels of all {splits.classes} classes"
-        got = f"none of {_some(absent)}"
+        got = f"none of {some(absent)}"
         yield message("data", expected, got, instead)
 
 
@@ -112,13 +112,13 @@ def _of_several(names: Sequence[str], labels: Tensor) -> Iterator[str]:
     for value, held in ((0, "none"), (1, "all")):
         alike = ((labels == value) | (labels == UNLABELLED)).all(0)
         if found := (alike & enough).nonzero().flatten().tolist():
-            got = f"{_some([names[k] for k in found])} for {held}"
+            got = f"{some([names[k] for k in found])} for {held}"
             instead = "check where the labels are read from: there is nothing to learn of these"
             yield message("data", "labels that hold for some training samples and not for others", got, instead)
 
 
-def _some(names: Sequence[str]) -> str:
-    """Name some of them."""
+def some(names: Sequence[str]) -> str:
+    """Count names, and show the first ones."""
     named = ", ".join(map(repr, names[:_NAMED])) + (", ..." if len(names) > _NAMED else "")
     return named if len(names) == 1 else f"{len(names)} ({named})"
 

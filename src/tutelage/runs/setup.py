@@ -611,6 +611,7 @@ def evaluate_network(
     gamma: float | None = None,
     keep: KeptLogits | None = None,
     sample: bool = False,
+    predictions: bool = False,
     text_bytes: int | None = None,
     metric: Metric | None = None,
 ) -> Evaluation:
@@ -627,6 +628,7 @@ def evaluate_network(
         gamma=gamma,
         keep=keep,
         sample=sample,
+        predictions=predictions,
         text_bytes=text_bytes,
         metric=metric,
     )
@@ -658,6 +660,7 @@ def ask_teacher(
         "teacher",
         keep=None if split.per_position else kept,
         sample=True,
+        predictions=metric is None and not split.per_position,
         text_bytes=text_bytes,
         metric=metric,
     )
@@ -678,9 +681,13 @@ def held_out_sets(splits: data.Splits, recipe: Recipe) -> Iterator[tuple[str, Ba
     device = accelerator_on(recipe.device).device
     for name, split in (("validation", splits.validation), ("test", splits.test)):
         if split is not None:
-            # Evaluation keeps no gradients, so batches larger than in training fit; not so many positions.
-            size = recipe.batch_size if split.per_position else max(recipe.batch_size, 256)
-            yield name, data.loader_on(device, split, batch_size=size, train=False)
+            yield name, data.loader_on(device, split, batch_size=held_out_batch(recipe, split), train=False)
+
+
+def held_out_batch(recipe: Recipe, split: data.Split) -> int:
+    """Return the samples of an evaluation's batch."""
+    # Evaluation keeps no gradients, so batches larger than in training fit; not so many positions.
+    return recipe.batch_size if split.per_position else max(recipe.batch_size, 256)
 
 
 def steps_of(recipe: Recipe, samples: int, *, stages: int | None = None) -> int:

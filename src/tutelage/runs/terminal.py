@@ -34,6 +34,7 @@ class TerminalReporter(Reporter):
         self.run: progress.TaskID | None = None
         self.title = ""
         self.printed = float("-inf")
+        self.remarks = set[str]()
 
     def expect(self, steps: int) -> None:
         """Show a bar for the whole job."""
@@ -65,3 +66,9 @@ class TerminalReporter(Reporter):
     def say(self, text: str) -> None:
         """Print a line above the bars."""
         self.console.print(printable(text), markup=False)
+
+    def remark(self, text: str) -> None:
+        """Print a line above the bars, unless it was printed before."""
+        if text not in self.remarks:
+            self.remarks.add(text)
+            self.say(f"note: {text}")

@@ -365,7 +365,7 @@ def _perform(
     try:
         place.enter()
         torch.set_num_threads(threads)
-        return Outcome(work(*arguments, replace(options, reporter=reporter)), None, reporter.lines)
+        return Outcome(work(*arguments, replace(options, reporter=reporter, shares_machine=True)), None, reporter.lines)
     except Exception as error:  # noqa: BLE001  whatever it is, the driver says what follows of it
         return Outcome(None, sendable(error), reporter.lines)
 

@@ -16,7 +16,7 @@ from tutelage.errors import RecipeError, StorageError
 from tutelage.objectives import from_spec
 from tutelage.report import results
 from tutelage.report.table import Table
-from tutelage.runs import autotune, disk
+from tutelage.runs import autotune, disk, notes
 from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.resume import begun, recipe_differences, run_differences
@@ -81,6 +81,8 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
     objectives = [from_spec(spec) for spec in comparison.objectives.values()]
     check_teacher(comparison.teacher, objectives)
     splits = data.open_data(comparison.data)
+    for line in notes.of_data(splits):
+        reporter.remark(line)
     # Where the runs are to be, as this process may lack their device.
     comparison = on.call(_prepare, comparison, folder, splits if on.local else None, options=options, recipe=comparison)
     training = comparison.training(f"{comparison.name}/teacher")

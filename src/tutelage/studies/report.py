@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tutelage.report import html
+from tutelage.report import html, summary
 from tutelage.report.curves import by_epoch, curves_note
-from tutelage.report.html import Page, Section, Tile
+from tutelage.report.html import Page, Section
 from tutelage.report.reading import Subject
+from tutelage.report.summary import Tile
 from tutelage.report.table import plural
 from tutelage.studies import paper
 from tutelage.studies import study_table as study
@@ -50,10 +51,10 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
         title=table.title,
         what=f"{pairs}; published values: {table.source}" if table.source else f"{pairs}.",
         result=f"{finished} runs are finished; {len(scores)} means can be tested against published ones.",
-        warnings=[*([study.WARNING, *table.departures] if table.departures else []), *html.warnings(whole)],
+        warnings=[*([study.WARNING, *table.departures] if table.departures else []), *summary.warnings(whole)],
         tiles=tiles,
         table=study.whole_table(table),
-        selection=html.selection(whole) if runs else "No run yet.",
+        selection=summary.selection(whole) if runs else "No run yet.",
         sections=[
             Section("paper", "Figures", " ".join(paper.statements(drawn)), paper.panels(drawn)),
             *(

@@ -14,7 +14,7 @@ from pathlib import Path
 from tutelage import data, records
 from tutelage.config.schema import TOGETHER, Recipe
 from tutelage.launcher import world_size
-from tutelage.runs import disk
+from tutelage.runs import disk, notes
 from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import wanted_taps
@@ -112,6 +112,8 @@ class _StudyRun:
             f"{self.request.study.name}: {len(self.left)} of {len(self.requested)} runs to do, "
             f"in {self.request.runs / self.request.pool}"
         )
+        for line in notes.of_data(self.splits):
+            self.reporter.remark(line)
         if self.on.local:
             self.reporter.expect(sum(steps_of(job.recipe, self.splits.train.per_epoch) for job in self.left))
         if self.left:

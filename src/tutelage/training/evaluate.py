@@ -24,7 +24,7 @@ from tutelage.adapters import inputs_for
 from tutelage.checks import nonfinite_weight, widened
 from tutelage.errors import InvalidTypeError, RunError
 from tutelage.metrics import CHANCE
-from tutelage.records import Bin, EvaluationMeans, Judgement, TaskMeasures
+from tutelage.records import Bin, Calibration, EvaluationMeans, Judgement, TaskMeasures
 from tutelage.settings.fit import Precision
 from tutelage.submodules import evaluation_mode
 from tutelage.training.distributed import gathered_objects, of_all, rank, to_device, world
@@ -48,7 +48,7 @@ NAMED = 16
 SAMPLED = 512
 """Number of samples, about evenly spaced, whose logits an evaluation keeps."""
 IN_MEMORY = 2**28
-"""Bytes of a teacher's logits on a held-out set that a process keeps in memory; it writes the others to a file."""
+"""Bytes of a network's logits on a held-out set that a process keeps in memory; it writes the others to a file."""
 
 
 class NonFiniteError(RunError):
@@ -67,11 +67,15 @@ class KeptLogits:
 
     Args:
         most: bytes to keep in memory; the other batches are in a temporary file, which ends with this object.
+
+    Attributes:
+        index: indices of each batch's samples, by its number.
     """
 
     def __init__(self, most: int = IN_MEMORY) -> None:
         self.room = most
         self.held: dict[int, Tensor] = {}
+        self.index: dict[int, Tensor] = {}
         self._written: dict[int, tuple[int, torch.Size, torch.dtype]] = {}
         self._file: IO[bytes] | None = None
 
@@ -93,7 +97,7 @@ class KeptLogits:
             self._file.write(_bytes_of(logits.contiguous()))
             self._file.flush()
 
-    def __call__(self, number: int, batch: Batch) -> Tensor:
+    def __call__(self, number: int, batch: Batch | None = None) -> Tensor:
         """Return a batch's logits, ``(positions, classes)``."""
         if number in self.held:
             return self.held[number]
@@ -152,6 +156,22 @@ class EvalSet(NamedTuple):
     metric: Metric | None = None  # what networks are judged by there besides
 
 
+class Predicted(NamedTuple):
+    """What a network answers for samples of one class each, in the order of their indices, on the CPU."""
+
+    index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on it; ``(samples,)`` int64
+    labels: Tensor  # ``(samples,)`` int64, -100 if unlabelled
+    classes: Tensor  # the likeliest, ``(samples,)`` int64
+    probabilities: Tensor  # those of these classes, ``(samples,)``
+
+    @classmethod
+    def joined(cls, parts: Sequence[Predicted]) -> Predicted:
+        """Return the samples of several batches."""
+        index, *others = (torch.cat(columns) for columns in zip(*parts, strict=True))
+        order = index.argsort()
+        return cls(index[order], *(column[order] for column in others))
+
+
 class _Counts(NamedTuple):
     """Counts of positions, int64, and each class's smallest and largest logit, ``(classes,)``."""
 
@@ -178,6 +198,7 @@ class _Part:
     counts: _Counts | None = None
     sums: list[list[float]] = field(default_factory=list)  # sums over each batch, as named in `Evaluation`
     sample: dict[int, Tensor] = field(default_factory=dict)  # some of the logits, by the batch's number
+    predicted: list[Predicted] = field(default_factory=list)  # what is answered in each batch, if that is wanted
     bad: list[int] = field(default_factory=list)  # samples with logits that are not finite
     bad_inputs: list[int] = field(default_factory=list)  # those among them whose inputs are not finite either
     folded: Any = None  # state of the metric
@@ -195,6 +216,8 @@ class Evaluation:
         correct: number of those whose label has the largest logit.
         classes: number of classes.
         sample: float32 logits of some samples, about evenly spaced, at most `SAMPLED`; none unless they were wanted.
+        predicted: what is answered for each sample; ``None`` unless that was wanted.
+        calibration: what its `judgement` says of the network after temperature scaling, if anything.
     """
 
     samples: int
@@ -209,6 +232,8 @@ class Evaluation:
     confidences: list[float]  # sum over the labelled samples of each bin
     counts: _Counts
     sample: Tensor
+    predicted: Predicted | None = None
+    calibration: Calibration | None = None
     text_bytes: int | None = None  # as of `EvalSet`
     folded: TaskMeasures = field(default_factory=lambda: TaskMeasures())  # what the metric says
     details: dict[str, Any] = field(default_factory=dict)  # lists that it says besides
@@ -285,6 +310,8 @@ class Evaluation:
             judgement["agreement"] = self.agreeing / self.samples
             judgement["kl_to_teacher"] = self.kl_to_teacher / self.samples
             judgement["kl_to_target"] = None if self.kl_to_target is None else self.kl_to_target / self.samples
+        if self.calibration is not None:
+            judgement["calibration"] = self.calibration
         return judgement
 
     def _bin(self, k: int) -> Bin:
@@ -328,6 +355,7 @@ def evaluate(
     gamma: float | None = None,
     keep: KeptLogits | None = None,
     sample: bool = False,
+    predictions: bool = False,
     text_bytes: int | None = None,
     metric: Metric | None = None,
 ) -> Evaluation:
@@ -346,6 +374,7 @@ def evaluate(
         gamma: exponent of the transformed teacher that the network matched.
         keep: where to keep the network's logits; the evaluation then holds a sample of them too.
         sample: whether the evaluation is to hold a sample of them.
+        predictions: whether it is to hold what is answered for each sample, of one class each.
         text_bytes: length of the text whose tokens are counted, as of `EvalSet`.
         metric: what the network is judged by besides.
 
@@ -362,9 +391,10 @@ def evaluate(
         with evaluation_mode(network), float32_products(device, precision):
             for number, batch in _dealt(batches):
                 logits = asked(number, batch)
-                _add(part, number, batch, logits, None if teacher is None else teacher(number, batch), gamma, metric)
+                given = None if teacher is None else teacher(number, batch)
+                _add(part, number, batch, logits, given, gamma, metric, predictions=predictions)
                 if keep is not None:
-                    keep[number] = logits
+                    keep[number], keep.index[number] = logits, batch.index.cpu()
                 if (sample or keep is not None) and number % -(-steps // SAMPLED) == 0:
                     part.sample[number] = _some(logits, max(1, SAMPLED // steps))
             if is_sharded(network) and steps % world() and rank() >= steps % world():
@@ -385,6 +415,23 @@ def evaluate(
     if metric.of_classes:
         return evaluation
     return replace(evaluation, of_classes=False, entropy=None)
+
+
+def evaluation_of(rows: Callable[[], Iterator[tuple[int, Tensor, Tensor, Tensor]]]) -> Evaluation:
+    """Return the evaluation of a network with these logits.
+
+    Args:
+        rows: yields, of each batch that this process has, its number, its samples' indices, their logits
+            ``(samples, classes)`` and their labels ``(samples,)``.
+    """
+
+    def part() -> _Part:
+        part = _Part()
+        for number, index, logits, labels in rows():
+            _add(part, number, Batch(index, logits.new_empty(len(index), 0), labels), logits, None, None, None)
+        return part
+
+    return _joined(of_all(part), nn.Identity(), "network", has_teacher=False, gamma=None)
 
 
 def counted_rows(values: Tensor, batch: Batch) -> Tensor:
@@ -414,6 +461,8 @@ def _add(
     teacher: Tensor | None,
     gamma: float | None,
     metric: Metric | None,
+    *,
+    predictions: bool = False,
 ) -> None:
     """Add a batch of a number to what a process found before."""
     part.samples += len(batch.index)
@@ -435,6 +484,8 @@ def _add(
             labels, teacher = torch.full_like(labels, UNLABELLED), None
     known, classes, entropy = labels != UNLABELLED, logits.shape[-1], targets.shannon_entropy(log_q)
     confidence, predicted = log_q.exp().max(-1)
+    if predictions:
+        part.predicted.append(Predicted(batch.index.cpu(), labels, predicted, confidence))
     right, labelled, confidence = (predicted == labels)[known], labels[known], confidence[known]
     in_bin = (confidence * BINS).ceil().long().clamp(1, BINS) - 1
     agreeing, to_target, to_teacher, edges = 0, 0.0, 0.0, _edges(classes)
@@ -480,6 +531,7 @@ def _joined(
     columns = zip(*(sums for part in parts for sums in part.sums), strict=True)
     loss, entropy, to_target, to_teacher, *confidences = map(math.fsum, columns)
     rows = dict(sorted(row for part in parts for row in part.sample.items()))
+    predicted = [each for part in parts for each in part.predicted]
     return Evaluation(
         samples=samples,
         labelled=labelled,
@@ -493,6 +545,7 @@ def _joined(
         confidences=confidences,
         counts=counts,
         sample=torch.cat([*rows.values()]) if rows else counts.low.new_empty(0, len(counts.low)),
+        predicted=Predicted.joined(predicted) if predicted else None,
     )
 
 

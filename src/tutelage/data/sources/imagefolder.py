@@ -17,8 +17,8 @@ from tutelage.data.build import Description, Raw, UnlabelledImages, from_images
 from tutelage.data.cache import digest, key_of
 from tutelage.data.datasets import Splits
 from tutelage.data.file_hashes import Files, listing, scan
-from tutelage.data.image_files import EXTENSIONS, FolderReader, is_picture, pixels_key
-from tutelage.data.names import image_folder
+from tutelage.data.image_files import FolderReader, Pictures, pixels_key
+from tutelage.data.names import EXTENSIONS, image_folder, is_picture
 from tutelage.data.sources.text_files import csv_rows, json_lines
 from tutelage.errors import InvalidValueError, one_line
 from tutelage.images import MAX_BYTES, READER_VERSION
@@ -55,8 +55,8 @@ def open_folder(path: str, settings: DataSettings, unlabelled: UnlabelledImages 
         names, labels = multi_hot.table([rows for _, rows in described], settings.labels, None, source=source)
         halves = [(files, half) for (files, _), half in zip(described, labels, strict=True)]
         return _opened(root, test_root, halves, names, settings, unlabelled)
-    names = _classes(train_root, path)
-    halves = [_scan(train_root, names, root, path)]
+    names, pictures = _classes(train_root, path), Pictures()
+    halves = [_scan(train_root, names, root, path, pictures)]
     counts = np.bincount(halves[0][1], minlength=len(names))
     if not counts.all():
         expected = f"images in every class folder of imagefolder:{path}"
@@ -67,8 +67,8 @@ def open_folder(path: str, settings: DataSettings, unlabelled: UnlabelledImages 
         if unknown:
             instead = f"add it to train or remove it from {test_root.name}"
             raise InvalidValueError("data.source", f"in {test_root.name} the classes of train", unknown[0], instead)
-        halves.append(_scan(test_root, names, root, f"{path} ({test_root.name})"))
-    return _opened(root, test_root, halves, names, settings, unlabelled)
+        halves.append(_scan(test_root, names, root, f"{path} ({test_root.name})", pictures))
+    return _opened(root, test_root, halves, names, settings, unlabelled, pictures.note())
 
 
 def _opened(
@@ -78,9 +78,10 @@ def _opened(
     names: Sequence[str],
     settings: DataSettings,
     unlabelled: UnlabelledImages | None,
+    said: Sequence[str] = (),
 ) -> Splits:
-    """Return the splits of a folder's files and their labels, for training and for test."""
-    notes = []
+    """Return the splits of a folder's files and their labels, for training and for test; ``said`` are notes."""
+    notes = [*said]
     if test_root is not None and test_root.name != "test":
         notes.append(f"The source has no test folder: {test_root.name} is used for test.")
     description = Description(
@@ -152,10 +153,12 @@ def _classes(root: Path, path: str) -> list[str]:
     return names
 
 
-def _scan(root: Path, classes: Sequence[str], base: Path, path: str) -> tuple[Files, NDArray[np.int64]]:
+def _scan(
+    root: Path, classes: Sequence[str], base: Path, path: str, pictures: Pictures
+) -> tuple[Files, NDArray[np.int64]]:
     """List the images of the classes, sorted by name, and label them."""
     below = "" if root == base else root.name + os.sep
-    files, counts = scan(base, [below + name for name in classes], keep=is_picture)
+    files, counts = scan(base, [below + name for name in classes], keep=pictures)
     if not len(files.names):
         raise InvalidValueError("data.source", _KINDS, f"none in imagefolder:{path}", f"arrange them as {_SHAPE}")
     return files, np.repeat(np.arange(len(classes)), counts)

@@ -17,9 +17,9 @@ from tutelage.data.build import Description, Raw, UnlabelledImages, from_images
 from tutelage.data.cache import digest, key_of
 from tutelage.data.datasets import Splits
 from tutelage.data.file_hashes import Files, listing, scan
-from tutelage.data.image_files import FolderReader, is_picture
+from tutelage.data.image_files import FolderReader
 from tutelage.data.masks import UNCOUNTED, Masks
-from tutelage.data.names import image_folder
+from tutelage.data.names import image_folder, is_picture
 from tutelage.data.sources.imagefolder import TESTS
 from tutelage.errors import InvalidValueError, one_line
 from tutelage.images import MAX_BYTES, READER_VERSION

@@ -16,7 +16,7 @@ from tutelage import plain_files
 from tutelage.data import shards
 from tutelage.data.build import Arranged, UnlabelledImages, from_shards
 from tutelage.data.datasets import Splits
-from tutelage.data.image_files import EXTENSIONS
+from tutelage.data.names import EXTENSIONS
 from tutelage.data.shards import Content, Shard
 from tutelage.errors import InvalidValueError, one_line
 from tutelage.images import MAX_BYTES, Encoded, UnreadableError

@@ -59,6 +59,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         least=least,
         most=most,
         sha256=digest_of(file),
+        file_bytes=file.stat().st_size,
         batch_advice=_ADVICE,
     )
     return plan_exported(name, graph, request)

@@ -57,7 +57,7 @@ KINDS = {
 _FILES = ("*.json", "*.safetensors", "*/config.json", "*/*.safetensors")
 _WEIGHTS = "model.safetensors"
 _MODULES = "modules.json"
-_PROCESSOR = "preprocessor_config.json"
+PROCESSOR = "preprocessor_config.json"
 _BICUBIC = 3  # as Pillow numbers it
 
 
@@ -310,7 +310,7 @@ def _places(settings: Any) -> int | None:
 
 def _first_place(settings: Any, kind: str, name: str) -> int:
     """Return the number of the first token's place: behind that of padding, where the table of places has one."""
-    with _quiet(), _refusals(name), torch.device("meta"):
+    with quiet(), _refusals(name), torch.device("meta"):
         network = _new(settings, kind)
     tables = (each for path, each in network.named_modules() if path.rpartition(".")[2] == "position_embeddings")
     return next((int(each.padding_idx) + 1 for each in tables if getattr(each, "padding_idx", None) is not None), 0)
@@ -318,9 +318,9 @@ def _first_place(settings: Any, kind: str, name: str) -> int:
 
 def _of_images(settings: Any, folder: Path | None, request: ModelRequest) -> dict[str, Any]:
     """Return the card's facts of images: those of the processor that was published with the weights, or usual ones."""
-    if folder is not None and (folder / _PROCESSOR).is_file():
-        with _readable(folder / _PROCESSOR, "what the network's images are made by"):
-            processor = plain_files.parse_json(plain_files.read(folder / _PROCESSOR))
+    if folder is not None and (folder / PROCESSOR).is_file():
+        with _readable(folder / PROCESSOR, "what the network's images are made by"):
+            processor = plain_files.parse_json(plain_files.read(folder / PROCESSOR))
             return _processed(processor, settings, request)
     return _processed({}, settings, request)
 
@@ -416,7 +416,7 @@ def _poolings(settings: Mapping[str, Any]) -> list[str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what the library says of missing heads and of its progress: this package says it itself."""
     logging = _library().utils.logging
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -470,7 +470,7 @@ def _make(
         settings.num_labels = classes
     if kind == "pixels" and hasattr(settings, "use_auxiliary_head"):
         settings.use_auxiliary_head = False  # It is read by nothing here.
-    with _quiet():
+    with quiet():
         if folder is None:
             with _refusals(name):
                 network = _new(settings, kind)

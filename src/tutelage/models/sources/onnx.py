@@ -6,6 +6,7 @@ No code of the file is run: it has operators of ONNX alone, and no library of ot
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath
@@ -42,7 +43,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     name = f"{PREFIX}:{path}"
     file = names.exported_file(name)
     try:
-        import onnx  # noqa: F401  for the files beside it
+        import onnx
         import onnxruntime
     except ImportError as error:
         raise missing_extra("model", "onnx and onnxruntime for an onnx: name", "onnx", error) from error
@@ -60,6 +61,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         raise InvalidValueError("model", expected, got, instead) from error
     inputs, outputs = ([_port(each) for each in side] for side in (session.get_inputs(), session.get_outputs()))
     batch = inputs[0].shape[0] if inputs and inputs[0].shape else None
+    model = onnx.load(str(file), load_external_data=False)
+    files = [file, *(file.parent / PurePath(other) for other in sorted(_locations(model)))]
     graph = Graph(
         file=file,
         inputs=tuple(inputs),
@@ -67,7 +70,9 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         call=_Session(session),
         least=batch or 1,
         most=batch,
-        sha256=_digest(file),
+        sha256=_digest(files),
+        file_bytes=sum(each.stat().st_size for each in files),
+        initialisers=sum(math.prod(each.dims) for each in model.graph.initializer),
         batch_advice=_ADVICE,
     )
     return plan_exported(name, graph, request)
@@ -101,13 +106,10 @@ def _reason(error: Exception) -> str:
     )
 
 
-def _digest(file: Path) -> bytes:
+def _digest(files: Sequence[Path]) -> bytes:
     """Return the SHA-256 of an ONNX file; of the digests of all its files if there are others."""
-    import onnx
-
-    others = sorted(_locations(onnx.load(str(file), load_external_data=False)))
-    digests = [digest_of(file), *(digest_of(file.parent / PurePath(other)) for other in others)]
-    return hashlib.sha256(b"".join(digests)).digest() if others else digests[0]
+    digests = [digest_of(file) for file in files]
+    return hashlib.sha256(b"".join(digests)).digest() if len(files) > 1 else digests[0]
 
 
 def _locations(model: Any) -> set[str]:

@@ -1,0 +1,83 @@
+"""A graph of `torch.export`, in one file: it runs without this package, and its metadata are files inside it."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from tutelage.errors import InvalidValueError
+from tutelage.exports.source import Source
+
+METADATA = "tutelage.json"
+"""Name of the metadata among the file's extra files."""
+
+
+def write(source: Source, to: Path) -> None:
+    """Write a file of `torch.export.save`; its extra files are ``tutelage.json`` and the tokenizer's.
+
+    Its one input is that of the network, with any number of samples, and of tokens.
+
+    Raises:
+        ValueError: `torch.export` cannot trace the network.
+    """
+    inside = {METADATA: json.dumps(source.metadata, ensure_ascii=False), **source.files}
+    torch.export.save(traced(source), to, extra_files=inside)
+
+
+def reopen(to: Path) -> Callable[[Tensor], Tensor]:
+    """Return the module of a file that was just written."""
+    module = torch.export.load(to).module()
+
+    def call(inputs: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = module(inputs)
+        return logits
+
+    return call
+
+
+def traced(source: Source) -> ExportedProgram:
+    """Return what a file computes as a graph of `torch.export`, for any number of samples, and of tokens.
+
+    Raises:
+        ValueError: `torch.export` cannot trace it.
+    """
+    example = source.inputs[:2].expand(2, *source.inputs.shape[1:])  # Sizes of 1 would be taken for fixed ones.
+    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    if (most := source.classifier.card.max_tokens) is not None and most > 1:
+        axes[1] = torch.export.Dim("tokens", max=most)
+        example = example.repeat(1, 2)[:, : max(2, example.shape[1])]
+    try:
+        with quiet(), torch.no_grad():
+            return torch.export.export(source.graph, (example.clone(),), dynamic_shapes=(axes,))
+    except Exception as error:  # of the tracer, of kinds that are its own
+        reason = "; ".join(line.strip("- ") for line in str(error).strip().splitlines()[:2])
+        got = f"{source.classifier.card.name} ({reason[:300]})"
+        instead = "type --to safetensors, or change the network's forward"
+        raise InvalidValueError("to", "a network that torch.export can trace", got, instead) from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep PyTorch's exporters from telling of their own steps, by logs, warnings and printed lines."""
+    loggers = [logging.getLogger(name) for name in ("torch", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL + 1)
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

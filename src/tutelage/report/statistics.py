@@ -1,0 +1,101 @@
+"""Intervals and paired tests: what a test set, or a few seeds, can tell of two networks.
+
+SciPy is imported where it is used: a table without a test does not wait for it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LEVEL = 0.05
+"""A difference is called one if it would be less likely than this between networks that are equally good."""
+
+
+def accuracy_interval(correct: int, samples: int) -> tuple[float, float]:
+    """Return Wilson's 95 % interval of a share, ``correct`` of ``samples`` (Wilson 1927, doi:10.2307/2276774).
+
+    ``(p + z² / 2n ± z √(p(1 - p) / n + z² / 4n²)) / (1 + z² / n)`` with ``p = correct / n``, ``n = samples`` and
+    ``z = 1.96``: bounds in [0, 1], also of a share of 0 or 1. It is the error of so few samples, and of nothing else.
+
+    Raises:
+        ValueError: ``samples`` is below 1, or ``correct`` is not from 0 to ``samples``.
+
+    Example:
+        >>> [round(bound, 4) for bound in accuracy_interval(90, 100)]
+        [0.8256, 0.9448]
+    """
+    from scipy.stats import binomtest
+
+    low, high = binomtest(correct, samples).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
+
+
+def mcnemar(first: NDArray[Any], second: NDArray[Any], labels: NDArray[Any]) -> float:
+    """Return the p-value of McNemar's exact test of two networks on the same samples.
+
+    Of the ``b + c`` samples that only one of them answers right, ``b`` are the first one's. If both were equally good,
+    ``b`` would be binomial with probability 1/2, and p is that of a ``b`` as far from the middle: two-sided
+    (McNemar 1947, doi:10.1007/BF02295996; for learning algorithms Dietterich 1998, doi:10.1162/089976698300017197).
+
+    Args:
+        first: (n,), the classes that one network answers.
+        second: (n,), the other's.
+        labels: (n,), the right ones; samples below 0 have none and are left out.
+
+    Returns:
+        p in (0, 1]; 1 where no sample tells them apart.
+
+    Example:
+        >>> labels = np.zeros(10, int)
+        >>> mcnemar(np.zeros(10, int), np.array([1] * 6 + [0] * 4), labels)
+        0.03125
+    """
+    from scipy.stats import binomtest
+
+    right, other = first == labels, second == labels
+    only_first = int(np.sum(right & ~other & (labels >= 0)))
+    only_second = int(np.sum(other & ~right & (labels >= 0)))
+    discordant = only_first + only_second
+    return float(binomtest(only_first, discordant, 0.5).pvalue) if discordant else 1.0
+
+
+def paired_t(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of the paired t-test of two methods' results, one pair for each seed.
+
+    ``t = mean(d) / (std(d) / √n)`` of the differences ``d``, with n - 1 degrees of freedom. ``None`` for fewer than 3
+    pairs, with which the spread is not known, and where all differences are equal but for rounding: then there is none.
+
+    Example:
+        >>> round(paired_t([0.80, 0.82, 0.81], [0.78, 0.79, 0.80]), 4)
+        0.0742
+    """
+    from scipy.stats import ttest_rel
+
+    differences = [one - other for one, other in zip(first, second, strict=True)]
+    if len(differences) < 3:
+        return None
+    if math.isclose(max(differences), min(differences), rel_tol=1e-6, abs_tol=1e-9):
+        return 1.0 if abs(differences[0]) < 1e-9 else None
+    return float(ttest_rel(first, second).pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Return p-values of several comparisons corrected so that one in ``1 / LEVEL`` families has a false difference.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none is below one before it, none above 1
+    (Holm 1979, jstor:4615733).
+
+    Example:
+        >>> holm([0.04, 0.01, 0.03])
+        [0.06, 0.03, 0.06]
+    """
+    corrected, largest = [0.0] * len(p_values), 0.0
+    for rank, at in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[at]))
+        corrected[at] = largest
+    return corrected

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from tests._helpers import synthetic
+
+from tutelage import records
+from tutelage.report import cost_figures, costs, results, summary
+from tutelage.report.reading import read
+from tutelage.report.statistics import accuracy_interval
+
+
+@pytest.fixture
+def run(tmp_path):
+    synthetic.write_run(tmp_path / "run", length=1)
+    synthetic.add_worth(tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_the_table_has_accuracy_with_its_interval_and_ratios_to_the_teacher(run):
+    teacher, student = costs.cost_table(results.rows(run)).rows
+    bounds = " to ".join(f"{100 * bound:.1f}" for bound in accuracy_interval(750, 1000))
+    assert student.cells == [
+        *("wttm", "75.00", bounds),
+        *("1.23 M (6.0×)", "308 M (6.0×)", "4.94 MB (6.0×)", "0.800 (5.0×)", "5.00 k at 64 (5.0×)"),
+    ]
+    assert teacher.cells[3:] == ["7.43 M", "1.86 G", "29.7 MB", "4.00", "1.00 k at 64"]
+    assert student.exact["parameters"] == 1233540
+    (method, *_) = costs.cost_table(results.rows(run)).notes
+    assert "cpu, x86_64, 2 threads, fp32, input 3 x 32 x 32" in method
+    assert "the median of 50 passes" in method
+
+
+def test_a_slower_or_larger_student_is_said_to_be_one(run):
+    held = json.loads((run / records.COSTS).read_text())
+    held["student"] |= {"latency_ms": 8.0, "parameters": 2 * 7433860}
+    synthetic.write(run / records.COSTS, held)
+    said = " ".join(summary.further(read(run), results.rows(run)))
+    assert said == "The student has 2.0 times more parameters and is 2.0 times slower on one sample than the teacher."
+
+
+def test_times_are_pooled_over_the_runs_that_were_measured_in_one_place(tmp_path):
+    synthetic.write_comparison(tmp_path, length=1)
+    for name in synthetic.ACCURACIES:
+        for seed, latency in enumerate((1.0, 2.0, 9.0)):
+            synthetic.add_worth(tmp_path / f"{name}-{seed}")
+            held = json.loads((tmp_path / f"{name}-{seed}" / records.COSTS).read_text())
+            held["student"]["latency_ms"] = latency
+            synthetic.write(tmp_path / f"{name}-{seed}" / records.COSTS, held)
+    synthetic.change(tmp_path / "kd-2" / records.COSTS, device="cuda")
+    synthetic.change(tmp_path / "ce-0" / records.MANIFEST, status="failed")
+    latencies = {row.name: row.cost.latency_ms for row in results.rows(tmp_path)}
+    assert latencies == {"cifar:resnet32x4": 4.0, "ce": 5.5, "kd": 1.5, "wttm": 2.0}
+
+
+def test_accuracy_is_drawn_against_each_cost_with_its_interval(run):
+    drawn = cost_figures.against_cost(results.rows(run))
+    assert [panel.key for panel in drawn] == ["cost-latency_ms", "cost-flops", "cost-parameters"]
+    teacher, student = drawn[0].figure.data
+    assert (teacher.x, student.x, student.y) == ((4.0,), (0.8,), (75.0,))
+    low, high = accuracy_interval(750, 1000)
+    assert student.error_y.array[0] == pytest.approx(100 * high - 75)
+    assert student.error_y.arrayminus[0] == pytest.approx(75 - 100 * low)
+
+
+@pytest.mark.parametrize("missing", ["latency_ms", "flops", "parameters", "throughput", "file_bytes", "batch"])
+def test_what_was_not_measured_is_a_dash(run, missing):
+    held = json.loads((run / records.COSTS).read_text())
+    for who in ("student", "teacher"):
+        held[who][missing] = None if missing != "parameters" else 0
+    synthetic.write(run / records.COSTS, held)
+    assert costs.cost_table(results.rows(run)) is not None
+    assert len(cost_figures.against_cost(results.rows(run))) >= 2
