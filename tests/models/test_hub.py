@@ -89,7 +89,7 @@ def test_a_module_of_ones_own_comes_back_where_it_is_handed_in(tmp_path):
     assert same_card(saved, again)
     with refused(InvalidValueError, "network", suggests="network=module"):
         models.from_pretrained(tmp_path)
-    with refused(InvalidValueError, "model", suggests="tutelage.models.from_pretrained"):
+    with refused(InvalidValueError, "model", suggests="tutelage.load"):
         models.create(str(tmp_path))
     with refused(InvalidValueError, "weights"):
         models.from_pretrained(tmp_path, network=nn.Conv2d(3, 5, 1))

@@ -77,11 +77,12 @@ def test_the_figures_are_those_of_the_records(run):
     assert f"On the {samples} samples of the test set" in text
     assert "\n| | Student | Teacher |\n|---|---|---|\n| Accuracy | " in text
     assert cells(text, "Accuracy")[1].startswith(f"{100 * evaluation['teacher']['accuracy']:.2f} %")
-    assert cells(text, "The same after temperature scaling") == ["1.23 % (T = 1.250, fitted on validation)", ""]
+    assert cells(text, "The same after temperature scaling") == ["1.23 % (T = 1.250, fitted on the validation set)", ""]
     assert cells(text, "Parameters") == ["610", ""]
-    assert cells(text, "File, MB") == ["2.50", ""]
+    assert cells(text, "File, MB") == ["2.5", ""]
     assert cells(text, "Latency of one sample, ms, median") == ["0.5 (90 % within 0.75)", ""]
     assert cells(text, "Throughput, samples per second") == ["12,345 (batches of 256)", ""]
+    assert "| Number | Class |" not in text, "the digits' names are their numbers"
     assert "Measured on a processor (cpu, 2 threads), in fp32, of samples of shape 1 x 8 x 8." in text
     assert cells(text, "Source") == [manifest["data"]["source"]]
     assert manifest["teacher"]["name"] in text

@@ -148,6 +148,9 @@ def card_of(
         "eval_results": results or None,
     } | front
     recipe = manifest.get("recipe")
+    names = card.class_names or ()
+    if names == tuple(map(str, range(len(names)))):
+        names = ()  # They are numbers.
     text = (
         _environment()
         .get_template("readme.md.j2")
@@ -163,8 +166,8 @@ def card_of(
             results=list(_results(run)) if run else [],
             cost=list(_costs(run.costs)) if run and run.costs else [],
             data=list(_data(data, run)),
-            names=(card.class_names or ())[:NAMES],
-            unnamed=max(0, len(card.class_names or ()) - NAMES),
+            names=names[:NAMES],
+            unnamed=max(0, len(names) - NAMES),
             objectives=[_fenced(each, "yaml") for each in _objectives(manifest.get("objective"))],
             teacher=_teacher(_section(manifest, "teacher")),
             licences=list(_licences(card, manifest)),
@@ -338,9 +341,12 @@ def _results(run: FromRun) -> Iterator[Row]:
             yield Row(title, *cells)
     scaled = [network.get("calibration") for network in (judged, teacher)]
     if any(scaled):
-        written = "{:.2f} % (T = {:.3f}, fitted on {})"
-        cells = [written.format(100 * f["ece"], f["temperature"], f["fitted_on"]) if f else "" for f in scaled]
+        written = "{:.2f} % (T = {:.3f}, fitted on the {})"
+        cells = [written.format(100 * f["ece"], f["temperature"], _FITTED[f["fitted_on"]]) if f else "" for f in scaled]
         yield Row("The same after temperature scaling", *cells)
+
+
+_FITTED = {"validation": "validation set", "test": "other half of the test set"}
 
 
 def _costs(costs: records.Costs) -> Iterator[Row]:
@@ -359,7 +365,7 @@ def _costs(costs: records.Costs) -> Iterator[Row]:
 
     yield from row("Parameters", "parameters", "{:,.0f}")
     yield from row("FLOPs of a forward pass of one sample", "flops", "{:,.0f}")
-    yield from row("File, MB", "file_bytes", "{:.2f}", 1e6)
+    yield from row("File, MB", "file_bytes", "{:.3g}", 1e6)
     yield from row("Latency of one sample, ms, median", "latency_ms", "{:.3g}", beside="latency_p90_ms")
     yield from row("Throughput, samples per second", "throughput", "{:,.0f}", beside="batch")
 
