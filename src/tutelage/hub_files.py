@@ -95,6 +95,8 @@ def uploading(name: str, what: str) -> Iterator[None]:
 def _hub_errors(name: str, what: str, expected: str, instead: str) -> Iterator[None]:
     from huggingface_hub import errors
 
+    # OSError, and that of the library by which it asks, whichever it is.
+    unreachable: tuple[type[Exception], ...] = errors.HfHubHTTPError.__bases__
     try:
         yield
     except TutelageError:
@@ -109,7 +111,7 @@ def _hub_errors(name: str, what: str, expected: str, instead: str) -> Iterator[N
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         instead = "check the name, log in where it is private, or type the path of a local copy"
         raise NotFoundError(what, "a repository on the Hub", f"{name} ({_said(error)})", instead) from error
-    except errors.HfHubHTTPError.__bases__ as error:  # OSError, and that of its library for requests, whichever it is
+    except unreachable as error:
         if isinstance(error, OSError) and error.errno in records.DISK:
             cache = "set HF_HOME to another folder"
             raise records.storage_error(error, f"the files of {name}", folder=Path.home(), elsewhere=cache) from error

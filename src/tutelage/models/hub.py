@@ -26,8 +26,8 @@ from tutelage.models.names import is_exported, is_own_module, saved_student
 from tutelage.models.readme import PLACE, FromRun, card_of, publishable_name
 from tutelage.models.registry import create, restored
 
-_FILES = (records.STUDENT, records.CARD, records.NETWORK, records.README, "*.safetensors.index.json", "tokenizer*")
-_FILES += ("special_tokens_map.json", "chat_template.jinja")
+_FILES = [records.STUDENT, records.CARD, records.NETWORK, records.README, "*.safetensors.index.json", "tokenizer*"]
+_FILES += ["special_tokens_map.json", "chat_template.jinja"]
 """What of a repository is fetched."""
 
 
@@ -67,7 +67,7 @@ class Published(ModelHubMixin):
                 run = FromRun.read(folder, weights)
             elif (kept := folder / records.README).is_file():
                 return self._kept(_Card(records.read_bytes(kept).decode(), ignore_metadata_errors=True), front)
-        kind = classifier.call and classifier.call.kind
+        kind = None if classifier.call is None else classifier.call.kind
         return _Card(card_of(classifier.card, run, kind=kind, name=self.repo_id, **front))
 
     def _kept(self, card: ModelCard, front: dict[str, Any]) -> ModelCard:
@@ -208,7 +208,7 @@ def from_pretrained(
     if not isinstance(name, str | Path):
         instead = "type from_pretrained('user/name')"
         raise InvalidTypeError("model", "the path of a folder, or a name on the Hub", type(name).__name__, instead)
-    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     options |= {"local_files_only": local_files_only, "force_download": force_download}
     folder = folder_of(str(name), _FILES, what="model", **options)
     if not (folder / records.CARD).is_file() and not Path(name).is_dir():

@@ -314,7 +314,8 @@ def _results(run: FromRun) -> Iterator[Row]:
     """Yield what the networks reached on the test set, student and teacher."""
     if run.evaluation is None:
         return
-    judged, teacher = run.evaluation["student"], run.evaluation.get("teacher") or {}
+    judged: Mapping[str, Any] = run.evaluation["student"]
+    teacher: Mapping[str, Any] = run.evaluation.get("teacher") or {}
     by = records.measure(judged)
     samples = run.evaluation["samples"]
 
