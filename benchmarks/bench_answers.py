@@ -55,11 +55,12 @@ MISTAKES = (
     "study table1 --methods kdd",
     "record student.yaml",
     "evaluate runs/nothing",
+    "predict runs/nothing rose.jpg",
     "report runs/nothing",
     "list objectve",
 )
 """Mistakes of the user. Only the losses know an argument's range, as in gamma=-1, which needs torch."""
-VERBS = "train", "distill", "compare", "study", "record", "evaluate", "report", "list", "doctor"
+VERBS = "train", "distill", "compare", "study", "record", "evaluate", "predict", "report", "list", "doctor"
 QUESTIONS = (
     "--help",
     *(f"{verb} --help" for verb in VERBS),

@@ -29,7 +29,7 @@ LAYERS = (
         ("images", "checks", "rng", "submodules", "tensor_files", "text", "views"),
         ("settings", "hub_files"),
         ("types", "records"),
-        ("plain_files",),
+        ("connection", "plain_files"),
         ("interruption",),
         ("launcher",),
         ("errors", "lazy", "version"),

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.util
 import re
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from tutelage import plain_files, records
+from tutelage import connection, plain_files, records
 from tutelage.errors import InvalidValueError, NetworkError, NotFoundError, TutelageError, missing_extra, one_line
 
 PACKAGE = "package:"
@@ -67,7 +68,10 @@ def _fetched(name: str, files: Sequence[str], what: str, optional: Sequence[str]
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise missing_extra(what, "huggingface_hub for a name on the Hub", "text", error) from error
-    with _hub_errors(name, what, f"to fetch {name} from the Hub", "connect, or type the path of a local copy"):
+    expected, instead = f"to fetch {name} from the Hub", "type the path of a local copy"
+    kept_alone = download.get("local_files_only")
+    reached = nullcontext() if kept_alone else reaching_hub(name, what=what, expected=expected, instead=instead)
+    with _hub_errors(name, what, expected, f"connect, or {instead}"), reached:
         try:
             return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*files, *optional], **download))
         except LocalEntryNotFoundError:
@@ -86,8 +90,12 @@ def uploading(name: str, what: str) -> Iterator[None]:
         ConnectionError: if the Hub cannot be reached, or takes nothing of this user.
         ValueError: if it is no name.
     """
-    instead = "log in by typing hf auth login, as a user who may write there"
-    with _hub_errors(name, what, f"to upload to {name} on the Hub", instead):
+    from huggingface_hub import constants
+
+    expected = f"to upload to {name} on the Hub"
+    if not constants.HF_HUB_OFFLINE and (why := _why_away(f"models/{name}")):
+        raise NetworkError(what, expected, why, "connect, and type it again")
+    with _hub_errors(name, what, expected, "log in by typing hf auth login, as a user who may write there"):
         yield
 
 
@@ -136,3 +144,57 @@ def licence_in(readme: Path) -> str | None:
     except Exception:  # noqa: BLE001  of whatever the card of somebody holds
         return None
     return ", ".join(map(str, said)) if isinstance(said, list) else str(said) if said else None
+
+
+def _why_away(path: str) -> str:
+    """Return why the Hub does not answer; the empty text if it does."""
+    from huggingface_hub import constants
+
+    limit = max(connection.LIMIT, float(constants.HF_HUB_ETAG_TIMEOUT))
+    return connection.why_unreachable(f"{constants.ENDPOINT}/api/{path}", ask=_head, limit=limit) or ""
+
+
+@contextmanager
+def reaching_hub(
+    name: str, *, kind: Literal["models", "datasets"] = "models", what: str, expected: str, instead: str
+) -> Iterator[None]:
+    """Let libraries of the Hub read what they have kept, and ask for nothing, where it does not answer within seconds.
+
+    Args:
+        name: repository to fetch, ``org/name``.
+        kind: what it is one of.
+        what: what an error is about.
+        expected: what was expected.
+        instead: what else to type, besides to connect.
+
+    Raises:
+        ConnectionError: if a library has not kept it, and the Hub does not answer or is not to be asked.
+    """
+    from huggingface_hub import constants
+
+    offline, why = constants.HF_HUB_OFFLINE, "HF_HUB_OFFLINE is set"
+    if not offline:
+        why = _why_away(f"{kind}/{name}")
+    # The library `datasets` has its own copy of the setting, which is that of the environment.
+    settings: list[Any] = [constants, *filter(None, [sys.modules.get("datasets.config")])]
+    try:
+        for module in settings if why else ():
+            module.HF_HUB_OFFLINE = True
+        yield
+    except OSError as error:
+        if not why or error.errno in records.DISK:
+            raise
+        got = f"{why}, and no copy in {constants.HF_HOME}"
+        retry = "unset it" if offline else "connect or try again later"
+        instead = f"{retry}, set HF_HOME to a folder that has it, or {instead}"
+        raise NetworkError(what, expected, got, instead) from error
+    finally:
+        for module in settings if why else ():
+            module.HF_HUB_OFFLINE = offline
+
+
+def _head(url: str, timeout: float) -> int:
+    """Return the HTTP status that the Hub answers with, through the client that fetches its files."""
+    from huggingface_hub.utils import get_session
+
+    return int(get_session().head(url, timeout=timeout).status_code)

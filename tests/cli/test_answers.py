@@ -61,6 +61,11 @@ MORE = (
     "evaluate mlp:16 --best",
     "train teacher.yaml name=finished --runs done",
     "train done/damaged",
+    "predict done/student nowhere.jpg student.yaml --top-k 0 --device gpu",
+    "predict done/student several.txt",
+    "predict done/empty .",
+    "predict mlp:16 .",
+    "predict done/student . --best",
 )
 
 
@@ -72,6 +77,11 @@ def answers(tmp_path_factory):
         (folder / "done" / name).mkdir(parents=True)
         (folder / "done" / name / "manifest.json").write_text(manifest)
         (folder / "done" / name / "recipe.yaml").write_text("name: any\n")
+    (folder / "done" / "empty").mkdir()
+    (folder / "done" / "student").mkdir()
+    (folder / "done" / "student" / "student.safetensors").touch()
+    (folder / "done" / "student" / "student.json").write_text('{"card": {"name": "mlp:4", "classes": 2}}')
+    (folder / "several.txt").touch()
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT / "benchmarks")])}
     typed = [sys.executable, "-c", f"HEAVY = {HEAVY}\n{CODE}", *MORE, NEEDS_TORCH]
     done = subprocess.run(typed, cwd=folder, env=env, text=True, capture_output=True, check=True)
@@ -122,6 +132,14 @@ def test_help_and_lists_are_shown_without_torch(answers):
         ("record student.yaml outputs=runs/outputs student=cifar:resnet21", ["student: expected a known name"]),
         ("evaluate mlp:16 --best", ["best: expected best.safetensors"]),
         ("train teacher.yaml name=finished --runs done", ["name: expected a new run"]),
+        (
+            "predict done/student nowhere.jpg student.yaml --top-k 0 --device gpu",
+            ["--top-k: expected", "--device: expected", "FILE: expected a file or a folder, got 'nowhere.jpg'"],
+        ),
+        ("predict done/student several.txt", ["FILE: expected pictures"]),
+        ("predict done/empty .", ["model: expected a run's folder"]),
+        ("predict mlp:16 .", ["model: expected a network that was trained"]),
+        ("predict done/student . --best", ["--best: expected best.safetensors"]),
         ("train done/damaged", [f"{os.path.join('done', 'damaged', 'manifest.json')}: expected JSON"]),
     ],
 )

@@ -50,6 +50,7 @@ def test_studies_are_completed_by_name():
         ("tutelage list ob", {"objectives"}),
         ("tutelage study open", {"open-questions"}),
         ("tutelage distill recipe.yaml optimizer.mom", {"optimizer.momentum="}),
+        ("tutelage predict runs/one --format c", {"csv"}),
         ("tutelage distill rec", set()),  # the shell's own: files
     ],
 )

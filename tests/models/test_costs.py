@@ -132,3 +132,15 @@ def test_two_batches_that_are_no_faster_end_the_search(monkeypatch):
     monkeypatch.setattr(costs, "GROWTH", 1e9)
     assert costs.measure(network, torch.rand(1, 4), seconds=1.0)["batch"] == 1
     assert sorted(set(network.batches)) == [1, 2, 4]
+
+
+class Packed(torch.Tensor):
+    """Stands for quantised weights, as those of torchao."""
+
+
+def test_quantised_weights_have_neither_bytes_nor_a_count():
+    network = nn.Sequential(nn.Linear(16, 8), nn.Linear(8, 2))
+    assert costs.measure(network, torch.rand(1, 16), seconds=None)["flops"] == 2 * (16 * 8 + 8 * 2)
+    network[0].weight = nn.Parameter(network[0].weight.detach().as_subclass(Packed))
+    cost = costs.measure(network, torch.rand(1, 16), seconds=0.0)
+    assert (cost["flops"], cost["file_bytes"], cost["latency_n"]) == (None, None, 5)

@@ -9,6 +9,7 @@ from tutelage import models, text
 from tutelage.data import View
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.models import CompletionSampler, generate
+from tutelage.submodules import evaluation_mode
 from tutelage.types import PADDING, UNLABELLED, Batch
 
 SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -184,3 +185,14 @@ def test_what_a_batch_lacks_is_refused():
     for inputs in ({"student": torch.ones(1, 3).long()}, torch.rand(1, 3)):
         with refused(InvalidTypeError, "batch.inputs"):
             sampler_of(Next())(batch_of(3)._replace(inputs=inputs))
+
+
+def test_the_likeliest_tokens_are_written(network):
+    texts = [[3, 4, 5], [9], list(range(1, 21))]
+    found = generate.continued(network, texts, new_tokens=6, max_tokens=24, end=END)
+    with evaluation_mode(network), torch.no_grad():
+        for text_, written_ in zip(texts, found, strict=True):
+            ids = list(text_)
+            while len(ids) < min(len(text_) + 6, 25) and (len(ids) == len(text_) or ids[-1] != END):
+                ids.append(int(network(torch.tensor([ids]))[0, -1].argmax()))
+            assert written_ == ids[len(text_) :]

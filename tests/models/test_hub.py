@@ -202,10 +202,12 @@ def test_the_hub_keeps_and_gives_back(tmp_path, monkeypatch):
         assert same_answers(saved, models.from_pretrained("me/small", local_files_only=True))
         assert len(server.asked) == count
         assert time.monotonic() - before < 5
+    with refused(NetworkError, "repo_id", suggests="connect"):
+        saved.push_to_hub("me/away")
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with refused(NetworkError, "model", suggests="connect"):
+    with refused(NetworkError, "model", got="HF_HUB_OFFLINE", suggests="unset it"):
         models.from_pretrained("me/never")
     with refused(NetworkError, "repo_id"):
         saved.push_to_hub("me/never")

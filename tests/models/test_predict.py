@@ -110,3 +110,26 @@ def test_raw_images_are_resized_as_the_card_says():
     assert probabilities["bilinear"] != probabilities["bicubic"]
     with refused(InvalidValueError, "interpolation", got="'nearest'"):
         dataclasses.replace(model.card, interpolation="nearest")
+
+
+def test_the_likeliest_classes_come_first():
+    model = models.create("cifar:resnet8", classes=5, seed=0)
+    model.card = replace(model.card, class_names=tuple("abcde"), image_size=None)
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (32, width, 3), dtype=np.uint8) for width in (32, 40, 32)]  # of unlike sizes
+    plain = model.predict(images)
+    assert all(each.top == () for each in plain)
+    with torch.no_grad():
+        model.eval()
+        inputs = [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in images]
+        probabilities = [model(each).softmax(-1)[0] for each in inputs]
+    for each, top, expected in zip(plain, model.predict(images, top_k=9), probabilities, strict=True):
+        assert top[:4] == each[:4]
+        assert [one.label for one in top.top] == expected.argsort(descending=True).tolist()
+        np.testing.assert_allclose(
+            [one.probability for one in top.top], expected.sort(descending=True).values, rtol=1e-5
+        )
+        assert top.top[0].name == each.name
+    for wrong in (0, -1, True, 1.5):
+        with refused(InvalidValueError, "top_k", got=repr(wrong)):
+            model.predict(images, top_k=wrong)

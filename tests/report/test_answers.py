@@ -75,6 +75,18 @@ def test_a_picture_is_a_data_url_or_none(tmp_path):
     assert (sample.picture, sample.text) == (None, "a text")
 
 
+@pytest.mark.parametrize("changed", [None, -1, "x", ...])
+def test_partial_disputes_break_nothing(run, changed):
+    whole = json.loads((run / records.DISPUTED).read_text())
+    (sample,) = whole["samples"]
+    for key in sample:
+        held = {name: value for name, value in (sample | {key: changed}).items() if value is not ...}
+        synthetic.write(run / records.DISPUTED, whole | {"samples": [held]})
+        subject = read(run)
+        answers.samples(subject, subject.runs[0])
+        answers.disputed_note(subject, subject.runs[0])
+
+
 def test_calibration_is_shown_before_and_after(run):
     subject = read(run)
     (table,) = against_teacher.calibration_table(subject)

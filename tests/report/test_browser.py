@@ -76,6 +76,7 @@ def test_a_comparisons_report_draws_without_complaint_or_request(tmp_path):
     assert [float(row["data-accuracy"]) for row in page.rows] == [row.accuracy for row in expected_rows]
     # What the mouse can do and the eye can see, the keyboard and a table can too.
     assert len(re.findall(r'<rect class="legendtoggle"[^>]*tabindex="0" role="button"', seen.dom)) > expected
+    assert len(re.findall(r'<img class="paper" alt="[^"]+" src="data:image/svg', seen.dom)) == expected
     assert seen.dom.count("<summary>The numbers as a table</summary>") == expected
     # Nothing on the page offers to send the records away.
     assert 'data-title="Download' in seen.dom

@@ -144,6 +144,7 @@ def test_a_run_leaves_its_records(distilled):
         records.STUDENT,
         records.CARD,
         records.BEST,
+        records.COSTS,
     }
     assert len(list((distilled.folder / records.CHECKPOINTS).iterdir())) == 2
 

@@ -106,6 +106,7 @@ def test_other_classes_are_refused_with_the_difference(digits, names, got):
         (["tench, Tinca tinca", "crane, bird", "crane, machine"], ["Tench"], [0]),
         (["tench", "goldfish"], ["goldfish, Carassius auratus", "tench, Tinca tinca"], [1, 0]),
         (["crane, bird", "crane, machine"], ["crane"], None),  # which of them?
+        (["crane, bird", "crane, machine"], ["crane", "crane"], [0, 1]),  # in order
         (["Cat", "cat", "dog"], ["dog", "cat"], [2, 1]),  # as they are written
         (["Cat", "cat", "dog"], ["dog", "CAT"], None),
         (["tench, Tinca tinca", "dog"], ["tench", "Tinca tinca"], None),  # one output for two classes

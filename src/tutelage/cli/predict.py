@@ -30,6 +30,11 @@ _OF_ENDING = {".json": "json", ".jsonl": "json", ".csv": "csv"}
 _SHOWN = 60
 """Characters of a text in a table."""
 _SHOWN_NUMBERS = 4
+_NUMBERS = frozenset({"probability", "share", "row", "rank", "label", "start", "end"})
+_TEXTS = frozenset({"file", "text", "mask", "generated", "vector", "name"})
+_NARROWEST = 12
+_GAP = 2
+"""Blanks between columns of a table."""
 _WIDE = 4096
 """Columns of a line that goes to no terminal, besides those of the first lines."""
 
@@ -103,9 +108,12 @@ def predict(
             for batch in answering.answers(predictor, samples, batch_size=batch_size):
                 writer.write(_good(batch, counts, stop=on_corrupt == "stop"))
         except KeyboardInterrupt as error:
-            error.add_note(f"{counts.good} samples were answered")
+            error.add_note(f"{counts.good} answered")
             vars(error)["instead"] = "run the same command again to begin anew"
             raise
+        if not counts.good and not counts.bad:
+            left_out = f", as all that was there are {samples.notes()}" if samples.skipped else ""
+            raise InvalidValueError("FILE", "samples", f"none{left_out}", "name others")
     _say(samples, counts, result, predictor)
 
 
@@ -193,8 +201,6 @@ def _say(samples: Samples, counts: _Counts, result: Path | None, predictor: Pred
         most, where = predictor.text.max_tokens, "last" if predictor.task == "next token" else "first"
         kind = f"texts of {most} tokens or more, of which the {where} {most} are read"
         common.echo(f"note: {kind}: {counts.long}", err=True)
-    if not counts.good and not counts.bad:
-        raise InvalidValueError("FILE", "samples", f"none{f' but {notes}' if notes else ''}", "name others")
     if result is not None:
         common.echo(f"{result}: {counts.good} answers", err=True)
     if counts.bad:
@@ -283,20 +289,34 @@ class _Writer:
         columns = [name for name in self.columns if not re.fullmatch(r"v\d+", name)]
         columns += ["vector"] if len(columns) < len(self.columns) else []
         cells = [[_cell(row, name) for name in columns] for row in rows]
+        console = Console(file=self.stream, emoji=False, highlight=False)
         begins = not self._widths
         if begins:  # The later batches keep the columns of the first.
             self._widths = {
                 name: max(cell_len(text) for text in (name, *(line[k] for line in cells)))
                 for k, name in enumerate(columns)
             }
+            if self.stream.isatty():
+                _fit(self._widths, console.width - _GAP * (len(columns) - 1))
+        if not self.stream.isatty():  # Nothing is folded in a line that goes to another program.
+            console.width = sum(self._widths.values()) + _WIDE
         table = Table(box=None, show_header=begins, pad_edge=False, header_style="bold")
         for name, width in self._widths.items():
-            right = name in ("probability", "share", "row", "rank", "label", "start", "end")
-            table.add_column(name, min_width=width, justify="right" if right else "left", overflow="fold")
+            justify: Literal["left", "right"] = "right" if name in _NUMBERS else "left"
+            most = width if self.stream.isatty() else None
+            table.add_column(name, justify=justify, overflow="fold", min_width=width, max_width=most)
         for line in cells:
             table.add_row(*map(Text, line))
-        wide = None if self.stream.isatty() else 2 * sum(self._widths.values()) + _WIDE
-        Console(file=self.stream, emoji=False, highlight=False, width=wide).print(table, soft_wrap=wide is not None)
+        console.print(table)
+
+
+def _fit(widths: dict[str, int], room: int) -> None:
+    """Make columns of text narrower until all fit, the widest first; their cells are folded."""
+    while sum(widths.values()) > room:
+        widest = max(_TEXTS & widths.keys(), key=widths.__getitem__)
+        if widths[widest] <= _NARROWEST:
+            return
+        widths[widest] -= 1
 
 
 def _json(answer: Mapping[str, Any]) -> str:
@@ -326,17 +346,17 @@ def _cell(row: Mapping[str, Any], name: str) -> str:
 @contextlib.contextmanager
 def _opened(path: Path | None, form: str) -> Iterator[TextIO]:
     """Yield standard output, or a file that gets its name once all is written."""
-    encoding = {"encoding": "utf-8", "errors": "surrogateescape"}  # of names that are no UTF-8, as the system has them
+    as_named = "surrogateescape"  # Names that are no UTF-8 stay as the system has them.
     if path is None:
         if form != "table" and isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(newline="", **encoding)
+            sys.stdout.reconfigure(encoding="utf-8", errors=as_named, newline="")
         with contextlib.nullcontext(sys.stdout) if sys.stdout else open(os.devnull, "w", encoding="utf-8") as stream:
             yield stream
         return
     temporary = path.with_name(f".{path.name}.tmp")
     with records.writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        stream = temporary.open("w", newline="", **encoding)
+        stream = temporary.open("w", encoding="utf-8", errors=as_named, newline="")
     try:
         with stream:
             yield stream

@@ -223,10 +223,12 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         layout, pixels = guessed
     elif layout is None:
         layout = images.find_layout((train.reader, test.reader), size=settings.size, test_crop=settings.test_crop)
-    description = replace(description, notes=[*description.notes, *_enlarged(train.reader, layout)])
+    # Pictures whose layout is known are not opened again.
+    noted = cache.notes_of(key) if known and key is not None else [*_enlarged(train.reader, layout)]
+    description = replace(description, notes=[*description.notes, *noted])
     if not _fits(samples, layout, settings):
         if key is not None and not known:
-            cache.save(key, layout, {}, source=description.source)
+            cache.save(key, layout, {}, source=description.source, notes=noted)
         return _streamed(train, test, description, layout)
     pixels = pixels or [_decode(raw, layout, settings) for raw in halves.values()]
     with_frames = next((half.with_frames for half in pixels if half.with_frames is not None), None)
@@ -237,7 +239,7 @@ def from_images(train: Raw, test: Raw | None, description: Description, *, key: 
         named = dict(zip(halves, pixels, strict=True))
         arrays = {name: half.values for name, half in named.items()}
         arrays |= {f"{name}_masks": half.masks for name, half in named.items() if half.masks is not None}
-        cache.save(key, layout, arrays, source=description.source)
+        cache.save(key, layout, arrays, source=description.source, notes=noted)
     return from_pixels(pixels[0], pixels[-1], description, margin=layout.margin)
 
 

@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,17 @@ def source_of(key: str) -> str | None:
     return source if isinstance(source, str) else None
 
 
-def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]], *, source: str = "") -> bool:
+def notes_of(key: str) -> list[str]:
+    """Return what was to be said of the pictures when a layout was saved; nothing if an earlier version saved it."""
+    try:
+        return [str(note) for note in _meta(key)["notes"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def save(
+    key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]], *, source: str = "", notes: Sequence[str] = ()
+) -> bool:
     """Save a layout, and arrays if there are any, of a source, atomically; return whether that succeeded."""
     parent = _path(key).parent
     try:
@@ -92,7 +102,7 @@ def save(key: str, layout: Layout, arrays: dict[str, NDArray[np.uint8]], *, sour
                 np.save(new / f"{name}.npy", array, allow_pickle=False)
             digests = {name: digest(array) for name, array in arrays.items()}
             check = key_of([list(layout), digests])
-            meta = {"layout": list(layout), "digests": digests, "check": check, "source": source}
+            meta = {"layout": list(layout), "digests": digests, "check": check, "source": source, "notes": [*notes]}
             (new / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
             if (parent / key).exists():
                 shutil.rmtree(parent / key)

@@ -27,7 +27,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from tutelage import records
+from tutelage import connection, records
 from tutelage.data import cache
 from tutelage.data.names import is_url, public_url, shard_locations
 from tutelage.errors import InvalidValueError, NetworkError, NotFoundError, StorageError, one_line
@@ -85,6 +85,10 @@ def find(pattern: str, *, what: str) -> list[Shard]:
         NetworkError: a server does not answer.
     """
     locations = shard_locations(pattern, what=what)
+    for location in {urlsplit(each).netloc: each for each in locations if is_url(each)}.values():
+        if why := connection.why_unreachable(location):
+            instead = "check the connection, or type the path of a local copy"
+            raise NetworkError(what, "a server that answers", f"{public_url(location)} ({why})", instead)
     with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(lambda location: _found(location, what), locations))
 

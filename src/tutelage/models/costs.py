@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
+from operator import itemgetter
 from typing import NamedTuple
 
 import torch
@@ -101,10 +102,11 @@ def flops(network: nn.Module, inputs: Inputs) -> int | None:
     whatever else goes element by element are not among them.
 
     Returns:
-        ``None`` if the network does nothing of that kind, as of quantised weights or kernels of one's own, is computed
-        elsewhere, as of an ONNX file, or cannot be counted.
+        ``None`` if the network does nothing of that kind, has quantised weights, is computed elsewhere, as of an ONNX
+        file, or cannot be counted.
     """
-    if any(isinstance(module, Exported) and not isinstance(module.call, nn.Module) for module in network.modules()):
+    elsewhere = any(isinstance(m, Exported) and not isinstance(m.call, nn.Module) for m in network.modules())
+    if elsewhere or not _is_plain(network):
         return None
     from torch.utils.flop_counter import FlopCounterMode  # it imports torch's compiler
 
@@ -139,12 +141,15 @@ def _file_bytes(network: nn.Module) -> int | None:
     """Return the bytes of a network's weights in files; ``None`` if they cannot be stored."""
     files = {f"{name}." if name else "": m for name, m in network.named_modules() if isinstance(m, Exported)}
     state = {key: value for key, value in network.state_dict().items() if not key.startswith(tuple(files))}
-    if not all(
-        type(value) is Tensor for value in state.values()
-    ):  # Quantised ones tell the bytes of what they stand for.
+    if not _is_plain(network):
         return None
     own = size_of(state) if state or not files else 0
     return own + sum(module.graph.file_bytes for module in files.values())
+
+
+def _is_plain(network: nn.Module) -> bool:
+    """Whether a network's state is plain tensors: quantised ones say the bytes of what they stand for."""
+    return all(type(value) is Tensor for value in network.state_dict().values())
 
 
 class Times(NamedTuple):
@@ -209,7 +214,7 @@ def _best_batch(
     # A pass that does not count and one that does, of a batch that may take twice as long as the one before.
     while batch <= min(largest, 4 * at) and time.perf_counter() + 4 * last < ends:
         try:
-            repeated = map_views(lambda view, size=batch: view[torch.zeros(size, dtype=torch.int64)], inputs)  # type: ignore[misc]
+            repeated = map_views(itemgetter(torch.zeros(batch, dtype=torch.int64)), inputs)
             passed(repeated)
             last = statistics.median(_repeated(partial(passed, repeated), 1, BATCH_PASSES, ends))
         except Exception:  # noqa: BLE001  no memory, or a network of batches of one size

@@ -31,6 +31,11 @@ def available() -> list[tuple[str, str]]:
     return [(name, summary) for name, summary in json.loads(LISTED.read_text(encoding="utf-8"))]
 
 
+def without_weights(name: str) -> str:
+    """Return what to type where the weights that a name fixes cannot be fetched."""
+    return f"give a local copy with weights=path; {name.partition('.')[0]} has random weights"
+
+
 def check(name: str, *, trust_code: bool | frozenset[str] = False) -> None:
     """Refuse a name that stands for no model; what torchvision and timm have is left to them.
 

@@ -14,14 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tutelage import records
+from tutelage import connection, records
 from tutelage.errors import InvalidTypeError, InvalidValueError, NetworkError, TutelageError, reason_of
 from tutelage.models import io, structure
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.hf_calls import HubCall
 from tutelage.models.lora import Adapters, inject
-from tutelage.models.names import EXPORTED, is_own_module, saved_student
+from tutelage.models.names import EXPORTED, is_own_module, saved_student, without_weights
 from tutelage.models.sources import cifar, export, file, hf, mlp, onnx, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec
 from tutelage.text import TextInput, tokenizer_of
@@ -205,16 +205,19 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
         return spec.build(classes=spec.card.classes), spec.card
     name = spec.card.name
     try:
-        return spec.fetch(), spec.card
+        with connection.no_endless_waits():
+            return spec.fetch(), spec.card
     except OSError as error:
+        if isinstance(error, NetworkError):
+            raise
         if error.errno in records.DISK:
             cache = "set TORCH_HOME (torchvision) or HF_HOME (timm) to another folder"
             raise records.storage_error(
                 error, f"the weights of {name}", folder=Path(torch.hub.get_dir()), elsewhere=cache
             ) from error
         expected = f"to fetch the weights of {name} from its publisher"
-        instead = f"connect, or give a local copy with weights=path; {name.partition('.')[0]} has random weights"
-        raise NetworkError("model", expected, type(error).__name__, instead) from error
+        instead = f"connect, or {without_weights(name)}"
+        raise NetworkError("model", expected, reason_of(error), instead) from error
 
 
 def _from_file(spec: ModelSpec, path: Path, classes: int | None, saved: Path | None) -> tuple[nn.Module, Card]:

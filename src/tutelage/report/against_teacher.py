@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -172,7 +173,9 @@ def _class_places(networks: Sequence[Judged], names: Sequence[str], what: _What)
         slant = -40 if max(map(len, names)) * len(names) > 60 else 0
         labels = [inert(names[at], 16) for at in order]
         ticks = {"tickvals": list(range(len(order))), "ticktext": labels, "tickangle": slant}
-        figure.update_layout(legend={"x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"}, margin={"t": 74})
+        lines = math.ceil(len(networks) / 2)
+        figure.update_layout(legend={"x": 1, "xanchor": "right", "y": 1, "yanchor": "bottom"})
+        figure.update_layout(margin={"t": 52 + 22 * lines}, height=316 + 22 * lines)
     figure.update_xaxes(range=[-0.6, len(order) - 0.4], **ticks)
     figure.update_layout(hovermode="x unified" if named else "closest")
     caption = f"{what.several.capitalize()} sorted by the {what.measure.lower()} of {first.name}."

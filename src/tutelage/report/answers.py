@@ -81,38 +81,31 @@ def matrices(subject: Subject, entry: str | None) -> list[Matrix]:
 
 
 def _within(answers: records.Predictions, classes: int) -> bool:
-    return all(int(each.max(initial=0)) < classes for each in (answers.label, answers.student))
+    known = (answers.label, answers.student)
+    return all(int(each.max(initial=0)) < classes for each in known) and int(answers.student.min(initial=0)) >= 0
 
 
 def confused_pairs(subject: Subject, entry: str | None) -> list[Table]:
     """Return the classes that an entry confuses most, with how often the baseline and the teacher do."""
-    if entry is None:
+    known = [run.predictions for run in subject.of(entry)] if entry else []
+    first = _counts(str(entry) if subject.comparison else "student", known)
+    if first is None or not first.pairs:
         return []
-    shown = entry if subject.comparison else "student"
-    counted = [_counts(shown, [run.predictions for run in subject.of(entry)])]
-    if subject.baseline and subject.baseline != entry:
-        base = [run.predictions for run in subject.of(subject.baseline)]
-        counted.append(_counts(f"{subject.baseline} (baseline)", base))
-    counted.append(_counts("teacher", [run.predictions for run in subject.of(entry)], of_teacher=True))
-    first, *others = [each for each in counted if each] or [None]
-    if first is None or first.name != shown or not first.pairs:
-        return []
+    base = subject.baseline if subject.baseline != entry else None
+    others = [
+        _counts(f"{base} (baseline)", [run.predictions for run in subject.of(base)] if base else []),
+        _counts("teacher", known, of_teacher=True),
+    ]
+    counted = [first, *filter(None, others)]
     names = names_of(subject)
     most = sorted(first.pairs, key=lambda pair: (-first.pairs[pair], pair))[:MOST_PAIRS]
     rows = [
-        Row(
-            cells=[
-                *(_named(names, at) for at in pair),
-                *(_rounded(each.pairs.get(pair, 0)) for each in (first, *others) if each),
-            ]
-        )
+        Row(cells=[*(_named(names, at) for at in pair), *(_rounded(each.pairs.get(pair, 0)) for each in counted)])
         for pair in most
     ]
-    headings = ("Class", "Answered", *(each.name for each in (first, *others) if each))
-    mean = ", mean over its runs" if len(subject.of(entry)) > 1 else ""
-    return [
-        Table(headings=headings, rows=rows, caption=f"Most confused classes: samples of the {_set(subject)} set{mean}")
-    ]
+    mean = ", mean over its runs" if len(known) > 1 else ""
+    caption = f"Most confused classes: samples of the {_set(subject)} set{mean}"
+    return [Table(headings=("Class", "Answered", *(each.name for each in counted)), rows=rows, caption=caption)]
 
 
 def _counts(name: str, known: Sequence[records.Predictions | None], *, of_teacher: bool = False) -> _Counts | None:
@@ -177,6 +170,6 @@ def disputed_note(subject: Subject, run: Run) -> str:
     whose = f" Of {run.label}." if subject.comparison else ""
     return (
         f"{plural(count, 'sample')}{of} of the {_set(subject)} set {'is' if count == 1 else 'are'} answered "
-        f"differently by student and teacher, or wrongly by the student alone; of these {shown} the networks are "
-        f"surest against each other.{whose}"
+        f"differently by student and teacher, or wrongly by the student alone; the {shown} shown are those on "
+        f"which the networks are surest against each other.{whose}"
     )

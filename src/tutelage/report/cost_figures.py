@@ -17,7 +17,7 @@ def against_cost(results: Sequence[Result]) -> list[Panel]:
     """Return accuracy against latency, FLOPs and parameters, where there are two networks to compare."""
     panels = []
     for of, unit in ((LATENCY, "ms"), (FLOPS, ""), (PARAMETERS, "")):
-        known = [row for row in results if row.cost and getattr(row.cost, of.key) and row.value is not None]
+        known = [row for row in results if row.cost and (getattr(row.cost, of.key) or 0) > 0 and row.value is not None]
         if len(known) < 2:
             continue
         by, name = known[0].measure, of.heading.removesuffix(" (ms)")

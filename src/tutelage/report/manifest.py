@@ -29,7 +29,7 @@ GROUPS = {
 }
 """Groups of a manifest's keys; keys in none of them go to ``Other``."""
 
-RUN_SPECIFIC = ("name", "command", "started", "duration_s", "resumed")
+RUN_SPECIFIC = ("name", "command", "started", "duration_s", "resumed", "class", "files")
 """Keys whose value is specific to each run, so that they say nothing about the comparison."""
 
 

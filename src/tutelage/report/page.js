@@ -13,7 +13,7 @@
   // The figures' colours on a dark page; those of curves are readable on both.
   const onDark = {
     white: "#15171a", "#1d1d1f": "#ececee", "#e8e8e8": "#30343a", "#777777": "#9a9fa8", "#999999": "#7d828b",
-    "#000000": "#ffffff", "#0072B2": "#3b9fe0", "rgba(0,0,0,0.08)": "rgba(255,255,255,0.1)",
+    "#000000": "#ffffff", "#0072B2": "#1b87cf", "rgba(0,0,0,0.08)": "rgba(255,255,255,0.1)",
     "rgba(0,0,0,0.16)": "rgba(255,255,255,0.18)",
   };
 
@@ -25,15 +25,32 @@
     return JSON.parse(text, (key, value) => !/color$/.test(key) ? value : Array.isArray(value) ? value.map(shade) : shade(value));
   }
 
-  function draw(plot, paper) {
+  function figure(plot, paper) {
     const { data, layout } = spec(plot, paper);
     // What was switched off stays off.
     if (plot.data) data.forEach((trace, at) => { trace.visible = plot.data[at].visible; });
-    if (paper) Object.assign(layout, { width: 660, height: 262 });
+    return { data, layout };
+  }
+
+  function draw(plot) {
+    const { data, layout } = figure(plot);
     const toImageButtonOptions = { format: "svg", filename: plot.dataset.spec.replace("spec-", "") };
     // Its buttons would cover the title of a narrow figure.
     const displayModeBar = plot.clientWidth < 470 ? false : "hover";
     return Plotly.react(plot, data, layout, { ...config, displayModeBar, toImageButtonOptions });
+  }
+
+  // Paper is white and narrower than the window, drawings do not flow, and nothing waits for one when the page is printed:
+  // each has a picture for paper.
+  async function drawOnPaper(plot) {
+    const picture = plot.parentNode.querySelector(".paper") || document.createElement("img");
+    picture.className = "paper";
+    picture.alt = plot.getAttribute("aria-label");
+    const { data, layout } = figure(plot, true);
+    // A legend below the axis is so by a share of the height.
+    if (layout.legend.y < 0) layout.legend.y *= 1.5;
+    picture.src = await Plotly.toImage({ data, layout }, { format: "svg", width: 660, height: 255 });
+    plot.after(picture);
   }
 
   // plotly.js listens to the mouse alone: its legend as buttons for the keyboard.
@@ -116,9 +133,8 @@
     await draw(plot);
     plot.on("plotly_afterplot", () => legendByKeyboard(plot));
     legendByKeyboard(plot);
+    plot.on("plotly_restyle", () => drawOnPaper(plot));
   }
-  dark.addEventListener("change", () => plots.forEach((plot) => draw(plot)));
-  // Paper is white and narrower than the window, and drawings do not flow: they are drawn again for it.
-  window.addEventListener("beforeprint", () => plots.forEach((plot) => draw(plot, true)));
-  window.addEventListener("afterprint", () => plots.forEach((plot) => draw(plot)));
+  dark.addEventListener("change", () => plots.forEach(draw));
+  for (const plot of plots) await drawOnPaper(plot);
 })();

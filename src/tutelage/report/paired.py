@@ -10,7 +10,7 @@ import numpy as np
 from tutelage import records
 from tutelage.report.reading import Run, Subject, number, section
 from tutelage.report.statistics import LEVEL, holm, mcnemar, paired_t
-from tutelage.report.table import MISSING, plural
+from tutelage.report.table import MISSING
 
 
 class Paired(NamedTuple):
@@ -55,10 +55,8 @@ def with_teacher(run: Run) -> Paired | None:
 
 def corrected(tests: Sequence[Paired | None]) -> list[Paired | None]:
     """Correct tests of several methods with one by Holm; those that were not possible do not count."""
-    made = [test for test in tests if test is not None]
-    together = f", with Holm's correction for {plural(len(made), 'test')}" if len(made) > 1 else ""
-    p_values = iter(holm([test.p for test in made]))
-    return [None if test is None else Paired(next(p_values), test.how + together) for test in tests]
+    p_values = iter(holm([test.p for test in tests if test is not None]))
+    return [None if test is None else Paired(next(p_values), test.how) for test in tests]
 
 
 def _by_samples(pairs: Sequence[tuple[Run, Run]]) -> Paired | None:

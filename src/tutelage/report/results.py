@@ -252,7 +252,9 @@ def notes(results: Sequence[Result]) -> list[str]:
     if base:
         unit = "; below 0 is better" if by.lower_is_better else ", in percentage points"
         sentences.append(f"{by.difference} is the difference of means to {base}{unit}.")
-    if how := " or ".join(dict.fromkeys(row.test.how for row in results if row.test)):
+    if tests := [row.test for row in results if row.test]:
+        how = " or ".join(dict.fromkeys(test.how for test in tests))
+        how += f"; with Holm's correction for {len(tests)} tests" if len(tests) > 1 else ""
         sentences.append(
             f"p: how likely a difference as large is if there is none ({how}). Only below {LEVEL}, in bold, is a "
             "difference shown."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
@@ -24,6 +24,7 @@ from tutelage.models.generate import continued
 from tutelage.models.predict import ImageView, Prediction
 from tutelage.runs.run import load
 from tutelage.runs.samples import Sample, Samples, batched, text_kind
+from tutelage.submodules import device_of
 from tutelage.text import TextInput, tokenizer_of
 from tutelage.training.distributed import accelerator_on, by_main, dealt, one_a_node_first, world
 from tutelage.training.precision import float32_products
@@ -292,7 +293,7 @@ def answers(predictor: Predictor, samples: Samples, *, batch_size: int) -> Itera
         ):
             yield from map(predictor.answer, read)
 
-    with float32_products(predict.device_of(predictor.network), "fp32"):
+    with float32_products(device_of(predictor.network), "fp32"):
         if world() == 1:
             yield from work(batched(samples, batch_size))
         else:
@@ -304,7 +305,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ahead(items: Iterable[T], work: Callable[[T], R]) -> Iterator[R]:
+def _ahead(items: Iterable[T], work: Callable[[T], R]) -> Generator[R, None, None]:
     """Yield what work makes of items, in a thread that is one item ahead.
 
     Where an item is waited for, as a line of standard input, the ones before it are yielded all the same, and the end

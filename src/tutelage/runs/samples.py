@@ -49,7 +49,8 @@ class Sample(NamedTuple):
     @property
     def name(self) -> str:
         """What an error calls it."""
-        return self.file if self.row is None else f"{self.file} line {self.row}"
+        file = "standard input" if self.file == STDIN else self.file
+        return file if self.row is None else f"{file} line {self.row}"
 
 
 def text_kind(path: str) -> str | None:
@@ -252,7 +253,9 @@ class Samples:
                 elif self.kind == "images":
                     if b"\0" in content:
                         instead = "pipe a JPEG, PNG, BMP, PPM, GIF, WEBP or TIFF, or paths"
-                        raise InvalidValueError(STDIN, "a picture, or a path in each line", "other bytes", instead)
+                        raise InvalidValueError(
+                            "standard input", "a picture, or a path in each line", "other bytes", instead
+                        )
                     path = Path(os.fsdecode(content))
                     if os.path.isdir(path):
                         self.skipped["folder"] += 1
@@ -278,7 +281,7 @@ def _decoded(line: bytes, number: int) -> str | TutelageError:
     try:
         return line.decode()
     except UnicodeDecodeError as error:
-        return InvalidValueError(f"{STDIN} line {number}", "UTF-8", one_line(error), "write it in UTF-8")
+        return InvalidValueError(f"standard input line {number}", "UTF-8", one_line(error), "write it in UTF-8")
 
 
 def _walked(folder: Path, refused: list[OSError]) -> Iterator[tuple[Path, str]]:

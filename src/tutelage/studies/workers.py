@@ -70,6 +70,7 @@ def share(
     threads = str(max(1, torch.get_num_threads() // workers))
     environment = {**os.environ, "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "PYTHONIOENCODING": "utf-8"}
     failed: dict[str, str] = {}
+    noted = set[str]()
     with tempfile.TemporaryDirectory() as folder:
         started = []
         for k in range(1, workers + 1):
@@ -83,7 +84,7 @@ def share(
                 encoding="utf-8",
                 env=environment | one,
             )
-            reader = threading.Thread(target=_forward, args=(child, k, say), daemon=True)
+            reader = threading.Thread(target=_forward, args=(child, k, say, noted), daemon=True)
             reader.start()
             started.append((child, path, reader))
         try:
@@ -104,11 +105,16 @@ def share(
     return failed
 
 
-def _forward(child: subprocess.Popen[str], number: int, say: Callable[[str], None]) -> None:
+def _forward(child: subprocess.Popen[str], number: int, say: Callable[[str], None], noted: set[str]) -> None:
+    """Show what a worker says; a note that another one of them has said already is left out."""
     assert child.stdout is not None
     with child.stdout as lines:
         for line in lines:
-            say(f"[{number}] {line.rstrip()}")
+            if not line.startswith("note: "):
+                say(f"[{number}] {line.rstrip()}")
+            elif line not in noted:
+                noted.add(line)
+                say(line.rstrip())
 
 
 def end_with_parent() -> None:

@@ -448,12 +448,12 @@ def test_servers_that_fail(folder, server, monkeypatch):
     address, asked = server
     with refused(NotFoundError, "data.source", got=404):
         opened(f"webdataset:{address}/none.tar")
-    assert len(asked) == 1
+    assert len(asked) == 2  # whether the server answers at all, and how long the file is
     (folder / "torn.tar").write_bytes((folder / "train-000.tar").read_bytes())
     asked.clear()
     with refused(NetworkError, "data.source", got="torn.tar"):
         opened(f"webdataset:{address}/torn.tar")
-    assert [request[0] for request in asked] == ["HEAD", *["GET"] * shards.ATTEMPTS]
+    assert [request[0] for request in asked] == ["HEAD", "HEAD", *["GET"] * shards.ATTEMPTS]
     (folder / "torn.tar").unlink()
     with refused(NetworkError, "data.source", got="http://127.0.0.1:1/a.tar") as caught:
         opened("webdataset:http://127.0.0.1:1/a.tar?key=secret")

@@ -54,6 +54,7 @@ def test_a_download_that_the_disk_refuses(tmp_path, monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("torchvision.datasets.CIFAR100.download", refuses)
+    monkeypatch.setattr("tutelage.connection.why_unreachable", lambda url: None)
     with pytest.raises(StorageError) as caught:
         open_data(DataSettings(source="torchvision:CIFAR100", root=str(tmp_path / "none")))
     assert (caught.value.exit_code, caught.value.errno) == (1, code)

@@ -204,6 +204,7 @@ def test_weights_that_the_disk_refuses(monkeypatch, code):
         raise OSError(code, os.strerror(code))
 
     monkeypatch.setattr("torchvision.models.get_model", refuses)
+    monkeypatch.setattr("tutelage.connection.why_unreachable", lambda url: None)
     name = "torchvision:resnet18.IMAGENET1K_V1"
     with pytest.raises(StorageError) as caught:
         create(name)

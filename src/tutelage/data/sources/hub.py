@@ -20,8 +20,8 @@ from tutelage.data.masks import Masks
 from tutelage.data.names import local_folder
 from tutelage.data.sources.masks import numbered_classes
 from tutelage.data.texts import Texts, beside_images, from_texts, open_tokenizer, read_texts
-from tutelage.errors import InvalidValueError, NotFoundError, missing_extra, one_line
-from tutelage.hub_files import licence_in
+from tutelage.errors import InvalidValueError, NetworkError, NotFoundError, missing_extra, one_line
+from tutelage.hub_files import licence_in, reaching_hub
 from tutelage.images import READER_VERSION, Encoded
 from tutelage.settings.data import DataSettings
 from tutelage.types import UNLABELLED
@@ -260,8 +260,10 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         if folder is not None and (folder / "dataset_dict.json").exists():
             splits = datasets.load_from_disk(str(folder))
         else:
-            splits = datasets.load_dataset(name if folder is None else str(folder))
+            splits = datasets.load_dataset(str(folder)) if folder is not None else _fetched(name)
     except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        if isinstance(error, NetworkError):
+            raise
         unreadable = folder is not None and isinstance(error, PermissionError)
         if isinstance(error, OSError) and error.errno in records.DISK and not unreadable:
             library = Path(datasets.config.HF_DATASETS_CACHE)
@@ -272,6 +274,16 @@ def _load(name: str) -> tuple[Mapping[str, Any], bool]:
         instead = "check the name and the connection, or type the path of a local copy after hf:"
         raise NotFoundError("data.source", expected, f"hf:{name} ({one_line(error)})", instead) from error
     return splits, folder is not None
+
+
+def _fetched(name: str) -> Mapping[str, Any]:
+    """Return a data set of the Hub, or its copy on this machine where the Hub does not answer."""
+    import datasets
+
+    expected, instead = f"to fetch hf:{name} from the Hub", "type the path of a local copy after hf:"
+    with reaching_hub(name, kind="datasets", what="data.source", expected=expected, instead=instead):
+        splits: Mapping[str, Any] = datasets.load_dataset(name)
+    return splits
 
 
 def _column(

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from tutelage import records
+from tutelage import connection, records
 from tutelage.data.build import Description, Raw, UnlabelledImages, check_labels, from_images, refuse_train_as_test
 from tutelage.data.datasets import Splits
+from tutelage.data.names import is_url
 from tutelage.errors import InvalidValueError, NotFoundError, nearest_name, one_line
 from tutelage.images import Encoded, UnreadableError, reasoned
 from tutelage.settings.data import DataSettings
@@ -62,7 +63,7 @@ def open_vision(name: str, settings: DataSettings, unlabelled: UnlabelledImages 
     halves = []
     for keywords in _halves(build) or ():
         try:
-            halves.append(build(settings.root, download=True, **keywords))
+            halves.append(_opened(build, settings.root, keywords))
         except (OSError, RuntimeError, ValueError) as error:
             if isinstance(error, OSError) and error.errno in records.DISK:
                 root = Path(settings.root)
@@ -86,6 +87,23 @@ def open_vision(name: str, settings: DataSettings, unlabelled: UnlabelledImages 
         class_names=classes, settings=settings, source=f"torchvision:{name}", unlabelled=unlabelled
     )
     return replace(from_images(raws[0], raws[1], description), licence=_LICENCES.get(name))
+
+
+def _opened(build: Callable[..., Any], root: str, keywords: dict[str, Any]) -> Any:
+    """Return a half of a data set, which is downloaded if it is not there and its server answers."""
+    try:
+        return build(root, download=False, **keywords)
+    except (OSError, RuntimeError, ValueError):
+        servers = [value for key in ("url", "_URL", "mirrors") for value in _texts(getattr(build, key, ()))]
+        reasons = [connection.why_unreachable(url) for url in servers if is_url(url)]
+        if reasons and all(reasons):
+            raise ConnectionError(reasons[0]) from None
+    with connection.no_endless_waits():
+        return build(root, download=True, **keywords)
+
+
+def _texts(value: Any) -> list[str]:
+    return [value] if isinstance(value, str) else [each for each in value if isinstance(each, str)]
 
 
 def _halves(build: Any) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 from torch import nn
 
 from tutelage.errors import InvalidValueError, missing_extra
+from tutelage.hub_files import reaching_hub
 from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
-from tutelage.models.names import unknown
+from tutelage.models.names import unknown, without_weights
 from tutelage.models.spec import ModelRequest, ModelSpec, resized
 
 PREFIX = "timm"
@@ -75,8 +75,14 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     def build(*, classes: int, pretrained: bool = False) -> nn.Module:
         return timm.create_model(path, pretrained=pretrained, num_classes=classes, **options)
 
-    fetch = partial(build, classes=card.classes, pretrained=True) if card.weights else None
-    return ModelSpec(card=card, build=build, fetch=fetch)
+    def fetch() -> nn.Module:
+        if not config.hf_hub_id:
+            return build(classes=card.classes, pretrained=True)
+        expected, instead = f"to fetch the weights of {name} from the Hub", without_weights(name)
+        with reaching_hub(config.hf_hub_id, what="model", expected=expected, instead=instead):
+            return build(classes=card.classes, pretrained=True)
+
+    return ModelSpec(card=card, build=build, fetch=fetch if card.weights else None)
 
 
 def _source(config: Any) -> str | None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import torch
 from torch import Tensor, nn
 
-from tutelage.errors import InvalidValueError
+from tutelage import connection
+from tutelage.errors import InvalidValueError, NetworkError
 from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
-from tutelage.models.names import unknown
+from tutelage.models.names import unknown, without_weights
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "torchvision"
@@ -95,6 +99,11 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         return _one_headed(network)
 
     def fetch() -> nn.Module:
+        assert weights is not None
+        kept = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(weights.url).path).name
+        if not kept.exists() and (why := connection.why_unreachable(weights.url)):
+            instead = f"connect, set TORCH_HOME to a folder that has it, or {without_weights(name)}"
+            raise NetworkError("model", f"to fetch the weights of {name}", f"{why}, and no {kept}", instead)
         network = models.get_model(arch, weights=tag)
         return Segmenter(network) if of_pixels else _one_headed(network)
 
