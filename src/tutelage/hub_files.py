@@ -176,9 +176,10 @@ def reaching_hub(
     if not offline:
         why = _why_away(f"{kind}/{name}")
     # The library `datasets` has its own copy of the setting, which is that of the environment.
-    settings: list[Any] = [constants, *filter(None, [sys.modules.get("datasets.config")])]
+    modules: list[Any] = [constants, *filter(None, [sys.modules.get("datasets.config")])] if why else []
+    before = [module.HF_HUB_OFFLINE for module in modules]
     try:
-        for module in settings if why else ():
+        for module in modules:
             module.HF_HUB_OFFLINE = True
         yield
     except OSError as error:
@@ -189,12 +190,12 @@ def reaching_hub(
         instead = f"{retry}, set HF_HOME to a folder that has it, or {instead}"
         raise NetworkError(what, expected, got, instead) from error
     finally:
-        for module in settings if why else ():
-            module.HF_HUB_OFFLINE = offline
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def _head(url: str, timeout: float) -> int:
     """Return the HTTP status that the Hub answers with, through the client that fetches its files."""
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
 
     return int(get_session().head(url, timeout=timeout).status_code)
