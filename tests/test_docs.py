@@ -552,6 +552,14 @@ def test_every_package_is_on_the_page_of_the_architecture():
     assert [room for room in sorted(rooms) if not re.search(rf"`{re.escape(room)}/?`", page)] == []
 
 
+def test_the_page_of_the_hub_works(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for block in blocks("docs/hub.md", "python"):
+        exec(block, names)
+    assert "# digits-mlp" in Path("published/README.md").read_text()
+
+
 def test_the_licence_is_apache_2_verbatim():
     assert hashlib.sha256((ROOT / "LICENSE").read_bytes()).hexdigest() == (
         "cfc7749b96f63bd31c3c42b5c471bf756814053e847c10f3eb003417bc523d30"

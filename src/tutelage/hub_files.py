@@ -7,7 +7,7 @@ import importlib.util
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ LARGEST_CARD = 2**22
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
-def folder_of(name: str, files: Sequence[str], *, what: str, **download: Any) -> Path:
+def folder_of(name: str, files: Sequence[str], *, what: str, optional: Sequence[str] = (), **download: Any) -> Path:
     """Return the folder that a name stands for, with some files of it; nothing in it is executed or imported.
 
     Args:
@@ -28,6 +28,7 @@ def folder_of(name: str, files: Sequence[str], *, what: str, **download: Any) ->
             without importing it; or ``org/name``, of the Hugging Face Hub, whose files are fetched and kept.
         files: patterns of the files to fetch from the Hub, such as ``*.json``.
         what: what an error is about, such as ``model``.
+        optional: patterns of files that are done without where the Hub cannot be reached and they were not kept.
         download: for a name of the Hub, what `huggingface_hub.snapshot_download` takes besides, such as ``revision``.
 
     Raises:
@@ -43,7 +44,7 @@ def folder_of(name: str, files: Sequence[str], *, what: str, **download: Any) ->
         return path
     if path.is_absolute() or name.startswith((".", "~")) or not _HUB_ID.fullmatch(name):
         raise NotFoundError(what, "a folder, or a name on the Hub such as org/name", repr(name), "check the path")
-    return _fetched(name, files, what, download)
+    return _fetched(name, files, what, optional, download)
 
 
 def _inside_package(name: str, what: str) -> Path:
@@ -61,15 +62,23 @@ def _inside_package(name: str, what: str) -> Path:
     raise NotFoundError(what, f"a folder {inner} in the package {package}", "none", example)
 
 
-def _fetched(name: str, files: Sequence[str], what: str, download: dict[str, Any]) -> Path:
+def _fetched(name: str, files: Sequence[str], what: str, optional: Sequence[str], download: dict[str, Any]) -> Path:
     try:
         import huggingface_hub
+        from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
         raise missing_extra(what, "huggingface_hub for a name on the Hub", "text", error) from error
     expected, instead = f"to fetch {name} from the Hub", "type the path of a local copy"
-    reached = reaching_hub(name, what=what, expected=expected, instead=instead)
+    kept_alone = download.get("local_files_only")
+    reached = nullcontext() if kept_alone else reaching_hub(name, what=what, expected=expected, instead=instead)
     with _hub_errors(name, what, expected, f"connect, or {instead}"), reached:
-        return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), **download))
+        try:
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=[*files, *optional], **download))
+        except LocalEntryNotFoundError:
+            if not optional:
+                raise
+            download["local_files_only"] = True
+            return Path(huggingface_hub.snapshot_download(name, allow_patterns=list(files), **download))
 
 
 @contextmanager
@@ -81,8 +90,12 @@ def uploading(name: str, what: str) -> Iterator[None]:
         ConnectionError: if the Hub cannot be reached, or takes nothing of this user.
         ValueError: if it is no name.
     """
-    instead = "log in by typing hf auth login, as a user who may write there"
-    with _hub_errors(name, what, f"to upload to {name} on the Hub", instead):
+    from huggingface_hub import constants
+
+    expected = f"to upload to {name} on the Hub"
+    if not constants.HF_HUB_OFFLINE and (why := _why_away(f"models/{name}")):
+        raise NetworkError(what, expected, why, "connect, and type it again")
+    with _hub_errors(name, what, expected, "log in by typing hf auth login, as a user who may write there"):
         yield
 
 
@@ -90,6 +103,8 @@ def uploading(name: str, what: str) -> Iterator[None]:
 def _hub_errors(name: str, what: str, expected: str, instead: str) -> Iterator[None]:
     from huggingface_hub import errors
 
+    # OSError, and that of the library by which it asks, whichever it is.
+    unreachable: tuple[type[Exception], ...] = errors.HfHubHTTPError.__bases__
     try:
         yield
     except TutelageError:
@@ -104,7 +119,7 @@ def _hub_errors(name: str, what: str, expected: str, instead: str) -> Iterator[N
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         instead = "check the name, log in where it is private, or type the path of a local copy"
         raise NotFoundError(what, "a repository on the Hub", f"{name} ({_said(error)})", instead) from error
-    except errors.HfHubHTTPError.__bases__ as error:  # OSError, and that of its library for requests, whichever it is
+    except unreachable as error:
         if isinstance(error, OSError) and error.errno in records.DISK:
             cache = "set HF_HOME to another folder"
             raise records.storage_error(error, f"the files of {name}", folder=Path.home(), elsewhere=cache) from error
@@ -122,11 +137,21 @@ def licence_in(readme: Path) -> str | None:
     from huggingface_hub import ModelCard
 
     try:
-        card = ModelCard(plain_files.read(readme, LARGEST_CARD).decode(), ignore_metadata_errors=True)
-        said = card.data.get("license")
+        content = plain_files.read(readme, LARGEST_CARD).decode()
+        if not content.startswith("---"):
+            return None
+        said = ModelCard(content, ignore_metadata_errors=True).data.get("license")
     except Exception:  # noqa: BLE001  of whatever the card of somebody holds
         return None
     return ", ".join(map(str, said)) if isinstance(said, list) else str(said) if said else None
+
+
+def _why_away(path: str) -> str:
+    """Return why the Hub does not answer; the empty text if it does."""
+    from huggingface_hub import constants
+
+    limit = max(connection.LIMIT, float(constants.HF_HUB_ETAG_TIMEOUT))
+    return connection.why_unreachable(f"{constants.ENDPOINT}/api/{path}", ask=_head, limit=limit) or ""
 
 
 @contextmanager
@@ -149,8 +174,7 @@ def reaching_hub(
 
     offline, why = constants.HF_HUB_OFFLINE, "HF_HUB_OFFLINE is set"
     if not offline:
-        limit = max(connection.LIMIT, float(constants.HF_HUB_ETAG_TIMEOUT))
-        why = connection.why_unreachable(f"{constants.ENDPOINT}/api/{kind}/{name}", ask=_head, limit=limit) or ""
+        why = _why_away(f"{kind}/{name}")
     # The library `datasets` has its own copy of the setting, which is that of the environment.
     modules: list[Any] = [constants, *filter(None, [sys.modules.get("datasets.config")])] if why else []
     before = [module.HF_HUB_OFFLINE for module in modules]

@@ -31,7 +31,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, body=b"", status=200, **headers):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(status)
-        for key, value in {"Content-Length": len(body), **headers}.items():
+        for key, value in {"Content-Length": len(body), "Connection": "close", **headers}.items():
             self.send_header(key.replace("_", "-"), str(value))
         self.end_headers()
         if self.command != "HEAD":

@@ -89,7 +89,7 @@ def test_a_module_of_ones_own_comes_back_where_it_is_handed_in(tmp_path):
     assert same_card(saved, again)
     with refused(InvalidValueError, "network", suggests="network=module"):
         models.from_pretrained(tmp_path)
-    with refused(InvalidValueError, "model", suggests="tutelage.models.from_pretrained"):
+    with refused(InvalidValueError, "model", suggests="tutelage.load"):
         models.create(str(tmp_path))
     with refused(InvalidValueError, "weights"):
         models.from_pretrained(tmp_path, network=nn.Conv2d(3, 5, 1))
@@ -189,14 +189,25 @@ def test_the_hub_keeps_and_gives_back(tmp_path, monkeypatch):
             saved.push_to_hub("me/a/b")
         with refused(NetworkError, "model", suggests="connect"):
             models.from_pretrained("me/other", local_files_only=True)
+        again.save_pretrained(tmp_path / "kept")
+        kept = models.from_pretrained(tmp_path / "kept")
+        kept.save_pretrained(tmp_path / "again", push_to_hub=True, repo_id="me/again")
+        assert server.repositories["me/again"].keys() == repository.keys()
+        saved.save_pretrained(tmp_path / "first")
+        models.from_pretrained(tmp_path / "first").push_to_hub("me/second")
+        assert b'from_pretrained("me/second")' in server.repositories["me/second"][records.README]
+        with refused(InvalidTypeError, "save_pretrained", got="licence"):
+            kept.save_pretrained(tmp_path / "typo", licence="mit")
         count = len(server.asked)
         assert same_answers(saved, models.from_pretrained("me/small", local_files_only=True))
         assert len(server.asked) == count
         assert time.monotonic() - before < 5
+    with refused(NetworkError, "repo_id", suggests="connect"):
+        saved.push_to_hub("me/away")
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with refused(NetworkError, "model", suggests="connect"):
+    with refused(NetworkError, "model", got="HF_HUB_OFFLINE", suggests="unset it"):
         models.from_pretrained("me/never")
     with refused(NetworkError, "repo_id"):
         saved.push_to_hub("me/never")
@@ -207,6 +218,8 @@ def test_what_came_from_elsewhere_keeps_its_card_until_it_is_trained_on(tmp_path
     again = models.from_pretrained(tmp_path / "x")
     again.save_pretrained(tmp_path / "y")
     assert card_text(tmp_path / "y") == card_text(tmp_path / "x")
+    again.save_pretrained(tmp_path / "mit", model_card_kwargs={"license": "mit"})
+    assert card_text(tmp_path / "mit") == card_text(tmp_path / "x").replace("license: unknown", "license: mit")
     with torch.no_grad():
         next(again.network.parameters()).add_(1)
     again.save_pretrained(tmp_path / "z")
@@ -224,11 +237,11 @@ def test_the_hubs_library_is_imported_where_it_is_used_alone():
     importing = {
         path.stem for path in files("models") if re.search(r"^(from|import) huggingface_hub", path.read_text(), re.M)
     }
-    assert importing == {"hub", "model_card"}
+    assert importing == {"hub", "readme"}
     for name in ("classifier", "registry", "io"):
         path = next(path for path in files("models") if path.stem == name)
         lines = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
-        assert not {"tutelage.models.hub", "tutelage.models.model_card"} & lines
+        assert not {"tutelage.models.hub", "tutelage.models.readme"} & lines
 
 
 def test_the_sources_of_names_are_those_that_are_registered():

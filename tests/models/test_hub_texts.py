@@ -30,6 +30,8 @@ def test_a_classifier_of_texts(lines, tmp_path):  # noqa: F811
     assert "pipeline_tag: text-classification" in text
     assert 'model.predict(["a text"])' in text
     assert same_answers(saved, models.create(str(tmp_path)).eval(), IDS)
+    (tmp_path / "README.md").write_text(text.replace("license: unknown", "license: mit"))
+    assert models.create(f"hf:{tmp_path}", text=saved.call.text).card.licence == "mit"
 
 
 def test_a_language_model_is_read_by_transformers_as_its_card_says(lines, tmp_path, monkeypatch, capsys):  # noqa: F811

@@ -738,7 +738,7 @@ def test_a_callers_own_modules_and_data_sets(tmp_path):
     assert manifest["student"]["normalisation"] == "none"
     assert "source: own" in (run.folder / records.RECIPE).read_text()
     assert (run.folder / records.STUDENT).exists()
-    with refused(InvalidValueError, "model", got="'object:Sequential'", suggests="tutelage.models.from_pretrained"):
+    with refused(InvalidValueError, "model", got="'object:Sequential'", suggests="tutelage.load"):
         load(run.folder)
     models.load(loaded, models.read(run.folder / records.STUDENT))
     assert models.fingerprint(loaded) == models.fingerprint(student)

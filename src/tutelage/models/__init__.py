@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from tutelage.models.io import read as read
     from tutelage.models.io import read_parts as read_parts
     from tutelage.models.io import save as save
-    from tutelage.models.model_card import model_card as model_card
     from tutelage.models.names import available as available
+    from tutelage.models.readme import model_card as model_card
     from tutelage.models.registry import adopt as adopt
     from tutelage.models.registry import create as create
     from tutelage.models.registry import restored as restored
@@ -35,7 +35,7 @@ _MODULES = {
     "Classifier": ".classifier",
     "CompletionSampler": ".generate",
     "available": ".names",
-    "model_card": ".model_card",
+    "model_card": ".readme",
     **dict.fromkeys(("from_pretrained", "push_to_hub", "save_pretrained"), ".hub"),
     **dict.fromkeys(("Ensemble", "ensemble"), ".ensembles"),
     "from_teacher": ".subnetwork",

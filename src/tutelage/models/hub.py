@@ -7,6 +7,7 @@ every classifier's construction as a second, stale description, and read folders
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,12 +22,12 @@ from tutelage.models import io
 from tutelage.models.classifier import Classifier
 from tutelage.models.ensembles import Ensemble
 from tutelage.models.lora import merged
-from tutelage.models.model_card import FromRun, card_of, publishable_name
 from tutelage.models.names import is_exported, is_own_module, saved_student
+from tutelage.models.readme import PLACE, FromRun, card_of, publishable_name
 from tutelage.models.registry import create, restored
 
-_FILES = (records.STUDENT, records.CARD, records.NETWORK, records.README, "*.safetensors.index.json", "tokenizer*")
-_FILES += ("special_tokens_map.json", "chat_template.jinja")
+_FILES = [records.STUDENT, records.CARD, records.NETWORK, records.README, "*.safetensors.index.json", "tokenizer*"]
+_FILES += ["special_tokens_map.json", "chat_template.jinja"]
 """What of a repository is fetched."""
 
 
@@ -58,15 +59,30 @@ class Published(ModelHubMixin):
 
     def generate_model_card(self, **front: Any) -> ModelCard:
         """Return the card: made of the run's records where its weights are those of a run, else of what is known."""
-        classifier = self.classifier
-        weights, folder = _weights_of(classifier), classifier.folder
-        is_run = weights is not None and folder is not None and (folder / records.MANIFEST).is_file()
-        run = FromRun.read(folder, weights) if folder and weights and is_run else None
-        kept = folder / records.README if folder is not None and weights is not None else None
-        if run is None and kept is not None and kept.is_file() and not front:
-            return _Card(records.read_bytes(kept).decode(), ignore_metadata_errors=True)
-        kind = classifier.call and classifier.call.kind
+        classifier, folder = self.classifier, self.classifier.folder
+        weights = _weights_of(classifier)
+        run = None
+        if folder is not None and weights is not None:
+            if (folder / records.MANIFEST).is_file():
+                run = FromRun.read(folder, weights)
+            elif (kept := folder / records.README).is_file():
+                return self._kept(_Card(records.read_bytes(kept).decode(), ignore_metadata_errors=True), front)
+        kind = None if classifier.call is None else classifier.call.kind
         return _Card(card_of(classifier.card, run, kind=kind, name=self.repo_id, **front))
+
+    def _kept(self, card: ModelCard, front: dict[str, Any]) -> ModelCard:
+        """Return the card that came with the weights, for where they go now."""
+        for key, value in front.items():
+            card.data[key] = value
+        if self.repo_id is not None:
+            card.text = card.text.replace(json.dumps(PLACE), json.dumps(self.repo_id))
+        return card
+
+    def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
+        """Upload it; what the Hub refuses is an error of this package."""
+        self.repo_id = repo_id
+        with uploading(repo_id, "repo_id"):
+            return str(super().push_to_hub(repo_id, **arguments))
 
 
 def _weights_of(classifier: Classifier) -> Literal["last", "best"] | None:
@@ -93,8 +109,8 @@ def save_pretrained(classifier: Classifier, save_directory: str | Path, **argume
     Args:
         classifier: classifier; it is not changed.
         save_directory: folder to write to; created if it does not exist.
-        arguments: others of `huggingface_hub.ModelHubMixin.save_pretrained`; ``model_card_kwargs`` are keys of the
-            card's front matter, such as ``{"license": "apache-2.0"}``.
+        arguments: ``model_card_kwargs``, keys of the card's front matter, such as ``{"license": "apache-2.0"}``; and
+            with ``push_to_hub=True`` also ``repo_id``, by default the folder's name, and those of `push_to_hub`.
 
     Returns:
         ``None``, or with ``push_to_hub=True`` the URL of the commit.
@@ -105,11 +121,17 @@ def save_pretrained(classifier: Classifier, save_directory: str | Path, **argume
     """
     _require_one(classifier)
     folder = Path(save_directory)
+    front, repo_id = arguments.pop("model_card_kwargs", None), arguments.pop("repo_id", None)
+    upload = arguments.pop("push_to_hub", False)
+    if arguments and not upload:
+        instead = "type model_card_kwargs={...}, or push_to_hub=True with them"
+        raise InvalidTypeError("save_pretrained", "arguments that it has", ", ".join(arguments), instead)
     if (folder / records.MANIFEST).exists() or (folder / records.CHECKPOINTS).exists():
         instead = "type another, such as 'published'"
         raise InvalidValueError("save_directory", "a folder of its own", f"{str(folder)!r}, a run's", instead)
     with records.writing(folder / records.STUDENT):
-        return Published(classifier, arguments.get("repo_id")).save_pretrained(folder, **arguments)
+        Published(classifier, repo_id).save_pretrained(folder, model_card_kwargs=front)
+    return push_to_hub(classifier, repo_id or folder.name, model_card_kwargs=front, **arguments) if upload else None
 
 
 def push_to_hub(classifier: Classifier, repo_id: str, **arguments: Any) -> str:
@@ -132,8 +154,7 @@ def push_to_hub(classifier: Classifier, repo_id: str, **arguments: Any) -> str:
     _require_one(classifier)
     if not isinstance(repo_id, str):
         raise InvalidTypeError("repo_id", "a name such as 'user/name'", type(repo_id).__name__, "type that")
-    with uploading(repo_id, "repo_id"):
-        return str(Published(classifier, repo_id).push_to_hub(repo_id, **arguments))
+    return Published(classifier).push_to_hub(repo_id, **arguments)
 
 
 def _require_one(classifier: Classifier) -> None:
@@ -187,7 +208,7 @@ def from_pretrained(
     if not isinstance(name, str | Path):
         instead = "type from_pretrained('user/name')"
         raise InvalidTypeError("model", "the path of a folder, or a name on the Hub", type(name).__name__, instead)
-    options = {"revision": revision, "token": token, "cache_dir": cache_dir}
+    options: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
     options |= {"local_files_only": local_files_only, "force_download": force_download}
     folder = folder_of(str(name), _FILES, what="model", **options)
     if not (folder / records.CARD).is_file() and not Path(name).is_dir():

@@ -398,8 +398,9 @@ def read_parts(folder: Path) -> tuple[lora.Adapters | None, Base | None]:
         ValueError: if the folder does not say it as `save` does.
     """
     value = _read_parts(folder)
-    adapters = value.get("adapters")
-    return adapters and lora.Adapters(**{**adapters, "targets": tuple(adapters["targets"])}), value.get("base")
+    saved = value.get("adapters")
+    adapters = saved and lora.Adapters(saved["rank"], saved["alpha"], tuple(saved["targets"]))
+    return adapters, value.get("base")
 
 
 def read_outputs(folder: Path) -> Chosen | None:

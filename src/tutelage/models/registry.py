@@ -154,7 +154,7 @@ def create(
             adapters, _ = io.read_parts(saved)
     classifier.asked_size, classifier.adapters = image_size, adapters
     if saved is not None:
-        classifier.folder = Path(name) if Path(name).is_dir() else None
+        classifier.folder = Path(name).absolute() if Path(name).is_dir() else None
     elif weights is None and spec.fetch is not None:
         classifier.named_seed = seed
     return classifier
@@ -363,7 +363,7 @@ def restored(name: str | Path, network: nn.Module, *, weights: str | Path | None
     classifier = Classifier(bare, card, call=network.call if isinstance(network, Classifier) else None)
     if chosen is not None:
         classifier = with_outputs(classifier, chosen)
-    classifier.folder = Path(name) if Path(name).is_dir() else None
+    classifier.folder = Path(name).absolute() if Path(name).is_dir() else None
     return classifier
 
 

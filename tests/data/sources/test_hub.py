@@ -65,6 +65,16 @@ def test_columns_are_chosen(folder):
     assert splits.train.labels.tolist() == [0, 1] * 10
 
 
+def test_the_licence_is_that_of_its_card_or_its_files(folder, tmp_path):
+    assert open_data(settings(folder)).licence is None
+    (folder / "README.md").write_text("---\nlicense: cc-by-4.0\n---\n# Pets\n")
+    assert open_data(settings(folder)).licence == "cc-by-4.0"
+    stated = rows(4)
+    stated.info.license = "mit"
+    datasets.DatasetDict({"train": stated, "test": rows(4)}).save_to_disk(tmp_path / "stated")
+    assert open_data(settings(tmp_path / "stated")).licence == "mit"
+
+
 def test_an_integer_column_is_taken_when_named(folder):
     splits = open_data(settings(folder, label="id"))
     assert splits.class_names == ("0", "1", "2")

@@ -54,7 +54,7 @@ KINDS = {
     "sentence": "",
 }
 """What a network classifies, and how names of the library's classes for it end."""
-_FILES = ("*.json", "*.safetensors", "*/config.json", "*/*.safetensors", records.README)
+_FILES = ("*.json", "*.safetensors", "*/config.json", "*/*.safetensors")
 _WEIGHTS = "model.safetensors"
 _MODULES = "modules.json"
 PROCESSOR = "preprocessor_config.json"
@@ -171,7 +171,7 @@ def _configuration(path: str, request: ModelRequest) -> tuple[dict[str, Any], Pa
         if not Path(path).is_file():
             raise NotFoundError("model", "a configuration file", f"hf:{path}, which does not exist", "check the path")
         return _json(Path(path)), None
-    folder = folder_of(path, _FILES, what="model")
+    folder = folder_of(path, _FILES, what="model", optional=(records.README,))
     if not (folder / records.NETWORK).is_file():
         raise NotFoundError("model", f"a folder with {records.NETWORK}", f"none in {folder.name}", "name another")
     return _json(folder / records.NETWORK), folder

@@ -19,7 +19,7 @@ import tutelage
 from tutelage import models, records
 from tutelage.errors import NotFoundError
 from tutelage.models import Card
-from tutelage.models.model_card import card_of, interval, model_card
+from tutelage.models.readme import card_of, interval, model_card
 
 FINISHED = ROOT / "tests" / "fixtures" / "runs" / "finished"
 COSTS = {
@@ -75,12 +75,14 @@ def test_the_figures_are_those_of_the_records(run):
     shown = f"{100 * judged['accuracy']:.2f} % (95 % interval {100 * low:.2f} to {100 * high:.2f})"
     assert cells(text, "Accuracy")[0] == shown
     assert f"On the {samples} samples of the test set" in text
+    assert "\n| | Student | Teacher |\n|---|---|---|\n| Accuracy | " in text
     assert cells(text, "Accuracy")[1].startswith(f"{100 * evaluation['teacher']['accuracy']:.2f} %")
-    assert cells(text, "The same after temperature scaling") == ["1.23 % (T = 1.250, fitted on validation)", ""]
+    assert cells(text, "The same after temperature scaling") == ["1.23 % (T = 1.250, fitted on the validation set)", ""]
     assert cells(text, "Parameters") == ["610", ""]
-    assert cells(text, "File, MB") == ["2.50", ""]
+    assert cells(text, "File, MB") == ["2.5", ""]
     assert cells(text, "Latency of one sample, ms, median") == ["0.5 (90 % within 0.75)", ""]
     assert cells(text, "Throughput, samples per second") == ["12,345 (batches of 256)", ""]
+    assert "| Number | Class |" not in text, "the digits' names are their numbers"
     assert "Measured on a processor (cpu, 2 threads), in fp32, of samples of shape 1 x 8 x 8." in text
     assert cells(text, "Source") == [manifest["data"]["source"]]
     assert manifest["teacher"]["name"] in text
@@ -119,6 +121,16 @@ def test_other_libraries_and_front_matter(run):
     )
     assert cells(text, "Data, hf:org/data") == ["cc-by-4.0", ""]
     assert cells(text, r"First weights of the student, timm:resnet18.a1\_in1k, a1\_in1k")[0] == "apache-2.0"
+
+
+def test_a_network_without_a_teacher_has_one_column(run):
+    manifest = json.loads((run / records.MANIFEST).read_text())
+    (run / records.MANIFEST).write_text(json.dumps(manifest | {"teacher": None, "verb": "train"}))
+    front, text = split(model_card(run))
+    assert len(cells(text, "Accuracy")) == 1
+    assert "Teacher" not in text
+    assert "\n| | Student |\n|---|---|\n| Accuracy | " in text
+    assert front["tags"] == ["tutelage"]
 
 
 def test_licences_are_said_or_unknown(run):
@@ -217,6 +229,7 @@ def test_a_run_of_ones_own_module_is_published_with_its_names_and_papers(trained
     assert "- Hinton et al. 2015, arXiv:1503.02531" in text
     assert "network=Sequential()" in text
     assert "there is no recipe that repeats it" in text
+    assert trained.manifest["papers"][1].startswith("Hinton")
     accuracy = trained.evaluation["student"]["accuracy"]
     assert cells(text, "Accuracy")[0].startswith(f"{100 * accuracy:.2f} %")
     again = models.from_pretrained(tmp_path, network=nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))

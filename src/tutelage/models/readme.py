@@ -24,6 +24,8 @@ from tutelage.version import __version__
 
 LIBRARY = "tutelage"
 UNKNOWN = "unknown: none is recorded with them"
+PLACE = "path/of/this/folder"
+"""Stands in a card for what is not known yet: where it will be."""
 NAMES = 100
 """Number of class names that a card lists."""
 _HUB = "https://huggingface.co/"
@@ -134,6 +136,7 @@ def card_of(
     title = name or str(manifest.get("name") or publishable_name(card.name))
     task = _pipeline(card, kind)
     data = _section(manifest, "data")
+    results = list(_eval_results(run, task))
     known = {
         "library_name": library,
         "pipeline_tag": task,
@@ -141,13 +144,16 @@ def card_of(
         "tags": _tags(manifest, library),
         "base_model": _base_model(_section(manifest, "student")) if run else None,
         "datasets": _hub_dataset(data),
-        "model_name": printable(title),
-        "eval_results": list(_eval_results(run, task)) or None,
+        "model_name": printable(title) if results else None,
+        "eval_results": results or None,
     } | front
     recipe = manifest.get("recipe")
+    names = card.class_names or ()
+    if names == tuple(map(str, range(len(names)))):
+        names = ()  # They are numbers.
     text = (
         _environment()
-        .get_template("model_card.md.j2")
+        .get_template("readme.md.j2")
         .render(
             front=_Raw(ModelCardData(**known).to_yaml()),
             title=title,
@@ -160,8 +166,8 @@ def card_of(
             results=list(_results(run)) if run else [],
             cost=list(_costs(run.costs)) if run and run.costs else [],
             data=list(_data(data, run)),
-            names=(card.class_names or ())[:NAMES],
-            unnamed=max(0, len(card.class_names or ()) - NAMES),
+            names=names[:NAMES],
+            unnamed=max(0, len(names) - NAMES),
             objectives=[_fenced(each, "yaml") for each in _objectives(manifest.get("objective"))],
             teacher=_teacher(_section(manifest, "teacher")),
             licences=list(_licences(card, manifest)),
@@ -267,7 +273,8 @@ def _eval_results(run: FromRun | None, task: str | None) -> Iterator[EvalResult]
     if run is None or run.evaluation is None or run.weights != "last":
         return
     judged = run.evaluation["student"]
-    source = printable(str(_section(run.manifest, "data").get("source") or "unknown"))
+    data = _section(run.manifest, "data")
+    source = (_hub_dataset(data) or [printable(str(data.get("source") or "unknown"))])[0]
     by = records.measure(judged)
     if (value := judged.get(by.key)) is not None:
         yield EvalResult(
@@ -282,7 +289,7 @@ def _eval_results(run: FromRun | None, task: str | None) -> Iterator[EvalResult]
 
 def _usage(card: Card, kind: str | None, name: str | None) -> str:
     """Return Python that loads and calls what `save` writes."""
-    where = json.dumps(name or "path/of/this/folder")
+    where = json.dumps(name or PLACE)
     handed = ""
     if is_own_module(card.name) or card.name.startswith("file:"):
         made = card.name.rpartition(":")[2]
@@ -299,7 +306,7 @@ def _usage(card: Card, kind: str | None, name: str | None) -> str:
     call = {"pixels": f"predict_masks({sample})", "embedding": f"embed({sample})"}.get(card.task, f"predict({sample})")
     if card.max_tokens is None and card.image_size is None and kind is None:
         call = "eval()"  # It takes tensors, of which the card says nothing.
-    beside = "  # a network of your own like the one that was trained" if handed else ""
+    beside = "  # a module like the one that was saved" if handed else ""
     return f"import tutelage\n\nmodel = tutelage.models.from_pretrained({where}{handed}){beside}\nprint(model.{call})"
 
 
@@ -307,7 +314,8 @@ def _results(run: FromRun) -> Iterator[Row]:
     """Yield what the networks reached on the test set, student and teacher."""
     if run.evaluation is None:
         return
-    judged, teacher = run.evaluation["student"], run.evaluation.get("teacher") or {}
+    judged: Mapping[str, Any] = run.evaluation["student"]
+    teacher: Mapping[str, Any] = run.evaluation.get("teacher") or {}
     by = records.measure(judged)
     samples = run.evaluation["samples"]
 
@@ -334,9 +342,12 @@ def _results(run: FromRun) -> Iterator[Row]:
             yield Row(title, *cells)
     scaled = [network.get("calibration") for network in (judged, teacher)]
     if any(scaled):
-        written = "{:.2f} % (T = {:.3f}, fitted on {})"
-        cells = [written.format(100 * f["ece"], f["temperature"], f["fitted_on"]) if f else "" for f in scaled]
+        written = "{:.2f} % (T = {:.3f}, fitted on the {})"
+        cells = [written.format(100 * f["ece"], f["temperature"], _FITTED[f["fitted_on"]]) if f else "" for f in scaled]
         yield Row("The same after temperature scaling", *cells)
+
+
+_FITTED = {"validation": "validation set", "test": "other half of the test set"}
 
 
 def _costs(costs: records.Costs) -> Iterator[Row]:
@@ -355,7 +366,7 @@ def _costs(costs: records.Costs) -> Iterator[Row]:
 
     yield from row("Parameters", "parameters", "{:,.0f}")
     yield from row("FLOPs of a forward pass of one sample", "flops", "{:,.0f}")
-    yield from row("File, MB", "file_bytes", "{:.2f}", 1e6)
+    yield from row("File, MB", "file_bytes", "{:.3g}", 1e6)
     yield from row("Latency of one sample, ms, median", "latency_ms", "{:.3g}", beside="latency_p90_ms")
     yield from row("Throughput, samples per second", "throughput", "{:,.0f}", beside="batch")
 
@@ -408,7 +419,7 @@ def _licences(card: Card, manifest: Mapping[str, Any]) -> Iterator[Row]:
     def weights(what: str, network: Mapping[str, Any]) -> Row:
         if network.get("weights") == "random":
             return Row(f"{what}, {network.get('name')}", "none: random weights", "")
-        name = f"{what}, {network.get('name')}, {network.get('weights')}"
+        name = ", ".join(str(part) for part in (what, network.get("name"), network.get("weights")) if part)
         return Row(name, str(network.get("licence") or UNKNOWN), str(network.get("source") or ""))
 
     if not manifest:
