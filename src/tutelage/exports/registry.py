@@ -67,9 +67,20 @@ FORMATS = {
         extra="onnx",
         int8=True,
     ),
-    "torch-export": Format(summary="a graph of torch.export, without this package", suffix=".pt2"),
+    "torch-export": Format(summary="a graph of torch.export, without this package", suffix=".pt2", int8=True),
     "safetensors": Format(
         summary="the weights with all that rebuilds the network", suffix=".safetensors", is_weights=True
+    ),
+    "timm": Format(summary="a folder that timm, and the Hub, read", suffix="", libraries=("timm",), extra="timm"),
+    "transformers": Format(
+        summary="a folder that transformers, and the Hub, read", suffix="", libraries=("transformers",), extra="text"
+    ),
+    "executorch": Format(
+        summary="a program of ExecuTorch, for phones and small devices",
+        suffix=".pte",
+        libraries=("executorch",),
+        extra="executorch",
+        int8=True,
     ),
 }
 """Formats by name; each one's module in ``formats/`` has its name, with underscores."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.export import ExportedProgram
 
 from tutelage.errors import InvalidValueError
+from tutelage.exports import int8
 from tutelage.exports.source import Source
 
 METADATA = "tutelage.json"
@@ -25,13 +26,17 @@ METADATA = "tutelage.json"
 def write(source: Source, to: Path) -> None:
     """Write a file of `torch.export.save`; its extra files are ``tutelage.json`` and the tokenizer's.
 
-    Its one input is that of the network, with any number of samples, and of tokens.
+    Its one input is that of the network, with any number of samples, and of tokens. With ``source.int8`` the weights of
+    linear layers and embeddings are 8-bit integers; see `int8.of_weights`.
 
     Raises:
         ValueError: `torch.export` cannot trace the network.
     """
     inside = {METADATA: json.dumps(source.metadata, ensure_ascii=False), **source.files}
-    torch.export.save(traced(source), to, extra_files=inside)
+    program = traced(int8.of_weights(source) if source.int8 else source)
+    if source.int8:  # Operations of torchao become PyTorch's own.
+        program = program.run_decompositions(torch.export.default_decompositions())
+    torch.export.save(program, to, extra_files=inside)
 
 
 def reopen(to: Path) -> Callable[[Tensor], Tensor]:
@@ -46,20 +51,28 @@ def reopen(to: Path) -> Callable[[Tensor], Tensor]:
     return call
 
 
-def traced(source: Source) -> ExportedProgram:
+def traced(source: Source, *, samples: int = 2, largest: int | None = None, of: Any = None) -> ExportedProgram:
     """Return what a file computes as a graph of `torch.export`, for any number of samples, and of tokens.
+
+    Args:
+        source: what the file is of.
+        samples: size of the batch that it is traced with, at least 2: sizes of 1 would be taken for fixed ones.
+        largest: number of samples of the largest batch; ``None`` for any.
+        of: module that computes it; ``None`` for the source's own.
 
     Raises:
         ValueError: `torch.export` cannot trace it.
     """
-    example = source.inputs[:2].expand(2, *source.inputs.shape[1:])  # Sizes of 1 would be taken for fixed ones.
-    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
+    example = source.inputs[torch.arange(samples) % len(source.inputs)]
+    axes: dict[int, Any] = {0: torch.export.Dim("batch", max=largest)}
     if (most := source.classifier.card.max_tokens) is not None and most > 1:
         axes[1] = torch.export.Dim("tokens", max=most)
         example = example.repeat(1, 2)[:, : max(2, example.shape[1])]
     try:
         with quiet(), torch.no_grad():
-            return torch.export.export(source.graph, (example.clone(),), dynamic_shapes=(axes,))
+            return torch.export.export(
+                source.graph if of is None else of, (example.contiguous(),), dynamic_shapes=(axes,)
+            )
     except Exception as error:  # of the tracer, of kinds that are its own
         reason = "; ".join(line.strip("- ") for line in str(error).strip().splitlines()[:2])
         got = f"{source.classifier.card.name} ({reason[:300]})"

@@ -21,8 +21,6 @@ from tutelage.models.hf_calls import INDEX, OWN
 from tutelage.models.sources.hf import KINDS, PROCESSOR, quiet
 from tutelage.types import PADDING
 
-SUFFIX = ""
-EXTRA = "text"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # as Pillow, and so transformers, numbers them
 _TOKENIZER = "tokenizer_config.json"
 _INSTEAD = "type --to onnx, --to torch-export or --to safetensors"
@@ -46,19 +44,16 @@ def write(source: Source, to: Path) -> None:
     classifier = source.classifier
     network, call = classifier.network, classifier.call
     card = replace(classifier.card, class_names=source.class_names or None)
-    if source.int8:
-        expected = "none for transformers, whose networks have weights of float32"
-        raise InvalidValueError("int8", expected, "int8", "type --to onnx --int8")
     if call is None and timm.is_timms(network):
         timm.write(source, to)
         return
     if call is None:
         expected = "a network of transformers or timm, hf: or timm:"
-        raise InvalidValueError("--to transformers", expected, card.name, _INSTEAD)
+        raise InvalidValueError("to", expected, card.name, _INSTEAD)
     if call.kind == "sentence":
         expected = "a network that transformers has a class for"
         got = f"{card.name}, a sentence encoder with a linear head"
-        raise InvalidValueError("--to transformers", expected, got, _INSTEAD)
+        raise InvalidValueError("to", expected, got, _INSTEAD)
     with quiet():
         network.save_pretrained(to)
     files = {name: content for name, content in call.files(network, card).items() if name != INDEX}
@@ -143,5 +138,5 @@ def _library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise missing_extra("--to transformers", "transformers", EXTRA, error) from error
+        raise missing_extra("to", "transformers", "text", error) from error
     return transformers
