@@ -46,20 +46,25 @@ def reopen(to: Path) -> Callable[[Tensor], Tensor]:
     return call
 
 
-def traced(source: Source) -> ExportedProgram:
+def traced(source: Source, *, samples: int = 2, largest: int | None = None) -> ExportedProgram:
     """Return what a file computes as a graph of `torch.export`, for any number of samples, and of tokens.
+
+    Args:
+        source: what the file is of.
+        samples: size of the batch that it is traced with, at least 2: sizes of 1 would be taken for fixed ones.
+        largest: samples of the largest batch; ``None`` for any.
 
     Raises:
         ValueError: `torch.export` cannot trace it.
     """
-    example = source.inputs[:2].expand(2, *source.inputs.shape[1:])  # Sizes of 1 would be taken for fixed ones.
-    axes: dict[int, Any] = {0: torch.export.Dim("batch")}
-    if (most := source.classifier.card.max_tokens) is not None and most > 1:
-        axes[1] = torch.export.Dim("tokens", max=most)
+    example = source.inputs[torch.arange(samples) % len(source.inputs)]
+    axes: dict[int, Any] = {0: torch.export.Dim("batch", max=largest)}
+    if (tokens := source.classifier.card.max_tokens) is not None and tokens > 1:
+        axes[1] = torch.export.Dim("tokens", max=tokens)
         example = example.repeat(1, 2)[:, : max(2, example.shape[1])]
     try:
         with quiet(), torch.no_grad():
-            return torch.export.export(source.graph, (example.clone(),), dynamic_shapes=(axes,))
+            return torch.export.export(source.graph, (example.contiguous(),), dynamic_shapes=(axes,))
     except Exception as error:  # of the tracer, of kinds that are its own
         reason = "; ".join(line.strip("- ") for line in str(error).strip().splitlines()[:2])
         got = f"{source.classifier.card.name} ({reason[:300]})"
