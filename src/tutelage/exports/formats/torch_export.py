@@ -57,7 +57,7 @@ def traced(source: Source, *, samples: int = 2, largest: int | None = None, of: 
     Args:
         source: what the file is of.
         samples: size of the batch that it is traced with, at least 2: sizes of 1 would be taken for fixed ones.
-        largest: number of samples of the largest batch; ``None`` for any.
+        largest: samples of the largest batch; ``None`` for any.
         of: module that computes it; ``None`` for the source's own.
 
     Raises:
@@ -65,14 +65,13 @@ def traced(source: Source, *, samples: int = 2, largest: int | None = None, of: 
     """
     example = source.inputs[torch.arange(samples) % len(source.inputs)]
     axes: dict[int, Any] = {0: torch.export.Dim("batch", max=largest)}
-    if (most := source.classifier.card.max_tokens) is not None and most > 1:
-        axes[1] = torch.export.Dim("tokens", max=most)
+    if (tokens := source.classifier.card.max_tokens) is not None and tokens > 1:
+        axes[1] = torch.export.Dim("tokens", max=tokens)
         example = example.repeat(1, 2)[:, : max(2, example.shape[1])]
+    module = source.graph if of is None else of
     try:
         with quiet(), torch.no_grad():
-            return torch.export.export(
-                source.graph if of is None else of, (example.contiguous(),), dynamic_shapes=(axes,)
-            )
+            return torch.export.export(module, (example.contiguous(),), dynamic_shapes=(axes,))
     except Exception as error:  # of the tracer, of kinds that are its own
         reason = "; ".join(line.strip("- ") for line in str(error).strip().splitlines()[:2])
         got = f"{source.classifier.card.name} ({reason[:300]})"
