@@ -67,8 +67,10 @@ def test_places_that_are_refused(tmp_path, monkeypatch):
 def test_models_that_are_refused(tmp_path, monkeypatch):
     with refused(InvalidValueError, "model", got="onnx:a.onnx"):
         registry.check_model("onnx:a.onnx", data=True)
-    with refused(NotFoundError, "model", got="'nowhere'"):
-        registry.check_model("nowhere", data=False)
+    with refused(NotFoundError, "model", got="'runs/nowhere'"):
+        registry.check_model("runs/nowhere", data=False)
+    with refused(InvalidValueError, "model", got="student.safetensors"):
+        registry.check_model(str(tmp_path), data=False)
     with refused(InvalidValueError, "data.source", got="none"):
         registry.check_model("mlp:8", data=False)
     registry.check_model("mlp:8", data=True)
