@@ -61,6 +61,11 @@ MORE = (
     "evaluate mlp:16 --best",
     "train teacher.yaml name=finished --runs done",
     "train done/damaged",
+    "export runs/nothing",
+    "export done/finished --to onx",
+    "export done/finished --to safetensors --int8",
+    "export mlp:16 --to torch-export",
+    "export mlp:16 --to torch-export --output a.onnx data.source=digits",
 )
 
 
@@ -122,6 +127,14 @@ def test_help_and_lists_are_shown_without_torch(answers):
         ("record student.yaml outputs=runs/outputs student=cifar:resnet21", ["student: expected a known name"]),
         ("evaluate mlp:16 --best", ["best: expected best.safetensors"]),
         ("train teacher.yaml name=finished --runs done", ["name: expected a new run"]),
+        ("export runs/nothing", ["model: expected a run's folder, got 'runs/nothing'"]),
+        ("export done/finished --to onx", ["to: expected one of"]),
+        ("export done/finished --to safetensors --int8", ["int8: expected a format with 8-bit integers"]),
+        ("export mlp:16 --to torch-export", ["data.source: expected data whose test set"]),
+        (
+            "export mlp:16 --to torch-export --output a.onnx data.source=digits",
+            ["output: expected a name that ends in .pt2 for torch-export, got a.onnx"],
+        ),
         ("train done/damaged", [f"{os.path.join('done', 'damaged', 'manifest.json')}: expected JSON"]),
     ],
 )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from tutelage import launcher, records
-from tutelage.errors import InvalidValueError, NotFoundError, StorageError, missing_extra, nearest
+from tutelage.errors import InvalidValueError, StorageError, missing_extra, nearest
 from tutelage.models import names as model_names
 
 if TYPE_CHECKING:
@@ -172,8 +172,6 @@ def check_model(model: str, *, data: bool) -> None:
     folder = Path(model)
     is_run = (folder / records.MANIFEST).exists() or (folder / records.RECIPE).exists()
     if not is_run and not data:
-        known = ":" in model or folder.exists()
-        if not known:
-            raise NotFoundError("model", "a run's folder, or a model's name", repr(model), "check the path")
+        model_names.check(model, trust_code=True)  # Nothing is run here.
         expected = f"data whose test set the file of {model} is verified on"
         raise InvalidValueError("data.source", expected, "none", "type data.source=imagefolder:photos, or another")

@@ -15,12 +15,10 @@ import torch
 from torch import Tensor
 from torch.export import ExportedProgram
 
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidValueError, reason_of
 from tutelage.exports import int8
 from tutelage.exports.source import Source
-
-METADATA = "tutelage.json"
-"""Name of the metadata among the file's extra files."""
+from tutelage.models.sources.export import METADATA
 
 
 def write(source: Source, to: Path) -> None:
@@ -71,12 +69,19 @@ def traced(source: Source, *, samples: int = 2, largest: int | None = None, of: 
     module = source.graph if of is None else of
     try:
         with quiet(), torch.no_grad():
-            return torch.export.export(module, (example.contiguous(),), dynamic_shapes=(axes,))
+            program = torch.export.export(module, (example.contiguous(),), dynamic_shapes=(axes,))
     except Exception as error:  # of the tracer, of kinds that are its own
-        reason = "; ".join(line.strip("- ") for line in str(error).strip().splitlines()[:2])
-        got = f"{source.classifier.card.name} ({reason[:300]})"
+        name = source.classifier.card.name
+        if "Constraints violated" in str(error):
+            expected = "a network that torch.export can trace for any number of samples"
+            instead = "in its forward write x.shape[0], not len(x), or type --to safetensors"
+            raise InvalidValueError("to", expected, f"{name}, which fixes it", instead) from error
         instead = "type --to safetensors, or change the network's forward"
+        got = f"{name} ({reason_of(error)[:300]})"
         raise InvalidValueError("to", "a network that torch.export can trace", got, instead) from error
+    for node in program.graph.nodes:
+        node.meta.pop("stack_trace", None)  # It names folders of this machine, and is larger than a small network.
+    return program
 
 
 @contextlib.contextmanager
@@ -87,7 +92,12 @@ def quiet() -> Iterator[None]:
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        nowhere = io.StringIO()
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -20,6 +20,8 @@ from tutelage.models.exported import Graph, Port, digest_of, plan_exported
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = names.ONNX
+METADATA = "tutelage"
+"""Key of what `tutelage export` writes among a file's metadata."""
 LISTED = [("onnx:PATH.onnx", "a network in an ONNX file, as a teacher; pip install 'tutelage[onnx]'")]
 _DTYPES = {
     "tensor(float16)": torch.float16,
@@ -69,6 +71,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         most=batch,
         sha256=_digest(file),
         batch_advice=_ADVICE,
+        metadata=session.get_modelmeta().custom_metadata_map.get(METADATA),
     )
     return plan_exported(name, graph, request)
 
