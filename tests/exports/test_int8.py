@@ -34,6 +34,7 @@ def test_a_graph_with_small_weights_needs_no_torchao_and_takes_batches_of_any_si
     torch_export.write(of_text, tmp_path / "x.pt2")
     program = torch.export.load(tmp_path / "x.pt2")
     assert not [node for node in program.graph.nodes if "torchao" in str(node.target)]
+    assert b"site-packages" not in (tmp_path / "x.pt2").read_bytes()
     large = {name for name, each in program.state_dict.items() if each.ndim == 2 and each.dtype != torch.int8}
     assert not [name for name in large if min(program.state_dict[name].shape) > 3]
     run = torch_export.reopen(tmp_path / "x.pt2")

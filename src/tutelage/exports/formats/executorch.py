@@ -40,7 +40,8 @@ def write(source: Source, to: Path) -> None:
     exir, partitioner = _library()
     program = traced(source, samples=_TRACED, largest=MOST)
     if source.int8:
-        module = int8.for_xnnpack(source, program)
+        with quiet():
+            module = int8.for_xnnpack(source, program)
         program = traced(source, samples=_TRACED, largest=MOST, of=module)
     metadata = json.dumps({**source.metadata, "files": dict(source.files)}, ensure_ascii=False)
     try:

@@ -31,9 +31,12 @@ def write(source: Source, to: Path) -> None:
         ValueError: `torch.export` cannot trace the network.
     """
     inside = {METADATA: json.dumps(source.metadata, ensure_ascii=False), **source.files}
-    program = traced(int8.of_weights(source) if source.int8 else source)
+    if source.int8:
+        with quiet():
+            source = int8.of_weights(source)
+    program = traced(source)
     if source.int8:  # Operations of torchao become PyTorch's own.
-        program = program.run_decompositions(torch.export.default_decompositions())
+        program = _without_paths(program.run_decompositions(torch.export.default_decompositions()))
     torch.export.save(program, to, extra_files=inside)
 
 
@@ -79,6 +82,10 @@ def traced(source: Source, *, samples: int = 2, largest: int | None = None, of: 
         instead = "type --to safetensors, or change the network's forward"
         got = f"{name} ({reason_of(error)[:300]})"
         raise InvalidValueError("to", "a network that torch.export can trace", got, instead) from error
+    return _without_paths(program)
+
+
+def _without_paths(program: ExportedProgram) -> ExportedProgram:
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # It names folders of this machine, and is larger than a small network.
     return program

@@ -79,7 +79,8 @@ def reopen(to: Path) -> Callable[[Tensor], Tensor]:
     library = _library()
     config = json.loads((to / records.NETWORK).read_text(encoding="utf-8"))
     kind = config.get(OWN, {}).get("kind", "image")
-    network = getattr(library, f"AutoModel{KINDS[kind]}").from_pretrained(to, local_files_only=True).eval()
+    with quiet():
+        network = getattr(library, f"AutoModel{KINDS[kind]}").from_pretrained(to, local_files_only=True).eval()
     if kind in ("image", "pixels"):
         processor = library.AutoImageProcessor.from_pretrained(to, local_files_only=True)
         return _of_images(network, getattr(processor, "data_config", None) or processor.to_dict(), kind)
