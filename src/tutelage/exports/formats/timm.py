@@ -21,7 +21,7 @@ from tutelage.errors import InvalidValueError, missing_extra, one_line
 from tutelage.exports.source import Source
 from tutelage.models.hf_calls import OF_LABELS
 
-KEPT = ("architecture", "pool_size", "fixed_input_size", "first_conv", "classifier")
+KEPT = ("architecture", "fixed_input_size", "first_conv", "classifier")
 """What a student has in common with the published weights of its architecture; their licence and source it has not."""
 
 

@@ -54,13 +54,19 @@ def write(source: Source, to: Path) -> None:
         expected = "a network that transformers has a class for"
         got = f"{card.name}, a sentence encoder with a linear head"
         raise InvalidValueError("to", expected, got, _INSTEAD)
+    import tokenizers
+
     with quiet():
         network.save_pretrained(to)
     files = {name: content for name, content in call.files(network, card).items() if name != INDEX}
     if call.text is None:
         files[PROCESSOR] = json.dumps(_processor(card, source.inputs), indent=1)
-    elif not call.text.next_token:  # a pipeline with truncation=True cuts a text where the student's were
-        files[_TOKENIZER] = json.dumps(json.loads(files[_TOKENIZER]) | {"model_max_length": card.max_tokens}, indent=1)
+    else:
+        # Written again: transformers does without none of the keys that the library writes.
+        files[records.TOKENIZER] = tokenizers.Tokenizer.from_str(files[records.TOKENIZER]).to_str()
+        if not call.text.next_token:  # A pipeline with truncation=True cuts a text where the student's were.
+            settings = json.loads(files[_TOKENIZER]) | {"model_max_length": card.max_tokens}
+            files[_TOKENIZER] = json.dumps(settings, indent=1, ensure_ascii=False)
     for name, content in files.items():
         (to / name).write_text(content, encoding="utf-8")
 
