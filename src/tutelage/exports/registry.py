@@ -22,20 +22,16 @@ if TYPE_CHECKING:
 
 
 class Writer(Protocol):
-    """What each module in ``formats/`` has."""
+    """What each module in ``formats/`` has.
 
-    def write(self, source: Source, to: Path) -> None:
-        """Write a file or a folder at a path that is not there.
+    ``write(source, to)`` writes a file or a folder at a path that is not there, and raises a `TutelageError` where the
+    format cannot hold the student. ``reopen(to)`` returns what runs the file as its users do, on the CPU: from
+    `Source.inputs` to `Source.logits`. Where a format `is_weights`, it has a second argument: the network to load them
+    into, or ``None``.
+    """
 
-        Raises:
-            TutelageError: the format cannot hold the student.
-        """
-
-    def reopen(self, to: Path) -> Callable[[Tensor], Tensor]:
-        """Return what runs the file as its users do, on the CPU: from `Source.inputs` to `Source.logits`.
-
-        Where a format `is_weights`, there is a further argument: the network to load them into, or ``None``.
-        """
+    write: Callable[[Source, Path], None]
+    reopen: Callable[..., Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
