@@ -60,7 +60,7 @@ MISTAKES = (
     "list objectve",
 )
 """Mistakes of the user. Only the losses know an argument's range, as in gamma=-1, which needs torch."""
-VERBS = "train", "distill", "compare", "study", "record", "evaluate", "predict", "report", "list", "doctor"
+VERBS = "train", "distill", "compare", "study", "record", "evaluate", "predict", "export", "report", "list", "doctor"
 QUESTIONS = (
     "--help",
     *(f"{verb} --help" for verb in VERBS),

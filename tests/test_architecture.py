@@ -308,7 +308,7 @@ def importers(library: str) -> set[str]:
     ("library", "packages"),
     [
         ("accelerate", {"training"}),
-        ("timm", {"data", "integrations", "models"}),
+        ("timm", {"data", "exports", "integrations", "models"}),
         ("lightning", {"integrations"}),
         ("datasets", {"data"}),
         ("matplotlib", {"studies"}),

@@ -66,6 +66,11 @@ MORE = (
     "predict done/empty .",
     "predict mlp:16 .",
     "predict done/student . --best",
+    "export runs/nothing",
+    "export done/finished --to onx",
+    "export done/finished --to safetensors --int8",
+    "export mlp:16 --to torch-export",
+    "export mlp:16 --to torch-export --output a.onnx data.source=digits",
 )
 
 
@@ -140,6 +145,14 @@ def test_help_and_lists_are_shown_without_torch(answers):
         ("predict done/empty .", ["model: expected a run's folder"]),
         ("predict mlp:16 .", ["model: expected a network that was trained"]),
         ("predict done/student . --best", ["--best: expected best.safetensors"]),
+        ("export runs/nothing", ["model: expected a run's folder, got 'runs/nothing'"]),
+        ("export done/finished --to onx", ["to: expected one of"]),
+        ("export done/finished --to safetensors --int8", ["int8: expected a format with 8-bit integers"]),
+        ("export mlp:16 --to torch-export", ["data.source: expected data whose test set"]),
+        (
+            "export mlp:16 --to torch-export --output a.onnx data.source=digits",
+            ["output: expected a name that ends in .pt2 for torch-export, got a.onnx"],
+        ),
         ("train done/damaged", [f"{os.path.join('done', 'damaged', 'manifest.json')}: expected JSON"]),
     ],
 )

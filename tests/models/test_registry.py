@@ -201,7 +201,7 @@ class TestFolder:
     def test_a_module_of_the_users_own_is_not_rebuilt(self, tmp_path):
         mine = adopt(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "mine")
         path = save(mine, tmp_path)
-        with refused(InvalidValueError, "model", got="'mine'", suggests="tutelage.load"):
+        with refused(InvalidValueError, "model", got="'mine'", suggests="network=module"):
             create(str(tmp_path))
         other = adopt(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), "mine")
         load(other, read(path))

@@ -59,9 +59,9 @@ def as_json(made: Export) -> dict[str, object]:
 def table(made: Export) -> list[str]:
     """Write what an export was found to do, in lines."""
     each = [made.student, made.file]
-    rows = [("", "student", made.to + " int8" * made.int8)]
+    rows: list[tuple[str, ...]] = [("", "student", made.to + " int8" * made.int8)]
     if made.student.accuracy is not None:
-        rows += [("accuracy", *(f"{100 * (side.accuracy or 0):.2f} %" for side in each))]
+        rows.append(("accuracy", *(f"{100 * (side.accuracy or 0):.2f} %" for side in each)))
     rows += [
         ("latency", *(f"{side.latency_ms:.2f} ms" for side in each)),
         ("throughput", *(f"{side.throughput:.0f}/s" for side in each)),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from tutelage import launcher, records
-from tutelage.errors import InvalidValueError, NotFoundError, StorageError, missing_extra, nearest
+from tutelage.errors import InvalidValueError, StorageError, missing_extra, nearest
 from tutelage.models import names as model_names
 
 if TYPE_CHECKING:
@@ -22,20 +22,16 @@ if TYPE_CHECKING:
 
 
 class Writer(Protocol):
-    """What each module in ``formats/`` has."""
+    """What each module in ``formats/`` has.
 
-    def write(self, source: Source, to: Path) -> None:
-        """Write a file or a folder at a path that is not there.
+    ``write(source, to)`` writes a file or a folder at a path that is not there, and raises a `TutelageError` where the
+    format cannot hold the student. ``reopen(to)`` returns what runs the file as its users do, on the CPU: from
+    `Source.inputs` to `Source.logits`. Where a format `is_weights`, it has a second argument: the network to load them
+    into, or ``None``.
+    """
 
-        Raises:
-            TutelageError: the format cannot hold the student.
-        """
-
-    def reopen(self, to: Path) -> Callable[[Tensor], Tensor]:
-        """Return what runs the file as its users do, on the CPU: from `Source.inputs` to `Source.logits`.
-
-        Where a format `is_weights`, there is a further argument: the network to load them into, or ``None``.
-        """
+    write: Callable[[Source, Path], None]
+    reopen: Callable[..., Callable[[Tensor], Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +63,20 @@ FORMATS = {
         extra="onnx",
         int8=True,
     ),
-    "torch-export": Format(summary="a graph of torch.export, without this package", suffix=".pt2"),
+    "torch-export": Format(summary="a graph of torch.export, without this package", suffix=".pt2", int8=True),
     "safetensors": Format(
         summary="the weights with all that rebuilds the network", suffix=".safetensors", is_weights=True
+    ),
+    "timm": Format(summary="a folder that timm, and the Hub, read", suffix="", libraries=("timm",), extra="timm"),
+    "transformers": Format(
+        summary="a folder that transformers, and the Hub, read", suffix="", libraries=("transformers",), extra="text"
+    ),
+    "executorch": Format(
+        summary="a program of ExecuTorch, for phones and small devices",
+        suffix=".pte",
+        libraries=("executorch",),
+        extra="executorch",
+        int8=True,
     ),
 }
 """Formats by name; each one's module in ``formats/`` has its name, with underscores."""
@@ -161,8 +168,6 @@ def check_model(model: str, *, data: bool) -> None:
     folder = Path(model)
     is_run = (folder / records.MANIFEST).exists() or (folder / records.RECIPE).exists()
     if not is_run and not data:
-        known = ":" in model or folder.exists()
-        if not known:
-            raise NotFoundError("model", "a run's folder, or a model's name", repr(model), "check the path")
+        model_names.check(model, trust_code=True)  # Nothing is run here.
         expected = f"data whose test set the file of {model} is verified on"
         raise InvalidValueError("data.source", expected, "none", "type data.source=imagefolder:photos, or another")

@@ -81,22 +81,29 @@ def verify(source: Source, run: Call, path: Path) -> Verification:
         path: file or folder, for its size.
 
     Raises:
-        RunError: the file does not take a batch, or answers with another shape.
+        RunError: the file does not take a batch, or answers with another shape, or the student's own logits are not
+            finite, or not the same twice.
     """
     found = _Sums()
+    first = trimmed(source.inputs[: SIZES[-1]], of_text=source.of_text)
+    expected, again = source.logits(first), source.logits(first)
+    if not bool(torch.isfinite(expected).all()) or not torch.equal(expected, again):
+        what = "the same logits" if bool(torch.isfinite(expected).all()) else "finite logits"
+        instead = "take out of it what is drawn at random, or train it again"
+        name = source.classifier.card.name
+        raise RunError(f"model {name}", f"{what} for the same inputs", "others, in evaluation mode", instead)
     for rows in _batches(source):
         batch = trimmed(source.inputs[rows], of_text=source.of_text)
         found.add(source, batch, source.logits(batch), _answer(run, batch), rows)
-    one, most = (trimmed(source.inputs[:size], of_text=source.of_text) for size in (1, SIZES[-1]))
-    latencies = _timed(source.logits, run, one)
-    throughputs = _timed(source.logits, run, most)
+    latencies = _timed(source.logits, run, trimmed(source.inputs[:1], of_text=source.of_text))
+    throughputs = _timed(source.logits, run, first)
     state = source.classifier.network.state_dict().values()
     sizes = sum(tensor.nbytes for tensor in state), size_of(path)
     sides = [
         Side(
             accuracy=found.share(right),
             latency_ms=1000 * statistics.median(latency),
-            throughput=len(most) / statistics.median(seconds),
+            throughput=len(first) / statistics.median(seconds),
             bytes=size,
         )
         for right, latency, seconds, size in zip(found.right, latencies, throughputs, sizes, strict=True)
@@ -109,7 +116,7 @@ def verify(source: Source, run: Call, path: Path) -> Verification:
         student=sides[0],
         file=sides[1],
         latency_n=len(latencies[0]),
-        batch=len(most),
+        batch=len(first),
         threads=torch.get_num_threads(),
     )
 

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
+from tutelage import records
 from tutelage.errors import InvalidValueError, RunError
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
@@ -41,6 +42,7 @@ class Graph:
     file_bytes: int  # of all of these
     initialisers: int = 0  # number of values in the file that are no parameters of a module
     batch_advice: str  # how a file for batches of any size is made
+    metadata: str | None = None  # what `tutelage export` wrote into it, a JSON object
 
 
 class Exported(nn.Module):
@@ -154,17 +156,46 @@ def plan_exported(name: str, graph: Graph, request: ModelRequest) -> ModelSpec:
         instead = "leave the size out, or export the network with open height and width"
         raise InvalidValueError("image_size", expected, _shown(asked), instead)
     size = None if None in asked else (int(asked[0] or 0), int(asked[1] or 0))
+    classes = _classes(name, graph, number, channels, size)
     return ModelSpec(
         card=Card(
             name=name,
-            classes=_classes(name, graph, number, channels, size),
+            classes=classes,
             channels=channels,
             image_size=size,
             weights=graph.file.name,
             source=f"{graph.file.name}, sha256 {graph.sha256.hex()[:16]}",
+            **_told(graph.metadata, classes),
         ),
         build=lambda *, classes: Exported(graph, output=number, classes=classes),
     )
+
+
+class _Preprocessing(TypedDict, total=False):
+    margin: float
+    interpolation: Literal["bilinear", "bicubic"]
+    divisor: float
+
+
+class _Metadata(TypedDict, total=False):
+    """What is read of a file's metadata."""
+
+    class_names: list[str]
+    preprocessing: _Preprocessing
+
+
+def _told(metadata: str | None, classes: int) -> dict[str, Any]:
+    """Return what a file's metadata say of its classes and its images; nothing where they are not as written."""
+    try:
+        told = records.parse_json((metadata or "{}").encode(), _Metadata)
+    except ValueError:
+        return {}
+    fields = {
+        key: value for key, value in told.get("preprocessing", {}).items() if key in _Preprocessing.__annotations__
+    }
+    if len(names := told.get("class_names", [])) == classes:
+        fields["class_names"] = tuple(names)
+    return fields
 
 
 def _input(name: str, inputs: Sequence[Port]) -> Port:

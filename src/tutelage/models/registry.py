@@ -130,7 +130,7 @@ def create(
                 raise InvalidValueError("mean", f"none for {name}, a run with its own", list(mean), instead)
             weights = own if weights is None else Path(weights)
             records.require_whole(saved, records.CARD, *([weights.name] if weights.parent == saved else []))
-            spec, chosen = _rebuilt(saved, request), io.read_outputs(saved)
+            spec, chosen = _rebuilt(saved, request, name), io.read_outputs(saved)
         network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes, saved)
         if classes not in (None, card.classes) and "classes" not in as_trained:
             structure.replace_head(network, old=_width(card, chosen), new=classes)
@@ -285,11 +285,11 @@ def _without_head(classifier: Classifier) -> Classifier:
     return Classifier(network, card, call=call)
 
 
-def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
+def _rebuilt(saved: Path, request: ModelRequest, name: str) -> ModelSpec:
     card = io.read_card(saved)
     if is_own_module(card.name):
         card = dataclasses.replace(card, weights=card.weights if request.tagged else None)
-        return ModelSpec(card=card, build=partial(_build_own, saved, card, request.trust_code))
+        return ModelSpec(card=card, build=partial(_build_own, saved, name, card, request.trust_code))
     size = request.as_weights(image_size=card.image_size).image_size or card.image_size
     request = dataclasses.replace(request, text=_text_of(saved, card, request.text), task=card.task)
     classes = _width(card, io.read_outputs(saved))
@@ -313,23 +313,23 @@ def _rebuilt(saved: Path, request: ModelRequest) -> ModelSpec:
     return ModelSpec(card=card, build=build, call=built.call)
 
 
-def _build_own(saved: Path, card: Card, trust_code: bool | frozenset[str], *, classes: int) -> nn.Module:
+def _build_own(saved: Path, name: str, card: Card, trust_code: bool | frozenset[str], *, classes: int) -> nn.Module:
     """Make a network of the user's own class, which is imported where it is trusted.
 
     Raises:
         ValueError: if it is not, or the class cannot be made without arguments.
     """
     kind = io.read_module(saved)
-    expected, got = f"a student that a name can rebuild in {saved.name}", f"{card.name!r}, a module of the user's own"
-    handed_in = f"build the module and type tutelage.load({str(saved)!r}, network=module)"
+    expected, got = f"a student that a name can rebuild in {name}", f"{card.name!r}, a module of the user's own"
+    handed_in = f"build the module and type tutelage.load({name!r}, network=module)"
     trusted = trust_code is True or (trust_code and kind in trust_code)
     if kind is None or not trusted:
         imported = f", or --trust-code (trust_code=True) to import {kind}" if kind else ""
         raise InvalidValueError("model", expected, got, f"{handed_in}{imported}")
-    module, _, name = kind.partition(":")
+    module, _, qualified = kind.partition(":")
     try:
         found: Any = importlib.import_module(module)
-        for part in name.split("."):
+        for part in qualified.split("."):
             found = getattr(found, part)
         made = found()
     except Exception as error:  # of the user's code

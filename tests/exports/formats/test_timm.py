@@ -64,7 +64,7 @@ def test_timms_transform_cuts_the_view_that_the_student_is_evaluated_on(tmp_path
 def test_what_timm_did_not_make_is_refused_before_anything_is_written(tmp_path):
     network = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     own = models.Classifier(network, Card(name="object:mine", classes=3))
-    with pytest.raises(InvalidValueError, match=r"--to timm: .* a network of timm, got object:mine; type --to onnx"):
+    with pytest.raises(InvalidValueError, match=r"to: .* a network of timm, got object:mine; type --to onnx"):
         format_.write(source(own, size=(2, 2)), tmp_path / "x")
     assert not (tmp_path / "x").exists()
 

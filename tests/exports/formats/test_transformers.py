@@ -13,7 +13,7 @@ from tutelage import models
 from tutelage.errors import InvalidValueError
 from tutelage.exports.formats import transformers as format_
 from tutelage.exports.source import Source
-from tutelage.text import TextInput, learn_bpe, tokenizer_of
+from tutelage.text import TextInput, Tokenizer, learn_bpe, tokenizer_of
 from tutelage.types import PADDING
 
 NAMES = ("cat", "dog", "emu")
@@ -48,6 +48,17 @@ def test_a_pipeline_names_the_class_of_a_text_as_the_student_does(tmp_path, text
         [theirs], [ours] = run(sample, truncation=True), model.predict([sample])
         assert theirs["label"] == NAMES[ours.label]
         assert theirs["score"] == pytest.approx(ours.probability, abs=1e-5)
+
+
+def test_a_tokenizer_that_was_written_by_hand_is_read_by_the_library(tmp_path):
+    import transformers
+
+    model = {"type": "WordLevel", "vocab": {"[?]": 0, "cat": 1, "mat": 2}, "unk_token": "[?]"}
+    by_hand = Tokenizer(json.dumps({"version": "1.0", "pre_tokenizer": {"type": "Whitespace"}, "model": model}))
+    text = TextInput(tokenizer=by_hand, max_tokens=6)
+    format_.write(source(models.create("hf:bert", classes=3, config=SIZES, text=text), IDS % 3), tmp_path / "x")
+    read = transformers.AutoTokenizer.from_pretrained(tmp_path / "x")
+    assert read("cat dog mat")["input_ids"] == by_hand.encode(["cat dog mat"])[0] == [1, 0, 2]
 
 
 @torch.no_grad()

@@ -14,13 +14,12 @@ from tutelage.errors import InvalidValueError, reason_of
 from tutelage.exports.formats import int8_onnx
 from tutelage.exports.formats.torch_export import quiet, traced
 from tutelage.exports.source import Source
+from tutelage.models.sources.onnx import METADATA
 
 OPSET = 18
 """Version of the operators: onnxruntime reads it since 1.14, of February 2023."""
 LARGEST = 2**31 - 2**20
 """Bytes of weights that one file holds: protobuf has no larger messages."""
-KEY = "tutelage"
-"""Key of the metadata among ``metadata_props``."""
 
 
 def write(source: Source, to: Path) -> None:
@@ -44,6 +43,7 @@ def write(source: Source, to: Path) -> None:
                 graph,
                 input_names=[source.input_name],
                 output_names=["logits"],
+                dynamic_shapes=({0: "batch", 1: "tokens"} if source.of_text else {0: "batch"},),
                 opset_version=OPSET,
                 dynamo=True,
                 verbose=False,
@@ -53,7 +53,7 @@ def write(source: Source, to: Path) -> None:
         got = f"{source.classifier.card.name} ({reason_of(cause)[:300]})"
         instead = "type --to torch-export or --to safetensors, or change the network's forward"
         raise InvalidValueError("to", "a network of operations that ONNX has", got, instead) from error
-    program.model.metadata_props.update({KEY: json.dumps(source.metadata, ensure_ascii=False), **source.files})
+    program.model.metadata_props.update({METADATA: json.dumps(source.metadata, ensure_ascii=False), **source.files})
     if not source.int8:
         program.save(to, external_data=False)
         return

@@ -21,9 +21,7 @@ from tutelage.errors import InvalidValueError, missing_extra, one_line
 from tutelage.exports.source import Source
 from tutelage.models.hf_calls import OF_LABELS
 
-SUFFIX = ""
-EXTRA = "timm"
-KEPT = ("architecture", "pool_size", "fixed_input_size", "first_conv", "classifier")
+KEPT = ("architecture", "fixed_input_size", "first_conv", "classifier")
 """What a student has in common with the published weights of its architecture; their licence and source it has not."""
 
 
@@ -39,16 +37,13 @@ def write(source: Source, to: Path) -> None:
 
     Raises:
         ImportError: if timm is not installed.
-        ValueError: if the network is not timm's, or gives each pixel a class; with int8.
+        ValueError: if the network is not timm's, or gives each pixel a class.
     """
     library = _library()
     network, card = source.classifier.network, source.classifier.card
-    if source.int8:
-        expected = "none for timm, whose networks have weights of float32"
-        raise InvalidValueError("int8", expected, "int8", "type --to onnx --int8")
     if not is_timms(network):
         expected, instead = "a network of timm", "type --to onnx, --to torch-export or --to safetensors"
-        raise InvalidValueError("--to timm", expected, card.name, instead)
+        raise InvalidValueError("to", expected, card.name, instead)
     # Its own tensors: the library writes no tensor whose channels are last in memory.
     network = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     published: Mapping[str, Any] = network.pretrained_cfg
@@ -71,9 +66,7 @@ def write(source: Source, to: Path) -> None:
         library.models.save_for_hf(network, to, model_config=described, safe_serialization=True)
     except ValueError as error:  # of an argument that is no JSON
         instead = "type --to onnx, --to torch-export or --to safetensors"
-        raise InvalidValueError(
-            "--to timm", "a network made of values that are JSON", one_line(error), instead
-        ) from error
+        raise InvalidValueError("to", "a network made of values that are JSON", one_line(error), instead) from error
 
     config = json.loads((to / records.NETWORK).read_text(encoding="utf-8"))
     # The number is beside them already; transformers passes it on too, and refuses it twice.
@@ -117,7 +110,7 @@ def _library() -> Any:
     try:
         import timm
     except ImportError as error:
-        raise missing_extra("--to timm", "timm", EXTRA, error) from error
+        raise missing_extra("to", "timm", "timm", error) from error
     return timm
 
 

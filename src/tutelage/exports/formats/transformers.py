@@ -21,8 +21,6 @@ from tutelage.models.hf_calls import INDEX, OWN
 from tutelage.models.sources.hf import KINDS, PROCESSOR, quiet
 from tutelage.types import PADDING
 
-SUFFIX = ""
-EXTRA = "text"
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # as Pillow, and so transformers, numbers them
 _TOKENIZER = "tokenizer_config.json"
 _INSTEAD = "type --to onnx, --to torch-export or --to safetensors"
@@ -46,26 +44,29 @@ def write(source: Source, to: Path) -> None:
     classifier = source.classifier
     network, call = classifier.network, classifier.call
     card = replace(classifier.card, class_names=source.class_names or None)
-    if source.int8:
-        expected = "none for transformers, whose networks have weights of float32"
-        raise InvalidValueError("int8", expected, "int8", "type --to onnx --int8")
     if call is None and timm.is_timms(network):
         timm.write(source, to)
         return
     if call is None:
         expected = "a network of transformers or timm, hf: or timm:"
-        raise InvalidValueError("--to transformers", expected, card.name, _INSTEAD)
+        raise InvalidValueError("to", expected, card.name, _INSTEAD)
     if call.kind == "sentence":
         expected = "a network that transformers has a class for"
         got = f"{card.name}, a sentence encoder with a linear head"
-        raise InvalidValueError("--to transformers", expected, got, _INSTEAD)
+        raise InvalidValueError("to", expected, got, _INSTEAD)
+    import tokenizers
+
     with quiet():
         network.save_pretrained(to)
     files = {name: content for name, content in call.files(network, card).items() if name != INDEX}
     if call.text is None:
         files[PROCESSOR] = json.dumps(_processor(card, source.inputs), indent=1)
-    elif not call.text.next_token:  # a pipeline with truncation=True cuts a text where the student's were
-        files[_TOKENIZER] = json.dumps(json.loads(files[_TOKENIZER]) | {"model_max_length": card.max_tokens}, indent=1)
+    else:
+        # Written again: transformers does without none of the keys that the library writes.
+        files[records.TOKENIZER] = tokenizers.Tokenizer.from_str(files[records.TOKENIZER]).to_str()
+        if not call.text.next_token:  # A pipeline with truncation=True cuts a text where the student's were.
+            settings = json.loads(files[_TOKENIZER]) | {"model_max_length": card.max_tokens}
+            files[_TOKENIZER] = json.dumps(settings, indent=1, ensure_ascii=False)
     for name, content in files.items():
         (to / name).write_text(content, encoding="utf-8")
 
@@ -84,7 +85,8 @@ def reopen(to: Path) -> Callable[[Tensor], Tensor]:
     library = _library()
     config = json.loads((to / records.NETWORK).read_text(encoding="utf-8"))
     kind = config.get(OWN, {}).get("kind", "image")
-    network = getattr(library, f"AutoModel{KINDS[kind]}").from_pretrained(to, local_files_only=True).eval()
+    with quiet():
+        network = getattr(library, f"AutoModel{KINDS[kind]}").from_pretrained(to, local_files_only=True).eval()
     if kind in ("image", "pixels"):
         processor = library.AutoImageProcessor.from_pretrained(to, local_files_only=True)
         return _of_images(network, getattr(processor, "data_config", None) or processor.to_dict(), kind)
@@ -143,5 +145,5 @@ def _library() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise missing_extra("--to transformers", "transformers", EXTRA, error) from error
+        raise missing_extra("to", "transformers", "text", error) from error
     return transformers

@@ -21,6 +21,8 @@ from tutelage.models.exported import Graph, Port, digest_of, plan_exported
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = names.EXPORT
+METADATA = "tutelage.json"
+"""Name of what `tutelage export` writes among a file's extra files."""
 LISTED = [("export:PATH.pt2", "a file of torch.export.save, as a teacher; may run code, so needs --trust-code")]
 ANY = 2**31
 """An open axis has at least this many places, or infinitely many."""
@@ -36,9 +38,10 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     """
     name = f"{PREFIX}:{path}"
     file = names.exported_file(name, trust_code=request.trust_code)
+    inside = {METADATA: ""}
     try:
         with _silent(), file.open("rb") as opened:
-            program: Any = torch.export.load(opened)
+            program: Any = torch.export.load(opened, extra_files=inside)
     except Exception as error:  # whatever is in the file
         got = f"{path} of {file.stat().st_size} bytes ({reason_of(error)[:120]})"
         instead = f"fetch it again, or export it with torch {torch.__version__.partition('+')[0]}"
@@ -61,6 +64,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         sha256=digest_of(file),
         file_bytes=file.stat().st_size,
         batch_advice=_ADVICE,
+        metadata=inside[METADATA] or None,
     )
     return plan_exported(name, graph, request)
 

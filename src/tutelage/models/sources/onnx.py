@@ -21,6 +21,8 @@ from tutelage.models.exported import Graph, Port, digest_of, plan_exported
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = names.ONNX
+METADATA = "tutelage"
+"""Key of what `tutelage export` writes among a file's metadata."""
 LISTED = [("onnx:PATH.onnx", "a network in an ONNX file, as a teacher; pip install 'tutelage[onnx]'")]
 _DTYPES = {
     "tensor(float16)": torch.float16,
@@ -74,6 +76,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         file_bytes=sum(each.stat().st_size for each in files),
         initialisers=sum(math.prod(each.dims) for each in model.graph.initializer),
         batch_advice=_ADVICE,
+        metadata=session.get_modelmeta().custom_metadata_map.get(METADATA),
     )
     return plan_exported(name, graph, request)
 
