@@ -21,7 +21,7 @@ from tutelage.models.sources.export import METADATA
 
 
 def write(source: Source, to: Path) -> None:
-    """Write a file of `torch.export.save`; its extra files are ``tutelage.json`` and the tokenizer's.
+    """Write a file of `torch.export.save`; its extra files are ``metadata.json`` and the tokenizer's.
 
     Its one input is that of the network, with any number of samples, and of tokens.
 
