@@ -31,7 +31,7 @@ def compare(subject: Subject, first: str, second: str) -> Paired | None:
     With three seeds or more that both have, it is the paired t-test of their results: it tests the methods. With fewer,
     it is McNemar's test of the two runs of one seed, on the same samples of the test set: it tests these networks. Of
     two seeds it is the larger p of the two tests, and 1 where their signs differ: both have to show the difference.
-    p is also 1 where the difference over those seeds is not of the sign that the difference of means has, over all runs.
+    p is also 1 where the difference over those seeds has another sign than that of the means over all runs.
     """
     runs = [{run.seed: run for run in subject.of(entry)} for entry in (first, second)]
     pairs = [(run, runs[1][seed]) for seed, run in runs[0].items() if seed in runs[1]]

@@ -179,9 +179,9 @@ def _are_of(answers: records.Predictions, evaluation: Mapping[str, Any] | None) 
     known = answers.label >= 0
     for who, given in (("student", answers.student), ("teacher", answers.teacher)):
         accuracy = number(section(evaluation, who).get("accuracy"))
-        if given is not None and accuracy is not None:
-            if abs(int((given == answers.label)[known].sum()) - accuracy * int(known.sum())) > 0.5:
-                return False
+        right = None if given is None else int((given == answers.label)[known].sum())
+        if right is not None and accuracy is not None and abs(right - accuracy * int(known.sum())) > 0.5:
+            return False
     said = section(evaluation)
     return answers.set == said.get("set") and len(answers.index) == said.get("samples")
 
