@@ -66,7 +66,8 @@ def run(tmp_path):
 
 def test_an_interval_is_that_of_the_labelled_samples(run):
     evaluation = json.loads((run / records.EVALUATION).read_text())
-    evaluation["student"] |= {"accuracy": 0.75, "reliability": [evaluation["student"]["reliability"][0] | {"count": 40}]}
+    bins = [evaluation["student"]["reliability"][0] | {"count": 40}]
+    evaluation["student"] |= {"accuracy": 0.75, "reliability": bins}
     (run / records.EVALUATION).write_text(json.dumps(evaluation | {"samples": 80}))
     low, high = interval(0.75, 40)
     assert f"{100 * low:.2f} to {100 * high:.2f}" in cells(split(model_card(run))[1], "Accuracy")[0]
