@@ -23,7 +23,6 @@ def evaluate(
     trust_code: common.TrustCode = False,
 ) -> None:
     """Evaluate a model on the test set: accuracy, loss, calibration, entropy, what else its task has, and cost."""
-    from tutelage.report.statistics import accuracy_interval
     from tutelage.report.table import fixed, percent
     from tutelage.runs import preflight, recipes
 
@@ -51,6 +50,8 @@ def evaluate(
     for key, unit in (("accuracy", "%"), ("loss", "nats"), ("entropy", "nats"), ("ece", "%")):
         if (value := cast("float | None", evaluation[key])) is not None:  # type: ignore[literal-required]
             lines[key] = f"{percent(value) if unit == '%' else f'{value:.4f}'} {unit}"
+    from tutelage.report.statistics import accuracy_interval
+
     samples = sum(each["count"] for each in evaluation["reliability"])
     if records.measure(evaluation) is records.ACCURACY and evaluation["accuracy"] is not None:
         low, high = accuracy_interval(round(evaluation["accuracy"] * samples), samples)
