@@ -56,7 +56,7 @@ def of_weights(source: Source) -> Source:
     """
     library = _library()
     classifier = source.classifier
-    network = copy.deepcopy(classifier.network)
+    network: Any = copy.deepcopy(classifier.network)
     inside = {id(module.weight): module.weight.numel() for module in network.modules() if _is_table(module)}
     total = sum(parameter.numel() for parameter in network.parameters())
     if sum(inside.values()) < LEAST * total:
