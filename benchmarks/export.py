@@ -36,8 +36,8 @@ def tasks(cifar, ag_news):
     pictures |= {"label": "fine_label"} if cifar.startswith("hf:") else {}
     texts = {"source": ag_news, "text": "text", "label": "label", "tokenizer": TOKENIZER, "max_tokens": 48}
     return {
-        "cifar-resnet20": ("cifar:resnet20", pictures, {"epochs": 3, **SGD}),
-        "torchvision-mobilenet": ("torchvision:mobilenet_v3_small", pictures, {"epochs": 3, **ADAMW}),
+        "cifar-resnet20": ("cifar:resnet20", pictures, {"epochs": 2, **SGD}),
+        "torchvision-mobilenet": ("torchvision:mobilenet_v3_small", pictures, {"epochs": 2, **ADAMW}),
         "timm-mobilenet": ({"name": "timm:mobilenetv3_small_050", "size": 32}, "digits", {"epochs": 30, **ADAMW}),
         "bert-texts": ({"name": "hf:bert", "config": BERT}, texts, {"epochs": 3, **ADAMW}),
     }

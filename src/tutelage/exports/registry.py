@@ -84,7 +84,7 @@ FORMATS = {
 
 def writer_of(name: str) -> Writer:
     """Return the module of a format."""
-    return cast(Writer, importlib.import_module(f"tutelage.exports.formats.{name.replace('-', '_')}"))
+    return cast(Writer, importlib.import_module(f"{__package__}.formats.{name.replace('-', '_')}"))
 
 
 def format_of(name: str, *, int8: bool = False) -> Format:

@@ -19,9 +19,9 @@ def test_a_file_answers_alike_and_tells_its_classes(make, tmp_path):
     for size in (1, 2, 5):
         torch.testing.assert_close(run(source.inputs[:size]), source.logits(source.inputs[:size]))
     assert __file__.rpartition("/")[0].encode() not in path.read_bytes()
-    inside = {"tutelage.json": ""}
+    inside = {"metadata.json": ""}
     torch.export.load(path, extra_files=inside)
-    assert json.loads(inside["tutelage.json"]) == source.metadata
+    assert json.loads(inside["metadata.json"]) == source.metadata
     read = create(f"export:{path}", trust_code=True)
     assert read.card.class_names == ("rose", "tulip", "lily")
     torch.testing.assert_close(read(source.inputs), source.logits(source.inputs))

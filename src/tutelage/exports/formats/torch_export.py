@@ -22,7 +22,7 @@ from tutelage.models.sources.export import METADATA
 
 
 def write(source: Source, to: Path) -> None:
-    """Write a file of `torch.export.save`; its extra files are ``tutelage.json`` and the tokenizer's.
+    """Write a file of `torch.export.save`; its extra files are ``metadata.json`` and the tokenizer's.
 
     Its one input is that of the network, with any number of samples, and of tokens. With ``source.int8`` the weights of
     linear layers and embeddings are 8-bit integers; see `int8.of_weights`.

@@ -21,7 +21,7 @@ from tutelage.models.exported import Graph, Port, digest_of, plan_exported
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = names.EXPORT
-METADATA = "tutelage.json"
+METADATA = "metadata.json"
 """Name of what `tutelage export` writes among a file's extra files."""
 LISTED = [("export:PATH.pt2", "a file of torch.export.save, as a teacher; may run code, so needs --trust-code")]
 ANY = 2**31
