@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from tutelage import records
 from tutelage.errors import printable
+from tutelage.intervals import accuracy_interval
 from tutelage.models import io
 from tutelage.models.card import Card
 from tutelage.models.hf_calls import OWN
@@ -199,13 +200,10 @@ def interval(accuracy: float, samples: int) -> tuple[float, float] | None:
         >>> [round(bound, 3) for bound in interval(0.9, 100)]
         [0.826, 0.945]
     """
-    from scipy.stats import binomtest
-
     right = round(accuracy * samples)
     if samples < 1 or abs(accuracy * samples - right) > 1e-6 * samples:
         return None  # A mean over something else, such as the labelled ones of the samples.
-    low, high = binomtest(right, samples).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)
+    return accuracy_interval(right, samples)
 
 
 @cache

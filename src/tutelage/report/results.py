@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage import records
+from tutelage.intervals import accuracy_interval
 from tutelage.report.costs import Cost, cost_table, pooled, usual_place
 from tutelage.report.matched import matched_notes
 from tutelage.report.paired import Paired, compare, corrected, p_value
@@ -80,8 +81,6 @@ class Result:
         """The 95 % interval of an accuracy, from the number of samples."""
         if self.measure is not records.ACCURACY or self.accuracy is None or not self.samples:
             return None
-        from tutelage.report.statistics import accuracy_interval
-
         share = min(1.0, max(0.0, self.accuracy))
         return accuracy_interval(round(share * self.samples), self.samples)
 
