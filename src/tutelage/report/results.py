@@ -113,6 +113,12 @@ def rows(folder: Path | str | Subject) -> list[Result]:
     return [*_teacher(subject, place), *results]
 
 
+def best_of(results: Sequence[Result]) -> Result | None:
+    """Return the row with the best mean besides the baseline's, or else the baseline's."""
+    known = [row for row in results if row.role != "teacher" and row.value is not None]
+    return max(known, key=lambda row: (row.role == "student", row.merit), default=None)
+
+
 def _entry(subject: Subject, name: str, place: str | None) -> Result:
     runs = subject.of(name)
     bests = [section(run.evaluation, "best") for run in runs]
