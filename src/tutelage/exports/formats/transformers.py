@@ -43,7 +43,8 @@ def write(source: Source, to: Path) -> None:
     """
     _library()
     classifier = source.classifier
-    network, call = classifier.network, classifier.call
+    network: Any = classifier.network
+    call = classifier.call
     card = replace(classifier.card, class_names=source.class_names or None)
     if call is None and timm.is_timms(network):
         timm.write(source, to)
@@ -109,11 +110,11 @@ def reopen(to: Path) -> Callable[[Tensor], Tensor]:
 
 def _of_images(network: Any, config: Mapping[str, Any], kind: str) -> Callable[[Tensor], Tensor]:
     shown = ("mean", "std") if "mean" in config else ("image_mean", "image_std")
-    normalised = config.get("do_normalize", True)
-    mean, std = (torch.tensor(config[key]).reshape(-1, 1, 1) if normalised else None for key in shown)
+    statistics = [config[key] for key in shown] if config.get("do_normalize", True) else [[0.0], [1.0]]
+    mean, std = (torch.tensor(each).reshape(-1, 1, 1) for each in statistics)
 
     def of_images(inputs: Tensor) -> Tensor:
-        logits: Tensor = network(inputs if mean is None else (inputs - mean) / std).logits
+        logits: Tensor = network((inputs - mean) / std).logits
         if kind == "image":
             return logits
         size = inputs.shape[-2:]  # as `post_process_semantic_segmentation` brings it to an image's
