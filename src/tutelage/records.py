@@ -1,8 +1,8 @@
 """What a run writes and a report reads: file names, schemas, atomic writes. No torch.
 
 A run's folder holds ``recipe.yaml``, ``manifest.json``, ``metrics.jsonl`` (an `Epoch` per line), ``evaluation.json``,
-``predictions.npz``, ``disputed.json``, ``checkpoints/``, ``student.safetensors`` with ``student.json``,
-``best.safetensors`` and ``report.html``.
+``predictions.npz``, ``disputed.json``, ``costs.json``, ``checkpoints/``, ``student.safetensors`` with
+``student.json``, ``best.safetensors`` and ``report.html``.
 A comparison's folder holds ``comparison.json`` and one run's folder for each entry, a study's ``study.json``.
 """
 

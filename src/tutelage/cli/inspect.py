@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -10,6 +11,7 @@ import typer
 from tutelage import launcher, records
 from tutelage.cli import common
 from tutelage.errors import InvalidValueError, NotFoundError, nearest
+from tutelage.intervals import accuracy_interval
 
 
 def evaluate(
@@ -23,7 +25,6 @@ def evaluate(
     trust_code: common.TrustCode = False,
 ) -> None:
     """Evaluate a model on the test set: accuracy, loss, calibration, entropy, what else its task has, and cost."""
-    from tutelage.report.statistics import accuracy_interval
     from tutelage.report.table import fixed, percent
     from tutelage.runs import preflight, recipes
 
@@ -31,8 +32,6 @@ def evaluate(
     trust = common.trusted(trust_code, typed, [model])
     recipe = recipes.to_evaluate(model, typed, best=best)
     preflight.check_names(recipe, trust_code=trust, evaluate=True)
-    from functools import partial
-
     from tutelage import api
     from tutelage.runs import costs
 

@@ -13,7 +13,7 @@ from tutelage import records
 from tutelage.errors import InvalidValueError, RunError
 from tutelage.exports.registry import format_of, writer_of
 from tutelage.exports.source import Source
-from tutelage.exports.verify import Verification, verify
+from tutelage.exports.verify import Verification, files_of, verify
 from tutelage.runs.lock import BusyError, folder_lock
 
 TOLERANCE = 1e-3
@@ -95,7 +95,7 @@ def _scratch(path: Path) -> Iterator[Path]:
 
 def _name(made: Path, path: Path, folder: Path, *, force: bool) -> None:
     """Give what was made its name, once all of it is on the disk."""
-    for file in [made] if made.is_file() else [each for each in made.rglob("*") if each.is_file()]:
+    for file in files_of(made):
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
     if path.exists() and not force:  # It came while this was made.

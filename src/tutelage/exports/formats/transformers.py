@@ -18,7 +18,8 @@ from tutelage.exports.formats import timm
 from tutelage.exports.source import Source
 from tutelage.models.card import Card
 from tutelage.models.hf_calls import INDEX, OWN
-from tutelage.models.sources.hf import KINDS, PROCESSOR, quiet
+from tutelage.models.names import HF_KINDS
+from tutelage.models.sources.hf import PROCESSOR, quiet
 from tutelage.types import PADDING
 
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # as Pillow, and so transformers, numbers them
@@ -87,7 +88,7 @@ def reopen(to: Path) -> Callable[[Tensor], Tensor]:
     config = json.loads((to / records.NETWORK).read_text(encoding="utf-8"))
     kind = config.get(OWN, {}).get("kind", "image")
     with quiet():
-        network = getattr(library, f"AutoModel{KINDS[kind]}").from_pretrained(to, local_files_only=True).eval()
+        network = getattr(library, f"AutoModel{HF_KINDS[kind]}").from_pretrained(to, local_files_only=True).eval()
     if kind in ("image", "pixels"):
         processor = library.AutoImageProcessor.from_pretrained(to, local_files_only=True)
         return _of_images(network, getattr(processor, "data_config", None) or processor.to_dict(), kind)
