@@ -1,6 +1,7 @@
 """The costs of a run's networks: written once, shared by runs alike, and without a trace on the run."""
 
 import json
+import re
 
 import numpy as np
 import pytest
