@@ -32,7 +32,7 @@ LAYERS = (
         ("connection", "plain_files"),
         ("interruption",),
         ("launcher",),
-        ("errors", "lazy", "version"),
+        ("errors", "intervals", "lazy", "version"),
     ),
 )
 """From the top down: five layers, each of rows. A row's packages import lower layers and the rows below them in their

@@ -513,7 +513,7 @@ def evaluate(
     return judge(recipe, network, source=data, trust_code=trust_code).judgement
 
 
-class Judged(NamedTuple):
+class Evaluated(NamedTuple):
     """A model on a test set."""
 
     judgement: records.Judgement
@@ -529,7 +529,7 @@ def judge(
     reporter: Reporter = QUIET,
     trust_code: bool | frozenset[str] = False,
     costs_of: Callable[[data.Splits, Classifier], records.Costs] | None = None,
-) -> Judged:
+) -> Evaluated:
     """Evaluate a model with a recipe's settings.
 
     Args:
@@ -570,7 +570,7 @@ def judge(
     judgement = evaluation.judgement()
     counted = records.measure(judgement).counted
     title = f"{name} on {evaluation.samples} test {counted} of {splits.source}"
-    return Judged(judgement, title, None if costs_of is None else by_main(lambda: costs_of(splits, network)))
+    return Evaluated(judgement, title, None if costs_of is None else by_main(lambda: costs_of(splits, network)))
 
 
 @explaining()

@@ -61,8 +61,10 @@ def why_unreachable(url: str, *, ask: Ask = head, limit: float = LIMIT) -> str |
         status = TimeoutError()
     if isinstance(status, Exception):
         why = _reason(status, host, limit)
+    elif status in AWAY:
+        why = f"{host} answers {status}, {AWAY[status] or http.client.responses[status]}"
     else:
-        why = f"{host} answers {status}, {_words(status)}" if status in AWAY else ""
+        why = ""
     if why:
         _silent[host] = time.monotonic(), why
     return why or None
@@ -73,10 +75,6 @@ def _asked(ask: Ask, url: str, limit: float, answer: queue.Queue[int | Exception
         answer.put(ask(url, limit))
     except Exception as error:  # noqa: BLE001  whatever a library raises where a server is away
         answer.put(error)
-
-
-def _words(status: int) -> str:
-    return AWAY[status] or http.client.responses.get(status, "")
 
 
 def _reason(error: BaseException, host: str, limit: float) -> str:

@@ -1,4 +1,4 @@
-"""What a launcher, such as torchrun, says of the process that it started. Without one there is a single process."""
+"""What a process was started with: by a launcher, such as torchrun, or without one, which is a single process."""
 
 from __future__ import annotations
 
@@ -29,6 +29,11 @@ def world_size() -> int:
 def launched() -> bool:
     """Whether a launcher started this process: one that was asked for several may have started one."""
     return "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ
+
+
+def cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _number(name: str, default: int) -> int:

@@ -1,8 +1,8 @@
 """What a run writes and a report reads: file names, schemas, atomic writes. No torch.
 
 A run's folder holds ``recipe.yaml``, ``manifest.json``, ``metrics.jsonl`` (an `Epoch` per line), ``evaluation.json``,
-``predictions.npz``, ``disputed.json``, ``checkpoints/``, ``student.safetensors`` with ``student.json``,
-``best.safetensors`` and ``report.html``.
+``predictions.npz``, ``disputed.json``, ``costs.json``, ``checkpoints/``, ``student.safetensors`` with
+``student.json``, ``best.safetensors`` and ``report.html``.
 A comparison's folder holds ``comparison.json`` and one run's folder for each entry, a study's ``study.json``.
 """
 
@@ -398,7 +398,7 @@ class NewerError(InvalidValueError):
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
     """Raise what the system refuses while a file is written as an error with the file and what to type.
 
     Raises:
@@ -415,10 +415,10 @@ def writing(path: Path) -> Iterator[None]:
         raise refused from error
     except (FileExistsError, NotADirectoryError) as error:
         raise InvalidValueError(
-            f"'{path}'", "a folder to write it to", "a file in the folder's place", ELSEWHERE
+            f"'{path}'", "a folder to write it to", "a file in the folder's place", elsewhere
         ) from error
     except OSError as error:
-        raise storage_error(error, f"'{path}'", folder=path.parent, elsewhere=ELSEWHERE) from error
+        raise storage_error(error, f"'{path}'", folder=path.parent, elsewhere=elsewhere) from error
 
 
 def storage_error(error: OSError, what: str, *, folder: Path, elsewhere: str) -> StorageError:

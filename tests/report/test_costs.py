@@ -6,9 +6,9 @@ import pytest
 from tests._helpers import synthetic
 
 from tutelage import records
+from tutelage.intervals import accuracy_interval
 from tutelage.report import cost_figures, costs, results, summary
 from tutelage.report.reading import read
-from tutelage.report.statistics import accuracy_interval
 
 
 @pytest.fixture

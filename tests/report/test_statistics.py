@@ -8,15 +8,6 @@ import pytest
 from tutelage.report import statistics
 
 
-@pytest.mark.parametrize(
-    ("correct", "samples", "expected"),
-    # Newcombe 1998, table I, method 3: Wilson's without continuity correction.
-    [(81, 263, (0.2553, 0.3662)), (15, 148, (0.0624, 0.1605)), (0, 20, (0.0, 0.1611)), (1, 29, (0.0061, 0.1718))],
-)
-def test_an_interval_is_wilsons(correct, samples, expected):
-    assert statistics.accuracy_interval(correct, samples) == pytest.approx(expected, abs=5e-5)
-
-
 def test_mcnemar_counts_the_samples_that_tell_two_networks_apart():
     labels = np.array([0] * 20 + [-1] * 5)
     first = np.array([0] * 9 + [1] * 1 + [0] * 10 + [-1] * 5)

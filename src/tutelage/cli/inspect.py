@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
 
@@ -10,6 +11,7 @@ import typer
 from tutelage import launcher, records
 from tutelage.cli import common
 from tutelage.errors import InvalidValueError, NotFoundError, nearest
+from tutelage.intervals import accuracy_interval
 
 
 def evaluate(
@@ -30,8 +32,6 @@ def evaluate(
     trust = common.trusted(trust_code, typed, [model])
     recipe = recipes.to_evaluate(model, typed, best=best)
     preflight.check_names(recipe, trust_code=trust, evaluate=True)
-    from functools import partial
-
     from tutelage import api
     from tutelage.runs import costs
 
@@ -50,8 +50,6 @@ def evaluate(
     for key, unit in (("accuracy", "%"), ("loss", "nats"), ("entropy", "nats"), ("ece", "%")):
         if (value := cast("float | None", evaluation[key])) is not None:  # type: ignore[literal-required]
             lines[key] = f"{percent(value) if unit == '%' else f'{value:.4f}'} {unit}"
-    from tutelage.report.statistics import accuracy_interval
-
     samples = sum(each["count"] for each in evaluation["reliability"])
     if records.measure(evaluation) is records.ACCURACY and evaluation["accuracy"] is not None:
         low, high = accuracy_interval(round(evaluation["accuracy"] * samples), samples)

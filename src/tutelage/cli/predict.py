@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from tutelage.runs.predict import Answer, Predictor
     from tutelage.runs.samples import Samples
 
-FORMATS = "table", "json", "csv"
 Format: TypeAlias = Literal["table", "json", "csv"]
 _OF_ENDING = {".json": "json", ".jsonl": "json", ".csv": "csv"}
 _SHOWN = 60
@@ -253,7 +252,7 @@ class _Writer:
 
     Args:
         stream: text stream that they are written to.
-        form: one of `FORMATS`.
+        form: a `Format`.
         columns: columns of a row.
         path: file that the stream is of; ``None`` for standard output.
         top: whether a number of labels was asked for.

@@ -56,7 +56,7 @@ def of_weights(source: Source) -> Source:
     """
     library = _library()
     classifier = source.classifier
-    network = copy.deepcopy(classifier.network)
+    network: Any = copy.deepcopy(classifier.network)
     inside = {id(module.weight): module.weight.numel() for module in network.modules() if _is_table(module)}
     total = sum(parameter.numel() for parameter in network.parameters())
     if sum(inside.values()) < LEAST * total:
@@ -103,7 +103,14 @@ def for_xnnpack(source: Source, program: ExportedProgram) -> Any:
     attends = any("softmax" in str(node.target) or "scaled_dot" in str(node.target) for node in program.graph.nodes)
     dynamic = attends or source.of_text
     config = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
-    prepared = prepare_pt2e(program.module(), XNNPACKQuantizer().set_global(config))
+    quantizer = XNNPACKQuantizer()
+    if dynamic:
+        quantizer.set_operator_type(torch.ops.aten.linear.default, config)
+        # It makes numbers into tensors of float32, those that are added to places of tokens too; layers need none.
+        quantizer.transform_for_annotation = lambda model: model
+    else:
+        quantizer.set_global(config)
+    prepared = prepare_pt2e(program.module(), quantizer)
     with torch.no_grad():
         for batch in source.calibration.split(AT_ONCE):
             prepared(batch)

@@ -26,8 +26,8 @@ class Writer(Protocol):
 
     ``write(source, to)`` writes a file or a folder at a path that is not there, and raises a `TutelageError` where the
     format cannot hold the student. ``reopen(to)`` returns what runs the file as its users do, on the CPU: from
-    `Source.inputs` to `Source.logits`. Where a format `is_weights`, it has a second argument: the network to load them
-    into, or ``None``.
+    `Source.inputs` to `Source.logits`; gradients are off when it is called. Where a format `is_weights`, it has a
+    second argument: the network to load them into, or ``None``.
     """
 
     write: Callable[[Source, Path], None]

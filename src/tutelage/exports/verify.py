@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -72,6 +71,7 @@ class Verification:
     threads: int
 
 
+@torch.no_grad()
 def verify(source: Source, run: Call, path: Path) -> Verification:
     """Run a file on test samples in batches of several sizes, beside its student.
 
@@ -130,8 +130,12 @@ def trimmed(inputs: Tensor, *, of_text: bool) -> Tensor:
 
 def size_of(path: Path) -> int:
     """Return the bytes of a file, or of all files in a folder."""
-    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
-    return sum(os.stat(each).st_size for each in files)
+    return sum(each.stat().st_size for each in files_of(path))
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return a file, or all files in a folder."""
+    return [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
 
 
 def _batches(source: Source) -> Iterator[slice]:

@@ -31,7 +31,7 @@ class HubCall:
     """Call such a network, and take its logits.
 
     Attributes:
-        kind: what the network classifies; see `sources.hf.KINDS`.
+        kind: what the network classifies; see `names.HF_KINDS`.
         classes: number of logits to keep, from the first: a language model may have more than its tokenizer has tokens.
         text: what it reads if it reads text; ``None`` for images.
         pad: token id that stands where a text has ended.

@@ -26,8 +26,10 @@ from tutelage.models.names import is_exported, is_own_module, saved_student
 from tutelage.models.readme import PLACE, FromRun, card_of, publishable_name
 from tutelage.models.registry import create, restored
 
-_FILES = [records.STUDENT, records.CARD, records.NETWORK, records.README, "*.safetensors.index.json", "tokenizer*"]
-_FILES += ["special_tokens_map.json", "chat_template.jinja"]
+_FILES = (
+    *(records.STUDENT, records.CARD, records.NETWORK, records.README),
+    *("*.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja"),
+)
 """What of a repository is fetched."""
 
 

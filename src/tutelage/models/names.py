@@ -22,6 +22,15 @@ SOURCES = ("cifar", "mlp", "timm", "torchvision", "hf", "file", *EXPORTED)
 """Prefixes of names; any other name is that of a folder, or of a module of the user's own."""
 PACKED = ".safetensors"
 """How a file's name ends that holds a saved student with all that rebuilds it, as `tutelage export` writes it."""
+HF_KINDS = {
+    "image": "ForImageClassification",
+    "pixels": "ForSemanticSegmentation",
+    "sequence": "ForSequenceClassification",
+    "token": "ForTokenClassification",
+    "causal": "ForCausalLM",
+    "sentence": "",
+}
+"""What a network of ``hf:`` classifies, and how names of transformers' classes for it end."""
 RUNS_CODE = ("file:", f"{EXPORT}:")
 """How names begin whose files may run code when they are read."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path, PureWindowsPath
@@ -16,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from tutelage import records
 from tutelage.errors import printable
+from tutelage.intervals import accuracy_interval
 from tutelage.models import io
 from tutelage.models.card import Card
 from tutelage.models.hf_calls import OWN
@@ -126,7 +127,7 @@ def card_of(
     Args:
         card: card of the classifier.
         run: records of the run that made its weights; ``None`` if there are none.
-        kind: what a network of transformers classifies; see `sources.hf.KINDS`.
+        kind: what a network of transformers classifies; see `names.HF_KINDS`.
         name: name of the repository.
         library: library that reads it.
         usage: Python that loads it.
@@ -199,13 +200,10 @@ def interval(accuracy: float, samples: int) -> tuple[float, float] | None:
         >>> [round(bound, 3) for bound in interval(0.9, 100)]
         [0.826, 0.945]
     """
-    from scipy.stats import binomtest
-
     right = round(accuracy * samples)
     if samples < 1 or abs(accuracy * samples - right) > 1e-6 * samples:
         return None  # A mean over something else.
-    low, high = binomtest(right, samples).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)
+    return accuracy_interval(right, samples)
 
 
 @cache
@@ -397,11 +395,14 @@ def _objectives(objective: object) -> list[str]:
     return [yaml.safe_dump({"objective": each}, sort_keys=False, allow_unicode=True) for each in stages if each]
 
 
+def _members(teacher: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return teacher.get("members") or ([teacher] if teacher else [])
+
+
 def _teacher(teacher: Mapping[str, Any]) -> list[str]:
     """Say who taught, a line each."""
-    members = teacher.get("members") or ([teacher] if teacher else [])
     lines = []
-    for each in members:
+    for each in _members(teacher):
         parts = [str(each.get("name"))]
         if each.get("weights"):
             parts.append(f"weights {each['weights']}")
@@ -427,8 +428,7 @@ def _licences(card: Card, manifest: Mapping[str, Any]) -> Iterator[Row]:
         return
     if student := _section(manifest, "student"):
         yield weights("First weights of the student", student)
-    teacher = _section(manifest, "teacher")
-    for each in teacher.get("members") or ([teacher] if teacher else []):
+    for each in _members(_section(manifest, "teacher")):
         yield weights("Weights of the teacher", each)
     data = _section(manifest, "data")
     yield Row(f"Data, {data.get('source')}", str(data.get("licence") or UNKNOWN), "")

@@ -13,7 +13,7 @@ from tutelage import records
 from tutelage.report.answers import names_of
 from tutelage.report.figures import TEACHER, Panel, Style, add_histogram, empty, inert, reach, style
 from tutelage.report.reading import Subject, mean, number, section, teachers
-from tutelage.report.results import rows
+from tutelage.report.results import best_of, rows
 from tutelage.report.table import Row, Table, fixed, percent
 
 MAX_NAMED_CLASSES = 30
@@ -61,9 +61,9 @@ def certainty(subject: Subject) -> list[Panel]:
 
 
 def best_entry(subject: Subject) -> str | None:
-    """Return the entry with the best mean besides the baseline's, or else the baseline."""
-    done = [row for row in rows(subject) if row.role != "teacher" and row.value is not None]
-    return max(done, key=lambda row: (row.role == "student", row.merit)).name if done else None
+    """Return the entry of the best row, if one has a mean."""
+    best = best_of(rows(subject))
+    return best and best.name
 
 
 def judged(subject: Subject, *, scaled: bool = False) -> list[Judged]:
@@ -130,9 +130,7 @@ def per_class(subject: Subject, networks: Sequence[Judged]) -> Panel | None:
     networks = [network for network in networks if len(network.per_class) == size]
     if not networks:
         return None
-    names = _class_names(subject, size)
-    of_labels = subject.measure is records.MEAN_AVERAGE_PRECISION
-    what = _What("Average precision", "label", "labels") if of_labels else _What("Accuracy", "class", "classes")
+    names, what = _class_names(subject, size), _what(subject)
     if size > MAX_NAMED_CLASSES and networks[0].look == TEACHER and len(networks) > 1:
         return _class_scatter(networks[0], networks[1:], names, what)
     return _class_places(networks, names, what)
@@ -149,6 +147,11 @@ class _What(NamedTuple):
     measure: str
     each: str
     several: str
+
+
+def _what(subject: Subject) -> _What:
+    of_labels = subject.measure is records.MEAN_AVERAGE_PRECISION
+    return _What("Average precision", "label", "labels") if of_labels else _What("Accuracy", "class", "classes")
 
 
 def _class_places(networks: Sequence[Judged], names: Sequence[str], what: _What) -> Panel:
@@ -211,15 +214,13 @@ MOST_BARS = 20
 
 def change_by_class(subject: Subject, networks: Sequence[Judged]) -> Panel | None:
     """Return what each class gained or lost against the baseline, or without one against the teacher."""
-    of_labels = subject.measure is records.MEAN_AVERAGE_PRECISION
-    what = _What("Average precision", "label", "labels") if of_labels else _What("Accuracy", "class", "classes")
     base_name = f"{subject.baseline} (baseline)" if subject.baseline else "teacher"
     base = next((network for network in networks if network.name == base_name), None)
     best = best_entry(subject) if subject.comparison else "student"
     other = next((network for network in networks if network.name == best), None)
     if base is None or other is None or len(base.per_class) != len(other.per_class):
         return None
-    names = _class_names(subject, len(base.per_class))
+    names, what = _class_names(subject, len(base.per_class)), _what(subject)
     pairs = zip(names, base.per_class, other.per_class, strict=True)
     changes = sorted(
         ((100 * (b - a), name) for name, a, b in pairs if a is not None and b is not None), key=lambda change: change[0]

@@ -8,7 +8,7 @@ from statistics import median, median_low
 from typing import Any, NamedTuple
 
 from tutelage.report.reading import Run, number, section, text
-from tutelage.report.table import MISSING, Row, Table, judged
+from tutelage.report.table import MISSING, Row, Table, judged, si
 
 
 class Cost(NamedTuple):
@@ -99,21 +99,15 @@ def in_words(cost: Cost | None, teacher: Cost | None, of: Quantity) -> str:
 
 
 def amount(value: float | None, of: Quantity) -> str:
-    """Write a quantity to three digits, with a prefix for thousands.
+    """Write a quantity to three digits, with a prefix for thousands; a latency without.
 
     Example:
         >>> amount(269722, PARAMETERS), amount(1.1e6, SIZE), amount(0.4123, LATENCY), amount(None, FLOPS)
         ('270 k', '1.10 MB', '0.412', '–')
     """
-    if value is None:
-        return MISSING
-    prefixes = ["", "k", "M", "G", "T", "P"] if of is not LATENCY else [""]
-    at = 0
-    while abs(value) >= 999.5 and at < len(prefixes) - 1:
-        value, at = value / 1000, at + 1
-    whole = at == 0 and of is not LATENCY and float(value).is_integer()
-    written = f"{value:.0f}" if whole or abs(value) >= 99.95 else f"{value:#.3g}"
-    return f"{written} {prefixes[at]}{of.unit}".strip()
+    if value is None or of is not LATENCY:
+        return si(value, of.unit)
+    return f"{value:{'.0f' if value >= 99.95 else '#.3g'}}"
 
 
 def _ratio(value: float) -> str:

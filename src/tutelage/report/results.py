@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from tutelage import records
+from tutelage.intervals import accuracy_interval
 from tutelage.report.costs import Cost, cost_table, pooled, usual_place
 from tutelage.report.matched import matched_notes
 from tutelage.report.paired import Paired, compare, corrected, p_value
@@ -84,8 +85,6 @@ class Result:
         """The 95 % interval of an accuracy, from the number of samples."""
         if self.measure is not records.ACCURACY or self.accuracy is None or not self.samples:
             return None
-        from tutelage.report.statistics import accuracy_interval
-
         share = min(1.0, max(0.0, self.accuracy))
         return accuracy_interval(round(share * self.samples), self.samples)
 
@@ -116,6 +115,12 @@ def rows(folder: Path | str | Subject) -> list[Result]:
         tests = corrected([compare(subject, row.name, base.name) if row.gain is not None else None for row in results])
         results = [replace(row, test=test) for row, test in zip(results, tests, strict=True)]
     return [*_teacher(subject, place), *results]
+
+
+def best_of(results: Sequence[Result]) -> Result | None:
+    """Return the row with the best mean besides the baseline's, or else the baseline's."""
+    known = [row for row in results if row.role != "teacher" and row.value is not None]
+    return max(known, key=lambda row: (row.role == "student", row.merit), default=None)
 
 
 def _entry(subject: Subject, name: str, place: str | None) -> Result:

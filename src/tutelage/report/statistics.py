@@ -1,4 +1,4 @@
-"""Intervals and paired tests: what a test set, or a few seeds, can tell of two networks.
+"""Paired tests: what a test set, or a few seeds, can tell of two networks.
 
 SciPy is imported where it is used: a table without a test does not wait for it.
 """
@@ -14,25 +14,6 @@ from numpy.typing import NDArray
 
 LEVEL = 0.05
 """A difference is called one if it would be less likely than this between networks that are equally good."""
-
-
-def accuracy_interval(correct: int, samples: int) -> tuple[float, float]:
-    """Return Wilson's 95 % interval of a share, ``correct`` of ``samples`` (Wilson 1927, doi:10.2307/2276774).
-
-    ``(p + z² / 2n ± z √(p(1 - p) / n + z² / 4n²)) / (1 + z² / n)`` with ``p = correct / n``, ``n = samples`` and
-    ``z = 1.96``: bounds in [0, 1], also of a share of 0 or 1. It is the error of so few samples, and of nothing else.
-
-    Raises:
-        ValueError: ``samples`` is below 1, or ``correct`` is not from 0 to ``samples``.
-
-    Example:
-        >>> [round(bound, 4) for bound in accuracy_interval(90, 100)]
-        [0.8256, 0.9448]
-    """
-    from scipy.stats import binomtest
-
-    low, high = binomtest(correct, samples).proportion_ci(0.95, method="wilson")
-    return float(low), float(high)
 
 
 def mcnemar(first: NDArray[Any], second: NDArray[Any], labels: NDArray[Any]) -> float:

@@ -10,7 +10,7 @@ from tutelage import records
 from tutelage.report.costs import LATENCY, PARAMETERS, amount, in_words, interval
 from tutelage.report.paired import Paired, compare, corrected, evaluated_on, p_in_words, with_teacher
 from tutelage.report.reading import Subject, formula, number, section, text
-from tutelage.report.results import Result
+from tutelage.report.results import Result, best_of
 from tutelage.report.statistics import LEVEL
 from tutelage.report.table import fixed, judged, percent, plural
 
@@ -49,7 +49,7 @@ def what(subject: Subject) -> str:
 
 def result(subject: Subject, results: Sequence[Result]) -> str:
     """Say in one or two sentences what came out."""
-    top = _top(results)
+    top = best_of(results)
     if top is None:
         if subject.comparison:
             return "No result yet: no run has finished."
@@ -89,18 +89,12 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
 
 def further(subject: Subject, results: Sequence[Result]) -> Iterator[str]:
     """Yield what there is to say besides: how the first compares with the other objectives, and what it costs."""
-    top = _top(results)
+    top = best_of(results)
     if top is not None:
         others = [row for row in results if row.role == "student" and row.value is not None and row is not top]
         teacher = next((row for row in results if row.role == "teacher"), None)
         yield from _against_others(subject, top, others)
         yield from _cost(top, teacher)
-
-
-def _top(results: Sequence[Result]) -> Result | None:
-    """Return the row with the best mean besides the baseline's, or else the baseline's."""
-    known = [row for row in results if row.role != "teacher" and row.value is not None]
-    return max(known, key=lambda row: (row.role == "student", row.merit), default=None)
 
 
 def verdict(test: Paired | None, *, better: bool, who: str = "") -> str:
@@ -178,8 +172,7 @@ def warnings(subject: Subject) -> Iterator[str]:
 def tiles(subject: Subject, results: Sequence[Result]) -> list[Tile]:
     """Return the figures at the top: of the teacher, the baseline, and the best mean of the other objectives."""
     tiles = []
-    known = [row for row in results if row.role == "student" and row.value is not None]
-    top = max(known, key=lambda row: row.merit, default=None)
+    top = best_of(results)
     for row in results:
         by = row.measure
         value, on, several = judged(by, row.value, row.std), f"{row.set} {by.name}", f"{row.name}, n = {row.n}"

@@ -149,21 +149,23 @@ def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}{form}}"
 
 
-PREFIXES = {12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ"}
+PREFIXES = {15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ"}
 
 
 def si(value: float | None, unit: str = "") -> str:
-    """Write a number >= 0 with three digits and a prefix of its unit, or a dash for ``None``.
+    """Write a number >= 0 with three digits and a prefix, or a dash for ``None``; below 1 that needs a unit.
 
     Example:
-        >>> si(1234567), si(3.2e6, "B"), si(0.0018, "s"), si(999.9)
-        ('1.23 M', '3.2 MB', '1.8 ms', '1 k')
+        >>> si(1234567), si(3.2e6, "B"), si(0.0018, "s"), si(0.5), si(20), si(999.9)
+        ('1.23 M', '3.20 MB', '1.80 ms', '0.500', '20', '1.00 k')
     """
     if value is None:
         return MISSING
     rounded = float(f"{value:.3g}")
-    power = next((power for power in PREFIXES if rounded >= 10.0**power), 0)
-    return f"{rounded / 10.0**power:.3g} {PREFIXES[power]}{unit}".rstrip()
+    power = next((power for power in PREFIXES if rounded >= 10.0**power and (unit or power >= 0)), 0)
+    scaled = rounded / 10.0**power
+    whole = scaled >= 100 or (power == 0 and scaled.is_integer())
+    return f"{scaled:{'.0f' if whole else '#.3g'}} {PREFIXES[power]}{unit}".rstrip()
 
 
 def judged(by: records.Measure, value: float | None, std: float | None = None) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
 
+from tutelage import launcher
 from tutelage.config.schema import Recipe
 from tutelage.data import Splits
 from tutelage.models import Classifier
@@ -67,6 +67,5 @@ def _untested(splits: Splits) -> Iterator[str]:
 def _of_workers(splits: Splits) -> Iterator[str]:
     """Yield a line where more processes read data than this machine has cores for."""
     workers = max(split.workers for split in splits.by_name().values())
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if workers > cores:
+    if workers > (cores := launcher.cores()):
         yield f"data.workers {workers} is above this machine's {cores} cores, for which they wait: {cores} will do"

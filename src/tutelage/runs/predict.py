@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from PIL import Image
 
-from tutelage import models, plain_files, records
+from tutelage import launcher, models, plain_files, records
 from tutelage.errors import InvalidValueError, StorageError, TutelageError, one_line
 from tutelage.hub_files import folder_of
 from tutelage.models import Classifier, predict
@@ -290,7 +289,7 @@ def answers(predictor: Predictor, samples: Samples, *, batch_size: int) -> Itera
 
     def work(batches: Iterable[list[Sample]]) -> Iterator[list[Answer]]:
         with (
-            ThreadPoolExecutor(min(_THREADS, _cores())) as pool,
+            ThreadPoolExecutor(min(_THREADS, launcher.cores())) as pool,
             closing(_ahead(batches, lambda batch: [*zip(batch, pool.map(predictor.read, batch), strict=True)])) as read,
         ):
             yield from map(predictor.answer, read)
@@ -301,10 +300,6 @@ def answers(predictor: Predictor, samples: Samples, *, batch_size: int) -> Itera
         else:
             listed, samples.skipped = by_main(lambda: ([*batched(samples, batch_size)], samples.skipped))
             yield from dealt(listed, work)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _ahead(items: Iterable[T], work: Callable[[T], R]) -> Generator[R, None, None]:

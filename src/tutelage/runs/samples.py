@@ -16,6 +16,7 @@ from tutelage import plain_files, records
 from tutelage.data.names import is_picture
 from tutelage.errors import InvalidValueError, NotFoundError, StorageError, TutelageError, nearest, one_line
 from tutelage.hub_files import folder_of
+from tutelage.models.names import HF_KINDS
 
 Kind: TypeAlias = Literal["images", "texts"]
 """What a network reads."""
@@ -24,9 +25,6 @@ TABLES = (".csv", ".jsonl")
 """How names of files end that hold a text in each row."""
 COLUMN = "text"
 _TEXT = ".txt"
-_OF_TEXTS = {"ForSequenceClassification": "sequence", "ForTokenClassification": "token", "ForCausalLM": "causal"}
-"""How transformers' names of networks of texts end, and what they classify."""
-_OF_IMAGES = "ForImageClassification", "ForSemanticSegmentation"
 _PICTURES = (*(b"\xff\xd8\xff", b"\x89PNG\r\n", b"GIF87a", b"GIF89a", b"RIFF", b"II*\0", b"MM\0*", b"P5\n", b"P6\n"),)
 """How files of pictures begin, where no path does."""
 
@@ -65,12 +63,10 @@ def text_kind(path: str) -> str | None:
     value = records.read_json(folder / records.NETWORK, instead="name another folder")
     named = value.get("architectures")
     name = str(named[0]) if isinstance(named, list) and named else "none"
-    if name.endswith(_OF_IMAGES):
-        return None
-    for ending, kind in _OF_TEXTS.items():
-        if name.endswith(ending):
-            return kind
-    expected = f"a network with a head, such as one {', '.join((*_OF_IMAGES, *_OF_TEXTS))}"
+    for kind, ending in HF_KINDS.items():
+        if ending and name.endswith(ending):
+            return None if kind in ("image", "pixels") else kind
+    expected = f"a network with a head, such as one {', '.join(filter(None, HF_KINDS.values()))}"
     raise InvalidValueError("model", expected, f"hf:{path}, {name}", "train it for a task first, and name the run")
 
 

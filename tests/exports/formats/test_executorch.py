@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -71,6 +72,9 @@ def test_texts_of_any_length_have_the_students_logits(tmp_path):
     run = format_.reopen(tmp_path / "x.pte")
     for rows in (ids, ids[:1], ids[1:2, :4]):
         torch.testing.assert_close(run(rows), source.logits(rows), rtol=0, atol=1e-5)
+    format_.write(replace(source, int8=True, calibration=ids), tmp_path / "int8.pte")
+    difference = (format_.reopen(tmp_path / "int8.pte")(ids) - source.logits(ids)).abs().max()
+    assert 0 < difference < 0.1 * source.logits(ids).abs().max()
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tutelage.errors import InvalidValueError, missing_extra, reason_of
+from tutelage.errors import InvalidValueError, TutelageError, missing_extra, reason_of
 from tutelage.exports import int8
 from tutelage.exports.formats.torch_export import quiet, traced
 from tutelage.exports.source import Source
@@ -39,16 +39,17 @@ def write(source: Source, to: Path) -> None:
     """
     exir, partitioner = _library()
     program = traced(source, samples=_TRACED, largest=MOST)
-    if source.int8:
-        with quiet():
-            module = int8.for_xnnpack(source, program)
-        program = traced(source, samples=_TRACED, largest=MOST, of=module)
     metadata = json.dumps({**source.metadata, "files": dict(source.files)}, ensure_ascii=False)
     try:
         with quiet():
+            if source.int8:
+                module = int8.for_xnnpack(source, program)
+                program = traced(source, samples=_TRACED, largest=MOST, of=module)
             lowered = exir.to_edge_transform_and_lower(
                 program, partitioner=[partitioner()], constant_methods={"metadata": metadata}
             ).to_executorch()
+    except TutelageError:
+        raise
     except Exception as error:  # of its passes, of kinds that are their own
         got = f"{source.classifier.card.name} ({reason_of(error)[:300]})"
         instead = "type --to onnx or --to torch-export"

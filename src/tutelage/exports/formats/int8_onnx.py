@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
+from tutelage.exports.int8 import AT_ONCE
 from tutelage.exports.source import Source
-
-AT_ONCE = 16
-"""Calibration samples in a batch."""
 
 
 def quantize(float32: Path, to: Path, source: Source) -> None:
@@ -38,7 +33,8 @@ def quantize(float32: Path, to: Path, source: Source) -> None:
 
     class Samples(CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
-            self.batches = _batches(source)
+            assert source.calibration is not None
+            self.batches = iter(source.calibration.split(AT_ONCE))
 
         def get_next(self) -> dict[str, Any] | None:
             batch = next(self.batches, None)
@@ -66,8 +62,3 @@ def quantize(float32: Path, to: Path, source: Source) -> None:
     finally:
         root.setLevel(level)
     prepared.unlink()
-
-
-def _batches(source: Source) -> Iterator[Tensor]:
-    assert source.calibration is not None
-    yield from source.calibration.split(AT_ONCE)

@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from tutelage import models
@@ -38,11 +37,4 @@ def reopen(to: Path, network: nn.Module | None = None) -> Callable[[Tensor], Ten
         network: module of the user's own that gets the weights.
     """
     loaded = models.create(str(to), trust_code=True) if network is None else models.restored(to, network)
-    graph = Graph(loaded).eval()
-
-    def call(inputs: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = graph(inputs)
-        return logits
-
-    return call
+    return Graph(loaded).eval()

@@ -18,7 +18,8 @@ from tutelage.exports.formats import timm
 from tutelage.exports.source import Source
 from tutelage.models.card import Card
 from tutelage.models.hf_calls import INDEX, OWN
-from tutelage.models.sources.hf import KINDS, PROCESSOR, quiet
+from tutelage.models.names import HF_KINDS
+from tutelage.models.sources.hf import PROCESSOR, quiet
 from tutelage.types import PADDING
 
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # as Pillow, and so transformers, numbers them
@@ -42,7 +43,8 @@ def write(source: Source, to: Path) -> None:
     """
     _library()
     classifier = source.classifier
-    network, call = classifier.network, classifier.call
+    network: Any = classifier.network
+    call = classifier.call
     card = replace(classifier.card, class_names=source.class_names or None)
     if call is None and timm.is_timms(network):
         timm.write(source, to)
@@ -86,7 +88,7 @@ def reopen(to: Path) -> Callable[[Tensor], Tensor]:
     config = json.loads((to / records.NETWORK).read_text(encoding="utf-8"))
     kind = config.get(OWN, {}).get("kind", "image")
     with quiet():
-        network = getattr(library, f"AutoModel{KINDS[kind]}").from_pretrained(to, local_files_only=True).eval()
+        network = getattr(library, f"AutoModel{HF_KINDS[kind]}").from_pretrained(to, local_files_only=True).eval()
     if kind in ("image", "pixels"):
         processor = library.AutoImageProcessor.from_pretrained(to, local_files_only=True)
         return _of_images(network, getattr(processor, "data_config", None) or processor.to_dict(), kind)
@@ -108,11 +110,11 @@ def reopen(to: Path) -> Callable[[Tensor], Tensor]:
 
 def _of_images(network: Any, config: Mapping[str, Any], kind: str) -> Callable[[Tensor], Tensor]:
     shown = ("mean", "std") if "mean" in config else ("image_mean", "image_std")
-    normalised = config.get("do_normalize", True)
-    mean, std = (torch.tensor(config[key]).reshape(-1, 1, 1) if normalised else None for key in shown)
+    statistics = [config[key] for key in shown] if config.get("do_normalize", True) else [[0.0], [1.0]]
+    mean, std = (torch.tensor(each).reshape(-1, 1, 1) for each in statistics)
 
     def of_images(inputs: Tensor) -> Tensor:
-        logits: Tensor = network(inputs if mean is None else (inputs - mean) / std).logits
+        logits: Tensor = network((inputs - mean) / std).logits
         if kind == "image":
             return logits
         size = inputs.shape[-2:]  # as `post_process_semantic_segmentation` brings it to an image's

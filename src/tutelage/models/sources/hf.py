@@ -32,6 +32,7 @@ from tutelage.images import MEAN, STD
 from tutelage.models import io
 from tutelage.models.card import Card
 from tutelage.models.hf_calls import INDEX, OF_LABELS, OWN, HubCall
+from tutelage.models.names import HF_KINDS
 from tutelage.models.sentence import ACTIVATIONS, POOLINGS, SentenceClassifier
 from tutelage.models.spec import ModelRequest, ModelSpec, resized
 from tutelage.submodules import evaluation_mode
@@ -45,15 +46,6 @@ LISTED = [
     ("hf:FOLDER", "a local folder of one, or package:PACKAGE/FOLDER inside an installed package"),
     ("hf:TYPE", "with config={...}: a network of that type with random weights, such as bert or llama"),
 ]
-KINDS = {
-    "image": "ForImageClassification",
-    "pixels": "ForSemanticSegmentation",
-    "sequence": "ForSequenceClassification",
-    "token": "ForTokenClassification",
-    "causal": "ForCausalLM",
-    "sentence": "",
-}
-"""What a network classifies, and how names of the library's classes for it end."""
 _FILES = ("*.json", "*.safetensors", "*/config.json", "*/*.safetensors")
 _WEIGHTS = "model.safetensors"
 _MODULES = "modules.json"
@@ -97,7 +89,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     kind = own.get("kind") or ("pixels" if request.task == "pixels" else _kind(folder, request.text))
     settings = _settings(config, name)
     sentence = own or (_modules(folder) if kind == "sentence" and folder else None)
-    trained = folder is not None and _ends_as(config, KINDS[kind]) and kind not in ("sentence", "causal")
+    trained = folder is not None and _ends_as(config, HF_KINDS[kind]) and kind not in ("sentence", "causal")
     classes, card_of_weights = request.classes, {}
     if trained and not request.saved:
         classes, card_of_weights = settings.num_labels, _names(settings)
@@ -432,9 +424,9 @@ def quiet() -> Iterator[None]:
 
 def _new(settings: Any, kind: str, folder: Path | None = None) -> Any:
     """Make a network of the library with random weights, or, with what is said of these, those of a folder."""
-    auto = getattr(_library(), f"AutoModel{KINDS[kind]}")
+    auto = getattr(_library(), f"AutoModel{HF_KINDS[kind]}")
     if type(settings) not in auto._model_mapping:
-        expected = f"a network that transformers has as AutoModel{KINDS[kind]}"
+        expected = f"a network that transformers has as AutoModel{HF_KINDS[kind]}"
         raise InvalidValueError("model", expected, settings.model_type, "name another")
     if folder is None:
         settings.architectures = settings.architectures or []  # None, where a type has several networks of a kind
