@@ -31,6 +31,7 @@ SIDES = "base", "here"
 ALIKE = {"resume": [("killed", "whole"), ("stopped", "whole")], "lockstep": [("together", "alone")]}
 """Folders of a case that must be the same within one version."""
 CHANGING = {"seconds", "images_per_second", "memory_mb", "started", "duration_s", "version", "commit", "files", "run"}
+CHANGING |= {"latency_ms", "latency_p90_ms", "latency_n", "throughput", "batch"}
 """Keys of records whose values no two runs share: times, versions, and digests of files that hold them."""
 
 

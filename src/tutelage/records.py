@@ -398,7 +398,7 @@ class NewerError(InvalidValueError):
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def writing(path: Path, elsewhere: str = ELSEWHERE) -> Iterator[None]:
     """Raise what the system refuses while a file is written as an error with the file and what to type.
 
     Raises:
@@ -415,10 +415,10 @@ def writing(path: Path) -> Iterator[None]:
         raise refused from error
     except (FileExistsError, NotADirectoryError) as error:
         raise InvalidValueError(
-            f"'{path}'", "a folder to write it to", "a file in the folder's place", ELSEWHERE
+            f"'{path}'", "a folder to write it to", "a file in the folder's place", elsewhere
         ) from error
     except OSError as error:
-        raise storage_error(error, f"'{path}'", folder=path.parent, elsewhere=ELSEWHERE) from error
+        raise storage_error(error, f"'{path}'", folder=path.parent, elsewhere=elsewhere) from error
 
 
 def storage_error(error: OSError, what: str, *, folder: Path, elsewhere: str) -> StorageError:

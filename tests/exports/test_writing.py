@@ -11,6 +11,7 @@ from torch import nn
 from tutelage.errors import InvalidValueError, RunError, StorageError
 from tutelage.exports import registry, verify
 from tutelage.exports.writing import write
+from tutelage.runs.lock import BusyError
 
 
 class Format:
@@ -126,3 +127,15 @@ def test_a_folder_is_replaced_as_a_whole(put, monkeypatch, make, tmp_path):
     write(make(), "folder", tmp_path / "a", force=True)
     assert os.listdir(tmp_path) == ["a"]
     assert os.listdir(tmp_path / "a") == ["weights"]
+
+
+def test_two_exports_at_once_do_not_write_each_others_file(put, tmp_path):
+    class Twice(Format):
+        def write(self, source, to):
+            super().write(source, to)
+            with refused(BusyError, "output"):
+                put(Format())
+            assert to.read_bytes() == b"half"
+
+    put(Twice())
+    assert os.listdir(tmp_path) == ["a.pt2"]

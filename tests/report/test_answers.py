@@ -23,6 +23,10 @@ def run(tmp_path):
     sure = np.full(7, 0.9)
     made = records.Predictions("test", np.arange(7), labels, given, sure, teacher, sure)
     records.write_predictions(folder, made)
+    evaluation = json.loads((folder / records.EVALUATION).read_text())
+    for who, right in (("student", 3), ("teacher", 5)):
+        evaluation[who]["accuracy"] = right / 6
+    synthetic.write(folder / records.EVALUATION, evaluation | {"samples": 7})
     return folder
 
 
@@ -62,9 +66,7 @@ def test_a_disputed_sample_is_said_in_words(run):
     (sample,) = answers.samples(subject, answers.disputed_run(subject, subject.entries[0]))
     assert sample.title == "Sample 17: 3"  # a class without a name
     assert sample.answers == ["student: 5 (98 %, wrong)", "teacher: 3 (90 %, right)"]
-    assert answers.disputed_note(subject, subject.runs[0]).startswith(
-        "212 samples of 1,000 of the test set are answered"
-    )
+    assert answers.disputed_note(subject, subject.runs[0]).startswith("212 samples of 7 of the test set are answered")
 
 
 def test_a_picture_is_a_data_url_or_none(tmp_path):

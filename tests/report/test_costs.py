@@ -77,3 +77,32 @@ def test_partial_costs_break_nothing(run, changed):
             costs.cost_table(found)
             cost_figures.against_cost(found)
             list(summary.further(subject, found))
+
+
+def test_passes_that_runs_share_are_counted_once_and_the_batch_is_one_that_was_tried(tmp_path):
+    synthetic.write_comparison(tmp_path, length=1)
+    for seed, batch in enumerate((64, 64, 32)):
+        synthetic.add_worth(tmp_path / f"kd-{seed}")
+        held = json.loads((tmp_path / f"kd-{seed}" / records.COSTS).read_text())
+        held["student"] |= {"batch": batch, "throughput": 10.0 * batch}
+        synthetic.write(tmp_path / f"kd-{seed}" / records.COSTS, held)
+    synthetic.change(tmp_path / "kd-0" / records.MANIFEST, status="failed")
+    cost = next(row.cost for row in results.rows(tmp_path) if row.name == "kd")
+    assert (cost.latency_n, cost.throughput, cost.batch) == (100, 320, 32)
+    teacher = next(row.cost for row in results.rows(tmp_path) if row.role == "teacher")
+    assert teacher.latency_n == 50
+
+
+def test_an_interval_is_that_of_the_labelled_samples(run):
+    held = json.loads((run / records.EVALUATION).read_text())
+    held["student"]["reliability"] = [held["student"]["reliability"][-1] | {"count": 40}]
+    synthetic.write(run / records.EVALUATION, held)
+    assert results.rows(run)[1].interval == accuracy_interval(30, 40)
+
+
+@pytest.mark.parametrize("value", [10**400, -5])
+def test_costs_that_cannot_be_are_left_out(run, value):
+    held = json.loads((run / records.COSTS).read_text())
+    held["student"]["flops"] = value
+    synthetic.write(run / records.COSTS, held)
+    assert results.rows(run)[1].cost.flops is None

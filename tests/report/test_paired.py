@@ -62,10 +62,9 @@ def test_two_seeds_have_both_to_show_a_difference(comparison):
     each = [mcnemar(comparison, f"wttm-{seed}", f"ce-{seed}") for seed in (0, 1)]
     assert compare(read(comparison), "wttm", "ce").p == pytest.approx(max(each))
     # With opposite signs they show none.
-    for name in ("wttm-1", "ce-1"):
-        (comparison / name / records.PREDICTIONS).rename(comparison / f"{name}.npz")
-    (comparison / "wttm-1.npz").rename(comparison / "ce-1" / records.PREDICTIONS)
-    (comparison / "ce-1.npz").rename(comparison / "wttm-1" / records.PREDICTIONS)
+    (comparison / "ce-1").rename(comparison / "kept")
+    (comparison / "wttm-1").rename(comparison / "ce-1")
+    (comparison / "kept").rename(comparison / "wttm-1")
     assert compare(read(comparison), "wttm", "ce").p == 1
 
 
@@ -126,3 +125,41 @@ def test_the_printed_table_has_p_and_fits(comparison, width, capsys):
     assert "…" not in shown
     assert "7.43 M" in shown
     assert max(map(len, shown.splitlines())) <= width
+
+
+def test_answers_of_another_run_are_not_compared(comparison):
+    keep(comparison, 0)
+    path = comparison / "ce-0" / records.PREDICTIONS
+    path.write_bytes((comparison / "wttm-0" / records.PREDICTIONS).read_bytes())
+    subject = read(comparison)
+    assert compare(subject, "wttm", "ce") is None
+    assert any(f"Damaged: {path}" in line for line in summary.warnings(subject))
+
+
+def test_a_run_without_answers_beside_others_is_named(comparison):
+    keep(comparison, 0)
+    (comparison / "ce-0" / records.PREDICTIONS).unlink()
+    (comparison / "ce-0" / records.DISPUTED).unlink()
+    assert [line.partition(":")[0] for line in summary.warnings(read(comparison))] == ["ce, seed 0", "kd, seed 0"]
+
+
+def test_a_mean_that_other_seeds_make_is_not_called_better(comparison):
+    # Over the seeds of both the baseline is better, over all runs the student.
+    for seed in range(3):
+        synthetic.change(comparison / f"kd-{seed}" / records.EVALUATION, student={"accuracy": 0.5 + seed / 1000})
+    said = json.loads((comparison / records.COMPARISON).read_text())
+    for seed in range(3, 9):
+        synthetic.write_run(comparison / f"kd-{seed}", objective="kd", seed=seed, accuracy=0.99, length=1)
+        said["entries"].append({"folder": f"kd-{seed}", "objective": "kd", "seed": seed})
+    synthetic.write(comparison / records.COMPARISON, said)
+    row = next(row for row in results.rows(comparison) if row.name == "kd")
+    assert row.gain > 0
+    assert (row.test.p, row.better) == (1, None)
+
+
+def test_runs_of_other_data_are_not_compared_seed_by_seed(comparison):
+    for seed in range(3):
+        synthetic.change(comparison / f"wttm-{seed}" / records.MANIFEST, data={"fingerprint": "another"})
+    subject = read(comparison)
+    assert compare(subject, "wttm", "ce") is None
+    assert any("different data" in line for line in summary.warnings(subject))

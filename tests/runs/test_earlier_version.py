@@ -115,5 +115,6 @@ def test_a_finished_run_is_not_done_again(invoke):
 def test_a_finished_run_is_repeated(invoke):
     assert invoke("distill", "runs/finished")[0] == 0
     repeated, first = (record(name, "evaluation.json")["student"] for name in ("finished-again", "finished"))
-    assert repeated.keys() == first.keys()
+    assert repeated.keys() - first.keys() == {"calibration"}  # which earlier versions did not fit
+    assert first.keys() <= repeated.keys()
     assert repeated["loss"] == pytest.approx(first["loss"], rel=1e-2)

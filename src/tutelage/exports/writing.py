@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +14,11 @@ from tutelage.errors import InvalidValueError, RunError
 from tutelage.exports.registry import format_of, writer_of
 from tutelage.exports.source import Source
 from tutelage.exports.verify import Verification, files_of, verify
+from tutelage.runs.lock import BusyError, folder_lock
 
 TOLERANCE = 1e-3
 """Largest difference of a file's logits from the student's that is a rounding's, over the largest logit."""
+_ELSEWHERE = "type --output for another place"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,12 +47,13 @@ def write(source: Source, to: str, path: Path, *, force: bool = False) -> Export
 
     Raises:
         RunError: the file does not answer as the student does; it is removed.
+        BusyError: another process writes it.
         StorageError: it cannot be written.
     """
     known, writer = format_of(to, int8=source.int8), writer_of(to)
     with _scratch(path) as folder:
         made = folder / path.name
-        with records.writing(path):
+        with records.writing(path, _ELSEWHERE):
             writer.write(source, made)
         run = writer.reopen(made, source.emptied()) if known.is_weights else writer.reopen(made)
         found = verify(source, run, made)
@@ -58,23 +61,36 @@ def write(source: Source, to: str, path: Path, *, force: bool = False) -> Export
             expected = f"logits within {TOLERANCE:g} of the student's, relative to the largest"
             got = f"{found.relative:.3g}, a difference of {found.difference:.3g}, and no file was kept"
             raise RunError(f"export to {to}", expected, got, "choose another format, such as safetensors")
-        with records.writing(path):
+        with records.writing(path, _ELSEWHERE):
             _name(made, path, folder, force=force)
     return Export(path=path, to=to, int8=source.int8, **vars(found))
 
 
 @contextmanager
 def _scratch(path: Path) -> Iterator[Path]:
-    """Yield an empty folder beside a path, which is removed; one that a kill left there is removed first."""
+    """Yield an empty folder beside a path, which is removed; what a kill left in it is removed first.
+
+    Raises:
+        BusyError: another process is in it.
+    """
     folder = path.with_name(f".{path.name}.tmp")
-    with records.writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+    with records.writing(path, _ELSEWHERE):
+        folder.mkdir(parents=True, exist_ok=True)
     try:
-        yield folder
+        with folder_lock(folder):
+            made = folder / "new"
+            shutil.rmtree(made, ignore_errors=True)
+            made.mkdir()
+            try:
+                yield made
+            finally:
+                shutil.rmtree(folder, ignore_errors=True)
+    except BusyError:
+        instead = "wait for it, or name another"
+        raise BusyError("output", "a path that no other process writes", str(path), instead) from None
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # It stays while another process is in it, or Windows kept the lock's file.
+            folder.rmdir()
 
 
 def _name(made: Path, path: Path, folder: Path, *, force: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from statistics import median
+from statistics import median, median_low
 from typing import Any, NamedTuple
 
 from tutelage.report.reading import Run, number, section, text
@@ -69,10 +69,16 @@ def pooled(runs: Iterable[Run], who: str, place: str | None) -> Cost | None:
     found = [cost for run in runs if place and place_of(run) == place and (cost := section(run.costs, who))]
     if not found or len({str(cost.get("network")) for cost in found}) > 1:
         return None
-    numbers = {key: [value for cost in found if (value := number(cost.get(key))) is not None] for key in Cost._fields}
+    numbers = {
+        key: [v for cost in found if (v := number(cost.get(key))) is not None and v >= 0] for key in Cost._fields
+    }
     middle: dict[str, Any] = {key: median(values) if values else None for key, values in numbers.items()}
-    counts = numbers["latency_n"]
-    return Cost(**middle | {"latency_n": sum(counts) if counts else None, "place": str(place)})
+    # Runs of one process share what it measured: that is counted once.
+    timed = {repr(cost): number(cost.get("latency_n")) or 0 for cost in found}
+    # A throughput between those of two batches would be of a batch that none had.
+    middle["throughput"] = median_low(numbers["throughput"]) if numbers["throughput"] else None
+    had = (number(cost.get("batch")) for cost in found if number(cost.get("throughput")) == middle["throughput"])
+    return Cost(**middle | {"latency_n": sum(timed.values()) or None, "batch": next(had, None), "place": str(place)})
 
 
 def times(cost: Cost | None, teacher: Cost | None, of: Quantity) -> float | None:

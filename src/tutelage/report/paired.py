@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from tutelage import records
-from tutelage.report.reading import Run, Subject, number, section
+from tutelage.report.reading import Run, Subject, mean, number, section
 from tutelage.report.statistics import LEVEL, holm, mcnemar, paired_t
 from tutelage.report.table import MISSING
 
@@ -26,23 +26,37 @@ class Paired(NamedTuple):
 
 
 def compare(subject: Subject, first: str, second: str) -> Paired | None:
-    """Test whether two entries differ; ``None`` where their records allow no test.
+    """Test whether two entries differ; ``None`` where their records allow no test, as of other data.
 
     With three seeds or more that both have, it is the paired t-test of their results: it tests the methods. With fewer,
     it is McNemar's test of the two runs of one seed, on the same samples of the test set: it tests these networks. Of
     two seeds it is the larger p of the two tests, and 1 where their signs differ: both have to show the difference.
+    p is also 1 where the difference over those seeds has another sign than that of the means over all runs.
     """
     runs = [{run.seed: run for run in subject.of(entry)} for entry in (first, second)]
     pairs = [(run, runs[1][seed]) for seed, run in runs[0].items() if seed in runs[1]]
     if not pairs and all(len(each) == 1 for each in runs):
         pairs = [(next(iter(runs[0].values())), next(iter(runs[1].values())))]
-    values = [[number(section(run.evaluation, "student").get(subject.measure.key)) for run in pair] for pair in pairs]
-    known = [(one, other) for one, other in values if one is not None and other is not None]
-    if len(known) == len(pairs) >= 3:
-        p = paired_t(*zip(*known, strict=True))
-        if p is not None:
-            return Paired(p, f"paired t-test over {len(pairs)} seeds")
-    return _by_samples(pairs) if subject.measure is records.ACCURACY else None
+    if not pairs or any(evaluated_on(one) != evaluated_on(other) for one, other in pairs):
+        return None
+
+    def measured(runs: Iterable[Run]) -> list[float]:
+        values = [number(section(run.evaluation, "student").get(subject.measure.key)) for run in runs]
+        return [value for value in values if value is not None]
+
+    known = [measured(each) for each in zip(*pairs, strict=True)]
+    found = None
+    if len(known[0]) == len(known[1]) == len(pairs) >= 3 and (p := paired_t(*known)) is not None:
+        found = Paired(p, f"paired t-test over {len(pairs)} seeds")
+    elif subject.measure is records.ACCURACY:
+        found = _by_samples(pairs)
+    signs = {_sign(*each) for each in (known, [measured(each.values()) for each in runs])}
+    return found if found is None or len(signs) == 1 else found._replace(p=1.0)
+
+
+def _sign(first: Sequence[float], second: Sequence[float]) -> int:
+    difference = (mean(first) or 0.0) - (mean(second) or 0.0)
+    return 0 if abs(difference) < 1e-9 else 1 if difference > 0 else -1
 
 
 def with_teacher(run: Run) -> Paired | None:
@@ -63,17 +77,16 @@ def _by_samples(pairs: Sequence[tuple[Run, Run]]) -> Paired | None:
     p_values, signs = [], set()
     for one, other in pairs:
         first, second = one.predictions, other.predictions
-        if first is None or second is None or _data(one) != _data(other) or not _same_samples(first, second):
+        if first is None or second is None or not _same_samples(first, second):
             return None
         p_values.append(mcnemar(first.student, second.student, first.label))
         signs.add(np.sign(np.sum(first.student == first.label) - np.sum(second.student == first.label)))
-    if not p_values:
-        return None
     several = "" if len(pairs) == 1 else f" of each of {len(pairs)} seeds, the largest p"
     return Paired(max(p_values) if len(signs) == 1 else 1.0, f"McNemar's test{several}")
 
 
-def _data(run: Run) -> object:
+def evaluated_on(run: Run) -> object:
+    """Return the data and the set on which a run's networks were evaluated."""
     return section(run.manifest, "data").get("fingerprint"), section(run.evaluation).get("set")
 
 

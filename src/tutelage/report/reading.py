@@ -44,12 +44,13 @@ class Run:
     def predictions(self) -> records.Predictions | None:
         """What its networks answer each sample of the test set, read when first asked for.
 
-        ``None`` where there are none, or a damaged file.
+        ``None`` where there are none, or a damaged file, or another run's: then accuracies are not those evaluated.
         """
         try:
-            return records.read_predictions(self.folder) if self.finished else None
+            answers = records.read_predictions(self.folder) if self.finished else None
         except (NotFoundError, records.DamagedError, StorageError):
             return None
+        return answers if answers is not None and _are_of(answers, self.evaluation) else None
 
     @property
     def finished(self) -> bool:
@@ -173,6 +174,18 @@ def read_run(folder: Path, *, entry: str | None = None, seed: object = None) -> 
     )
 
 
+def _are_of(answers: records.Predictions, evaluation: Mapping[str, Any] | None) -> bool:
+    """Whether predictions are those of which an evaluation tells: of its set and size, and as often right."""
+    known = answers.label >= 0
+    for who, given in (("student", answers.student), ("teacher", answers.teacher)):
+        accuracy = number(section(evaluation, who).get("accuracy"))
+        right = None if given is None else int((given == answers.label)[known].sum())
+        if right is not None and accuracy is not None and abs(right - accuracy * int(known.sum())) > 0.5:
+            return False
+    said = section(evaluation)
+    return answers.set == said.get("set") and len(answers.index) == said.get("samples")
+
+
 def _comparison(folder: Path, comparison: Mapping[str, Any]) -> Subject:
     runs = []
     for entry in comparison.get("entries") or ():
@@ -211,7 +224,10 @@ def number(value: object) -> float | None:
     """Return a finite number unchanged, and ``None`` for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) else None
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # JSON's whole numbers have no largest one.
+        return None
 
 
 def text(value: object) -> str | None:

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+MOST_SAMPLES = 2**53
+"""Number of samples above which a number is no count."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Unfinished:
     """A run that no mean includes."""
@@ -63,7 +67,7 @@ class Result:
     entropy: float | None = None  # entropy of the network's distribution, nats
     kl_to_teacher: float | None = None  # KL(p || q) at temperature 1, nats
     ece: float | None = None  # expected calibration error, a fraction
-    samples: int | None = None  # of the set on which it was evaluated; None if the runs differ
+    samples: int | None = None  # labelled ones of the set on which it was evaluated; None if the runs differ
     test: Paired | None = None  # whether it differs from the baseline, corrected for the number of objectives
     cost: Cost | None = None  # what the network costs, as most of the runs measured it
     unfinished: tuple[Unfinished, ...] = ()  # runs of the entry that are not in the means
@@ -131,7 +135,7 @@ def _entry(subject: Subject, name: str, place: str | None) -> Result:
         role="baseline" if name == subject.baseline else "student",
         best=mean(number(best.get(subject.measure.key)) for best in bests) if len(best_sets) == 1 else None,
         best_set=" and ".join(best_sets) or None,
-        samples=_samples(runs),
+        samples=_samples(runs, "student"),
         cost=pooled(runs, "student", place),
         unfinished=tuple(map(unfinished, subject.of(name, finished=False))),
         damage=tuple(line for run in subject.runs if run.entry == name for line in run.damage),
@@ -140,10 +144,14 @@ def _entry(subject: Subject, name: str, place: str | None) -> Result:
     )
 
 
-def _samples(runs: Iterable[Run]) -> int | None:
-    sizes = {number(section(run.evaluation).get("samples")) for run in runs}
-    size = sizes.pop() if len(sizes) == 1 else None
-    return int(size) if size and size >= 1 else None
+def _samples(runs: Iterable[Run], who: str) -> int | None:
+    """Return the number of labelled samples of which an accuracy is the mean, as the bins of reliability have it."""
+    sizes = set()
+    for run in runs:
+        bins = section(run.evaluation, who).get("reliability") or []
+        sizes.add(sum(number(each.get("count")) or 0 for each in bins))
+    size = sizes.pop() if len(sizes) == 1 else 0
+    return int(size) if 1 <= size <= MOST_SAMPLES else None
 
 
 def _averaged(
@@ -189,7 +197,7 @@ def _teacher(subject: Subject, place: str | None) -> list[Result]:
         measure=subject.measure,
         name=name,
         role="teacher",
-        samples=_samples(run for run in subject.runs if section(run.evaluation, "teacher")),
+        samples=_samples((run for run in subject.runs if section(run.evaluation, "teacher")), "teacher"),
         cost=pooled(subject.runs, "teacher", place),
     )
     damage = subject.teacher.damage if subject.teacher is not None else ()

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tutelage import records
 from tutelage.report.costs import LATENCY, PARAMETERS, amount, in_words, interval
-from tutelage.report.paired import Paired, compare, corrected, p_in_words, with_teacher
+from tutelage.report.paired import Paired, compare, corrected, evaluated_on, p_in_words, with_teacher
 from tutelage.report.reading import Subject, formula, number, section, text
 from tutelage.report.results import Result, best_of
 from tutelage.report.statistics import LEVEL
@@ -114,7 +114,7 @@ def _against_others(subject: Subject, top: Result, others: Sequence[Result]) -> 
         yield (
             f"No difference shown between {top.name} and {', '.join(named)}."
             if open_ones
-            else (f"{top.name} is better than the other objectives too (p < {LEVEL}).")
+            else f"{top.name} is better than the other objectives{' too' if top.better else ''} (p < {LEVEL})."
         )
     elif others:
         yield "The objectives are not tested against each other."
@@ -152,11 +152,17 @@ def warnings(subject: Subject) -> Iterator[str]:
         yield from (f"Damaged: {line}." for line in subject.teacher.damage)
     for run in subject.runs:
         yield from (f"Damaged: {line}." for line in run.damage)
-        if run.predictions is None and (path := run.folder / records.PREDICTIONS).exists() and run.finished:
-            yield f"Damaged: {path}: not the predictions that a run wrote; without them samples are not compared."
+        path = run.folder / records.PREDICTIONS
+        if run.finished and run.predictions is None:
+            if path.exists():
+                yield f"Damaged: {path}: not the predictions that the run wrote; without them samples are not compared."
+            elif run.disputed or any(other.predictions for other in subject.runs):
+                yield f"{run.label}: no {path.name}; without it samples are not compared."
         skipped = sum(int(number(epoch.get("skipped_steps")) or 0) for epoch in run.epochs)
         if skipped:
             yield f"{run.label}: {skipped} steps had a non-finite loss or gradient and were not applied."
+    if len({evaluated_on(run) for run in subject.runs if run.finished}) > 1:
+        yield "Runs were evaluated on different data, and those of different data are not tested against each other."
     if any(run.manifest.get("repeatable") is False for run in subject.runs):
         yield "Made of Python objects that the records cannot name: not repeatable from the folder alone."
     if any(section(run.manifest, "selection").get("set") == "test" for run in subject.runs):
