@@ -208,7 +208,7 @@ class Answer(TypedDict):
 
 
 class DisputedSample(TypedDict):
-    """A sample of the test set that student and teacher answer differently, or that a student alone is wrong about."""
+    """A sample of the test set that student and teacher answer differently; without a teacher, one answered wrongly."""
 
     index: int
     label: int | None
@@ -219,10 +219,10 @@ class DisputedSample(TypedDict):
 
 
 class Disputed(TypedDict):
-    """``disputed.json``: the samples of which the networks are surest against each other, the surest first."""
+    """``disputed.json``: the samples on which the networks, or a student alone, are surest, these first."""
 
     set: str
-    count: int  # of all samples that they answer differently, or that a student alone is wrong about
+    count: int  # of all such samples
     samples: list[DisputedSample]
 
 

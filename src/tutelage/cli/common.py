@@ -36,7 +36,8 @@ Overrides = Annotated[
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
 TrustCode = Annotated[
-    bool, typer.Option("--trust-code", help="Allow file: and export: models of a recipe, which run code.")
+    bool,
+    typer.Option("--trust-code", help="Allow what runs code: file: and export: models, and modules of your own."),
 ]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 
@@ -190,18 +191,16 @@ def noting_runs(folder: Path) -> contextlib.AbstractContextManager[None]:
     return noting(folder, saved)
 
 
-def print_dry_run(
-    recipe: Recipe, trust: bool | frozenset[str], runs: Path, *, printed: Sequence[tuple[str, str]] = ()
-) -> list[tuple[str, str]]:
-    """Do a dry run, and print its summary, which is returned, without notes that were ``printed`` before."""
+def print_dry_run(recipe: Recipe, trust: bool | frozenset[str], runs: Path, noted: set[str]) -> None:
+    """Do a dry run, and print its summary without the notes in ``noted``, to which the others are added."""
     from tutelage.runs.dry_run import dry_run
 
     echo(f"{recipe.name} (dry run, nothing is written)")
-    summary = dry_run(recipe, trust_code=trust, runs=runs)
-    for name, value in summary:
-        if name != "note" or (name, value) not in printed:
+    for name, value in dry_run(recipe, trust_code=trust, runs=runs):
+        if name != "note" or value not in noted:
             echo(f"  {name:<20} {value}")
-    return summary
+        if name == "note":
+            noted.add(value)
 
 
 def print_disk(planned: Sequence[tuple[Recipe, Path]], trust: bool | frozenset[str], runs: Path) -> None:

@@ -156,10 +156,10 @@ def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
     for method, reason in request.missing.items():
         if method in request.methods:
             common.echo(f"{method}: {reason}")
-    errors, printed = [], list[tuple[str, str]]()
+    errors, noted = [], set[str]()
     for recipe in plan.dry_run_recipes(request):
         try:
-            printed += common.print_dry_run(recipe, trust, request.runs, printed=printed)
+            common.print_dry_run(recipe, trust, request.runs, noted)
         except TutelageError as error:
             common.echo(f"  does not fit: {error}")
             errors.append(error.within(recipe.name))

@@ -61,7 +61,7 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
 
     check_objectives(recipe, where=where, overrides=overrides)
     if dry_run:
-        common.print_dry_run(recipe, trust, runs)
+        common.print_dry_run(recipe, trust, runs, set())
         return
     folder = runs / recipe.name
     with common.noting_result(folder, "finished", lambda: finished(folder)), common.run_options(trust) as options:
@@ -96,9 +96,9 @@ def compare(
 
     check_objectives(comparison, where=str(path), overrides=typed)
     if dry_run:
-        printed: list[tuple[str, str]] = []
+        noted = set[str]()
         for run in comparisons.dry_runs(comparison, folder):
-            printed += common.print_dry_run(run, trust, runs, printed=printed)
+            common.print_dry_run(run, trust, runs, noted)
         planned = [(run, folder / entry["folder"]) for entry, run in comparisons.plan(comparison, folder)]
         common.print_disk(planned, trust, runs)
         return

@@ -15,7 +15,6 @@ from tutelage.errors import InvalidValueError, missing_extra
 from tutelage.exports.source import Source
 from tutelage.models import Classifier
 
-EXTRA = "int8"
 AT_ONCE = 16
 """Calibration samples in a batch."""
 LEAST = 0.5
@@ -57,7 +56,8 @@ def of_weights(source: Source) -> Source:
     library = _library()
     classifier = source.classifier
     network: Any = copy.deepcopy(classifier.network)
-    inside = {id(module.weight): module.weight.numel() for module in network.modules() if _is_table(module)}
+    tables = [module for module in network.modules() if type(module) in (nn.Linear, nn.Embedding)]
+    inside = {id(module.weight): module.weight.numel() for module in tables}
     total = sum(parameter.numel() for parameter in network.parameters())
     if sum(inside.values()) < LEAST * total:
         got = f"{classifier.card.name}, which has {sum(inside.values()) / max(1, total):.0%} of them there"
@@ -72,10 +72,6 @@ def of_weights(source: Source) -> Source:
     unwrap_tensor_subclass(network)
     changed = Classifier(network, classifier.card, call=classifier.call)
     return replace(source, classifier=changed.eval())
-
-
-def _is_table(module: nn.Module) -> bool:
-    return type(module) in (nn.Linear, nn.Embedding)
 
 
 def for_xnnpack(source: Source, program: ExportedProgram) -> Any:
@@ -121,5 +117,5 @@ def _library() -> Any:
     try:
         from torchao import quantization
     except ImportError as error:
-        raise missing_extra("int8", "torchao", EXTRA, error) from error
+        raise missing_extra("int8", "torchao", "int8", error) from error
     return quantization
