@@ -73,7 +73,7 @@ def test_without_a_teacher_disputes_are_with_the_labels(run):
     synthetic.change(run / records.EVALUATION, teacher=None)
     subject = read(run)
     said = answers.disputed_note(subject, subject.runs[0])
-    assert "answered wrongly; the 1 shown are those of which the student is surest" in said
+    assert "answered wrongly by the student; the 1 shown are those of which it is surest" in said
 
 
 def test_a_picture_is_a_data_url_or_none(tmp_path):
