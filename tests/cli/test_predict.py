@@ -105,6 +105,14 @@ def test_a_broken_picture_is_named_and_the_others_go_on(insects, pictures, invok
     assert sorted(path.name for path in Path().iterdir()) == ["in", "out.csv"]  # and no part of the other
 
 
+def test_a_picture_is_not_replaced_by_its_answer(insects, pictures, invoke):
+    name = next(each for each in Path("in").iterdir() if each.suffix == ".png")
+    before = name.read_bytes()
+    code, _, err = invoke("predict", insects, "in", "--output", str(name))
+    assert (code, "--output: expected another file" in err) == (2, True)
+    assert name.read_bytes() == before
+
+
 def test_networks_without_trained_weights_are_refused(pictures, invoke):
     code, out, err = invoke("predict", "torchvision:squeezenet1_0", "in")
     assert (code, out) == (2, "")
@@ -218,7 +226,9 @@ def test_what_is_there_is_answered_while_the_next_is_waited_for():
     results = answering._ahead(items(), lambda item: 10 * item)
     assert next(results) == 10
     comes.set()
+    running = threading.active_count()
     assert list(results) == [20]
+    assert threading.active_count() == running - 1  # none is left for the end of the process
     with pytest.raises(ZeroDivisionError):
         list(answering._ahead([1, 0], lambda item: 1 // item))
 

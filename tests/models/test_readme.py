@@ -64,6 +64,15 @@ def run(tmp_path):
     return folder
 
 
+def test_an_interval_is_that_of_the_labelled_samples(run):
+    evaluation = json.loads((run / records.EVALUATION).read_text())
+    bins = [evaluation["student"]["reliability"][0] | {"count": 40}]
+    evaluation["student"] |= {"accuracy": 0.75, "reliability": bins}
+    (run / records.EVALUATION).write_text(json.dumps(evaluation | {"samples": 80}))
+    low, high = interval(0.75, 40)
+    assert f"{100 * low:.2f} to {100 * high:.2f}" in cells(split(model_card(run))[1], "Accuracy")[0]
+
+
 def test_the_figures_are_those_of_the_records(run):
     evaluation, manifest = (json.loads((run / name).read_text()) for name in (records.EVALUATION, records.MANIFEST))
     evaluation["student"]["calibration"] = CALIBRATION

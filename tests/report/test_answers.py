@@ -69,6 +69,13 @@ def test_a_disputed_sample_is_said_in_words(run):
     assert answers.disputed_note(subject, subject.runs[0]).startswith("212 samples of 7 of the test set are answered")
 
 
+def test_without_a_teacher_disputes_are_with_the_labels(run):
+    synthetic.change(run / records.EVALUATION, teacher=None)
+    subject = read(run)
+    said = answers.disputed_note(subject, subject.runs[0])
+    assert "answered wrongly; the 1 shown are those of which the student is surest" in said
+
+
 def test_a_picture_is_a_data_url_or_none(tmp_path):
     synthetic.write_run(tmp_path / "run", length=1)
     synthetic.add_worth(tmp_path / "run", picture="https://example.org/a.png", said="a text")

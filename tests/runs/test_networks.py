@@ -87,6 +87,7 @@ def test_the_same_classes_and_two_notations_stay_as_they_are(digits):
         ("klmnopqrstuv", ["12 classes", "10 ('a', 'b', 'c', ...)", "12 ('k', 'l', 'm', ...)"]),
         ([*LETTERS, "a"], ["11 classes, two of them of one name"]),
         (map(str, range(12)), ["12 classes"]),  # numbers name nothing
+        ("BCDEFGHIJK", ["10 classes", "1 ('a')", "1 ('K')"]),  # in capitals, and not in order
     ],
 )
 def test_other_classes_are_refused_with_the_difference(digits, names, got):

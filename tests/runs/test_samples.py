@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+from pathlib import Path
 
 import pytest
 from tests._helpers.refusals import refused
@@ -130,3 +131,19 @@ def test_no_mask_replaces_a_picture_or_another_mask(tmp_path):
     for files in (["p"], ["p/2.jpg"]):
         with refused(InvalidValueError, "--output"):
             list(Samples(files, "images", masks=tmp_path / "p"))
+
+
+def test_what_is_read_is_not_to_be_written():
+    for name in ("p/1.png", "p/notes.csv", "p/a.txt", "2.png"):
+        write(name)
+    for files, kind, read in (
+        (["p"], "images", {"p/1.png"}),
+        (["p"], "texts", {"p/a.txt"}),
+        (["2.png", "-"], "images", {"2.png"}),
+        (["p/notes.csv"], "texts", {"p/notes.csv"}),
+    ):
+        listed = Samples(files, kind)
+        found = {
+            name for name in ("p/1.png", "p/notes.csv", "p/a.txt", "2.png", "new", "p") if listed.reads(Path(name))
+        }
+        assert found == read

@@ -89,6 +89,8 @@ def predict(
         best=best,
         trust=trust,
     )
+    if output is not None and samples.reads(output):
+        raise InvalidValueError("--output", "another file than those that are read", output, "name another")
     form = format_ or _OF_ENDING.get("" if output is None else output.suffix.lower(), "table")
     from tutelage.runs import predict as answering
 

@@ -202,7 +202,7 @@ def interval(accuracy: float, samples: int) -> tuple[float, float] | None:
     """
     right = round(accuracy * samples)
     if samples < 1 or abs(accuracy * samples - right) > 1e-6 * samples:
-        return None  # A mean over something else, such as the labelled ones of the samples.
+        return None  # A mean over something else.
     return accuracy_interval(right, samples)
 
 
@@ -315,13 +315,13 @@ def _results(run: FromRun) -> Iterator[Row]:
     judged: Mapping[str, Any] = run.evaluation["student"]
     teacher: Mapping[str, Any] = run.evaluation.get("teacher") or {}
     by = records.measure(judged)
-    samples = run.evaluation["samples"]
 
     def reached(network: Mapping[str, Any]) -> str:
         value = network.get(by.key)
         if value is None:
             return ""
         written = f"{by.write(value)}{' ' + by.unit if by.unit else ''}"
+        samples = sum(each["count"] for each in network.get("reliability") or [])  # those with a label
         bounds = interval(value, samples) if by is records.ACCURACY and network.get("per_class") else None
         shown = f" (95 % interval {by.write(bounds[0])} to {by.write(bounds[1])})" if bounds else ""
         return written + shown

@@ -63,7 +63,7 @@ def certainty(subject: Subject) -> list[Panel]:
 def best_entry(subject: Subject) -> str | None:
     """Return the entry of the best row, if one has a mean."""
     best = best_of(rows(subject))
-    return None if best is None else best.name
+    return best.name if best else None
 
 
 def judged(subject: Subject, *, scaled: bool = False) -> list[Judged]:

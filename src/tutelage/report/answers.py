@@ -168,10 +168,11 @@ def disputed_note(subject: Subject, run: Run) -> str:
     size = number(section(run.evaluation).get("samples"))
     of = f" of {size:,.0f}" if size else ""
     whose = f" Of {run.label}." if subject.comparison else ""
-    taught = section(run.evaluation, "teacher")
-    how = "differently by student and teacher" if taught else "wrongly by the student"
-    surest = "on which the two are surest against each other" if taught else "of which it is surest"
+    how = "differently by student and teacher"
+    sure = "on which the networks are surest against each other"
+    if not section(run.evaluation, "teacher"):
+        how, sure = "wrongly", "of which the student is surest"
     return (
         f"{plural(count, 'sample')}{of} of the {_set(subject)} set {'is' if count == 1 else 'are'} answered {how}; "
-        f"the {shown} shown are those {surest}.{whose}"
+        f"the {shown} shown are those {sure}.{whose}"
     )

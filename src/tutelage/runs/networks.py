@@ -344,7 +344,7 @@ def _output(typed: int | str, card: Card, key: str) -> int:
 def check_classes(network: Classifier, splits: data.Splits, *, key: str = "teacher", judged: str = "") -> None:
     """Refuse a teacher whose classes are not the data's, with the difference.
 
-    As many names without anything in common are two notations for the same classes, such as words and WordNet ids.
+    As many names of which none stands for another class are two notations for the same ones, as words and WordNet ids.
 
     Args:
         network: teacher, after `with_classes`.
@@ -371,12 +371,15 @@ def check_classes(network: Classifier, splits: data.Splits, *, key: str = "teach
     if card.classes == splits.outputs:
         if names == wanted or outputs_by_name(names, wanted) == [*range(card.classes)]:
             return
-        if not shared:
+        if not shared and not _crossed(names, wanted):
             if judged and _are_names(names) and _are_names(wanted):
-                pairs = [f"{mine!r} for {theirs!r}" for mine, theirs in zip(names, wanted, strict=True)]
-                got = f"none of them, so they are taken in order: {', '.join(pairs[:SHOWN])}" + ", ..." * (
-                    len(pairs) > SHOWN
-                )
+                pairs = [
+                    f"{mine!r} for {theirs!r}"
+                    for mine, theirs in zip(names, wanted, strict=True)
+                    if not _synonyms(mine) & _synonyms(theirs)
+                ]
+                got = "none of them" if len(pairs) == len(names) else f"others for {len(pairs)} of them"
+                got += f", so they are taken in order: {', '.join(pairs[:SHOWN])}" + ", ..." * (len(pairs) > SHOWN)
                 sanity_checks.warn([message(what, "the class names of the data", got, instead)])
             return
     got = f"{card.classes} classes"
@@ -389,6 +392,18 @@ def check_classes(network: Classifier, splits: data.Splits, *, key: str = "teach
         lacking, other = _unmatched(wanted, names), _unmatched(names, wanted)
         got += f"; {_some(lacking)} of the data's are not among them, and {_some(other)} of them not among the data's"
     raise RecipeError(what, expected, got, instead)
+
+
+def _crossed(names: Sequence[str], wanted: Sequence[str]) -> bool:
+    """Whether a name stands for one of those wanted, but not for the one in its place."""
+    if not _are_names(names) or not _are_names(wanted):
+        return False
+    places: dict[str, set[int]] = {}
+    for k, name in enumerate(wanted):
+        for notation in _synonyms(name):
+            places.setdefault(notation, set()).add(k)
+    found = [set().union(*(places.get(each, set()) for each in _synonyms(name))) for name in names]
+    return any(matches and k not in matches for k, matches in enumerate(found))
 
 
 def _unmatched(names: Sequence[str], others: Sequence[str]) -> list[str]:

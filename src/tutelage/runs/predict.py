@@ -34,6 +34,8 @@ R = TypeVar("R")
 _RANDOM = "cifar", "mlp", "timm", "torchvision", "hf"
 """Sources whose names without weights have random ones."""
 _THREADS = 8
+_PATIENCE = 0.2
+"""Seconds that the end waits for a thread, which may itself wait for standard input."""
 _LONGEST_TEXT = 512
 """Largest number of tokens that a network with a name is given, if it takes as many."""
 _ANY = 64
@@ -319,7 +321,8 @@ def _ahead(items: Iterable[T], work: Callable[[T], R]) -> Generator[R, None, Non
             except BaseException as error:  # noqa: BLE001  raised where the results are used
                 given.put(("error", error))
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     asked.put(True)
     try:
         while (found := given.get())[0] == "result":
@@ -329,3 +332,4 @@ def _ahead(items: Iterable[T], work: Callable[[T], R]) -> Generator[R, None, Non
             raise found[1]
     finally:
         asked.put(False)
+        thread.join(_PATIENCE)  # A thread that still runs when the process ends may abort it.

@@ -124,6 +124,17 @@ class Samples:
         """Whether some texts have no file of their own."""
         return self.kind == "texts" and any(file == STDIN or _is_table(file) for file in self.files)
 
+    def reads(self, path: Path) -> bool:
+        """Whether a file is one of those that are read."""
+        if not path.is_file():
+            return False
+        of_kind = is_picture(path.name) if self.kind == "images" else path.suffix.lower() == _TEXT
+        files = [Path(file) for file in self.files if file != STDIN]
+        return any(
+            file.resolve() in path.resolve().parents and of_kind if file.is_dir() else file.samefile(path)
+            for file in files
+        )
+
     def errors(self) -> Iterator[TutelageError]:
         """Yield what is wrong with the files as far as it can be seen without reading them."""
         for file in self.files:
