@@ -40,7 +40,8 @@ def write(source: Source, to: Path) -> None:
         ValueError: if the network is not timm's, or gives each pixel a class.
     """
     library = _library()
-    network, card = source.classifier.network, source.classifier.card
+    card = source.classifier.card
+    network: Any = source.classifier.network
     if not is_timms(network):
         expected, instead = "a network of timm", "type --to onnx, --to torch-export or --to safetensors"
         raise InvalidValueError("to", expected, card.name, instead)
