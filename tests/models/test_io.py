@@ -1,4 +1,5 @@
 import argparse
+import json
 import os
 import pickle
 
@@ -9,8 +10,10 @@ import torch
 from tests._helpers.refusals import refused
 from torch import nn
 
+from tutelage import models
 from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
 from tutelage.models import create, fingerprint, load, parameters, read
+from tutelage.models.io import describe
 
 
 @pytest.fixture
@@ -288,3 +291,22 @@ def test_fingerprint_refuses_extra_state():
 def test_parameters_are_counted_once_and_without_buffers():
     shared = nn.Linear(3, 4)
     assert parameters(nn.Sequential(shared, nn.BatchNorm1d(4), shared)) == 16 + 8
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"card": {"margin": 1e308}},
+        {"card": {"margin": -1}},
+        {"outputs": {"chosen": [0, 1, 2], "of": 10**10}},
+        {"base": {"fingerprint": "x", "seed": -(10**30)}},
+    ],
+)
+def test_a_packed_file_with_a_hostile_header_is_refused_by_its_own_name(change, tmp_path):
+    classifier = models.create("mlp:4", classes=3, image_size=(4, 4))
+    described = describe(classifier)
+    described |= {key: {**described.get(key, {}), **value} for key, value in change.items()}
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(models.pack(classifier, {"student.json": json.dumps(described)}))
+    with pytest.raises(InvalidValueError, match=str(path)):
+        models.create(str(path))

@@ -14,6 +14,8 @@ JSON_NAMES = {"stages": "taps", "stage_inputs": "preactivations"}
 """Names in files of the fields that have another name there."""
 OF_TEXT = ("max_tokens", "per_token", "tokenizer")
 """Fields of networks that read text, which the cards of others lack in files."""
+LARGEST_MARGIN = 100
+"""A resized copy of an image is smaller than this many views."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -92,6 +94,8 @@ class Card:
             raise self._error("interpolation", "bilinear or bicubic", "type interpolation='bilinear'")
         if not 0 < self.divisor < float("inf"):
             raise self._error("divisor", "a number above 0", "type divisor=255")
+        if not 0 < self.margin < LARGEST_MARGIN:
+            raise self._error("margin", f"a number above 0 and below {LARGEST_MARGIN}", "type margin=1.0")
         if (self.mean is None) != (self.std is None):
             raise InvalidValueError("mean and std", "both or neither", "one of them", "give the other too")
         for argument in ("mean", "std"):

@@ -23,7 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from tutelage import plain_files, records
-from tutelage.errors import InvalidTypeError, InvalidValueError, one_line
+from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, one_line
 from tutelage.models import lora, structure
 from tutelage.models.card import JSON_NAMES, Card
 from tutelage.models.classifier import Classifier
@@ -355,7 +355,18 @@ def unpacked(path: Path) -> Iterator[tuple[Path, Path]]:
         folder.mkdir()
         for name in _PACKED_FILES & header.keys():
             (folder / name).write_text(header[name], encoding="utf-8")
-        yield folder, path
+        try:
+            yield folder, path
+        except TutelageError as error:  # It names what was unpacked, which nobody finds.
+            raise type(error).of(
+                type(part)(
+                    *(
+                        text.replace(str(folder), str(path))
+                        for text in (part.what, part.expected, part.got, part.instead)
+                    )
+                )
+                for part in error.errors
+            ) from error
 
 
 def frozen_fingerprint(classifier: Classifier) -> str | None:
@@ -398,6 +409,9 @@ def read_parts(folder: Path) -> tuple[lora.Adapters | None, Base | None]:
         ValueError: if the folder does not say it as `save` does.
     """
     value = _read_parts(folder)
+    if not 0 <= (seed := value.get("base", {}).get("seed", 0)) < 2**63:
+        instead = records.how_to_restore(folder)
+        raise InvalidValueError(folder / records.CARD, "a seed from 0 to 2**63 - 1", seed, instead)
     saved = value.get("adapters")
     adapters = saved and lora.Adapters(saved["rank"], saved["alpha"], tuple(saved["targets"]))
     return adapters, value.get("base")

@@ -223,6 +223,10 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
 def _from_file(spec: ModelSpec, path: Path, classes: int | None, saved: Path | None) -> tuple[nn.Module, Card]:
     """Make the network with a checkpoint's weights, and with its own classes if ``classes`` needs a new head."""
     card, chosen = spec.card, None if saved is None else io.read_outputs(saved)
+    if saved is not None and (width := _width(card, chosen)) > (size := path.stat().st_size):
+        # Memory would be taken for them before the weights are found not to fit.
+        expected, got = f"at most as many outputs as {path} has bytes, {size}", f"{width} in {saved / records.CARD}"
+        raise InvalidValueError("model", expected, got, records.how_to_restore(saved))
     network = spec.build(classes=_width(card, chosen))
     state = io.read(path) if saved is None else _completed(io.read(path), network, path, saved)
     state = io.unprefixed(state, network.state_dict(), name=card.name, path=path)
