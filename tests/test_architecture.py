@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,8 +59,9 @@ class Import(NamedTuple):
     top: bool
 
 
-def imports(source: str, *, package: str) -> Iterator[Import]:
-    """Yield what a file imports, wherever in it, TYPE_CHECKING blocks included.
+@cache
+def imports(source: str, *, package: str) -> tuple[Import, ...]:
+    """Return what a file imports, wherever in it, TYPE_CHECKING blocks included.
 
     Args:
         source: the file's text.
@@ -83,7 +85,7 @@ def imports(source: str, *, package: str) -> Iterator[Import]:
                 function = isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
                 yield from walk(child, top and not function)
 
-    yield from walk(ast.parse(source), True)
+    return tuple(walk(ast.parse(source), True))
 
 
 def package_of(module: str) -> str | None:
