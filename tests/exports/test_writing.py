@@ -1,5 +1,6 @@
 """A file gets its name when it is whole and answers as its student does; otherwise nothing is left."""
 
+import dataclasses
 import errno
 import os
 
@@ -56,6 +57,15 @@ def test_a_file_that_answers_otherwise_is_removed(put, tmp_path):
         put(Format(1.01))
     assert os.listdir(tmp_path) == []
     assert put(Format(1 + 1e-5)).relative == pytest.approx(1e-5, rel=0.1)
+
+
+def test_integers_that_answer_otherwise_are_warned_of(monkeypatch, make, tmp_path):
+    monkeypatch.setattr(verify, "MOST_CALLS", 2)
+    monkeypatch.setattr("tutelage.exports.writing.writer_of", lambda name: Format(-1.0))
+    source = dataclasses.replace(make(), int8=True)
+    with pytest.warns(UserWarning, match=r"int8: [0-9.]+% of the answers are others"):
+        made = write(source, "onnx", tmp_path / "a.onnx")
+    assert made.agreement < 0.9
 
 
 def test_what_fails_leaves_nothing_and_keeps_what_was_there(put, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from tutelage.runs.lock import BusyError, folder_lock
 
 TOLERANCE = 1e-3
 """Largest difference of a file's logits from the student's that is a rounding's, over the largest logit."""
+ALIKE = 0.9
+"""Share of answers that a file of 8-bit integers has in common with the student, below which that is a warning."""
 _ELSEWHERE = "type --output for another place"
 
 
@@ -61,6 +64,9 @@ def write(source: Source, to: str, path: Path, *, force: bool = False) -> Export
             expected = f"logits within {TOLERANCE:g} of the student's, relative to the largest"
             got = f"{found.relative:.3g}, a difference of {found.difference:.3g}, and no file was kept"
             raise RunError(f"export to {to}", expected, got, "choose another format, such as safetensors")
+        if source.int8 and found.agreement is not None and found.agreement < ALIKE:
+            change = f"{1 - found.agreement:.1%} of the answers are others than the student's"
+            warnings.warn(f"int8: {change}; compare the accuracies, or leave int8 out", stacklevel=2)
         with records.writing(path, _ELSEWHERE):
             _name(made, path, folder, force=force)
     return Export(path=path, to=to, int8=source.int8, **vars(found))
