@@ -130,8 +130,9 @@ def create(
                 raise InvalidValueError("mean", f"none for {name}, a run with its own", list(mean), instead)
             weights = own if weights is None else Path(weights)
             records.require_whole(saved, records.CARD, *([weights.name] if weights.parent == saved else []))
-            spec, chosen = _rebuilt(saved, request, name), io.read_outputs(saved)
-        network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes, saved)
+            chosen = io.read_outputs(saved)
+            spec = _rebuilt(saved, request, name, chosen)
+        network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes, saved, chosen)
         if classes not in (None, card.classes) and "classes" not in as_trained:
             structure.replace_head(network, old=_width(card, chosen), new=classes)
             chosen = None
@@ -220,18 +221,21 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
         raise NetworkError("model", expected, reason_of(error), instead) from error
 
 
-def _from_file(spec: ModelSpec, path: Path, classes: int | None, saved: Path | None) -> tuple[nn.Module, Card]:
+def _from_file(
+    spec: ModelSpec, path: Path, classes: int | None, saved: Path | None, chosen: io.Chosen | None
+) -> tuple[nn.Module, Card]:
     """Make the network with a checkpoint's weights, and with its own classes if ``classes`` needs a new head."""
-    card, chosen = spec.card, None if saved is None else io.read_outputs(saved)
-    if saved is not None and (width := _width(card, chosen)) > (size := path.stat().st_size):
+    card = spec.card
+    width = _width(card, chosen)
+    if saved is not None and width > (size := path.stat().st_size):
         # Memory would be taken for them before the weights are found not to fit.
         expected, got = f"at most as many outputs as {path} has bytes, {size}", f"{width} in {saved / records.CARD}"
         raise InvalidValueError("model", expected, got, records.how_to_restore(saved))
-    network = spec.build(classes=_width(card, chosen))
+    network = spec.build(classes=width)
     state = io.read(path) if saved is None else _completed(io.read(path), network, path, saved)
     state = io.unprefixed(state, network.state_dict(), name=card.name, path=path)
-    stored = structure.stored_classes(state, network, classes=_width(card, chosen))
-    if classes is not None and stored not in (None, _width(card, chosen)):
+    stored = structure.stored_classes(state, network, classes=width)
+    if classes is not None and stored not in (None, width):
         card = dataclasses.replace(card, classes=stored, class_names=None)
         network = spec.build(classes=card.classes)
     io.load(network, state, name=card.name, path=path)
@@ -289,18 +293,17 @@ def _without_head(classifier: Classifier) -> Classifier:
     return Classifier(network, card, call=call)
 
 
-def _rebuilt(saved: Path, request: ModelRequest, name: str) -> ModelSpec:
+def _rebuilt(saved: Path, request: ModelRequest, name: str, chosen: io.Chosen | None) -> ModelSpec:
     card = io.read_card(saved)
     if is_own_module(card.name):
         card = dataclasses.replace(card, weights=card.weights if request.tagged else None)
         return ModelSpec(card=card, build=partial(_build_own, saved, name, card, request.trust_code))
     size = request.as_weights(image_size=card.image_size).image_size or card.image_size
     request = dataclasses.replace(request, text=_text_of(saved, card, request.text), task=card.task)
-    classes = _width(card, io.read_outputs(saved))
     built = _planned(
         card.name,
         dataclasses.replace(
-            request, classes=classes, channels=card.channels, image_size=size, tagged=False, saved=saved
+            request, classes=_width(card, chosen), channels=card.channels, image_size=size, tagged=False, saved=saved
         ),
     )
     build, (adapters, base) = built.build, io.read_parts(saved)
