@@ -13,7 +13,7 @@ from tutelage import records
 from tutelage.report.answers import names_of
 from tutelage.report.figures import TEACHER, Panel, Style, add_histogram, empty, inert, reach, style
 from tutelage.report.reading import Subject, mean, number, section, teachers
-from tutelage.report.results import best_of, rows
+from tutelage.report.results import best_entry
 from tutelage.report.table import Row, Table, fixed, percent
 
 MAX_NAMED_CLASSES = 30
@@ -58,12 +58,6 @@ def certainty(subject: Subject) -> list[Panel]:
         reliability(scaled, counted, key="reliability-scaled", title="Reliability after temperature scaling"),
     ]
     return [panel for panel in panels if panel]
-
-
-def best_entry(subject: Subject) -> str | None:
-    """Return the entry of the best row, if one has a mean."""
-    best = best_of(rows(subject))
-    return None if best is None else best.name
 
 
 def judged(subject: Subject, *, scaled: bool = False) -> list[Judged]:

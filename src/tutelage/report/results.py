@@ -117,6 +117,12 @@ def rows(folder: Path | str | Subject) -> list[Result]:
     return [*_teacher(subject, place), *results]
 
 
+def best_entry(subject: Subject) -> str | None:
+    """Return the entry of the best row, if one has a mean; nothing is tested for it."""
+    best = best_of([_entry(subject, name, None) for name in subject.entries])
+    return None if best is None else best.name
+
+
 def best_of(results: Sequence[Result]) -> Result | None:
     """Return the row with the best mean besides the baseline's, or else the baseline's."""
     known = [row for row in results if row.role != "teacher" and row.value is not None]
