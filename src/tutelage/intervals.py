@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 def accuracy_interval(correct: int, samples: int) -> tuple[float, float]:
     """Return Wilson's 95 % interval of a share, ``correct`` of ``samples`` (Wilson 1927, doi:10.2307/2276774).
@@ -20,3 +23,16 @@ def accuracy_interval(correct: int, samples: int) -> tuple[float, float]:
 
     low, high = binomtest(correct, samples).proportion_ci(0.95, method="wilson")
     return float(low), float(high)
+
+
+def interval_of(judgement: Mapping[str, Any]) -> tuple[float, float] | None:
+    """Return the interval of a `records.Judgement`'s accuracy, from the labelled samples in its bins of reliability.
+
+    ``None`` where there is no accuracy by class, as of tokens, no label, or a mean of something else.
+    """
+    samples = sum(each["count"] for each in judgement.get("reliability") or [])
+    accuracy = judgement.get("accuracy")
+    if accuracy is None or not samples or not judgement.get("per_class"):
+        return None
+    correct = round(accuracy * samples)
+    return accuracy_interval(correct, samples) if abs(accuracy * samples - correct) <= 1e-6 * samples else None

@@ -11,7 +11,7 @@ import typer
 from tutelage import launcher, records
 from tutelage.cli import common
 from tutelage.errors import InvalidValueError, NotFoundError, nearest
-from tutelage.intervals import accuracy_interval
+from tutelage.intervals import interval_of
 
 
 def evaluate(
@@ -50,10 +50,8 @@ def evaluate(
     for key, unit in (("accuracy", "%"), ("loss", "nats"), ("entropy", "nats"), ("ece", "%")):
         if (value := cast("float | None", evaluation[key])) is not None:  # type: ignore[literal-required]
             lines[key] = f"{percent(value) if unit == '%' else f'{value:.4f}'} {unit}"
-    samples = sum(each["count"] for each in evaluation["reliability"])
-    if records.measure(evaluation) is records.ACCURACY and evaluation["accuracy"] is not None:
-        low, high = accuracy_interval(round(evaluation["accuracy"] * samples), samples)
-        lines["accuracy"] += f"  (95 % interval {percent(low)} to {percent(high)} %)"
+    if records.measure(evaluation) is records.ACCURACY and (bounds := interval_of(evaluation)):
+        lines["accuracy"] += "  (95 % interval {} to {} %)".format(*map(percent, bounds))
     if scaled := evaluation.get("calibration"):
         where = (
             "the validation set" if scaled["fitted_on"] == "validation" else "each half of the test set, for the other"

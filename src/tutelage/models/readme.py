@@ -16,7 +16,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from tutelage import records
 from tutelage.errors import printable
-from tutelage.intervals import accuracy_interval
+from tutelage.intervals import interval_of
 from tutelage.models import io
 from tutelage.models.card import Card
 from tutelage.models.hf_calls import OWN
@@ -193,19 +193,6 @@ def publishable_name(name: str) -> str:
     return f"{prefix}:{PureWindowsPath(path).name}"
 
 
-def interval(accuracy: float, samples: int) -> tuple[float, float] | None:
-    """Return the 95 % interval of an accuracy by its number of test samples (Wilson 1927); ``None`` for other means.
-
-    Example:
-        >>> [round(bound, 3) for bound in interval(0.9, 100)]
-        [0.826, 0.945]
-    """
-    right = round(accuracy * samples)
-    if samples < 1 or abs(accuracy * samples - right) > 1e-6 * samples:
-        return None  # A mean over something else.
-    return accuracy_interval(right, samples)
-
-
 @cache
 def _environment() -> jinja2.Environment:
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -321,8 +308,7 @@ def _results(run: FromRun) -> Iterator[Row]:
         if value is None:
             return ""
         written = f"{by.write(value)}{' ' + by.unit if by.unit else ''}"
-        samples = sum(each["count"] for each in network.get("reliability") or [])  # those with a label
-        bounds = interval(value, samples) if by is records.ACCURACY and network.get("per_class") else None
+        bounds = interval_of(network) if by is records.ACCURACY else None
         shown = f" (95 % interval {by.write(bounds[0])} to {by.write(bounds[1])})" if bounds else ""
         return written + shown
 
