@@ -27,6 +27,7 @@ class RunOptions:
         deadline: moment to stop with a checkpoint; ``None`` to run to the end.
         command: command as recorded in the manifest.
         when_finished: callback for the folder of each finished run, including a teacher's that it trains.
+        when_epoch: callback for a run's folder and each epoch's record, once it is written; an exception ends that run.
         shares_machine: whether other processes train on the same machine, so that what is timed there says nothing.
     """
 
@@ -35,6 +36,7 @@ class RunOptions:
     deadline: Deadline | None = None
     command: str = ""
     when_finished: Callable[[Path], None] | None = None
+    when_epoch: Callable[[Path, records.Epoch], None] | None = None
     shares_machine: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -64,6 +64,7 @@ class RunState:
     ) -> None:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
         self.deadline, self.shares_machine = options.deadline, options.shares_machine
+        self.when_epoch = options.when_epoch
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
         self.grouped = False
@@ -342,6 +343,8 @@ class RunState:
         by_main(self._write_epoch)
         what = "images" if self.run_inputs.splits.of_images else "samples"
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection, what)))
+        if (call := self.when_epoch) is not None:
+            by_main(lambda: call(self.folder, epoch))
 
     def _write_epoch(self) -> None:
         if (self.folder / records.METRICS).exists():
