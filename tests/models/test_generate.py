@@ -165,6 +165,15 @@ def test_tokens_come_as_often_as_the_softmax_says():
     assert often[2] == 0
 
 
+def test_a_temperature_near_0_writes_the_likeliest_and_a_high_one_does_not(network):
+    cold = written(sampler_of(network, temperature=1e-4)(batch_of(*LENGTHS)))
+    assert written(sampler_of(network, temperature=100.0)(batch_of(*LENGTHS))) != cold
+    prompts = [(torch.arange(length - 1) % 200 + 1).tolist() for length in LENGTHS]
+    likeliest = generate.continued(network, prompts, new_tokens=6, max_tokens=24, end=END)
+    for found, expected in zip(cold, likeliest, strict=True):
+        assert found == expected[: len(found)]
+
+
 class Both(Next):
     """Sees what follows."""
 
