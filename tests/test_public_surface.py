@@ -133,6 +133,7 @@ def test_the_search_of_messages_sees_a_name(tmp_path):
 SHORTHAND: Mapping[str, Any] = {
     "optimizer": Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"],
     "schedule": Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"],
+    "class_weights": Literal["balanced"] | Sequence[float] | Mapping[str, float] | None,
     "stages": Sequence[Mapping[str, Any]],
     "on_policy": OnPolicy | Mapping[str, Any] | float | None,
     "device": Literal["auto", "cpu", "cuda"] | str,

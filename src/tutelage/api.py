@@ -24,6 +24,7 @@ from tutelage.models import Classifier, Ensemble
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs import notes, recipes
+from tutelage.runs.class_weights import with_class_weights
 from tutelage.runs.evaluation import evaluate_in_detail
 from tutelage.runs.execute import execute
 from tutelage.runs.networks import (
@@ -318,14 +319,15 @@ def _inputs_of(
         trainee = adopt(student, splits, "student")
     else:
         trainee = create_student(recipe.student, splits, seed=recipe.seed, teacher=known, trust_code=trust_code)
+    learned = [
+        for_teacher(recipe, objective if isinstance(objective, Objective) else from_spec(fit.objective))
+        for objective, fit in zip(passed, recipe.fits(), strict=True)
+    ]
     return RunInputs(
         splits=splits,
         student=trainee,
         teacher=known,
-        objectives=tuple(
-            for_teacher(recipe, objective if isinstance(objective, Objective) else from_spec(fit.objective))
-            for objective, fit in zip(passed, recipe.fits(), strict=True)
-        ),
+        objectives=with_class_weights(recipe, learned, splits),
         repeatable=False,
         served=served_of(recipe, splits),
     )

@@ -94,6 +94,16 @@ def classwise(tensor: Tensor, name: str) -> Tensor:
     return tensor
 
 
+def per_class(logits: Tensor, class_weights: Tensor) -> Tensor:
+    """Return a number for each class, as `classwise` does; refuse others than ``(classes,)``."""
+    class_weights = _floating(class_weights, "class_weights")
+    if class_weights.shape != logits.shape[-1:]:
+        expected = f"one number for each class, shape {tuple(logits.shape[-1:])}"
+        instead = "give one for each class, in the order of the logits"
+        raise InvalidValueError("class_weights", expected, tuple(class_weights.shape), instead)
+    return class_weights
+
+
 def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
     """Return features in at least float32: narrower ones are copied.
 

@@ -442,7 +442,9 @@ def test_a_stage_says_what_differs():
 
 
 def test_every_field_of_a_stage_reaches_the_fit():
-    assert set(Stage.model_fields) - {"objective", "batch_size", "on_policy"} <= set(vars(FitSettings()))
+    assert set(Stage.model_fields) - {"objective", "batch_size", "on_policy", "class_weights"} <= set(
+        vars(FitSettings())
+    )
 
 
 def test_without_a_teacher_to_train_there_is_no_recipe_for_one():
@@ -476,6 +478,7 @@ def test_a_teacher_s_recipe_overrides_the_run_s():
         "schedule": "cosine",
         "clip": 2,
         "precision": "fp32",
+        "class_weights": {"a": 2},
         "labelled": 9,
         "seed": 7,
         "data_seed": 8,
@@ -487,6 +490,7 @@ def test_a_teacher_s_recipe_overrides_the_run_s():
     assert (teacher.epochs, teacher.batch_size, teacher.clip, teacher.precision) == (3, 16, 2.0, "fp32")
     assert (teacher.optimizer, teacher.schedule, teacher.seed, teacher.data_seed) == (AdamW(), Cosine(), 7, 8)
     assert teacher.data == DataSettings(**vars(parse(Recipe, FULL).data) | {"labelled": 9})
+    assert teacher.class_weights == {"a": 2.0}
 
 
 def test_a_comparison_s_teacher_has_a_recipe_that_can_be_repeated(tmp_path):

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from tutelage import losses, targets
 from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.types import UNLABELLED
 
 INF = math.inf
 quick = settings(max_examples=30, deadline=None, derandomize=True, database=None)
@@ -114,6 +115,29 @@ def test_cross_entropy_matches_numpy_and_torch(seed, label_smoothing):
         theirs = F.cross_entropy(z, labels, label_smoothing=label_smoothing, reduction="none")
         close(ours, theirs)
         close(gradient(ours, z), gradient(theirs, z))
+
+
+@quick
+@given(seeds, st.sampled_from([0.0, 0.1]))
+def test_class_weights_are_those_of_torch(seed, label_smoothing):
+    z, v, y = draw_logits(seed)
+    weights = torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    y[:1] = UNLABELLED
+    for labels in (y, torch.softmax(v, -1)):
+        ours = losses.cross_entropy(z, labels, label_smoothing=label_smoothing, class_weights=weights)
+        theirs = F.cross_entropy(z, labels, weight=weights, label_smoothing=label_smoothing, reduction="none")
+        close(ours, theirs)
+        close(gradient(ours, z), gradient(theirs, z))
+
+
+def test_a_class_of_weight_0_counts_for_nothing():
+    z, weights = torch.tensor([[0.0, -INF], [1.0, 0.0]]), torch.tensor([1.0, 0.0])
+    values = losses.cross_entropy(z, torch.tensor([1, 1]), label_smoothing=0.1, class_weights=weights)
+    close(values, 0.05 * F.cross_entropy(z, torch.tensor([0, 0]), reduction="none"))
+    with pytest.raises(ValueError, match=r"class_weights: expected one number for each class, shape \(2,\)"):
+        losses.cross_entropy(z, torch.tensor([1, 1]), class_weights=torch.ones(1))
+    with pytest.raises(TypeError, match="class_weights"):
+        losses.cross_entropy(z, torch.tensor([1, 1]), class_weights=torch.tensor([1, 1]))
 
 
 @quick

@@ -85,6 +85,7 @@ def test_soft_labels():
         (objectives.kd(supervised=0.0) + objectives.ttm(gamma=0.5, beta=1.0), ("ce", "kd")),
         (objectives.cross_entropy(), None),
         (objectives.cross_entropy(label_smoothing=0.1) + objectives.kd(supervised=0.0), None),
+        (objectives.kd().with_class_weights(range(1, 8)), None),
         (objectives.kd(supervised=0.0), None),
         (objectives.kd(logits="standardised"), None),
         (objectives.dkd(), None),

@@ -43,8 +43,10 @@ from tutelage.settings.objective import (
     REQUIRED,
     SIGNATURES,
     Argument,
+    ClassWeights,
     ObjectiveSpec,
     Signature,
+    check_class_weights,
     read_objective,
     untyped_exponents,
 )
@@ -123,6 +125,7 @@ ObjectiveField = Annotated[
 OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.name), ShortFor("name")]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
+ClassWeightsField = Annotated[ClassWeights | None, BeforeValidator(check_class_weights)]
 
 
 class _Section(BaseModel):
@@ -341,6 +344,7 @@ class Stage(_Section):
     schedule: ScheduleField | None = None
     clip: Positive | None = None
     on_policy: OnPolicyField | None = None
+    class_weights: ClassWeightsField = None
 
 
 class Training(_Section):
@@ -360,6 +364,7 @@ class Training(_Section):
     schedule: ScheduleField | None = None
     clip: Positive | None = None
     precision: Precision | None = None
+    class_weights: ClassWeightsField = None
     labelled: Whole | None = Field(None, ge=0, le=LARGEST_COUNT)
     seed: SeedField | None = None
     data_seed: SeedField | None = None
@@ -497,6 +502,8 @@ class Recipe(_Section):
         outputs_max_error: it refuses the top where a chunk's mean total variation from ``p_gamma`` or mean relative
             error of ``U_gamma``, at an exponent of the recipe's, is larger; none is 0.01, and 0.25 for tokens.
         objective: a preset, or a list of them with scales.
+        class_weights: of each class in the cross-entropy with the labels: ``balanced``, a list of numbers, or a mapping
+            of class names to numbers, others 1; none for 1.
         batch_size: samples per optimizer step, over all micro-batches and processes.
         on_policy: samples whose completion the student writes itself, a share or a mapping; none for none.
         seed: of the initialisation and of dropout.
@@ -528,6 +535,7 @@ class Recipe(_Section):
     outputs_top: Count | None = None
     outputs_max_error: Positive | None = None
     objective: ObjectiveField = _CROSS_ENTROPY
+    class_weights: ClassWeightsField = None
     epochs: Count = FitSettings.epochs
     batch_size: Count = Fit.batch_size
     optimizer: OptimizerField = SGD()
@@ -581,6 +589,7 @@ class Recipe(_Section):
             settings=FitSettings(**settings),
             batch_size=keys["batch_size"],
             on_policy=on_policy,
+            class_weights=keys["class_weights"],
         )
 
     @property

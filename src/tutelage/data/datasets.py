@@ -128,6 +128,19 @@ class Split(ABC):
         """Return the number of pixels of each class; ``None`` where pixels have none, or must be decoded for it."""
         return None
 
+    def labels_of_classes(self, classes: int) -> Tensor | None:
+        """Return how many labels each class has, ``(classes,)`` float64, soft ones added up: of samples, or of pixels.
+
+        ``None`` where a sample has several, or must be decoded for it, or the classes are tokens.
+        """
+        if (pixels := self.pixels_of_classes()) is not None:
+            return pixels[:classes].double()
+        if self.per_position or (self.labels.ndim > 1 and not self.labels.is_floating_point()):
+            return None
+        if self.labels.is_floating_point():
+            return self.labels.double().sum(0)
+        return torch.bincount(self.labels[self.labels != UNLABELLED], minlength=classes).double()
+
     def targets(self, index: Tensor, inputs: Inputs, view: View | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the labels of samples in a view, and which of their positions count, as in `types.Batch`."""
         return self.labels[index], None

@@ -19,30 +19,34 @@ from tutelage.losses.sparse import sparse_matching
 from tutelage.types import UNLABELLED, Sparse
 
 
-def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+def cross_entropy(
+    student_logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0, class_weights: Tensor | None = None
+) -> Tensor:
     """Compute the student's cross-entropy with the labels.
 
-    ``CE(y, q) = -sum_i y'[i] * log q[i]`` with ``y' = (1 - label_smoothing) * y + label_smoothing / classes``; ``y`` is
-    the one-hot row of a class index, or the soft label itself.
+    ``CE(y, q) = -sum_i w[i] * y'[i] * log q[i]`` with ``y' = (1 - label_smoothing) * y + label_smoothing / classes``;
+    ``y`` is the one-hot row of a class index, or the soft label itself, and ``w`` the classes' weights, by default 1.
 
     Args:
         student_logits: ``(..., classes)``.
         labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0; or soft labels
             ``(..., classes)``, each row non-negative with sum 1, or all 0.
         label_smoothing: share of the label spread evenly over all classes, in [0, 1).
+        class_weights: ``(classes,)`` floating, each at least 0 (not checked): one whose weight is 0 counts for nothing.
 
     Returns:
         ``(...)`` nats; infinite if the student gives probability 0, a logit of ``-inf``, to a class with a share.
 
     Raises:
-        TypeError: if the logits are not a floating tensor, or the labels neither int64 nor floating.
+        TypeError: if the logits or the weights are not a floating tensor, or the labels neither int64 nor floating.
         ValueError: if shapes do not fit, ``label_smoothing`` is outside [0, 1), an index is neither a class nor -100,
             or a soft label is no distribution, as multi-hot ones are not. Labels are checked on the CPU outside
             ``torch.compile``; on CUDA the kernel asserts for an index, and a `Distiller` checks its first batch.
 
     Source: label smoothing: Szegedy et al., "Rethinking the Inception Architecture", arXiv 1512.00567.
     Differs from: `torch.nn.functional.cross_entropy`, which has classes on axis 1 and by default takes the mean. A mean
-        over labelled samples is the sum of these values over the number of labels that are not -100.
+        over labelled samples is the sum of these values over the number of labels that are not -100; with weights torch
+        divides the same values by the sum of the labels' weights, unless labels are soft.
 
     Example:
         >>> logits = torch.tensor([[2.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
@@ -53,6 +57,9 @@ def cross_entropy(student_logits: Tensor, labels: Tensor, *, label_smoothing: fl
     is_index = checks.labels_for(student_logits, labels)
     checks.fraction(label_smoothing, "label_smoothing", example=0.1)
     log_q = torch.log_softmax(student_logits, dim=-1)
+    if class_weights is not None:
+        class_weights = checks.per_class(log_q, class_weights).to(log_q.dtype)
+        log_q = (class_weights * log_q).masked_fill(class_weights == 0, 0.0)
     if not is_index:
         smoothed = labels.detach().to(log_q.dtype) * (1 - label_smoothing) + label_smoothing / labels.shape[-1]
         return (smoothed * -log_q).masked_fill(smoothed == 0, 0.0).sum(dim=-1)

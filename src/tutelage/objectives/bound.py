@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import ClassVar, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,7 @@ class BoundObjective(nn.Module):
         pair: names of the cross-entropy and a loss of logits that can be computed at once; ``None`` without such.
         fused: whether these are computed at once.
         resolved: numbers that were computed at binding, by term and argument; empty if nothing is ``auto``. Typed in
-            place of ``auto``, they give the same run.
+            place of ``auto``, they give the same run. Weights of classes are among them.
     """
 
     user_code: ClassVar[None] = None  # a term of the user's has functions of its own, which `errors.explained` names
@@ -62,10 +62,10 @@ class BoundObjective(nn.Module):
         self.supervised = frozenset(part.name for part, _ in parts if part.term.needs.labels != "none")
         self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in parts})
         self._weights: dict[str, WeightValue] = {}
-        self.resolved: dict[str, dict[str, float]] = {}
+        self.resolved: dict[str, dict[str, Any]] = {}
         for part, scale in parts:
             term, weight = self.terms[part.name], part.weight
-            numbers = dict(cast(Mapping[str, float], getattr(term, "resolved", {})))
+            numbers = dict(cast(Mapping[str, Any], getattr(term, "resolved", {})))
             if isinstance(weight, Automatic):
                 single = getattr(term, "single", term)  # for one teacher, where there are several
                 found = numbers[weight.argument] = balanced_weight(cast(Term, single), context, weight)

@@ -9,9 +9,10 @@ from typing import Any
 
 from tutelage.errors import InvalidValueError
 from tutelage.objectives.bound import BoundObjective
+from tutelage.objectives.class_weights import ClassWeighted, reads_labels_alone, with_class_weights
 from tutelage.objectives.members import of_each
 from tutelage.objectives.term import Apply, BindContext, PresetCall, TermSpec, WeightedTerm, joint_needs, named_parts
-from tutelage.settings.objective import ObjectiveSpec, PresetSpec, arguments_to_recipe
+from tutelage.settings.objective import ObjectiveSpec, PresetSpec, arguments_to_recipe, check_class_weights
 from tutelage.settings.weights import scaled, weight_to_recipe
 from tutelage.types import Requirements
 
@@ -95,6 +96,43 @@ class Objective:
         """
         return Objective(tuple(of_each(piece, weights) for piece in self.pieces))
 
+    def with_class_weights(self, weights: Sequence[float]) -> Objective:
+        """Return the objective with a weight for each class in its cross-entropy with the labels.
+
+        ``-sum_i w[i] * y'[i] * log q[i]`` for a label ``y'``, smoothed or soft, so ``w[y] * CE(y, q)`` for a class
+        index without smoothing (`losses.cross_entropy`). Terms that read a teacher stay as they are, also those that
+        read labels beside it, such as `dkd`'s. Means still divide by the number of labels, not by the sum of their
+        weights as `torch.nn.functional.cross_entropy` does; where the mean weight of the labels is 1, as with
+        ``n / (classes * n_c)``, both agree over the training set, and not in each batch.
+
+        Args:
+            weights: weight of each class, finite and at least 0, one of them above 0.
+
+        Raises:
+            ValueError: if a weight is none, or nothing learns from labels alone, or that is no cross-entropy.
+
+        Example:
+            >>> from tutelage import objectives
+            >>> weighted = objectives.wttm(gamma=0.25, beta=1.0).with_class_weights([0.5, 2.0])
+            >>> weighted.class_weights
+            (0.5, 2.0)
+        """
+        read = check_class_weights(weights)
+        if not isinstance(read, tuple):
+            instead = "give one for each, for example with_class_weights([0.5, 2.0])"
+            raise InvalidValueError("class_weights", "a number for each class", repr(weights), instead)
+        if not self.supervised:
+            expected = "an objective with a cross-entropy with the labels, which class weights weigh"
+            instead = "add cross_entropy, or leave class_weights out"
+            raise InvalidValueError("class_weights", expected, f"{self.name}, with nothing to weight", instead)
+        return Objective(tuple(with_class_weights(piece, read) for piece in self.pieces))
+
+    @property
+    def class_weights(self) -> tuple[float, ...] | None:
+        """The weights of the classes in its cross-entropy with the labels; ``None`` without such."""
+        weighted = (part.term.weights for part, _ in self.parts if isinstance(part.term, ClassWeighted))
+        return next(weighted, None)
+
     @property
     def name(self) -> str:
         """The presets' names, joined by ``+``."""
@@ -108,7 +146,7 @@ class Objective:
     @property
     def supervised(self) -> bool:
         """Whether a term is a cross-entropy with the labels or anything else that reads labels alone."""
-        return any(_reads_labels_alone(part) for part, _ in self.parts)
+        return any(reads_labels_alone(part.term) for part, _ in self.parts)
 
     @property
     def needs(self) -> Requirements:
@@ -180,13 +218,9 @@ def _read_at(term: TermSpec) -> tuple[float | None, ...]:
     return (gamma,) if term.needs.teacher and reads else ()
 
 
-def _reads_labels_alone(part: WeightedTerm) -> bool:
-    return part.term.needs.labels != "none" and not part.term.needs.teacher
-
-
 def _one_to_zero(pieces: Sequence[PresetCall]) -> str:
     """Name the preset whose supervised term can be zeroed."""
-    supervised = [piece for piece in pieces if any(_reads_labels_alone(part) for part in piece.parts)]
+    supervised = [piece for piece in pieces if any(reads_labels_alone(part.term) for part in piece.parts)]
     for piece in supervised:
         if "supervised" in (piece.arguments or {}):
             return f"zero one of them, for example {piece.preset}(..., supervised=0)"

@@ -11,6 +11,7 @@ from tutelage import launcher
 from tutelage.config.schema import Recipe
 from tutelage.data import Splits
 from tutelage.models import Classifier
+from tutelage.runs import class_weights
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.sanity_checks import some
 from tutelage.runs.setup import RunInputs
@@ -23,6 +24,7 @@ def of_run(recipe: Recipe, run_inputs: RunInputs) -> Iterator[str]:
     yield from of_data(splits)
     for line in describe_fit(student, splits.input_shape("student")):
         yield f"student {student.card.name}: {line}"
+    yield from class_weights.notes(recipe, splits)
     samples = splits.train.per_epoch
     for size in dict.fromkeys(fit.batch_size for fit in recipe.fits()):
         if size > samples:

@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from tutelage import records
@@ -78,21 +77,14 @@ def of_labels(splits: Splits, objectives: Sequence[Objective]) -> Iterator[str]:
     Fewer labels than classes lack some by necessity, which is not told. Of several labels a sample, those are told that
     hold for no sample, or for all.
     """
-    labels = splits.train.labels
     if splits.task == "embedding" or all(objective.needs.labels == "none" for objective in objectives):
         return
     if splits.task == "labels":
-        yield from _of_several(splits.class_names, labels)
+        yield from _of_several(splits.class_names, splits.train.labels)
         return
-    pixels = splits.train.pixels_of_classes()
-    if splits.train.per_position and pixels is None:
+    counts = splits.train.labels_of_classes(splits.classes)
+    if counts is None:
         return
-    if pixels is not None:
-        counts = pixels[: splits.classes]
-    elif labels.is_floating_point():
-        counts = (labels > 0).sum(0)
-    else:
-        counts = torch.bincount(labels[labels != UNLABELLED], minlength=splits.classes)
     present = [name for name, count in zip(splits.class_names, counts.tolist(), strict=True) if count]
     absent = [name for name, count in zip(splits.class_names, counts.tolist(), strict=True) if not count]
     if len(present) == 1 and int(counts.sum()) > 1:

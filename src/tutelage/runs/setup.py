@@ -26,6 +26,7 @@ from tutelage.models.ensembles import by_tap, normalised
 from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
 from tutelage.runs import sanity_checks
+from tutelage.runs.class_weights import with_class_weights
 from tutelage.runs.manifest import without_paths
 from tutelage.runs.networks import check_classes, check_width, create_student, create_teacher, create_untrained
 from tutelage.runs.preflight import require_teacher
@@ -130,6 +131,7 @@ def build_inputs(
             known = teacher or create(named, opened, trust_code=trust_code)
         return student or make(teacher=known), known
 
+    objectives = with_class_weights(recipe, objectives, opened)
     student, teacher = one_a_node_first(networks)
     served = served_of(recipe, opened)
     return RunInputs(splits=opened, student=student, teacher=teacher, objectives=objectives, served=served)

@@ -9,7 +9,7 @@ from annotated_types import Ge, Le
 
 from tutelage.errors import InvalidValueError
 from tutelage.settings.numbers import FLOAT32, LARGEST, LARGEST_COUNT, SMALLEST, Real, Whole, fits_float32
-from tutelage.settings.objective import ObjectiveSpec
+from tutelage.settings.objective import ClassWeights, ObjectiveSpec
 
 Count = Annotated[Whole, Ge(1), Le(LARGEST_COUNT)]
 """Whole number of at least one."""
@@ -249,6 +249,7 @@ class Fit:
     settings: FitSettings  # settings of the training loop
     batch_size: Whole = 64  # samples per optimizer step, over all micro-batches and processes
     on_policy: OnPolicy | None = None  # samples whose completion the student writes; ``None`` for none
+    class_weights: ClassWeights | None = None  # weights in the cross-entropy with the labels; ``None`` for 1
 
     def steps(self, samples: int, *, world: int = 1) -> int:
         """Return the number of optimizer steps for this many training samples if ``world`` processes share them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, nearest, raise_all
 from tutelage.records import BESIDE
@@ -17,6 +17,41 @@ Names = str | Sequence[str]
 
 Exponent = Annotated[float, "exponent"]
 """Annotation of the exponent of a transformed teacher."""
+
+BALANCED = "balanced"
+"""Classes that count alike, however many samples each has."""
+ClassWeights = Literal["balanced"] | tuple[float, ...] | dict[str, float]
+"""Weight of each class in the cross-entropy with the labels: ``n / (classes * n_c)``, a number for each class, or some
+by the classes' names, 1 for the others."""
+
+
+def check_class_weights(value: Any) -> ClassWeights | None:
+    """Return weights of classes as they are kept; names that YAML reads as whole numbers are texts.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    if value is None or (isinstance(value, str) and value == BALANCED):
+        return value
+    value = value.tolist() if hasattr(value, "tolist") else value  # an array or a tensor
+    named = isinstance(value, Mapping)
+    numbers = (
+        list(value.values())
+        if named
+        else list(value)
+        if isinstance(value, Sequence) and not isinstance(value, str)
+        else []
+    )
+    names = [name for name in value if not isinstance(name, str | int) or isinstance(name, bool)] if named else []
+    good = numbers and all(weights.is_number(number) and number >= 0 for number in numbers)
+    if names or not good or not (named or any(numbers)):
+        expected = "balanced, numbers >= 0, one for each class and not all 0 or by class names, or null"
+        instead = "for example class_weights=balanced"
+        raise InvalidValueError("class_weights", expected, repr(value), instead)
+    if named:
+        return {str(name): float(number) for name, number in value.items()}
+    return tuple(map(float, numbers))
+
 
 REQUIRED: Any = object()
 """Default of an argument that has none."""
@@ -97,6 +132,9 @@ def read_objective(value: Any, signatures: Mapping[str, Signature]) -> Objective
     if isinstance(value, ObjectiveSpec):
         return value
     if isinstance(spec := getattr(value, "spec", None), ObjectiveSpec):
+        if getattr(value, "class_weights", None) is not None:
+            expected = "an objective without class weights, which are a setting beside it"
+            raise InvalidValueError("objective", expected, "one with them", "give class_weights beside it")
         return spec
     entries = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
     if not entries:

@@ -34,6 +34,8 @@ class RunSettings(TypedDict, total=False):
     """Largest L2 norm of the gradient; none for no clipping."""
     stages: Sequence[Mapping[str, Any]]
     """Several fits in turn; each says what differs, such as ``[{"epochs": 5, "objective": "kd"}, {"epochs": 10}]``."""
+    class_weights: Literal["balanced"] | Sequence[float] | Mapping[str, float] | None
+    """Of each class in the cross-entropy with the labels: ``balanced``, a number for each, or some by name; none: 1."""
     on_policy: OnPolicy | Mapping[str, Any] | float | None
     """Samples whose completion the student writes: a share, or a mapping with ``new_tokens`` and ``temperature``."""
     seed: int
