@@ -21,7 +21,7 @@ from tutelage.types import View
 ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = range(10)
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
-TRANSFORM, NEGATIVES, DELAY, BATCH_ORDER, PLACE = range(20, 25)
+TRANSFORM, NEGATIVES, DELAY, BATCH_ORDER, PLACE, CLASS_MEMBER, CLASS_TURN = range(20, 27)
 ON_POLICY, WRITTEN = range(28, 30)
 UNIT_ORDER = 32  # first of one stream per level of units
 # First of one stream per attempt at a random box or rectangle.
@@ -165,6 +165,36 @@ def in_turn(seed: int, epoch: int, samples: NDArray[np.int64], count: int) -> ND
         for number in range(first // len(samples), -(-behind // len(samples)))
     ]
     return np.concatenate([samples[:0], *rounds])[first % len(samples) :][:count]
+
+
+def balanced(seed: int, epoch: int, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the samples that an epoch takes where all classes have their turns alike: as many as there are labels.
+
+    The turns go on from epoch to epoch. In each round every class has one, in an order drawn by hash, so that equal
+    numbers of turns have each class equally often, up to the rounds that are not whole. A class's samples are walked
+    through in one permutation after the other: none comes again before all others of its class have come.
+
+    Args:
+        seed: as of `permutation`.
+        epoch: likewise, at least 0.
+        labels: class of each sample, ``(samples,)``, below 0 for those without; at least one has a class.
+
+    Returns:
+        ``(labelled samples,)``.
+    """
+    members = np.argsort(labels, kind="stable")[np.count_nonzero(labels < 0) :]
+    classes = np.split(members, np.flatnonzero(np.diff(labels[members])) + 1)
+    turns = np.arange(epoch * len(members), (epoch + 1) * len(members))
+    rounds, drawn = turns // len(classes), np.empty_like(turns)
+    for k, samples in enumerate(classes):
+        own = slice((k - turns[0]) % len(classes), None, len(classes))
+        if not len(walked := rounds[own]):  # in each round one
+            continue
+        walks = np.arange(walked[0] // len(samples), walked[-1] // len(samples) + 1)
+        bits = draw(seed, 0, walks[:, None] * len(labels) + samples, CLASS_MEMBER)
+        order = samples[np.argsort(bits, axis=1, kind="stable")].ravel()
+        drawn[own] = order[walked[0] % len(samples) :][: len(walked)]
+    return drawn[np.lexsort((draw(seed, 0, turns, CLASS_TURN), rounds))]
 
 
 def spread(

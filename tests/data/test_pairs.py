@@ -65,6 +65,17 @@ def test_each_network_reads_its_own_view_of_a_sample(folder):
     assert not torch.equal(*varied)
 
 
+def test_pairs_of_all_classes_come_equally_often_without_buckets(folder):
+    splits = opened(folder, sampling="balanced")
+    orders = [
+        read_by(splits, reads).train.order(1, 2, batch_size=5)
+        for reads in (BOTH, {"student": "image"}, dict.fromkeys(BOTH, "text"))
+    ]
+    assert all(np.array_equal(order, orders[0]) for order in orders)
+    counts = torch.bincount(splits.train.labels[orders[0]])
+    assert counts.max() - counts.min() <= 1
+
+
 def test_batches_come_in_buckets_of_the_texts_lengths_and_uploaded_ones_are_the_same(folder):
     splits = read_by(opened(folder, crop_padding=1, bucket_batches=3), BOTH)
     settings = {"batch_size": 5, "train": True, "data_seed": 2}

@@ -1,4 +1,6 @@
-"""Classes of unequal size in a run: weights in the cross-entropy."""
+"""Classes of unequal size in a run: weights in the cross-entropy, and samples drawn by class."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ import tutelage
 from tutelage import config, data, models, objectives
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import InvalidValueError, RecipeError
-from tutelage.runs import class_weights, notes, setup
+from tutelage.runs import class_weights, notes, record_teacher, setup
 from tutelage.runs.execute import execute
 from tutelage.runs.resume import earlier_run
 
@@ -31,7 +33,7 @@ class Few:
 
 
 def recipe(kind=Recipe, **keys):
-    common = {"name": "run", "model": "mlp:4", "epochs": 2, "batch_size": 512, "device": "cpu", "threads": 1}
+    common = {"name": "run", "student": "mlp:4", "epochs": 2, "batch_size": 512, "device": "cpu", "threads": 1}
     return config.parse(kind, {**common, **keys})
 
 
@@ -105,7 +107,8 @@ def test_a_comparison_is_refused_before_its_first_run(tmp_path):
 
 
 def test_a_run_that_is_killed_in_an_epoch_ends_with_the_same_bits(tmp_path):
-    weighted = recipe(class_weights={"3": 4, "7": 0.1}, checkpoint_steps=1)
+    sampled = {"source": "digits", "sampling": "balanced", "flip": True}
+    weighted = recipe(class_weights={"3": 4, "7": 0.1}, checkpoint_steps=1, data=sampled)
     whole, steps = execute(weighted, tmp_path / "whole"), []
 
     def stop(optimizer, args, kwargs):
@@ -119,7 +122,11 @@ def test_a_run_that_is_killed_in_an_epoch_ends_with_the_same_bits(tmp_path):
     hook.remove()
     with pytest.raises(RecipeError, match=r"class_weights\.3 was 4\.0, is 5\.0"):
         earlier_run(tmp_path / "killed", weighted.model_copy(update={"class_weights": {"3": 5.0}}))
+    with pytest.raises(RecipeError, match="data.sampling was balanced, is natural"):
+        earlier_run(tmp_path / "killed", weighted.model_copy(update={"data": data.DataSettings(flip=True)}))
     resumed = execute(weighted, tmp_path / "killed")
+    assert whole.manifest["data"]["sampling"] == "balanced"
+    assert [epoch["train"]["samples"] for epoch in whole.epochs] == [1437, 1437]
     one, other = (models.read(run.folder / "student.safetensors") for run in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -141,7 +148,28 @@ def test_samples_of_several_labels_are_refused():
         class_weights.resolved((1.0, 2.0), several)
 
 
-def test_it_is_said_how_far_apart_they_are(tmp_path):
-    inputs = setup.build_inputs(recipe(class_weights="balanced"))
-    (line,) = [each for each in notes.of_run(recipe(class_weights="balanced"), inputs) if "weighs" in each]
-    assert line.startswith("The cross-entropy weighs classes from 0.984 (3) to 1.03 (8)")
+def test_it_is_said_what_is_done():
+    assert [*class_weights.notes(recipe(class_weights="balanced"), data.balanced_classes(splits()))] == [
+        "Classes are drawn alike: in an epoch each of the 4 of class 'c' 2.33 times, each of the 16 of class 'b' "
+        "0.583 times on average",
+        "The cross-entropy weighs classes from 0.583 (b) to 2.33 (c); without a training label, and with weight 0: "
+        "'none'",
+        "Classes are drawn alike and weighted too: a small class counts twice over, and one of both is enough",
+    ]
+    assert not [*class_weights.notes(recipe(), splits())]
+    drawn = recipe(data={"source": "digits", "sampling": "balanced"})
+    assert any(line.startswith("Classes are drawn alike") for line in notes.of_run(drawn, setup.build_inputs(drawn)))
+
+
+def test_recorded_outputs_teach_samples_that_come_again_as_the_teacher_does(tmp_path):
+    sampled = {"source": "digits", "sampling": "balanced", "flip": True}
+    execute(recipe(name="t", epochs=1), tmp_path / "t")
+    keys = {"teacher": str(tmp_path / "t"), "objective": "kd", "precision": "fp32", "data": sampled, "epochs": 1}
+    keys |= {"weak_teacher": True}
+    live = recipe(optimizer={"name": "sgd", "lr": 1e-3}, **keys)
+    recorded = live.model_copy(update={"outputs": str(tmp_path / "outputs")})
+    # What was recorded for natural epochs teaches these too.
+    record_teacher.record(recorded.model_copy(update={"data": replace(live.data, sampling="natural")}))
+    runs = [execute(live, tmp_path / "live"), execute(recorded, tmp_path / "recorded")]
+    one, other = ([epoch["train"]["loss"] for epoch in run.epochs] for run in runs)
+    assert one == pytest.approx(other, rel=1e-4)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from tutelage.lazy import forward
 
 if TYPE_CHECKING:
+    from tutelage.data.balanced import balanced_classes as balanced_classes
     from tutelage.data.datasets import Mixing as Mixing
     from tutelage.data.datasets import Split as Split
     from tutelage.data.datasets import Splits as Splits
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from tutelage.types import View as View
 
 _MODULES = {
+    "balanced_classes": ".balanced",
     **dict.fromkeys(("Mixing", "Split", "Splits", "UnlabelledSamples"), ".datasets"),
     **dict.fromkeys(("BatchLoader", "split_evenly"), ".loader"),
     **dict.fromkeys(("describe_place", "loader_on"), ".on_device"),

@@ -17,7 +17,7 @@ from tutelage.data.custom_transforms import Transform
 from tutelage.data.transforms import to_float, vary
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidValueError
-from tutelage.rng import buffered_permutation, in_turn, permutation, spread
+from tutelage.rng import balanced, buffered_permutation, in_turn, permutation, spread
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
 from tutelage.text import TextInput
@@ -95,6 +95,7 @@ class Split(ABC):
         prompts: number of each text's tokens before the last part that is learned, ``(len,)``, at least 1; ``None``
             without such parts.
         texts: number of the text that belongs to each image, ``(len,)``; ``None`` where none does.
+        balanced: whether training samples with labels are drawn with all classes alike (`balanced_classes`).
     """
 
     labels: Tensor
@@ -112,6 +113,7 @@ class Split(ABC):
     served: Served | None = None
     prompts: NDArray[np.int64] | None = None
     texts: NDArray[np.int64] | None = None
+    balanced: bool = False
 
     @property
     def per_position(self) -> bool:
@@ -158,10 +160,14 @@ class Split(ABC):
         return spread(seed, epoch, self._shuffled(seed, epoch, part.first), drawn, batch_size=batch_size)
 
     def _shuffled(self, seed: int, epoch: int, count: int) -> NDArray[np.int64]:
-        """Return an order of the first samples."""
-        if self.units is None or self.shuffle_buffer is None:
-            return permutation(seed, epoch, count)
-        return buffered_permutation(seed, epoch, self.units[:count], self.shuffle_buffer)
+        """Return an order of the first samples; balanced, samples without a label keep their places in it."""
+        if self.units is not None and self.shuffle_buffer is not None:
+            return buffered_permutation(seed, epoch, self.units[:count], self.shuffle_buffer)
+        order = permutation(seed, epoch, count)
+        if self.balanced:
+            labels = self.labels[:count].numpy()
+            order[labels[order] != UNLABELLED] = balanced(seed, epoch, labels)
+        return order
 
     @property
     def per_epoch(self) -> int:

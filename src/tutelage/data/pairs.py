@@ -101,6 +101,7 @@ def read_by(splits: Splits, reads: Mapping[str, str]) -> Splits:
             pool=images.pool,
             divisor=images.divisor,
             on_device=images.on_device,
+            balanced=images.balanced,
             images=images,
             tokens=replace(tokens, rows={name: tokens.rows[name if name in tokens.rows else ""] for name in text}),
             reads=reads,

@@ -16,6 +16,7 @@ from dataclasses import replace
 from typing import Any
 
 from tutelage.data import custom_transforms
+from tutelage.data.balanced import balanced_classes
 from tutelage.data.datasets import Splits
 from tutelage.data.names import of_unlabelled, parse_source
 from tutelage.data.sources.digits import open_digits
@@ -95,6 +96,8 @@ def open_data(settings: DataSettings, *, transform: custom_transforms.Function |
     splits = open_digits(settings, unlabelled) if kind == "digits" else _OPENERS[kind](name, settings, unlabelled)
     if settings.embedding is not None:
         splits = replace(splits, task="embedding", classes=settings.embedding, class_names=())
+    if settings.sampling == "balanced":
+        splits = balanced_classes(splits)
     if settings.randaugment is not None:
         importlib.import_module(f"{__package__}.randaugment")  # Here, once, and not in each worker process.
     if settings.transform is None:

@@ -72,7 +72,10 @@ class TokenSplit(Split):
         return max(int(rows.lengths.max(initial=0)) for rows in self.rows.values())
 
     def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
-        """Return the order of the training samples in an epoch, in buckets of the longest tokens' number."""
+        """Return the order of the training samples in an epoch, in buckets of the longest tokens' number.
+
+        Balanced, there are no buckets: a batch would be filled with one text of a small class.
+        """
         lengths = np.max([rows.lengths for rows in self.rows.values()], axis=0)
         return bucketed(
             seed,
@@ -80,7 +83,7 @@ class TokenSplit(Split):
             super().order(seed, epoch, batch_size=batch_size),
             lengths,
             batch_size=batch_size,
-            window=self.bucket_batches,
+            window=1 if self.balanced else self.bucket_batches,
             first_of_second=self.unlabelled.first if self.unlabelled is not None and self.unlabelled.share else None,
         )
 

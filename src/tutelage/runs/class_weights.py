@@ -77,6 +77,8 @@ def _balanced(counts: Tensor) -> Tensor:
 
 def notes(recipe: Recipe, splits: Splits) -> Iterator[str]:
     """Yield a line for what is done about classes of unequal size."""
+    if splits.train.balanced:
+        yield from _of_draws(splits)
     if any(fit.class_weights == BALANCED for fit in recipe.fits()):
         weights = dict(zip(splits.class_names, resolved(BALANCED, splits), strict=True))
         counted = {name: weight for name, weight in weights.items() if weight}
@@ -86,3 +88,20 @@ def notes(recipe: Recipe, splits: Splits) -> Iterator[str]:
             f"The cross-entropy weighs classes from {counted[least]:.3g} ({least}) to {counted[most]:.3g} ({most})"
             + f"; without a training label, and with weight 0: {some(absent)}" * bool(absent)
         )
+        if splits.train.balanced:
+            yield "Classes are drawn alike and weighted too: a small class counts twice over, and one of both is enough"
+
+
+def _of_draws(splits: Splits) -> Iterator[str]:
+    """Yield how often the samples of the smallest and the largest class are drawn."""
+    counts = torch.bincount(splits.train.labels.clamp(min=-1) + 1)[1:]
+    sizes = {k: size for k, size in enumerate(counts.tolist()) if size}
+    each = int(counts.sum()) / len(sizes)
+
+    def described(k: int) -> str:
+        # Of embeddings no class has a name.
+        name = repr(splits.class_names[k]) if splits.class_names else str(k)
+        return f"each of the {sizes[k]} of class {name} {each / sizes[k]:.3g} times"
+
+    least, most = min(sizes, key=sizes.__getitem__), max(sizes, key=sizes.__getitem__)
+    yield f"Classes are drawn alike: in an epoch {described(least)}, {described(most)} on average"

@@ -88,6 +88,8 @@ def describe_data(splits: data.Splits, device: torch.device) -> dict[str, Any]:
             }
             for name, text in splits.text.items()
         }
+    if splits.train.balanced:
+        described["sampling"] = "balanced"
     if (part := splits.train.unlabelled) is not None:
         counts = {"samples": part.samples, "per_epoch": part.per_epoch}
         share = part.per_epoch / splits.train.per_epoch

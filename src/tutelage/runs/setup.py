@@ -533,7 +533,7 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labels"),
-    "labelled",
+    *("labelled", "sampling"),
     *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
     *("mask", "embedding", "max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
 }

@@ -114,6 +114,9 @@ class DataSettings:
     labelled: Whole | None = None
     """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all. Of masks,
     or with ``labels``, it is the number of samples that keep theirs."""
+    sampling: Literal["natural", "balanced"] = "natural"
+    """How training samples with labels are drawn: each once an epoch, or all classes equally often, as many samples in
+    all: those of a small class come again."""
     split_seed: Whole = 0
     """Seed of every split: validation, labelled, a test set if the source has none; between -2**63 and 2**63."""
     crop_padding: Whole = 0
@@ -236,6 +239,7 @@ def check(settings: DataSettings) -> DataSettings:
             "a width in [1, 65536], or null to classify",
             "384",
         ),
+        ("sampling", s.sampling in ("natural", "balanced"), "'natural' or 'balanced'", "balanced"),
         ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
         (
             "shuffle_buffer",
@@ -301,8 +305,17 @@ def check(settings: DataSettings) -> DataSettings:
         below = f"a border below data.size, {s.size} pixels"
         instead = f"type data.crop_padding={s.size // 8}"
         errors = [InvalidValueError("data.crop_padding", below, s.crop_padding, instead)]
-    raise_all(errors or _contradictions(s) or _wrong_with_embedding(s))
+    raise_all(errors or _contradictions(s) or _wrong_with_embedding(s) or _wrong_with_sampling(s))
     return settings
+
+
+def _wrong_with_sampling(s: DataSettings) -> list[InvalidValueError]:
+    """Return why samples cannot be drawn by their class."""
+    if s.sampling == "natural" or not (s.per_token or s.has_masks or s.labels is not None):
+        return []
+    kind = "tokens with a label each" if s.per_token else "masks" if s.has_masks else "several labels a sample"
+    expected = f"natural with {kind}, as samples have no class each"
+    return [InvalidValueError("data.sampling", expected, repr(s.sampling), "type data.sampling=natural")]
 
 
 def _wrong_with_embedding(s: DataSettings) -> list[InvalidValueError]:

@@ -104,6 +104,26 @@ def test_three_steps_are_those_of_the_published_algorithm(settled):
     np.testing.assert_allclose(state["log_normalisers"].exp().numpy(), reference.constants, rtol=1e-9)
 
 
+def test_of_a_sample_that_comes_twice_the_last_is_kept_whichever_row_is_written(monkeypatch):
+    copy_rows = torch.Tensor.index_copy_
+    kept = []
+    for backwards in (False, True):
+        term = bound()
+        term(*step(0, (4, 9, 4, 11, 4)))
+        if backwards:
+            monkeypatch.setattr(
+                torch.Tensor, "index_copy_", lambda bank, d, i, rows: copy_rows(bank, d, i.flip(0), rows.flip(0))
+            )
+        term.commit(YES)
+        kept.append(banks(term))
+    once = bound()
+    reference = Reference(once)
+    reference(*step(0, (4, 9, 4, 11, 4)))
+    for name in ("student_bank", "teacher_bank"):
+        assert torch.equal(kept[0][name], kept[1][name])
+        np.testing.assert_allclose(kept[0][name].numpy(), reference.state[name], rtol=1e-9)
+
+
 def test_it_teaches_both_maps_and_the_student_alone():
     term, (student, teacher, batch, progress) = bound(), step(0)
     teacher.taps[TAP].requires_grad_()

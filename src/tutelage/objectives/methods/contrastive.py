@@ -205,9 +205,11 @@ class BoundCRD(BoundFeatures):
         if (step := self._pending) is None:
             return
         self._pending = None
+        # A sample may come twice: both have the last one's row, as else on CUDA either might be kept.
+        last = len(step.index) - 1 - (step.index[:, None] == step.index.flip(0)).to(torch.uint8).argmax(1)
         for bank, embeddings in ((self.student_bank, step.student), (self.teacher_bank, step.teacher)):
             old = bank[step.index]
-            new = losses.moved(old, embeddings, momentum=self.spec.momentum)
+            new = losses.moved(old, embeddings[last], momentum=self.spec.momentum)
             takes = applied & new.isfinite().all(dim=1, keepdim=True)
             bank.index_copy_(0, step.index, torch.where(takes, new, old))
         takes = applied & step.log_normalisers.isfinite()
