@@ -184,6 +184,17 @@ def test_a_loss_by_hand_is_divided_by_what_is_given(number, tmp_path):
     torch.testing.assert_close(loss, values.sum() / (number or len(z)))
 
 
+def test_classes_may_have_weights(tmp_path):
+    rows, weights = texts(), torch.tensor([0.5, 3.0, 1.0])
+    made = trainer(
+        tmp_path, bert(0), rows, teacher=None, objective=objectives.cross_entropy().with_class_weights(weights)
+    )
+    inputs = made._prepare_inputs(padded(rows))
+    loss, outputs = made.compute_loss(made.model.train(), inputs, return_outputs=True)
+    values = losses.cross_entropy(outputs.logits, inputs["labels"], class_weights=weights)
+    torch.testing.assert_close(loss, values.sum() / 5)
+
+
 def test_evaluation_is_that_of_the_trainer_and_asks_no_teacher(tmp_path):
     student, rows = bert(0), texts()
     measure = lambda given: {"right": float((given.predictions.argmax(-1) == given.label_ids).sum())}  # noqa: E731

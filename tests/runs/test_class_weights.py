@@ -122,7 +122,7 @@ def test_a_run_that_is_killed_in_an_epoch_ends_with_the_same_bits(tmp_path):
     hook.remove()
     with pytest.raises(RecipeError, match=r"class_weights\.3 was 4\.0, is 5\.0"):
         earlier_run(tmp_path / "killed", weighted.model_copy(update={"class_weights": {"3": 5.0}}))
-    with pytest.raises(RecipeError, match="data.sampling was balanced, is natural"):
+    with pytest.raises(RecipeError, match=r"data\.sampling was balanced, is natural"):
         earlier_run(tmp_path / "killed", weighted.model_copy(update={"data": data.DataSettings(flip=True)}))
     resumed = execute(weighted, tmp_path / "killed")
     assert whole.manifest["data"]["sampling"] == "balanced"

@@ -127,6 +127,16 @@ def test_masks_without_labels_teach_nothing_without_a_teacher(folder):
         setup.check_compatible(inputs)
 
 
+def test_classes_are_weighed_by_their_pixels(folder):
+    inputs = setup.build_inputs(recipe(folder, class_weights="balanced"), trust_code=True)
+    (weights,) = (objective.class_weights for objective in inputs.objectives)
+    pixels = inputs.splits.train.pixels_of_classes()[:2]
+    assert weights == pytest.approx((pixels.sum() / (2 * pixels)).tolist())
+    streamed = {"source": f"masks:{folder}", "memory_limit_mb": 0}
+    with refused(RecipeError, "class_weights", suggests="number"):
+        setup.build_inputs(recipe(folder, class_weights="balanced", data=streamed), trust_code=True)
+
+
 def test_a_class_that_no_pixel_has_is_told(folder, tmp_path):
     (folder / "classes.txt").write_text("dark\nbright\ngreen\n")
     try:

@@ -89,8 +89,8 @@ class DistillationTrainer(Trainer):
         self.counted_key = counted
         self.next_token = _shifts_labels(student) if next_token is None else next_token
         self._check_fit(objective, student)
-        self.objective: BoundObjective = objective.bind()
-        if next(itertools.chain(self.objective.parameters(), self.objective.buffers()), None) is not None:
+        self.objective: BoundObjective = objective.bind().to(self.args.device)
+        if self.objective.state_dict():
             raise unfit(objective, "weights or memory of its own", expected=FITTING)
         # num_items_in_batch is the loss's affair: without it, the mean over a micro-batch is divided by their number.
         self._student_counts, self.model_accepts_loss_kwargs = self.model_accepts_loss_kwargs, True

@@ -51,7 +51,7 @@ def resolved(weights: ClassWeights, splits: Splits) -> tuple[float, ...]:
     if splits.task not in ("classes", "pixels") or of_tokens:
         got = "tokens" if of_tokens else {"labels": "several labels a sample"}.get(splits.task, "embeddings")
         raise RecipeError("class_weights", "null without a class a sample or pixel", got, "type class_weights=null")
-    if weights == BALANCED:
+    if isinstance(weights, str):
         counts = splits.train.labels_of_classes(splits.classes)
         if counts is None or not counts.sum():
             got = "labels that are read in training alone" if counts is None else "none"

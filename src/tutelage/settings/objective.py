@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, nearest, raise_all
 from tutelage.records import BESIDE
@@ -18,7 +18,7 @@ Names = str | Sequence[str]
 Exponent = Annotated[float, "exponent"]
 """Annotation of the exponent of a transformed teacher."""
 
-BALANCED = "balanced"
+BALANCED: Final = "balanced"
 """Classes that count alike, however many samples each has."""
 ClassWeights = Literal["balanced"] | tuple[float, ...] | dict[str, float]
 """Weight of each class in the cross-entropy with the labels: ``n / (classes * n_c)``, a number for each class, or some
@@ -31,8 +31,10 @@ def check_class_weights(value: Any) -> ClassWeights | None:
     Raises:
         ValueError: if they are none.
     """
-    if value is None or (isinstance(value, str) and value == BALANCED):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str) and value == BALANCED:
+        return BALANCED
     value = value.tolist() if hasattr(value, "tolist") else value  # an array or a tensor
     named = isinstance(value, Mapping)
     numbers = (
