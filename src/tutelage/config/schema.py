@@ -23,6 +23,7 @@ from tutelage.records import check_schema
 from tutelage.settings import data
 from tutelage.settings.data import DataSettings, LearnedTokenizer
 from tutelage.settings.fit import (
+    EMA,
     SGD,
     Constant,
     Count,
@@ -123,6 +124,7 @@ ObjectiveField = Annotated[
 OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.name), ShortFor("name")]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
+EMAField = Annotated[EMA, ShortFor("decay", number=True)]
 
 
 class _Section(BaseModel):
@@ -340,6 +342,7 @@ class Stage(_Section):
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
     clip: Positive | None = None
+    ema: EMAField | None = None
     on_policy: OnPolicyField | None = None
 
 
@@ -359,6 +362,7 @@ class Training(_Section):
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
     clip: Positive | None = None
+    ema: EMAField | None = None
     precision: Precision | None = None
     labelled: Whole | None = Field(None, ge=0, le=LARGEST_COUNT)
     seed: SeedField | None = None
@@ -534,6 +538,7 @@ class Recipe(_Section):
     schedule: ScheduleField = Constant()
     accumulate: Count = FitSettings.accumulate
     clip: Positive | None = None
+    ema: EMAField | None = None
     precision: Literal["auto", Precision] = "auto"
     channels_last: bool = FitSettings.channels_last
     nonfinite: Literal["stop", "skip"] = FitSettings.nonfinite

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from tutelage.settings.fit import (
+    EMA,
     Count,
     LossForm,
     OnPolicy,
@@ -32,6 +33,8 @@ class RunSettings(TypedDict, total=False):
     """Micro-batches that a batch is cut into; losses and gradients are those of the whole batch."""
     clip: Positive | None
     """Largest L2 norm of the gradient; none for no clipping."""
+    ema: EMA | Mapping[str, Any] | float | None
+    """Average of the student's weights that is judged and kept in their place: a decay, or a mapping; none for none."""
     stages: Sequence[Mapping[str, Any]]
     """Several fits in turn; each says what differs, such as ``[{"epochs": 5, "objective": "kd"}, {"epochs": 10}]``."""
     on_policy: OnPolicy | Mapping[str, Any] | float | None

@@ -34,6 +34,7 @@ from tutelage.training.distributed import (
     by_main,
     gathered_objects,
     is_main,
+    share,
     share_buffers,
     step_totals,
     summed,
@@ -283,9 +284,33 @@ class FitState:
     def end_epoch(self, totals: TrainingTotals) -> records.Epoch:
         """Evaluate, save, and return the record; several processes evaluate the first one's buffers, which it saves."""
         share_buffers(self.train.distiller, but=self.train.unsynchronised)
-        evaluations = {held.name: self._evaluate(held) for held in self.job.held_out}
+        if self.train.average is not None:
+            share(self.train.average.buffers)
+        with self._judged():
+            evaluations = {held.name: self._evaluate(held) for held in self.job.held_out}
         with self.undivided():
             return self._record_epoch(totals, evaluations)
+
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Enter this for what is done with the student's weights as they are judged and kept: the average, if any."""
+        average, was = self.train.average, self.consistent
+        if average is None:
+            yield
+            return
+        self.consistent = False
+        own = average.lend()
+        try:
+            yield
+        finally:
+            with nullcontext() if self.agreement.several else uninterrupted():
+                average.take_back(own)
+                self.consistent = was
+
+    def end(self) -> None:
+        """Leave the student with the weights that it is judged by, once the fit is over."""
+        if self.train.average is not None:
+            self.train.average.give()
 
     def agree(self) -> None:
         """Stop between epochs if several processes agree to."""
@@ -362,7 +387,8 @@ class FitState:
             keep.checkpoints.write(keep.best, to_bytes(weights))
             return records.digest(keep.best)
 
-        digest = by_main(write)
+        with self._judged():
+            digest = by_main(write)
         if keep.run is not None:
             keep.run["best"] = digest
 

@@ -99,6 +99,8 @@ class Lockstep:
                 yield from self._run_epoch(min(epochs))
                 for state in list(self._students().values())[:1]:
                     state.agree()
+            for k, state in self._students().items():
+                self.isolation.attempt(k, state.end)
 
     def _run_epoch(self, epoch: int) -> Iterator[tuple[int, records.Epoch]]:
         """Train an epoch from the least advanced student's step, then evaluate and save each student."""

@@ -36,6 +36,8 @@ def fit(
 ) -> Iterator[records.Epoch]:
     """Train a student, yielding a record after every epoch.
 
+    With ``settings.ema`` every evaluation is of the average of its weights, which it has for its own at the end.
+
     Args:
         distiller: student with its objective.
         teacher: teacher, called on every batch; ``None`` if the objective needs none.
@@ -84,3 +86,4 @@ def fit(
                 record = state.end_epoch(state.training_totals())
             state.agree()
             yield record
+        state.end()
