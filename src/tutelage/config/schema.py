@@ -27,6 +27,7 @@ from tutelage.settings.fit import (
     SGD,
     Constant,
     Count,
+    EarlyStopping,
     Fit,
     FitSettings,
     LossForm,
@@ -125,6 +126,7 @@ OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
 EMAField = Annotated[EMA, ShortFor("decay", number=True)]
+EarlyStoppingField = Annotated[EarlyStopping, ShortFor("patience", number=True)]
 
 
 class _Section(BaseModel):
@@ -343,6 +345,7 @@ class Stage(_Section):
     schedule: ScheduleField | None = None
     clip: Positive | None = None
     ema: EMAField | None = None
+    early_stopping: EarlyStoppingField | None = None
     on_policy: OnPolicyField | None = None
 
 
@@ -363,6 +366,7 @@ class Training(_Section):
     schedule: ScheduleField | None = None
     clip: Positive | None = None
     ema: EMAField | None = None
+    early_stopping: EarlyStoppingField | None = None
     precision: Precision | None = None
     labelled: Whole | None = Field(None, ge=0, le=LARGEST_COUNT)
     seed: SeedField | None = None
@@ -539,6 +543,7 @@ class Recipe(_Section):
     accumulate: Count = FitSettings.accumulate
     clip: Positive | None = None
     ema: EMAField | None = None
+    early_stopping: EarlyStoppingField | None = None
     precision: Literal["auto", Precision] = "auto"
     channels_last: bool = FitSettings.channels_last
     nonfinite: Literal["stop", "skip"] = FitSettings.nonfinite

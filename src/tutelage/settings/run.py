@@ -6,6 +6,7 @@ from typing import Any, Literal, TypedDict
 from tutelage.settings.fit import (
     EMA,
     Count,
+    EarlyStopping,
     LossForm,
     OnPolicy,
     Optimizer,
@@ -35,6 +36,8 @@ class RunSettings(TypedDict, total=False):
     """Largest L2 norm of the gradient; none for no clipping."""
     ema: EMA | Mapping[str, Any] | float | None
     """Average of the student's weights that is judged and kept in their place: a decay, or a mapping; none for none."""
+    early_stopping: EarlyStopping | Mapping[str, Any] | int | None
+    """End once so many epochs in a row did no better on the validation split: that number, or a mapping; none never."""
     stages: Sequence[Mapping[str, Any]]
     """Several fits in turn; each says what differs, such as ``[{"epochs": 5, "objective": "kd"}, {"epochs": 10}]``."""
     on_policy: OnPolicy | Mapping[str, Any] | float | None
