@@ -27,6 +27,8 @@ TESTS = {
         "schedule": "config/test_schema.py::test_every_field_of_a_stage_reaches_the_fit",
         "accumulate": "training/test_step.py::test_micro_batches_are_cut_evenly",
         "clip": "training/test_loop.py::test_clipping_scales_the_gradient_to_the_norm",
+        "ema": "training/test_average.py::test_what_is_judged_and_kept_is_the_average",
+        "early_stopping": "training/test_early_stopping.py::test_it_ends_with_the_best_weights_or_the_last",
         "precision": "training/test_loop.py::test_half_precision_runs_are_finite_and_keep_full_weights",
         "channels_last": "models/test_registry.py::test_a_channels_last_student_is_saved_and_left_so",
         "nonfinite": "training/test_stateful_terms.py::test_a_step_that_is_not_applied_leaves_the_banks_alone",
@@ -133,6 +135,7 @@ TESTS = {
     "A teacher to train first": dict.fromkeys(
         [
             *("model", "objective", "epochs", "batch_size", "optimizer", "schedule", "clip", "precision"),
+            *("ema", "early_stopping"),
             *("labelled", "seed", "data_seed"),
         ],
         "config/test_schema.py::test_a_teacher_s_recipe_overrides_the_run_s",
@@ -161,13 +164,25 @@ TESTS = {
         "final": "training/test_optim.py::test_cosine_ends_on_its_final_fraction",
         "warmup": "training/test_optim.py::test_cosine_starts_where_the_warm_up_ends",
     },
+    "ema": {
+        "decay": "training/test_average.py::test_the_decay_rises_to_its_value",
+        "warm_up": "training/test_average.py::test_the_decay_rises_to_its_value",
+    },
+    "early_stopping": {
+        "patience": "training/test_early_stopping.py::test_when_a_fit_ends",
+        "min_delta": "training/test_early_stopping.py::test_when_a_fit_ends",
+        "keep": "training/test_early_stopping.py::test_it_ends_with_the_best_weights_or_the_last",
+    },
     "linear": dict.fromkeys(("start", "end", "begin", "until"), "settings/test_weights.py::test_linear"),
     "warm_up": dict.fromkeys(("value", "epochs"), "settings/test_weights.py::test_warm_up_counts_epochs_from_one"),
     "cosine_warm_up": dict.fromkeys(
         ("value", "epochs"), "settings/test_weights.py::test_cosine_warm_up_counts_epochs_from_one"
     ),
     "Stages": dict.fromkeys(
-        ("objective", "epochs", "batch_size", "optimizer", "schedule", "clip", "on_policy"),
+        (
+            *("objective", "epochs", "batch_size", "optimizer", "schedule", "clip", "ema", "early_stopping"),
+            "on_policy",
+        ),
         "config/test_schema.py::test_every_field_of_a_stage_reaches_the_fit",
     ),
     "on_policy": {

@@ -646,8 +646,8 @@ def measure_of(splits: data.Splits) -> records.Measure:
 
 def can_choose(splits: data.Splits) -> bool:
     """Return whether there is a validation split that says which student is better."""
-    held, judged = splits.validation, measure_of(splits)
-    return held is not None and (judged is records.COSINE or bool((held.labels != UNLABELLED).any()))
+    held = splits.validation
+    return held is not None and (measure_of(splits) is records.COSINE or held.labelled > 0)
 
 
 def metric_of(splits: data.Splits) -> Metric | None:
