@@ -263,8 +263,9 @@ def selection(subject: Subject) -> str:
 def _stopped(subject: Subject) -> Iterator[str]:
     """Yield which stages of which runs ended before their last epoch."""
     for run in subject.runs:
-        ends = run.manifest.get("stopped")
-        for stage, end in enumerate(ends if isinstance(ends, list) else []):
+        recorded = run.manifest.get("stopped")
+        ends = recorded if isinstance(recorded, list) else []
+        for stage, end in enumerate(ends):
             why, epoch = (section({"end": end}, "end").get(key) for key in ("why", "epoch"))
             if isinstance(why, str) and isinstance(epoch, int):
                 which = f"{run.label}: " if subject.comparison else ""

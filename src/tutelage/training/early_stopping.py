@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Final
 
 from tutelage import records
 from tutelage.settings.fit import EarlyStopping
 
-BY = "validation"
+BY: Final = "validation"
 """The held-out set that decides. By the test set, the accuracy that is reported would be too good."""
 
 
