@@ -50,7 +50,7 @@ def test_when_a_fit_ends(values, stopping, ends):
 def test_a_perplexity_gets_better_as_it_falls():
     falling = epochs_of(9.0, 8.0, 7.0, 7.5, key="perplexity")
     assert reason_to_stop(falling[:3], EarlyStopping(patience=1)) is None
-    said = "after epoch 3 the perplexity on the validation set did not get better for 1 epochs"
+    said = "after epoch 3 the perplexity on the validation set did not get better for 1 epoch"
     assert reason_to_stop(falling, EarlyStopping(patience=1)) == said
 
 

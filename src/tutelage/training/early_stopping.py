@@ -39,4 +39,4 @@ def reason_to_stop(epochs: Sequence[records.Epoch], stopping: EarlyStopping) -> 
     name = records.measure(epochs[-1][BY] or {}).name
     by = f" by more than {stopping.min_delta:g}" if stopping.min_delta else ""
     since = f"after epoch {best_epoch} " if best_epoch else ""
-    return f"{since}the {name} on the {BY} set did not get better{by} for {waited} epochs"
+    return f"{since}the {name} on the {BY} set did not get better{by} for {waited} epoch{'s' * (waited > 1)}"
