@@ -20,6 +20,7 @@ from tutelage.training.average import Average, averaged
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
 from tutelage.training.evaluate import EvalSet
+from tutelage.training.graphs import CAPTURES
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
 from tutelage.training.lockstep import Lockstep
@@ -62,10 +63,10 @@ def fit_averaged(student, batches, *, folder=None, resume=False, objective=None,
     )
 
 
-def by_hand(student, batches, how):
+def by_hand(student, batches, how, *, fused):
     """Return the average over steps of plain SGD, which takes in each that is finite."""
     distiller, average = Distiller(student, objectives.cross_entropy()), state(student)
-    optimizer, step = torch.optim.SGD(student.parameters(), lr=0.1), 0
+    optimizer, step = torch.optim.SGD(student.parameters(), lr=0.1, fused=fused), 0
     for epoch in range(2):
         for batch in batches.epoch(epoch):
             step += 1
@@ -80,14 +81,17 @@ def by_hand(student, batches, how):
     return average
 
 
+@pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("how", [EMA(decay=0.5), EMA(decay=0.5, warm_up=False)])
-def test_it_is_a_loop_by_hand_to_the_bit(how):
+def test_it_is_a_loop_by_hand_to_the_bit(how, fused, monkeypatch):
     """One of the steps is not finite: it is not applied, and leaves the average alone."""
+    if fused:  # as on CUDA, where the host does not know it
+        monkeypatch.setitem(CAPTURES, "cpu", None)
     batches, still = Broken(*samples(44), batch_size=8), SGD(lr=0.1, momentum=0.0, weight_decay=0.0)
     student = mlp()
-    records = fitted(student, batches, ema=how, optimizer=still, nonfinite="skip")
+    records = fitted(student, batches, ema=how, optimizer=still, nonfinite="skip", graphs=False)
     assert [record["skipped_steps"] for record in records] == [1, 0]
-    assert same_bits(state(student), by_hand(mlp(), batches, how))
+    assert same_bits(state(student), by_hand(mlp(), batches, how, fused=fused))
 
 
 def test_the_decay_rises_to_its_value():
@@ -282,7 +286,7 @@ def test_two_processes_have_the_average_of_one(tmp_path):
             torch.testing.assert_close(weights[name], value, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16", "fp64"])
+@pytest.mark.parametrize("precision", ["fp16", "fp64"])
 def test_it_is_resumed_in_every_precision(precision, tmp_path):
     how = {"precision": precision, "accumulate": 2, "channels_last": False}
     whole = seeded(Moving)
