@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from tutelage import config, objectives
 from tutelage.settings import weights as schedules
 from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment, Unlabelled
-from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, MultiStep, OnPolicy, Step
+from tutelage.settings.fit import EMA, SGD, AdamW, Constant, Cosine, EarlyStopping, MultiStep, OnPolicy, Step
 from tutelage.settings.numbers import SMALLEST
 from tutelage.settings.objective import ObjectiveSpec
 
@@ -39,6 +39,8 @@ NAMES = {
     LearnedTokenizer: "`{bpe: ...}`",
     Unlabelled: "text or `{source: ...}`",
     OnPolicy: "number or `{share: ...}`",
+    EMA: "number or `{decay: ...}`",
+    EarlyStopping: "whole number or `{patience: ...}`",
     ObjectiveSpec: "objective",
     config.schema.Network: "model",
     config.schema.LoRA: "`{lora: ...}`",
@@ -141,6 +143,8 @@ SECTIONS = {
     "step": list(keys_of(Step)),
     "multistep": list(keys_of(MultiStep)),
     "cosine": list(keys_of(Cosine)),
+    "ema": list(keys_of(EMA)),
+    "early_stopping": list(keys_of(EarlyStopping)),
     "linear": list(keys_of(schedules.Linear)),
     "warm_up": list(keys_of(schedules.WarmUp)),
     "cosine_warm_up": list(keys_of(schedules.CosineWarmUp)),

@@ -20,7 +20,7 @@ from tests._helpers import ROOT
 import tutelage
 from tutelage import config, objectives
 from tutelage.config.schema import Comparison, Recipe
-from tutelage.settings.fit import SGD, AdamW, Cosine, OnPolicy, Optimizer, Schedule
+from tutelage.settings.fit import EMA, SGD, AdamW, Cosine, EarlyStopping, OnPolicy, Optimizer, Schedule
 from tutelage.settings.run import RunSettings
 
 SOURCE = Path(tutelage.__file__).parent
@@ -135,6 +135,8 @@ SHORTHAND: Mapping[str, Any] = {
     "schedule": Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"],
     "class_weights": Literal["balanced"] | Sequence[float] | Mapping[str, float] | None,
     "stages": Sequence[Mapping[str, Any]],
+    "ema": EMA | Mapping[str, Any] | float | None,
+    "early_stopping": EarlyStopping | Mapping[str, Any] | int | None,
     "on_policy": OnPolicy | Mapping[str, Any] | float | None,
     "device": Literal["auto", "cpu", "cuda"] | str,
 }

@@ -190,14 +190,14 @@ class Best(TaskMeasures):
 
 
 class Evaluation(TypedDict):
-    """``evaluation.json``: the last epoch's student, and its teacher where there is one."""
+    """``evaluation.json``: the student that the run ends with, and its teacher where there is one."""
 
     set: str
     samples: int
     class_names: list[str]
     student: Judgement
     teacher: Judgement | None
-    best: Best | None  # on the set that selection used; the last epoch is what is reported
+    best: Best | None  # on the set that selection used; the manifest's ``selection`` says whether it is reported
 
 
 class Answer(TypedDict):
@@ -367,6 +367,7 @@ ManifestTypes = TypedDict(
         "speed": list[dict[str, Any]],
         "objective_resolved": list[dict[str, Any]],
         "class": list[str],
+        "stopped": list[dict[str, Any] | None],
         "recipe": dict[str, Any] | None,
         "rounded": dict[str, Any],
         "notes": list[str],
@@ -906,16 +907,16 @@ COMPANIONS = {
 ACCURACY = Measure("accuracy", "accuracy", "%", 100, False, "Gain", "points", "samples")
 PERPLEXITY = Measure(
     *("perplexity", "perplexity", "", 1, True, "Change", "", "tokens"),
-    "exp of the mean cross-entropy per token, the last epoch's; lower is better.",
+    "exp of the mean cross-entropy per token; lower is better.",
     "bits_per_byte",
 )
 MEAN_IOU = Measure(
     *("mean_iou", "mean IoU", "%", 100, False, "Gain", "points", "pixels"),
-    "Intersection over union, mean over the classes that a pixel has or is given; the last epoch's.",
+    "Intersection over union, mean over the classes that a pixel has or is given.",
 )
 MEAN_AVERAGE_PRECISION = Measure(
     *("mean_average_precision", "mean average precision", "%", 100, False, "Gain", "points", "labels"),
-    "Area under a label's curve of precision by recall, mean over the labels that a sample has; the last epoch's.",
+    "Area under a label's curve of precision by recall, mean over the labels that a sample has.",
     "macro_f1",
 )
 RECALL_AT_1 = Measure(
@@ -925,7 +926,7 @@ RECALL_AT_1 = Measure(
 )
 COSINE = Measure(
     *("cosine", "cosine similarity", "", 1, False, "Gain", "", "samples"),
-    "Mean cosine similarity of the student's embedding and the teacher's; the last epoch's.",
+    "Mean cosine similarity of the student's embedding and the teacher's.",
 )
 MEASURES = (PERPLEXITY, MEAN_IOU, MEAN_AVERAGE_PRECISION, RECALL_AT_1, COSINE)
 """What others than classifiers of samples are judged by, the first that is known."""

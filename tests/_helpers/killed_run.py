@@ -75,6 +75,7 @@ def two_stages(teacher):
                 "optimizer": {"name": "adamw", "lr": 3e-3},
                 "schedule": {"name": "cosine", "warmup": 0.5},
                 "clip": 0.5,
+                "ema": 0.9,
             },
         ],
     }

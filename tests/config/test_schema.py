@@ -19,7 +19,7 @@ from tutelage.data import DataSettings
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.losses import confidence_penalty
 from tutelage.objectives import Apply, Objective, WeightedTerm
-from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, Fit, FitSettings, MultiStep, Step
+from tutelage.settings.fit import EMA, SGD, AdamW, Constant, Cosine, EarlyStopping, Fit, FitSettings, MultiStep, Step
 from tutelage.studies import study_file
 
 BASE = {"name": "x", "student": "cifar:resnet20"}
@@ -477,6 +477,8 @@ def test_a_teacher_s_recipe_overrides_the_run_s():
         "optimizer": "adamw",
         "schedule": "cosine",
         "clip": 2,
+        "ema": 0.99,
+        "early_stopping": 3,
         "precision": "fp32",
         "class_weights": {"a": 2},
         "labelled": 9,
@@ -488,6 +490,7 @@ def test_a_teacher_s_recipe_overrides_the_run_s():
     assert teacher.student == Network(name="cifar:resnet56", weights="w")
     assert teacher.objective == objectives.cross_entropy(label_smoothing=0.1).spec
     assert (teacher.epochs, teacher.batch_size, teacher.clip, teacher.precision) == (3, 16, 2.0, "fp32")
+    assert (teacher.ema, teacher.early_stopping) == (EMA(decay=0.99), EarlyStopping(patience=3))
     assert (teacher.optimizer, teacher.schedule, teacher.seed, teacher.data_seed) == (AdamW(), Cosine(), 7, 8)
     assert teacher.data == DataSettings(**vars(parse(Recipe, FULL).data) | {"labelled": 9})
     assert teacher.class_weights == {"a": 2.0}

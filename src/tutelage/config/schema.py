@@ -23,9 +23,11 @@ from tutelage.records import check_schema
 from tutelage.settings import data
 from tutelage.settings.data import DataSettings, LearnedTokenizer
 from tutelage.settings.fit import (
+    EMA,
     SGD,
     Constant,
     Count,
+    EarlyStopping,
     Fit,
     FitSettings,
     LossForm,
@@ -126,6 +128,8 @@ OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
 ClassWeightsField = Annotated[ClassWeights | None, BeforeValidator(check_class_weights)]
+EMAField = Annotated[EMA, ShortFor("decay", number=True)]
+EarlyStoppingField = Annotated[EarlyStopping, ShortFor("patience", number=True)]
 
 
 class _Section(BaseModel):
@@ -343,6 +347,8 @@ class Stage(_Section):
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
     clip: Positive | None = None
+    ema: EMAField | None = None
+    early_stopping: EarlyStoppingField | None = None
     on_policy: OnPolicyField | None = None
     class_weights: ClassWeightsField = None
 
@@ -363,6 +369,8 @@ class Training(_Section):
     optimizer: OptimizerField | None = None
     schedule: ScheduleField | None = None
     clip: Positive | None = None
+    ema: EMAField | None = None
+    early_stopping: EarlyStoppingField | None = None
     precision: Precision | None = None
     class_weights: ClassWeightsField = None
     labelled: Whole | None = Field(None, ge=0, le=LARGEST_COUNT)
@@ -542,6 +550,8 @@ class Recipe(_Section):
     schedule: ScheduleField = Constant()
     accumulate: Count = FitSettings.accumulate
     clip: Positive | None = None
+    ema: EMAField | None = None
+    early_stopping: EarlyStoppingField | None = None
     precision: Literal["auto", Precision] = "auto"
     channels_last: bool = FitSettings.channels_last
     nonfinite: Literal["stop", "skip"] = FitSettings.nonfinite

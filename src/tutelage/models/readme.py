@@ -40,15 +40,25 @@ class FromRun:
 
     Attributes:
         manifest: of the run.
-        evaluation: of its last student; ``None`` where the test set has no labels.
+        evaluation: of the student that it ended with; ``None`` where the test set has no labels.
         costs: of its networks; ``None`` where they were not measured.
-        weights: whose card it is: of the last epoch, or of that which selection would choose.
+        weights: whose card it is: of the student that it ended with, or of the epoch that selection would choose.
     """
 
     manifest: records.Manifest
     evaluation: records.Evaluation | None
     costs: records.Costs | None
     weights: Literal["last", "best"] = "last"
+
+    @property
+    def ends_with_best(self) -> bool:
+        """Whether the run ended with the weights of its best epoch."""
+        return _section(self.manifest, "selection").get("reported") == "best epoch"
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether these are the weights that the evaluation is of."""
+        return self.weights == "last" or self.ends_with_best
 
     @classmethod
     def read(cls, folder: Path, weights: Literal["last", "best"] = "last") -> FromRun:
@@ -255,7 +265,7 @@ def _hub_dataset(data: Mapping[str, Any]) -> list[str] | None:
 
 
 def _eval_results(run: FromRun | None, task: str | None) -> Iterator[EvalResult]:
-    if run is None or run.evaluation is None or run.weights != "last":
+    if run is None or run.evaluation is None or not run.is_judged:
         return
     judged = run.evaluation["student"]
     data = _section(run.manifest, "data")

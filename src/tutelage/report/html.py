@@ -20,7 +20,7 @@ from tutelage.report.cost_figures import against_cost
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.figures import Panel
 from tutelage.report.manifest import definitions, differences, groups, run_table
-from tutelage.report.reading import Subject, read
+from tutelage.report.reading import Subject, read, reported_epoch
 from tutelage.report.results import Result, best_of, rows, table
 from tutelage.report.summary import Tile, further, result, selection, tiles, warnings, what
 from tutelage.report.table import Table
@@ -121,7 +121,7 @@ def _sections(subject: Subject, results: Sequence[Result]) -> list[Section]:
     """Return the sections of a run or a comparison; those of which there are no records are empty."""
     top = best_of(results)
     best = None if top is None else top.name
-    last = "Of the last epoch's student, on the set that it was evaluated on."
+    last = f"Of the {reported_epoch(subject.runs)} epoch's student, on the set that it was evaluated on."
     last += " Finished runs are pooled. Names in grey are off: click them." if subject.comparison else ""
     cost, disputed = costs.cost_table(results), answers.disputed_run(subject, best)
     return [

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from tutelage import records
-from tutelage.report.reading import Run, Subject, formula, number, section
+from tutelage.report.reading import Run, Subject, formula, number, reported_epoch, section
 from tutelage.report.results import beside, selected
 from tutelage.report.summary import duration
 from tutelage.report.table import MISSING, Row, Table, fixed, judged, percent
@@ -21,7 +21,7 @@ GROUPS = {
     "Teacher": ("teacher",),
     "Student": ("student",),
     "Objective": ("objective", "objective_terms", "papers"),
-    "Selection": ("selection",),
+    "Selection": ("selection", "stopped"),
     "Seeds": ("seeds",),
     "Recipe": ("recipe",),
     "Hardware": ("hardware",),
@@ -140,7 +140,7 @@ def definitions(subject: Subject) -> list[tuple[str, str]]:
     return [
         *([] if by is records.ACCURACY else [(by.title, by.definition)]),
         *([] if by.beside is None else [(beside(by)[0], records.COMPANIONS[by.beside][1])]),
-        ("Accuracy", f"Share of {whose}; the last epoch's."),
+        ("Accuracy", f"Share of {whose}; the {reported_epoch(subject.runs)} epoch's."),
         ("±", "Sample standard deviation over finished runs, with n - 1 in the denominator; none for one run."),
         ("Agreement", f"Share of {counted} on which student and teacher name the same class, right or wrong."),
         (

@@ -109,6 +109,12 @@ class Subject:
         return tuple(run for run in self.runs if run.entry == entry and run.finished == finished)
 
 
+def reported_epoch(runs: Iterable[Run]) -> str:
+    """Name the epoch whose student the runs report, ``last`` or ``best``; both where they differ."""
+    said = (section(run.manifest, "selection").get("reported") == "best epoch" for run in runs)
+    return " or ".join(dict.fromkeys("best" if best else "last" for best in said)) or "last"
+
+
 def read(folder: Path | str) -> Subject:
     """Read the contents of a folder: a comparison if it holds ``comparison.json``, otherwise a run.
 

@@ -13,7 +13,7 @@ from tutelage.intervals import accuracy_interval
 from tutelage.report.costs import Cost, cost_table, pooled, usual_place
 from tutelage.report.matched import matched_notes
 from tutelage.report.paired import Paired, compare, corrected, p_value
-from tutelage.report.reading import Run, Subject, deviation, mean, number, read, section, teachers
+from tutelage.report.reading import Run, Subject, deviation, mean, number, read, reported_epoch, section, teachers
 from tutelage.report.reading import text as string
 from tutelage.report.statistics import LEVEL
 from tutelage.report.table import Row, Table, count, fixed, judged, percent, plural, print_notes
@@ -54,7 +54,8 @@ class Result:
     set: str | None = None  # set on which the figures were taken
     n: int = 0  # number of finished runs; for the teacher, of different teachers
     measure: records.Measure = records.ACCURACY  # what the networks are judged by
-    accuracy: float | None = None  # accuracy of the last epoch
+    accuracy: float | None = None  # accuracy of the student that is reported
+    epoch: str = "last"  # its epoch: ``last``, ``best``, or ``last or best`` where the runs differ
     of_task: Mapping[str, float | None] = field(default_factory=dict)  # measures besides that are known of it
     std: float | None = None  # sample standard deviation (n - 1) of the measure; None for one run
     values: tuple[float | None, ...] = ()  # measure of each run
@@ -141,6 +142,7 @@ def _entry(subject: Subject, name: str, place: str | None) -> Result:
         role="baseline" if name == subject.baseline else "student",
         best=mean(number(best.get(subject.measure.key)) for best in bests) if len(best_sets) == 1 else None,
         best_set=" and ".join(best_sets) or None,
+        epoch=reported_epoch(runs),
         samples=_samples(runs, "student"),
         cost=pooled(runs, "student", place),
         unfinished=tuple(map(unfinished, subject.of(name, finished=False))),
@@ -261,8 +263,9 @@ def selected(best: float | None, name: str | None) -> str:
 def notes(results: Sequence[Result]) -> list[str]:
     """Say what the table's figures are, and what they leave out."""
     name, by = main_set(results), measure_of(results)
+    epoch = " or ".join(dict.fromkeys(row.epoch for row in results if row.role != "teacher")) or "last"
     sentences = [
-        f"{by.title} is the last epoch's{f' on the {name} set' if name else ''}; "
+        f"{by.title} is the {epoch} epoch's{f' on the {name} set' if name else ''}; "
         "± is the sample standard deviation over the n runs."
     ]
     if any(row.share_data_seed for row in results):
@@ -289,9 +292,11 @@ def notes(results: Sequence[Result]) -> list[str]:
 
 
 def best_notes(results: Sequence[Any]) -> list[str]:
-    """Explain the best epoch's figure of rows with ``best`` and ``best_set``."""
+    """Explain the best epoch's figure of rows with ``best``, ``best_set`` and ``epoch``."""
     sets = {row.best_set for row in results if row.best is not None}
     shown = "The best epoch is shown beside it with the set that selected it, and is not what is reported."
+    if {row.epoch for row in results if row.best is not None} == {"best"}:
+        shown = "Beside it is the same epoch's figure on the set that selected it."
     optimistic = "Selected on test: the test set itself chose that epoch, so that figure is optimistic."
     return [*([shown] if sets else []), *([optimistic] if "test" in sets else [])]
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tutelage import records
 from tutelage.report.costs import LATENCY, PARAMETERS, amount, in_words, interval
 from tutelage.report.paired import Paired, compare, corrected, evaluated_on, p_in_words, with_teacher
-from tutelage.report.reading import Subject, formula, number, section, text
+from tutelage.report.reading import Run, Subject, formula, number, reported_epoch, section, text
 from tutelage.report.results import Result, best_of
 from tutelage.report.statistics import LEVEL
 from tutelage.report.table import fixed, judged, percent, plural
@@ -65,7 +65,7 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
     reached = f"{named}{_amount(by, top.value, top.std)} on the {top.set} set"
     if not subject.comparison:
         bounds = f" (95\u00a0% interval {interval(top)})" if top.interval else ""
-        sentence = f"The student reaches {reached} after its last epoch{bounds}"
+        sentence = f"The student reaches {reached} {_when(subject.runs[0])}{bounds}"
     else:
         sentence = f"{top.name} reaches {reached}"
         if len(students) > 1:
@@ -85,6 +85,14 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
         if not subject.comparison and (test := with_teacher(subject.runs[0])):
             sentence += f": {verdict(test, better=top.merit > teacher.merit, who='the student is ')}"
     return f"{sentence}."
+
+
+def _when(run: Run) -> str:
+    """Say which epoch's student a run reports."""
+    if reported_epoch([run]) == "last":
+        return "after its last epoch"
+    epoch = section(run.evaluation, "best").get("epoch")
+    return f"with the weights of epoch {epoch}, its best" if isinstance(epoch, int) else "with its best epoch's weights"
 
 
 def further(subject: Subject, results: Sequence[Result]) -> Iterator[str]:
@@ -229,7 +237,7 @@ def duration(seconds: float) -> str:
 
 
 def selection(subject: Subject) -> str:
-    """Say which set decided anything, and that the reported figure is the last epoch's in any case."""
+    """Say which set decided anything, whose figure is reported, and which runs ended early."""
     recorded = [section(run.manifest, "selection") for run in subject.runs]
     sentences = {
         "test": "The test set was used for selection{by}: the best epoch's figure is optimistic.",
@@ -241,9 +249,25 @@ def selection(subject: Subject) -> str:
         sentences.get(name, held_out).format(name=name, by=f" by {subject.measure.name}" if metric else "")
         for name, metric in dict.fromkeys((text(chosen.get("set")), text(chosen.get("metric"))) for chosen in recorded)
     ]
-    return " ".join(
-        [
-            *chosen_by,
-            f"The {subject.measure.name} that is reported is the last epoch's, whichever epoch selection would take.",
-        ]
-    )
+    epoch, name = reported_epoch(subject.runs), subject.measure.name
+    ends = {
+        "last": f"The {name} that is reported is the last epoch's, whichever epoch selection would take.",
+        "best": f"The {name} that is reported is that of the epoch that was selected.",
+    }
+    averages = any(chosen.get("weights") == "average" for chosen in recorded)
+    weights = ["What is judged and kept is an average of the weights that were trained."] if averages else []
+    whose = ends.get(epoch, f"The {name} that is reported is the {epoch} epoch's, as the runs say.")
+    return " ".join([*chosen_by, whose, *weights, *_stopped(subject)])
+
+
+def _stopped(subject: Subject) -> Iterator[str]:
+    """Yield which stages of which runs ended before their last epoch."""
+    for run in subject.runs:
+        recorded = run.manifest.get("stopped")
+        ends = recorded if isinstance(recorded, list) else []
+        for stage, end in enumerate(ends):
+            why, epoch = (section({"end": end}, "end").get(key) for key in ("why", "epoch"))
+            if isinstance(why, str) and isinstance(epoch, int):
+                which = f"{run.label}: " if subject.comparison else ""
+                which += f"stage {stage + 1}: " if len(ends) > 1 else ""
+                yield f"{which}{'s' if which else 'S'}topped after epoch {epoch}: {why}."

@@ -162,7 +162,7 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
         accelerator.device, train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True
     )
     made = with_sampled(batches, planned, run_inputs, student, device=accelerator.device)
-    timed, settings = _TimedBatches(made, TIMED, limit), replace(planned.settings, epochs=1)
+    timed, settings = _TimedBatches(made, TIMED, limit), replace(planned.settings, epochs=1, early_stopping=None)
     if accelerator.device.type in CAPTURES and settings.graphs == "auto":  # Otherwise so few steps are not captured.
         settings = replace(settings, graphs=not objective.needs.host_waits)
     with warnings.catch_warnings():

@@ -29,16 +29,17 @@ FIXED = 200_000
 def run_size(recipe: Recipe, student: nn.Module) -> int:
     """Estimate the bytes that a run writes, from its student's parameters and buffers that are not frozen.
 
-    ``KEPT + 1`` checkpoints while one is written, each with the weights and the optimizer's moments (one for SGD, two
-    for AdamW); last and best weights, and one of them while it is replaced; and the records. What an objective keeps
-    besides, such as learned maps or banks, is not counted.
+    ``KEPT + 1`` checkpoints while one is written, each with the weights, their average if there is one, and the
+    optimizer's moments (one for SGD, two for AdamW); last and best weights, and one of them while it is replaced; and
+    the records. What an objective keeps besides, such as learned maps or banks, is not counted.
     """
     fits = recipe.fits()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in trained_state(student).values())
     moments = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
     most = max(1 if isinstance(fit.settings.optimizer, SGD) else 2 for fit in fits)
     epochs = sum(fit.settings.epochs for fit in fits)
-    return (KEPT + 1) * (weights + most * moments) + 3 * weights + epochs * EPOCH + FIXED
+    averages = weights if any(fit.settings.ema for fit in fits) else 0
+    return (KEPT + 1) * (weights + averages + most * moments) + 3 * weights + epochs * EPOCH + FIXED
 
 
 def present(folder: Path) -> int:

@@ -119,3 +119,5 @@ def run_stage(run: RunState, stage: int) -> None:
     )
     for epoch in epochs:
         run.record_epoch(stage, epoch)
+    run.end_stage(stage)
+    run.reporter.end()

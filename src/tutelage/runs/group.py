@@ -87,6 +87,10 @@ class RunGroup:
         )
         for k, epoch in lockstep.run():
             self.isolation.attempt(k, self.runs[k].record_epoch, stage, epoch)
+        for k in jobs:
+            if k not in self.isolation.errors:
+                self.runs[k].end_stage(stage)
+        first.reporter.end()
 
 
 def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions = DEFAULTS) -> list[Run | Exception]:

@@ -30,9 +30,19 @@ def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False, ev
     """
     if recipe.student.init is not None:
         require_teacher(recipe.teacher, "of which student.init makes the student")
+    if not evaluate:
+        check_early_stopping(recipe, validation=recipe.data.validation > 0)
     networks = networks_of(recipe.student, recipe.teacher)
     errors = network_errors(networks, trust_code=trust_code, evaluate=evaluate)
     raise_all([*errors, *source_errors(recipe.data)])
+
+
+def check_early_stopping(recipe: Recipe, *, validation: bool) -> None:
+    """Refuse to stop early if no labelled ``validation`` split can decide it: the test set must not."""
+    if any(fit.settings.early_stopping for fit in recipe.fits()) and not validation:
+        expected = "a validation split with labels, as a test set that chooses the epoch says too much of it"
+        instead = "type data.validation=0.1, or early_stopping=null"
+        raise RecipeError("early_stopping", expected, "none", instead)
 
 
 def networks_of(student: Network, teacher: Network | Teachers | TrainedTeacher | None) -> list[tuple[str, Network]]:

@@ -19,6 +19,9 @@ class Reporter:
     def tick(self) -> None:
         """Count a step; called after each."""
 
+    def end(self) -> None:
+        """End the fit, perhaps before its last step."""
+
     def track(self, batches: Batches, starts: Sequence[int] = (0,)) -> Batches:
         """Return batches that report each step that is taken on them, once per run.
 

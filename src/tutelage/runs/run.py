@@ -65,7 +65,7 @@ class Run:
 
     @property
     def evaluation(self) -> records.Evaluation:
-        """The last epoch's student, evaluated on the test set."""
+        """The student that the run ended with, evaluated on the test set."""
         instead = records.how_to_restore(self.folder)
         evaluation: records.Evaluation = records.read_json(
             self.folder / records.EVALUATION, records.Evaluation, partial=True, instead=instead
@@ -74,7 +74,7 @@ class Run:
 
     @property
     def accuracy(self) -> float | None:
-        """The student's accuracy after the last epoch, a fraction; ``None`` if the test set has no labels."""
+        """The student's accuracy on the test set, a fraction; ``None`` if that has no labels."""
         return self.evaluation["student"]["accuracy"] if (self.folder / records.EVALUATION).exists() else None
 
     @property

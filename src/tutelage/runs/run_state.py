@@ -35,6 +35,7 @@ from tutelage.training.batch_norm import statistics_of
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on, by_main, gathered_objects, is_main, world
+from tutelage.training.early_stopping import reason_to_stop
 from tutelage.training.evaluate import EvalSet, TeacherOutputs
 from tutelage.training.graphs import capturing
 from tutelage.training.job import FitJob
@@ -72,6 +73,7 @@ class RunState:
         self.failure: Exception | None = None
         self.finished = False
         self.started = time.monotonic()
+        self.epochs: list[records.Epoch] = []
         previous = recorded.manifest if recorded else {}
         rebuilt = recorded.rebuilt if recorded else ()
         for made_again in rebuilt:
@@ -136,7 +138,7 @@ class RunState:
             "speed": previous.get("speed") or [{} for _ in self.fits],
             "objective_resolved": previous.get("objective_resolved") or [{} for _ in self.fits],
             "class": previous.get("class") or [],
-            "selection": {"set": self.selection, "metric": setup.measure_of(splits).key, "reported": "last epoch"},
+            "selection": self.describe_selection(),
             "recipe": manifest.without_paths(recipe.model_dump(mode="json")) if run_inputs.repeatable else None,
             "files": {},  # digests of what does not change any more
             "notes": [*splits.notes, *map(manifest.without_paths, rebuilt), *warned],
@@ -147,6 +149,35 @@ class RunState:
         self.distillers: dict[int, Distiller] = {}
         self.contexts: dict[int, BindContext] = {}
         by_main(self._write_first_records)
+
+    def describe_selection(self) -> dict[str, Any]:
+        """Describe for the manifest how the epoch is chosen whose student the run ends with, and what is judged."""
+        last = self.fits[-1].settings
+        best = last.early_stopping is not None and last.early_stopping.keep == "best"
+        described = {
+            "set": self.selection,
+            "metric": setup.measure_of(self.run_inputs.splits).key,
+            "reported": "best epoch" if best else "last epoch",
+        }
+        return described if last.ema is None else {**described, "weights": "average"}
+
+    def reasons_to_stop(self) -> dict[str, Any]:
+        """Return for the manifest where and why each stage ended early; nothing without a stage that may."""
+        if not any(fit.settings.early_stopping for fit in self.fits):
+            return {}
+        ends: list[dict[str, Any] | None] = []
+        for stage, fit in enumerate(self.fits):
+            epochs = [epoch for epoch in self.epochs if epoch["stage"] == stage]
+            stopping = fit.settings.early_stopping if len(epochs) < fit.settings.epochs else None
+            why = None if stopping is None else reason_to_stop(epochs, stopping)
+            ends.append(None if why is None else {"epoch": len(epochs), "why": why})
+        return {"stopped": ends}
+
+    def end_stage(self, stage: int) -> None:
+        """Say why a stage ended, if it did so before its last epoch."""
+        ends = self.reasons_to_stop().get("stopped")
+        if ends is not None and (end := ends[stage]) is not None:
+            self.reporter.say(f"{self.recipe.name}: stopped after epoch {end['epoch']}: {end['why']}")
 
     def remark(self, lines: Iterable[str]) -> None:
         """Tell what is to be known of the run."""
@@ -233,7 +264,6 @@ class RunState:
         self.kept: records.KeptRun = {"recipe": recipe, "manifest": self.manifest, "epochs": [], "best": None}
         self.sink = CheckpointSink(checkpoints, self.folder / records.BEST, choices)
         self.stage = 0
-        self.epochs: list[records.Epoch] = []
         metrics = by_main(lambda: records.read_metrics(self.folder))
         if self.checkpoint:
             resume.same_choices(self.checkpoint, choices)
@@ -495,6 +525,7 @@ class RunState:
         self.manifest["status"] = status
         self.manifest["duration_s"] = round(self.seconds_before + time.monotonic() - self.started, 1)
         self.manifest["data"]["sizes"] = self.run_inputs.splits.sizes()
+        self.manifest |= self.reasons_to_stop()
         if note:
             self.manifest["notes"] = [*self.manifest["notes"], manifest.without_paths(note)]
         with contextlib.suppress(OSError) if status == "failed" else contextlib.nullcontext():

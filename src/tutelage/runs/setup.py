@@ -29,7 +29,7 @@ from tutelage.runs import sanity_checks
 from tutelage.runs.class_weights import with_class_weights
 from tutelage.runs.manifest import without_paths
 from tutelage.runs.networks import check_classes, check_width, create_student, create_teacher, create_untrained
-from tutelage.runs.preflight import require_teacher
+from tutelage.runs.preflight import check_early_stopping, require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.submodules import device_of
@@ -260,6 +260,7 @@ def check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
 
 def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
     check_compatible(run_inputs)
+    check_early_stopping(recipe, validation=can_choose(run_inputs.splits))
     _check_on_policy(recipe, run_inputs)
     accelerator, fits, samples = accelerator_on(recipe.device), recipe.fits(), run_inputs.splits.train.per_epoch
     student, settings = run_inputs.student, fits[0].settings
@@ -643,6 +644,12 @@ def measure_of(splits: data.Splits) -> records.Measure:
     if splits.task != "classes":
         return metrics.MEASURES[splits.task]
     return records.ACCURACY if splits.test.text_bytes is None else records.PERPLEXITY
+
+
+def can_choose(splits: data.Splits) -> bool:
+    """Return whether there is a validation split that says which student is better."""
+    held = splits.validation
+    return held is not None and (measure_of(splits) is records.COSINE or held.labelled > 0)
 
 
 def metric_of(splits: data.Splits) -> Metric | None:

@@ -55,6 +55,17 @@ class TerminalReporter(Reporter):
             if task is not None:
                 self.progress.advance(task)
 
+    def end(self) -> None:
+        """Take the steps that the fit does not need out of both bars, so that neither waits for them."""
+        if self.run is None:
+            return
+        fit = self.progress.tasks[self.progress.task_ids.index(self.run)]
+        left = (fit.total or 0) - fit.completed
+        self.progress.update(self.run, total=fit.completed)
+        if self.job is not None and left:
+            job = self.progress.tasks[self.progress.task_ids.index(self.job)]
+            self.progress.update(self.job, total=(job.total or 0) - left)
+
     def note(self, text: str) -> None:
         """Show an epoch's line beside the bar; without a terminal print it, unless one was printed just now."""
         if self.run is not None:

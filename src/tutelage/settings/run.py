@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
 from tutelage.settings.fit import (
+    EMA,
     Count,
+    EarlyStopping,
     LossForm,
     OnPolicy,
     Optimizer,
@@ -32,6 +34,10 @@ class RunSettings(TypedDict, total=False):
     """Micro-batches that a batch is cut into; losses and gradients are those of the whole batch."""
     clip: Positive | None
     """Largest L2 norm of the gradient; none for no clipping."""
+    ema: EMA | Mapping[str, Any] | float | None
+    """Average of the student's weights that is judged and kept in their place: a decay, or a mapping; none for none."""
+    early_stopping: EarlyStopping | Mapping[str, Any] | int | None
+    """End once so many epochs in a row did no better on the validation split: that number, or a mapping; none never."""
     stages: Sequence[Mapping[str, Any]]
     """Several fits in turn; each says what differs, such as ``[{"epochs": 5, "objective": "kd"}, {"epochs": 10}]``."""
     class_weights: Literal["balanced"] | Sequence[float] | Mapping[str, float] | None

@@ -13,7 +13,18 @@ from tutelage import plain_files, records
 from tutelage.errors import NotFoundError, printable
 from tutelage.report import table as tables
 from tutelage.report.matched import matched_notes
-from tutelage.report.reading import NOT_STARTED, Run, Subject, deviation, mapping, mean, number, read_run, section
+from tutelage.report.reading import (
+    NOT_STARTED,
+    Run,
+    Subject,
+    deviation,
+    mapping,
+    mean,
+    number,
+    read_run,
+    reported_epoch,
+    section,
+)
 from tutelage.report.reading import text as string
 from tutelage.report.results import Unfinished, best_notes, selected, unfinished
 from tutelage.report.table import MISSING, count, fixed, plain
@@ -37,9 +48,10 @@ class Row:
     method: str  # name in the study; ``teacher`` for the teacher
     role: Literal["teacher", "student"]  # role of the row
     n: int = 0  # number of finished runs; for the teacher, of different teachers
-    # mean of the last epoch's test accuracy over the n runs; None if one of them lacks it
+    # mean test accuracy of the runs' students over the n runs; None if one of them lacks it
     accuracy: float | None = None
-    of_task: float | None = None  # mean of the last epoch's other measure, instead, such as a perplexity
+    of_task: float | None = None  # mean of their other measure, instead, such as a perplexity
+    epoch: str = "last"  # their epoch: ``last``, ``best``, or ``last or best`` where the runs differ
     measure: records.Measure = records.ACCURACY  # what the networks are judged by
     std: float | None = None  # sample standard deviation (n - 1); None for one run
     values: tuple[float | None, ...] = ()  # measure of each run
@@ -212,6 +224,7 @@ def _row(
         values=values,
         best=mean(_scaled(by, best) for best in bests) if len(sets) == 1 else None,
         best_set=best_set,
+        epoch=reported_epoch(done),
         status=status,
         unfinished=tuple(map(unfinished, left)),
     )
@@ -347,8 +360,9 @@ def cells(row: Row) -> dict[str, str]:
 def notes(table: StudyTable) -> list[str]:
     """Say what the table's figures are, and what they leave out."""
     judged = measure_of(table.rows).title
+    epoch = " or ".join(dict.fromkeys(row.epoch for row in table.rows if row.n)) or "last"
     sentences = [
-        f"{judged} is the last epoch's on the test set: mean ± sample standard deviation over the n finished runs."
+        f"{judged} is the {epoch} epoch's on the test set: mean ± sample standard deviation over the n finished runs."
     ]
     sentences += best_notes(table.rows)
     if any(row.published is not None for row in table.rows):

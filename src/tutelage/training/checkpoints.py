@@ -224,3 +224,17 @@ class CheckpointSink(NamedTuple):
     # callback, called once with the chosen `ComputePlan` as JSON
     announce: Callable[[dict[str, Any]], None] | None = None
     run: records.KeptRun | None = None  # what every checkpoint keeps of its run
+
+    def read_best(self) -> bytes:
+        """Return the file of the best weights.
+
+        Raises:
+            DamagedError: if it is missing, or not as the run wrote it.
+        """
+        known = None if self.run is None else self.run["best"]
+        content = records.read_bytes(self.best) if self.best.is_file() else None
+        if content is None or (known is not None and hashlib.sha256(content).hexdigest() != known):
+            got = "none" if content is None else "others"
+            instead = "restore the file, or remove the folder and run the same command again"
+            raise records.DamagedError(self.best, "the weights that the run wrote", got, instead)
+        return content

@@ -515,13 +515,16 @@ def wrap(module: nn.Module, accelerator: Accelerator, *, unsynchronised: list[st
 
 def share_buffers(module: nn.Module, *, but: Container[str]) -> None:
     """Give all processes the first one's buffers, but those of some names, as `wrap` does before every step."""
-    for name, buffer in module.named_buffers() if world() > 1 else ():
-        if name in but:
-            continue
-        values = buffer.detach().contiguous()
+    share(buffer for name, buffer in module.named_buffers() if name not in but)
+
+
+def share(tensors: Iterable[Tensor]) -> None:
+    """Give all processes the values that these tensors have in the first one."""
+    for tensor in tensors if world() > 1 else ():
+        values = tensor.detach().contiguous()
         with naming_process():
             distributed.broadcast(values, src=0)
-        buffer.copy_(values)
+        tensor.copy_(values)
 
 
 def local_gradients(module: nn.Module) -> AbstractContextManager[object]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 from typing import NamedTuple
 
+import safetensors.torch
 import torch
 from accelerate import Accelerator
 from torch.distributed.tensor import DTensor
@@ -34,11 +35,13 @@ from tutelage.training.distributed import (
     by_main,
     gathered_objects,
     is_main,
+    share,
     share_buffers,
     step_totals,
     summed,
 )
 from tutelage.training.dry_forward import PROBED, check_batches, smallest_batch
+from tutelage.training.early_stopping import BY, reason_to_stop
 from tutelage.training.evaluate import EvalSet, evaluate
 from tutelage.training.generators import random_state, restore_random, seed_rank
 from tutelage.training.graphs import CAPTURES, NotCapturableError
@@ -122,6 +125,8 @@ class FitState:
             expected = "1 for an objective that couples a batch's samples"
             instead = "its value would change with the micro-batches: type accumulate=1"
             raise InvalidValueError("accumulate", expected, job.settings.accumulate, instead)
+        if job.settings.early_stopping is not None:
+            _require_choice(job)
         self.job, self.accelerator, self.steps, self.samples, self.stage = job, accelerator, steps, samples, stage
         self.device, self.settings = accelerator.device, job.settings
         self.agreement = agreement or Agreement(accelerator)
@@ -283,14 +288,50 @@ class FitState:
     def end_epoch(self, totals: TrainingTotals) -> records.Epoch:
         """Evaluate, save, and return the record; several processes evaluate the first one's buffers, which it saves."""
         share_buffers(self.train.distiller, but=self.train.unsynchronised)
-        evaluations = {held.name: self._evaluate(held) for held in self.job.held_out}
+        if self.train.average is not None:
+            share(self.train.average.buffers)
+        with self._judged():
+            evaluations = {held.name: self._evaluate(held) for held in self.job.held_out}
         with self.undivided():
             return self._record_epoch(totals, evaluations)
 
-    def agree(self) -> None:
-        """Stop between epochs if several processes agree to."""
+    @contextmanager
+    def _judged(self) -> Iterator[None]:
+        """Enter this for what is done with the student's weights as they are judged and kept: the average, if any."""
+        average, was = self.train.average, self.consistent
+        if average is None:
+            yield
+            return
+        self.consistent = False
+        own = average.lend()
+        try:
+            yield
+        finally:
+            with nullcontext() if self.agreement.several else uninterrupted():
+                average.take_back(own)
+                self.consistent = was
+
+    @property
+    def done(self) -> bool:
+        """Whether the fit is over: after its last epoch, or an earlier one by which it stops."""
+        stopping = self.settings.early_stopping
+        early = stopping is not None and reason_to_stop(self.history, stopping) is not None
+        return self.now.epoch >= self.settings.epochs or early
+
+    def end(self) -> None:
+        """Leave the student with the weights that it is judged by, once the fit is over."""
+        stopping, keep = self.settings.early_stopping, self.job.keep
+        if stopping is not None and stopping.keep == "best" and keep is not None:
+            best = by_main(lambda: safetensors.torch.load(keep.read_best()))
+            for name, tensor in trained_state(self.job.distiller.student).items():
+                tensor.copy_(best[name])
+        elif self.train.average is not None:
+            self.train.average.give()
+
+    def agree(self, *, ends: bool) -> None:
+        """Stop between epochs if several processes agree to; ``ends`` if no epoch follows."""
         if self.agreement.several:
-            self.agreement.meet(before=self.next_step, ends=self.now.epoch == self.settings.epochs)
+            self.agreement.meet(before=self.next_step, ends=ends)
 
     def _evaluate(self, held: EvalSet) -> records.EvaluationMeans:
         evaluation = evaluate(
@@ -362,7 +403,8 @@ class FitState:
             keep.checkpoints.write(keep.best, to_bytes(weights))
             return records.digest(keep.best)
 
-        digest = by_main(write)
+        with self._judged():
+            digest = by_main(write)
         if keep.run is not None:
             keep.run["best"] = digest
 
@@ -501,6 +543,15 @@ class FitState:
         if self.settings.shard != "none" and self.accelerator.num_processes > 1 and plan.loss_form == "last_layer":
             plan = replace(plan, loss_form="plain")
         self._adopt(plan)
+
+
+def _require_choice(job: FitJob) -> None:
+    """Refuse to stop early without a set that decides, or to keep best weights nowhere."""
+    if BY not in (held.name for held in job.held_out):
+        raise InvalidValueError("early_stopping", f"a {BY} set among held_out", "none", "add one, or leave it out")
+    if job.settings.early_stopping and job.settings.early_stopping.keep == "best" and job.keep is None:
+        instead = "give a CheckpointSink, or type early_stopping.keep=last"
+        raise InvalidValueError("early_stopping.keep", "a place for the best weights", "none", instead)
 
 
 def _choose_captured_plan(

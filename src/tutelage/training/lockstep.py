@@ -95,10 +95,20 @@ class Lockstep:
             resumed = [state for state in students if state.job.uses_teacher and state.plan is not None]
             if self.teacher is not None and resumed:
                 self.teacher.plan = resumed[0].plan
-            while epochs := [epoch for epoch, _ in self._positions() if epoch < self.settings.epochs]:
+            self._end()
+            while epochs := [epoch for epoch, _ in self._positions()]:
                 yield from self._run_epoch(min(epochs))
-                for state in list(self._students().values())[:1]:
-                    state.agree()
+                states = list(self._students().values())
+                for state in states[:1]:
+                    state.agree(ends=all(each.done for each in states))
+                self._end()
+
+    def _end(self) -> None:
+        """Part with the students whose fit is over; the others go on."""
+        for k, state in list(self._students().items()):
+            if state.done:
+                self.isolation.attempt(k, state.end)
+                del self._states[k]
 
     def _run_epoch(self, epoch: int) -> Iterator[tuple[int, records.Epoch]]:
         """Train an epoch from the least advanced student's step, then evaluate and save each student."""

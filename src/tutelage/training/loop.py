@@ -36,6 +36,8 @@ def fit(
 ) -> Iterator[records.Epoch]:
     """Train a student, yielding a record after every epoch.
 
+    With ``settings.ema`` every evaluation is of the average of its weights, which it has for its own at the end.
+
     Args:
         distiller: student with its objective.
         teacher: teacher, called on every batch; ``None`` if the objective needs none.
@@ -50,7 +52,8 @@ def fit(
 
     Raises:
         ValueError: if student and teacher share something, or a batch or micro-batch is too small for the objective or
-            the student; nothing was trained then.
+            the student, or there is nothing to stop early by; nothing was trained then.
+        DamagedError: if the best weights are to be kept at the end, and are no longer there.
         NonFiniteError: if a loss or gradient is not finite and ``settings.nonfinite`` is ``stop``.
         CheckpointError: if a checkpoint cannot be written.
         ProcessError: if another process that trains too is gone, or did not answer in time.
@@ -73,7 +76,7 @@ def fit(
             job, accelerator, steps=len(batches), samples=batches.samples, stage=stage, agreement=agreement
         )
         planned = PlannedTeacher(teacher, settings, accelerator.device, state.plan) if teacher is not None else None
-        while state.now.epoch < settings.epochs:
+        while not state.done:
             with state.saving_if_stopped():
                 with float32_products(accelerator.device, settings.precision):
                     for batch in state.epoch(batches):
@@ -82,5 +85,6 @@ def fit(
                             state.step(state.train, batch, planned)  # `train_step`, or its replay
                             state.end_step(batch)
                 record = state.end_epoch(state.training_totals())
-            state.agree()
+            state.agree(ends=state.done)
             yield record
+        state.end()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any, NotRequired, TypedDict, TypeVar, cast
 
 import torch
 from accelerate import Accelerator
@@ -16,13 +16,14 @@ from tutelage.errors import InvalidValueError
 from tutelage.modules import Distiller
 from tutelage.plain_files import misfit
 from tutelage.records import Epoch
-from tutelage.settings.fit import FitSettings
+from tutelage.settings.fit import EMA, FitSettings
 from tutelage.settings.weights import Schedule
 from tutelage.submodules import frozen_names
 from tutelage.taps import when_gradient
 from tutelage.training import optim
 from tutelage.training.activations import checkpointed_blocks, recomputing
 from tutelage.training.agreement import Agreement
+from tutelage.training.average import Average, averaged
 from tutelage.training.batch_norm import norms_to_synchronise
 from tutelage.training.buffers import SavedBuffers
 from tutelage.training.checkpoints import Checkpoint, under
@@ -45,13 +46,15 @@ from tutelage.training.sharding import (
 )
 from tutelage.types import Progress, StatefulTerm
 
+T = TypeVar("T")
+
 
 @dataclass(kw_only=True)
 class StepValues:
     """Everything that changes from step to step besides parameters, moments, buffers and generators.
 
     The numbers are the host's and are not read in a step. The tensors keep their memory and are written in place,
-    ``rate`` and ``progress`` between steps, so that a step can be captured once and replayed.
+    ``rate``, ``average_rate`` and ``progress`` between steps, so that a step can be captured once and replayed.
     """
 
     epoch: int = 0  # number of epochs done
@@ -60,22 +63,34 @@ class StepValues:
     fraction: float = 0.0  # fraction of the fit that is done
     learning_rate: float = 0.0  # learning rate of the step, for a plain optimizer and the records
     rate: Tensor  # learning rate for a fused optimizer, ``()`` float32
+    average_rate: Tensor  # share of the step's weights in their average, 1 - decay, ``()`` float32
     progress: Progress  # progress of the step, for the terms, with the values of all scheduled weights
     sums: Tensor  # sums of the epoch so far, as named by `EpochMetrics.names`
     nonfinite_log: Tensor  # log of the epoch so far: `nonfinite.log_nonfinite`
     nonfinite_values: Tensor  # its values
     loss_scale: LossScale | None = None  # loss scale, under ``fp16`` only
+    ema: EMA | None = None  # settings of the average of the weights, if there is one
     _whole: Tensor  # memory of epoch and step in ``progress``
-    _real: Tensor  # memory of ``rate``, and of the other numbers in ``progress``
+    _real: Tensor  # memory of both rates, and of the other numbers in ``progress``
 
     @classmethod
-    def on(cls, device: torch.device, *, sums: Tensor, terms: int, schedules: Sequence[Schedule]) -> StepValues:
+    def on(
+        cls,
+        device: torch.device,
+        *,
+        sums: Tensor,
+        terms: int,
+        schedules: Sequence[Schedule],
+        ema: EMA | None = None,
+    ) -> StepValues:
         """Return the values before the first step, with tensors on a device."""
         whole = torch.zeros(2, dtype=torch.int64, device=device)
-        real = torch.zeros(2 + len(schedules), device=device)
-        (epoch, step), (rate, fraction, *values) = whole.unbind(), real.unbind()
+        real = torch.zeros(3 + len(schedules), device=device)
+        (epoch, step), (rate, average_rate, fraction, *values) = whole.unbind(), real.unbind()
         return cls(
             rate=rate,
+            average_rate=average_rate,
+            ema=ema,
             progress=Progress(epoch, step, fraction, dict(zip(schedules, values, strict=True))),
             sums=sums,
             nonfinite_log=empty_log(device),
@@ -85,12 +100,13 @@ class StepValues:
         )
 
     def set(self, learning_rate: float, fraction: float) -> None:
-        """Set the learning rate, and the progress and scheduled weights at a fraction of the fit, that a step reads."""
+        """Set both rates, and the progress and scheduled weights at a fraction of the fit, that a step reads."""
         self.learning_rate, self.fraction = learning_rate, fraction
         here = Progress(self.epoch, self.step, fraction)
         schedules = cast(Iterable[Schedule], self.progress.scheduled)
         self._whole.copy_(sent([here.epoch, here.step], self._whole), non_blocking=True)
-        numbers = [learning_rate, fraction, *(schedule(here) for schedule in schedules)]
+        average_rate = 0.0 if self.ema is None else 1 - self.ema.decay_at(self.step + 1)
+        numbers = [learning_rate, average_rate, fraction, *(schedule(here) for schedule in schedules)]
         self._real.copy_(sent(numbers, self._real), non_blocking=True)
 
     def clear(self) -> None:
@@ -117,6 +133,7 @@ class TrainState:
         module: module that a step calls: the distiller, or its wrapper that averages gradients over processes.
         parameters: trainable parameters, those that are sharded first: of these, this process's shares, in the same
             memory.
+        average: average of the student's weights; ``None`` if there is none.
         buffers: buffers that a step leaves unchanged if it is not applied; terms guard their own.
         norms: batch norms that take statistics of all processes' samples.
         student: forms in which the student is computed.
@@ -158,6 +175,7 @@ class TrainState:
         unsynchronised += [name for name, parameter in distiller.named_parameters() if isinstance(parameter, DTensor)]
         self.module = wrap(distiller, accelerator, unsynchronised=unsynchronised)
         self.unsynchronised = frozenset(unsynchronised)
+        self.average = None if settings.ema is None else Average(distiller.student)
         self.buffers = SavedBuffers(distiller, but=guards)
         self.norms = norms_to_synchronise(distiller, settings.sync_bn)
         self.student = PlannedStudent(distiller)
@@ -171,6 +189,7 @@ class TrainState:
             sums=self.metrics.zeros.clone(),
             terms=len(objective.names),
             schedules=objective.schedules,
+            ema=settings.ema,
         )
         self.with_gradient: list[nn.Parameter] = []
         if settings.precision == "fp16":
@@ -250,7 +269,7 @@ class TrainState:
             copy_whole(self.distiller.student, self._whole.student)
 
     def apply(self, finite: Tensor) -> None:
-        """Step the optimizer if ``finite``; else leave parameters, moments and buffers unchanged."""
+        """Step the optimizer if ``finite``; else leave parameters, moments, buffers and average unchanged."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.now.rate if self.fused else self.now.learning_rate
         if self.fused:
@@ -258,8 +277,12 @@ class TrainState:
             self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
             self.optimizer.step()
             self.buffers.restore_unless(finite)
+            if self.average is not None:
+                self.average.update(self.now.average_rate * finite)
         elif finite:  # The host reads the value, which costs nothing on the CPU.
             self.optimizer.step()
+            if self.average is not None:
+                self.average.update(self.now.average_rate)
         else:
             self.buffers.restore()
         for term in self.stateful_terms:
@@ -273,6 +296,7 @@ class TrainState:
         moments = [value for values in self.optimizer.state.values() for value in values.values()]
         return {
             "parameters": list(self.parameters),
+            "average": [] if self.average is None else list(self.average.tensors.values()),
             "buffers": list(self.distiller.buffers()),
             "moments": [value for value in moments if isinstance(value, Tensor)],
             "counts": [self.now.sums, self.now.nonfinite_log, self.now.nonfinite_values],
@@ -295,6 +319,7 @@ class TrainState:
         generators, rng = packed_states(gathered_objects(random_state(self.device)))
         tensors = {
             **_own_tensors(self.distiller),
+            **({} if self.average is None else _named_average(self.average.tensors)),
             **moments,
             "sums": summed(now.sums, self.accelerator),
             "blame": now.nonfinite_log,
@@ -331,6 +356,8 @@ class TrainState:
         now.epoch, now.step, now.step_in_epoch = state["epoch"], state["step"], state["step_in_epoch"]
         if self.accelerator.is_main_process:  # They are the sums over all processes.
             now.sums.copy_(self.metrics.restored(tensors["sums"]))
+        for name, tensor in _named_average(self.average.tensors).items() if self.average is not None else ():
+            tensor.copy_(tensors[name])
         now.nonfinite_log.copy_(tensors["blame"])
         if "blame_values" in tensors:  # Checkpoints of older versions have none.
             now.nonfinite_values.copy_(tensors["blame_values"])
@@ -350,6 +377,11 @@ def _own_tensors(distiller: Distiller) -> dict[str, Tensor]:
 def _frozen_tensors(distiller: Distiller) -> set[str]:
     """Return the names that what of a student is frozen has in checkpoints of earlier versions."""
     return {f"lesson.student.network.{name}" for name in frozen_names(distiller.student)}
+
+
+def _named_average(tensors: Mapping[str, T]) -> dict[str, T]:
+    """Return an average's tensors, or what is known of each, by their names in a checkpoint."""
+    return {f"average.{name}": tensor for name, tensor in tensors.items()}
 
 
 def _number_in(moment: str) -> int:
@@ -389,6 +421,9 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
     if wrong := misfit(state, _CheckpointState):
         raise ValueError(wrong)
     expected = {name: tensor.shape for name, tensor in _own_tensors(distiller).items()}
+    if settings.ema is not None:
+        places = _named_average(averaged(distiller.student))
+        expected |= {name: tensor.shape for name, place in places.items() if (tensor := place.tensor) is not None}
     metrics = EpochMetrics(distiller.objective, torch.device("cpu"))
     if "sums" in tensors:
         found["sums"] = metrics.restored(tensors["sums"]).shape
