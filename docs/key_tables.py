@@ -21,7 +21,7 @@ from pydantic import BaseModel
 from tutelage import config, objectives
 from tutelage.settings import weights as schedules
 from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment, Unlabelled
-from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, MultiStep, OnPolicy, Step
+from tutelage.settings.fit import SGD, AdamW, Constant, Cosine, LibraryOptimizer, MultiStep, OnPolicy, Step
 from tutelage.settings.numbers import SMALLEST
 from tutelage.settings.objective import ObjectiveSpec
 
@@ -29,7 +29,7 @@ PAGE = Path(__file__).with_name("recipes.md")
 
 
 NAMES = {
-    **dict.fromkeys((SGD, AdamW), "optimizer"),
+    **dict.fromkeys((SGD, AdamW, LibraryOptimizer), "optimizer"),
     **dict.fromkeys((Constant, Step, MultiStep, Cosine), "schedule"),
     **dict.fromkeys(
         (schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.CosineWarmUp), "weight's schedule"
@@ -137,6 +137,7 @@ SECTIONS = {
     "A teacher to train first": list(keys_of(config.schema.Training)),
     "sgd": list(keys_of(SGD)),
     "adamw": list(keys_of(AdamW)),
+    "timm": list(keys_of(LibraryOptimizer)),
     "constant": list(keys_of(Constant)),
     "step": list(keys_of(Step)),
     "multistep": list(keys_of(MultiStep)),

@@ -24,19 +24,22 @@ from tutelage.settings import data
 from tutelage.settings.data import DataSettings, LearnedTokenizer
 from tutelage.settings.fit import (
     SGD,
+    TIMM,
+    AdamW,
     Constant,
     Count,
     Fit,
     FitSettings,
+    LibraryOptimizer,
     LossForm,
     OnPolicy,
-    Optimizer,
     Positive,
     Precision,
     Schedule,
     Shard,
     Switch,
     Threads,
+    timm_optimizers,
 )
 from tutelage.settings.numbers import LARGEST_COUNT, SMALLEST, ShortFor, Whole
 from tutelage.settings.objective import (
@@ -120,7 +123,36 @@ DataField = Annotated[DataSettings, pydantic.AfterValidator(data.check), ShortFo
 ObjectiveField = Annotated[
     ObjectiveSpec, pydantic.PlainValidator(_objective), pydantic.PlainSerializer(ObjectiveSpec.to_recipe)
 ]
-OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.name), ShortFor("name")]
+
+
+def _kind_of_optimizer(value: Any) -> str | None:
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    return None if not isinstance(name, str) else LibraryOptimizer.tag if name.startswith(TIMM) else name
+
+
+def _named_with_source(value: Any) -> Any:
+    """Name the source of an optimizer that only timm has."""
+    name = value.get("name") if isinstance(value, Mapping) else None
+    if isinstance(name, str) and name not in (SGD.name, AdamW.name) and name in timm_optimizers():
+        near = [each for each in (AdamW.name,) if name in each]
+        instead = " or ".join(f"optimizer.name={each}" for each in (*near, f"{TIMM}{name}"))
+        raise InvalidValueError(
+            "optimizer.name", f"one of sgd, adamw, {LibraryOptimizer.tag}", repr(name), f"type {instead}"
+        )
+    return value
+
+
+OptimizerField = Annotated[
+    Annotated[SGD, pydantic.Tag(SGD.name)]
+    | Annotated[AdamW, pydantic.Tag(AdamW.name)]
+    | Annotated[LibraryOptimizer, pydantic.Tag(LibraryOptimizer.tag)],
+    pydantic.Discriminator(_kind_of_optimizer),
+    BeforeValidator(_named_with_source),
+    _of_kind(SGD.name),
+    ShortFor("name"),
+    # Recipes that type none of these keys read as they did before there were such.
+    pydantic.WrapSerializer(lambda value, write: {k: v for k, v in write(value).items() if v is not None}),
+]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
 

@@ -26,7 +26,7 @@ from tutelage.runs.setup import (
     steps_of,
     torch_settings,
 )
-from tutelage.training import memory
+from tutelage.training import layers, memory
 from tutelage.training.distributed import accelerator_on, world
 from tutelage.training.precision import fallback
 from tutelage.types import Batch
@@ -65,6 +65,8 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         ("input", _input(splits)),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
     ]
+    if (found := layers.rates(run_inputs.student, [fit.settings for fit in fits])) is not None:
+        summary.append(("layers", f"{found.layers}, with {found.smallest_scale:.3g} to 1 times the learning rate"))
     evaluation = None
     if run_inputs.teacher is not None:
         by, judged = measure_of(splits), "it is trained first"
