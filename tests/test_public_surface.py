@@ -131,7 +131,7 @@ def test_the_search_of_messages_sees_a_name(tmp_path):
 # Settings
 
 SHORTHAND: Mapping[str, Any] = {
-    "optimizer": Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"] | str,
+    "optimizer": Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"],
     "schedule": Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"],
     "stages": Sequence[Mapping[str, Any]],
     "on_policy": OnPolicy | Mapping[str, Any] | float | None,

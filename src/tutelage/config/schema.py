@@ -161,7 +161,7 @@ class _Section(BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
-ADDED = ("size", "config", "trained", "init", "classes", "mean", "std", "output", "reads")
+ADDED = ("size", "config", "trained", "frozen", "init", "classes", "mean", "std", "output", "reads")
 """Keys of a network that recipes of older versions lack."""
 MADE = "teacher"
 """Name of a student that is made of its teacher."""
@@ -241,6 +241,14 @@ TrainedField = Annotated[
 ]
 
 
+def _check_frozen(value: Any) -> Any:
+    good = isinstance(value, list | tuple) and all(isinstance(each, str) and each for each in value or [None])
+    if value is not None and not good:
+        expected = "a list of patterns of names, or null"
+        raise InvalidValueError("frozen", expected, messages.shown(value), 'for example ["conv1", "layer1.*"]')
+    return value
+
+
 def _check_layers(value: Any) -> Any:
     numbers = isinstance(value, list | tuple) and all(
         isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0 for entry in value or [None]
@@ -284,6 +292,8 @@ class Network(_Section):
         trained: ``head`` trains the last linear layer alone; the rest keeps its weights and is in evaluation mode, so
             that neither dropout nor batch norm changes what the layer reads. ``{lora: 8}`` trains low-rank adapters and
             the head of a network that classifies. What is trained is what is saved.
+        frozen: shell patterns of what is not trained, by the names of parameters or modules that the network's author
+            gave, such as ``layer1.*``; a module without others is in evaluation mode. All is saved.
         init: of a student alone, and in place of its name: what it is made of, its teacher; see `Init`.
         classes: of a teacher, or of what is evaluated: its output for each class of the data, by number or by its
             class's name; none for all of them in order, or by the names of both where they say it.
@@ -300,6 +310,7 @@ class Network(_Section):
     size: Annotated[int, Ge(1), Le(MAX_SIDE)] | None = None
     config: dict[str, Any] | None = None
     trained: TrainedField = "all"
+    frozen: Annotated[tuple[str, ...] | None, BeforeValidator(_check_frozen)] = None
     init: Init | None = None
     classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
     mean: Annotated[tuple[float, ...] | None, BeforeValidator(_check_mean)] = None
@@ -320,6 +331,14 @@ class Network(_Section):
             expected = "nothing beside init that describes the network, which is its teacher's"
             raise InvalidValueError("", expected, got, f"leave {taken[0]} out, or init")
         return {**value, "name": MADE}
+
+    @pydantic.model_validator(mode="after")
+    def _trained_in_one_way(self) -> Network:
+        if self.frozen is not None and self.trained != "all":
+            got = "trained and frozen"
+            expected = "frozen, or trained=head or {lora: ...}, which freeze all else"
+            raise InvalidValueError("", expected, got, "leave one of them out")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _statistics(self) -> Network:
@@ -351,6 +370,14 @@ def _trained(network: Network) -> Network:
             "", "no classes of a network that is trained on the data's", list(network.classes), instead
         )
     return network
+
+
+def _no_student(network: Network) -> Network:
+    """Refuse a student's key of a network that is not trained."""
+    if network.frozen is not None:
+        instead = "leave frozen out: it is a student's key"
+        raise InvalidValueError("frozen", "none of a network that is not trained", list(network.frozen), instead)
+    return _not_made(network)
 
 
 def _not_made(network: Network) -> Network:
@@ -435,7 +462,9 @@ def _ready(value: Any) -> Any:
     return value
 
 
-MemberField = Annotated[Network, pydantic.AfterValidator(_not_made), pydantic.BeforeValidator(_ready), ShortFor("name")]
+MemberField = Annotated[
+    Network, pydantic.AfterValidator(_no_student), pydantic.BeforeValidator(_ready), ShortFor("name")
+]
 
 
 class Teachers(_Section):
@@ -500,7 +529,7 @@ def _alone(value: Any) -> Any:
 
 
 _ONE_TEACHER = (
-    Annotated[Network, pydantic.AfterValidator(_not_made), pydantic.Tag("Network")]
+    Annotated[Network, pydantic.AfterValidator(_no_student), pydantic.Tag("Network")]
     | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")]
 )
 OneTeacherField = Annotated[

@@ -190,6 +190,8 @@ def _network(network: models.Classifier, shape: tuple[int, ...]) -> str:
     card = network.card
     count, weights = models.parameters(network), card.weights or "random"
     counted = f"{count:,} parameters, " if count else ""  # An ONNX file does not tell them.
+    if network.frozen_by:
+        counted += f"{sum(p.numel() for p in network.parameters() if p.requires_grad):,} of them trained, "
     answers = {"labels": f"{card.classes} labels", "embedding": f"a vector of {card.classes}"}
     facts = f"{card.name}: {counted}{answers.get(card.task, f'{card.classes} classes')}, weights {weights}"
     return "; ".join([facts, *describe_fit(network, shape)])

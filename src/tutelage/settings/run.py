@@ -24,8 +24,8 @@ class RunSettings(TypedDict, total=False):
     """Passes over the training set."""
     batch_size: Count
     """Samples per optimizer step, over all micro-batches and processes."""
-    optimizer: Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"] | str
-    """A name, such as ``timm:muon``, or a mapping such as ``{"name": "adamw", "lr": 1e-3, "layer_decay": 0.75}``."""
+    optimizer: Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"]
+    """A name, or a mapping such as ``{"name": "adamw", "lr": 1e-3}`` or ``{"name": "timm:muon"}``."""
     schedule: Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"]
     """Of the learning rate: a name, or a mapping such as ``{"name": "cosine", "warmup": 5}``."""
     accumulate: Count

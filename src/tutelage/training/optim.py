@@ -150,15 +150,16 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
     )  # A group may have what is no plain value.
     optimizer.load_state_dict({"state": moments, "param_groups": [{**a, **saved, **own} for a, saved, own in built]})
     numbered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for i, saved in moments.items():
-        parameter = numbered[i]
+    for number, saved in moments.items():
+        parameter = numbered[number]
         values = optimizer.state[parameter]
         for name, value in values.items():
             # Copies: a checkpoint may be resumed twice. Fused forms need moments in their parameter's memory layout.
             if isinstance(value, Tensor):
                 like = parameter if value.shape == parameter.shape else value
                 # torch gives moments the parameter's dtype; some optimizers have theirs in another.
-                values[name] = torch.empty_like(like, dtype=saved[name].dtype, device=value.device).copy_(saved[name])
+                source = saved.get(name, value)
+                values[name] = torch.empty_like(like, dtype=source.dtype, device=value.device).copy_(source)
     if optimizer.defaults.get("fused"):
         _complete(optimizer)
 
