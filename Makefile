@@ -49,13 +49,15 @@ check: $(STAMP)
 	$(BIN)/mypy
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
 
-# What is written from the settings, the presets and the models' sources: signatures for recipes, what `tutelage list` shows, the
-# tables of keys, and the page of objectives.
+# What is written from the settings, the presets and the models' sources: signatures for recipes, what `tutelage list` shows,
+# arguments of timm's optimizers, the tables of keys, and the page of objectives.
 generated: $(STAMP)
 	$(BIN)/python -c "from tutelage.objectives import registry; print(registry.signatures_json(), end='')" > objectives.json
 	mv objectives.json src/tutelage/config/objectives.json
 	$(BIN)/python -c "from tutelage.models import registry; print(registry.listing_json(), end='')" > models.json
 	mv models.json src/tutelage/models/models.json
+	$(BIN)/python -c "from tutelage.training import library_optimizers as t; print(t.listing_json(), end='')" > optimizers.json
+	mv optimizers.json src/tutelage/settings/timm_optimizers.json
 	$(BIN)/python -m tutelage.studies.overview > objectives.md
 	mv objectives.md docs/objectives.md
 	$(BIN)/python docs/key_tables.py

@@ -21,7 +21,18 @@ from pydantic import BaseModel
 from tutelage import config, objectives
 from tutelage.settings import weights as schedules
 from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment, Unlabelled
-from tutelage.settings.fit import EMA, SGD, AdamW, Constant, Cosine, EarlyStopping, MultiStep, OnPolicy, Step
+from tutelage.settings.fit import (
+    EMA,
+    SGD,
+    AdamW,
+    Constant,
+    Cosine,
+    EarlyStopping,
+    LibraryOptimizer,
+    MultiStep,
+    OnPolicy,
+    Step,
+)
 from tutelage.settings.numbers import SMALLEST
 from tutelage.settings.objective import ObjectiveSpec
 
@@ -29,7 +40,7 @@ PAGE = Path(__file__).with_name("recipes.md")
 
 
 NAMES = {
-    **dict.fromkeys((SGD, AdamW), "optimizer"),
+    **dict.fromkeys((SGD, AdamW, LibraryOptimizer), "optimizer"),
     **dict.fromkeys((Constant, Step, MultiStep, Cosine), "schedule"),
     **dict.fromkeys(
         (schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.CosineWarmUp), "weight's schedule"
@@ -139,6 +150,7 @@ SECTIONS = {
     "A teacher to train first": list(keys_of(config.schema.Training)),
     "sgd": list(keys_of(SGD)),
     "adamw": list(keys_of(AdamW)),
+    "timm": list(keys_of(LibraryOptimizer)),
     "constant": list(keys_of(Constant)),
     "step": list(keys_of(Step)),
     "multistep": list(keys_of(MultiStep)),

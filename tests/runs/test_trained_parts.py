@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from tests._helpers.refusals import refused
+from tests._helpers.stopped_run import stopped
 from tests.runs.test_texts import SIZES, lines, recipe  # noqa: F401  a fixture
 
 import tutelage
@@ -45,24 +46,6 @@ def partly(lines, published, kind, trained, **keys):  # noqa: F811
 
 def names(path):
     return set(models.read(path))
-
-
-def stopped(planned, folder, monkeypatch):
-    """Begin a run and stop it after its third step."""
-    from tutelage.training import step
-
-    count = iter(range(3))
-    with monkeypatch.context() as patch:
-        apply = step.TrainState.apply
-
-        def limited(state, finite):
-            if next(count, None) is None:
-                raise KeyboardInterrupt
-            apply(state, finite)
-
-        patch.setattr(step.TrainState, "apply", limited)
-        with pytest.raises(KeyboardInterrupt):
-            execute(planned, folder)
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,9 @@ def _errors_of(kind: type[BaseModel], detail: Any) -> tuple[TutelageError, ...]:
             return (RecipeError(location.key, "a key that is text", shown(path[-1]), "put it in quotes"),)
         case "value_error" if isinstance(detail["ctx"]["error"], TutelageError):
             return detail["ctx"]["error"].renamed(partial(_under, location.key)).errors
-        case "union_tag_invalid" | "union_tag_not_found":
+        case "union_tag_invalid" | "union_tag_not_found" if isinstance(got, Mapping):
             tags = [tag for section in _sections(location.annotation) if (tag := _tag(section))]
-            tag = got.get("name") if isinstance(got, Mapping) else None
+            tag = got.get("name")
             text = "none" if tag is None else repr(tag)
             key = f"{location.key}.name"
             return (RecipeError(key, f"one of {', '.join(tags)}", text, f"type {key}={nearest_name(tag, tags)}"),)
@@ -184,7 +184,7 @@ def _members(section: Any) -> Mapping[str, FieldInfo]:
 
 def _tag(section: type) -> str | None:
     """The name that tells a section from the others of its union."""
-    default = getattr(section, "name", None)
+    default = getattr(section, "tag", getattr(section, "name", None))
     return default if isinstance(default, str) else None
 
 

@@ -25,20 +25,23 @@ from tutelage.settings.data import DataSettings, LearnedTokenizer
 from tutelage.settings.fit import (
     EMA,
     SGD,
+    TIMM,
+    AdamW,
     Constant,
     Count,
     EarlyStopping,
     Fit,
     FitSettings,
+    LibraryOptimizer,
     LossForm,
     OnPolicy,
-    Optimizer,
     Positive,
     Precision,
     Schedule,
     Shard,
     Switch,
     Threads,
+    timm_optimizers,
 )
 from tutelage.settings.numbers import LARGEST_COUNT, SMALLEST, ShortFor, Whole
 from tutelage.settings.objective import (
@@ -124,7 +127,36 @@ DataField = Annotated[DataSettings, pydantic.AfterValidator(data.check), ShortFo
 ObjectiveField = Annotated[
     ObjectiveSpec, pydantic.PlainValidator(_objective), pydantic.PlainSerializer(ObjectiveSpec.to_recipe)
 ]
-OptimizerField = Annotated[Optimizer, Field(discriminator="name"), _of_kind(SGD.name), ShortFor("name")]
+
+
+def _kind_of_optimizer(value: Any) -> str | None:
+    name = value.get("name") if isinstance(value, Mapping) else getattr(value, "name", None)
+    return None if not isinstance(name, str) else LibraryOptimizer.tag if name.startswith(TIMM) else name
+
+
+def _named_with_source(value: Any) -> Any:
+    """Name the source of an optimizer that only timm has."""
+    name = value.get("name") if isinstance(value, Mapping) else None
+    if isinstance(name, str) and name not in (SGD.name, AdamW.name) and name in timm_optimizers():
+        near = [each for each in (AdamW.name,) if name in each]
+        instead = " or ".join(f"optimizer.name={each}" for each in (*near, f"{TIMM}{name}"))
+        raise InvalidValueError(
+            "optimizer.name", f"one of sgd, adamw, {LibraryOptimizer.tag}", repr(name), f"type {instead}"
+        )
+    return value
+
+
+OptimizerField = Annotated[
+    Annotated[SGD, pydantic.Tag(SGD.name)]
+    | Annotated[AdamW, pydantic.Tag(AdamW.name)]
+    | Annotated[LibraryOptimizer, pydantic.Tag(LibraryOptimizer.tag)],
+    pydantic.Discriminator(_kind_of_optimizer),
+    BeforeValidator(_named_with_source),
+    _of_kind(SGD.name),
+    ShortFor("name"),
+    # Recipes that type none of these keys read as they did before there were such.
+    pydantic.WrapSerializer(lambda value, write: {k: v for k, v in write(value).items() if v is not None}),
+]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
 ClassWeightsField = Annotated[ClassWeights | None, BeforeValidator(check_class_weights)]
@@ -136,7 +168,7 @@ class _Section(BaseModel):
     model_config = pydantic.ConfigDict(extra="forbid", arbitrary_types_allowed=True, frozen=True, allow_inf_nan=False)
 
 
-ADDED = ("size", "config", "trained", "init", "classes", "mean", "std", "output", "reads")
+ADDED = ("size", "config", "trained", "frozen", "init", "classes", "mean", "std", "output", "reads")
 """Keys of a network that recipes of older versions lack."""
 MADE = "teacher"
 """Name of a student that is made of its teacher."""
@@ -216,6 +248,14 @@ TrainedField = Annotated[
 ]
 
 
+def _check_frozen(value: Any) -> Any:
+    good = isinstance(value, list | tuple) and all(isinstance(each, str) and each for each in value or [None])
+    if value is not None and not good:
+        expected = "a list of patterns of names, or null"
+        raise InvalidValueError("frozen", expected, messages.shown(value), 'for example ["conv1", "layer1.*"]')
+    return value
+
+
 def _check_layers(value: Any) -> Any:
     numbers = isinstance(value, list | tuple) and all(
         isinstance(entry, int) and not isinstance(entry, bool) and entry >= 0 for entry in value or [None]
@@ -259,6 +299,8 @@ class Network(_Section):
         trained: ``head`` trains the last linear layer alone; the rest keeps its weights and is in evaluation mode, so
             that neither dropout nor batch norm changes what the layer reads. ``{lora: 8}`` trains low-rank adapters and
             the head of a network that classifies. What is trained is what is saved.
+        frozen: shell patterns of what is not trained, by the names of parameters or modules that the network's author
+            gave, such as ``layer1.*``; a module without others is in evaluation mode. All is saved.
         init: of a student alone, and in place of its name: what it is made of, its teacher; see `Init`.
         classes: of a teacher, or of what is evaluated: its output for each class of the data, by number or by its
             class's name; none for all of them in order, or by the names of both where they say it.
@@ -275,6 +317,7 @@ class Network(_Section):
     size: Annotated[int, Ge(1), Le(MAX_SIDE)] | None = None
     config: dict[str, Any] | None = None
     trained: TrainedField = "all"
+    frozen: Annotated[tuple[str, ...] | None, BeforeValidator(_check_frozen)] = None
     init: Init | None = None
     classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
     mean: Annotated[tuple[float, ...] | None, BeforeValidator(_check_mean)] = None
@@ -295,6 +338,14 @@ class Network(_Section):
             expected = "nothing beside init that describes the network, which is its teacher's"
             raise InvalidValueError("", expected, got, f"leave {taken[0]} out, or init")
         return {**value, "name": MADE}
+
+    @pydantic.model_validator(mode="after")
+    def _trained_in_one_way(self) -> Network:
+        if self.frozen is not None and self.trained != "all":
+            got = "trained and frozen"
+            expected = "frozen, or trained=head or {lora: ...}, which freeze all else"
+            raise InvalidValueError("", expected, got, "leave one of them out")
+        return self
 
     @pydantic.model_validator(mode="after")
     def _statistics(self) -> Network:
@@ -326,6 +377,14 @@ def _trained(network: Network) -> Network:
             "", "no classes of a network that is trained on the data's", list(network.classes), instead
         )
     return network
+
+
+def _no_student(network: Network) -> Network:
+    """Refuse a student's key of a network that is not trained."""
+    if network.frozen is not None:
+        instead = "leave frozen out: it is a student's key"
+        raise InvalidValueError("frozen", "none of a network that is not trained", list(network.frozen), instead)
+    return _not_made(network)
 
 
 def _not_made(network: Network) -> Network:
@@ -416,7 +475,9 @@ def _ready(value: Any) -> Any:
     return value
 
 
-MemberField = Annotated[Network, pydantic.AfterValidator(_not_made), pydantic.BeforeValidator(_ready), ShortFor("name")]
+MemberField = Annotated[
+    Network, pydantic.AfterValidator(_no_student), pydantic.BeforeValidator(_ready), ShortFor("name")
+]
 
 
 class Teachers(_Section):
@@ -481,7 +542,7 @@ def _alone(value: Any) -> Any:
 
 
 _ONE_TEACHER = (
-    Annotated[Network, pydantic.AfterValidator(_not_made), pydantic.Tag("Network")]
+    Annotated[Network, pydantic.AfterValidator(_no_student), pydantic.Tag("Network")]
     | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")]
 )
 OneTeacherField = Annotated[

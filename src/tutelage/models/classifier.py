@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from tutelage import models
 from tutelage.adapters import takes_keywords
-from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.errors import InvalidTypeError, InvalidValueError, nearest
 from tutelage.models.card import Card
 from tutelage.models.entrance import entrance
 from tutelage.models.hf_calls import HubCall
@@ -43,6 +44,7 @@ class Classifier(nn.Module):
         adapters: low-rank adapters that the network has.
         is_double: whether the network's weights are float64, so that its inputs have to be.
         frozen: names in the network's state of what never changes and is not saved with what is trained.
+        frozen_by: patterns of names by which parameters are frozen that are saved all the same; see `freeze`.
         named_seed: seed with which the name alone makes the network as it was before training, with published weights;
             ``None`` where no name does.
         resizes: whether images of another size or number of channels are brought to the card's, as `entrance` does.
@@ -71,6 +73,7 @@ class Classifier(nn.Module):
         self.head_alone = False
         self.adapters: Adapters | None = None
         self.frozen: frozenset[str] = frozenset()
+        self.frozen_by: tuple[str, ...] = ()
         self.named_seed: int | None = None
         self.resizes = False
         self.asked_size = card.image_size
@@ -295,6 +298,46 @@ class Classifier(nn.Module):
         state = self.network.state_dict(keep_vars=True)
         self.frozen = frozenset(n for n, t in state.items() if isinstance(t, nn.Parameter) and not t.requires_grad)
 
+    def freeze(self, patterns: Sequence[str]) -> None:
+        """Freeze parameters by name; a module that has no others is in evaluation mode, whoever sets another.
+
+        So neither dropout nor running statistics of a frozen part change. What is frozen is saved with the rest.
+
+        Args:
+            patterns: shell patterns of the names of parameters or modules of the network, such as ``conv1`` or
+                ``layer1.*``; that of a module stands for all in it.
+
+        Raises:
+            ValueError: if one stands for nothing, or nothing is left to train.
+        """
+        named = dict(self.network.named_parameters())
+        modules = {name: module for name, module in self.network.named_modules() if name}
+        chosen: set[nn.Parameter] = set()
+        for pattern in patterns:
+            found = {parameter for name, parameter in named.items() if fnmatchcase(name, pattern)}
+            for name, module in modules.items():
+                found |= set(module.parameters()) if fnmatchcase(name, pattern) else set()
+            if not found:
+                expected = f"patterns of names of parameters or modules of {self.card.name}"
+                example = next(iter(named), "none")
+                instead = nearest(pattern, [*modules, *named], otherwise=f"for example {example.partition('.')[0]}")
+                raise InvalidValueError("frozen", expected, repr(pattern), instead)
+            chosen |= found
+        if not any(parameter.requires_grad for parameter in {*named.values()} - chosen):
+            expected, got = "patterns that leave something to train", f"{', '.join(patterns)}, which is all"
+            raise InvalidValueError("frozen", expected, got, "name less, or type trained=head for the head alone")
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+        self.frozen_by = tuple(patterns)
+        self.train(self.training)
+
+    def _fully_frozen(self) -> Iterator[nn.Module]:
+        """Yield the modules all of whose parameters are frozen."""
+        for module in self.network.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(parameter.requires_grad for parameter in parameters):
+                yield module
+
     def _known_head(self, trained: str) -> str:
         if self.card.head is None:
             instead = "type trained=all, or fit a layer of your own on its features"
@@ -302,8 +345,10 @@ class Classifier(nn.Module):
         return self.card.head
 
     def train(self, mode: bool = True) -> Classifier:
-        """Set the mode; where the head alone is trained, of the head."""
+        """Set the mode; where the head alone is trained, of the head, and not of what is frozen by name."""
         super().train(mode)
+        for module in self._fully_frozen() if self.frozen_by else ():
+            module.eval()
         if self.head_alone and self.card.head is not None:
             self.network.eval()
             self.network.get_submodule(self.card.head).train(mode)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from torch import nn
@@ -14,7 +14,7 @@ from tutelage import data, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import StorageError
 from tutelage.runs.networks import create_student
-from tutelage.settings.fit import SGD
+from tutelage.settings.fit import SGD, AdamW, LibraryOptimizer
 from tutelage.submodules import trained_state
 from tutelage.training.checkpoints import KEPT
 
@@ -25,18 +25,21 @@ EPOCH = 2_000
 FIXED = 200_000
 """Bytes of a run's other records. A report is several times that, but is written last, and a run does not need it."""
 
+MOMENTS: Mapping[type, int] = {SGD: 1, AdamW: 2, LibraryOptimizer: 3}
+"""Moments per parameter of each kind of optimizer, at most."""
+
 
 def run_size(recipe: Recipe, student: nn.Module) -> int:
     """Estimate the bytes that a run writes, from its student's parameters and buffers that are not frozen.
 
     ``KEPT + 1`` checkpoints while one is written, each with the weights, their average if there is one, and the
-    optimizer's moments (one for SGD, two for AdamW); last and best weights, and one of them while it is replaced; and
-    the records. What an objective keeps besides, such as learned maps or banks, is not counted.
+    optimizer's moments (`MOMENTS`); last and best weights, and one of them while it is replaced; and the records. What
+    an objective keeps besides, such as learned maps or banks, is not counted.
     """
     fits = recipe.fits()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in trained_state(student).values())
     moments = sum(p.numel() * p.element_size() for p in student.parameters() if p.requires_grad)
-    most = max(1 if isinstance(fit.settings.optimizer, SGD) else 2 for fit in fits)
+    most = max(MOMENTS[type(fit.settings.optimizer)] for fit in fits)
     epochs = sum(fit.settings.epochs for fit in fits)
     averages = weights if any(fit.settings.ema for fit in fits) else 0
     return (KEPT + 1) * (weights + averages + most * moments) + 3 * weights + epochs * EPOCH + FIXED

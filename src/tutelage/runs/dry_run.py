@@ -26,7 +26,7 @@ from tutelage.runs.setup import (
     steps_of,
     torch_settings,
 )
-from tutelage.training import memory
+from tutelage.training import layers, memory
 from tutelage.training.distributed import accelerator_on, world
 from tutelage.training.precision import fallback
 from tutelage.types import Batch
@@ -65,6 +65,8 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         ("input", _input(splits)),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
     ]
+    if (found := layers.rates(run_inputs.student, [fit.settings for fit in fits])) is not None:
+        summary.append(("layers", f"{found.layers}, with {found.smallest_scale:.3g} to 1 times the learning rate"))
     evaluation = None
     if run_inputs.teacher is not None:
         by, judged = measure_of(splits), "it is trained first"
@@ -188,6 +190,8 @@ def _network(network: models.Classifier, shape: tuple[int, ...]) -> str:
     card = network.card
     count, weights = models.parameters(network), card.weights or "random"
     counted = f"{count:,} parameters, " if count else ""  # An ONNX file does not tell them.
+    if network.frozen_by:
+        counted += f"{sum(p.numel() for p in network.parameters() if p.requires_grad):,} of them trained, "
     answers = {"labels": f"{card.classes} labels", "embedding": f"a vector of {card.classes}"}
     facts = f"{card.name}: {counted}{answers.get(card.task, f'{card.classes} classes')}, weights {weights}"
     return "; ".join([facts, *describe_fit(network, shape)])

@@ -111,6 +111,7 @@ def describe_network(network: Classifier) -> dict[str, Any]:
     }
     if network.frozen:
         described["base"] = models.frozen_fingerprint(network)
+    if network.frozen or network.frozen_by:
         described["trained"] = sum(p.numel() for p in network.parameters() if p.requires_grad)
     if (shape := network.resized_to) is not None:
         described["input"] = shape

@@ -53,6 +53,9 @@ def create_student(
         rank, alpha, targets = network.trained.lora, network.trained.alpha, network.trained.targets
         with _about(view):
             student.train_adapters(Adapters(rank, alpha or float(rank), targets or ()), seed=seed)
+    elif network.frozen is not None:
+        with _about(view):
+            student.freeze(network.frozen)
     sanity_checks.warn(_of_head(student, splits, view))
     if not splits.input_shape(view):
         student.card = replace(student.card, class_names=splits.class_names or None)

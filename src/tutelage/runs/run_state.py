@@ -31,6 +31,7 @@ from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.teacher_cache.served import ServedTeacher
+from tutelage.training import layers
 from tutelage.training.batch_norm import statistics_of
 from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
@@ -126,7 +127,7 @@ class RunState:
             "seeds": {"seed": recipe.seed, "data_seed": recipe.data_seed, "split_seed": recipe.data.split_seed},
             "data": manifest.describe_data(splits, self.device),
             "teacher": teacher_description,
-            "student": manifest.describe_network(run_inputs.student),
+            "student": manifest.describe_network(run_inputs.student) | self._layers(),
             "objective": [o.to_recipe() if run_inputs.repeatable else o.weights() for o in self.objectives],
             "objective_terms": [o.weights() for o in self.objectives],
             "papers": [*dict.fromkeys(paper for o in self.objectives for paper in papers(o))],
@@ -178,6 +179,11 @@ class RunState:
         ends = self.reasons_to_stop().get("stopped")
         if ends is not None and (end := ends[stage]) is not None:
             self.reporter.say(f"{self.recipe.name}: stopped after epoch {end['epoch']}: {end['why']}")
+
+    def _layers(self) -> dict[str, Any]:
+        """Describe what a layer decay does to the student; nothing if there is none."""
+        found = layers.rates(self.run_inputs.student, [fit.settings for fit in self.fits])
+        return {} if found is None else {"layer_decay": found._asdict()}
 
     def remark(self, lines: Iterable[str]) -> None:
         """Tell what is to be known of the run."""

@@ -34,6 +34,7 @@ from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
 from tutelage.submodules import device_of
 from tutelage.teacher_cache.cache import TeacherCache
+from tutelage.training import library_optimizers
 from tutelage.training.activations import checkpointed_blocks
 from tutelage.training.distributed import accelerator_on, by_all, cast_module, dealt, once_a_node, one_a_node_first
 from tutelage.training.dry_forward import PROBED, check_batches, check_logits, same_draws, smallest_batch
@@ -118,6 +119,8 @@ def build_inputs(
         trust_code: whether ``file:`` models, which run code, are allowed: all of them, or only those of these names.
     """
     objectives = build_objectives(recipe)
+    for fit in recipe.fits():
+        library_optimizers.check(fit.settings.optimizer)
     opened = data.read_by(splits or once_a_node(lambda: data.open_data(recipe.data)), recipe.reads)
 
     def networks() -> tuple[Classifier, Classifier | None]:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidValueError, nearest
 from tutelage.settings.numbers import FLOAT32, LARGEST, LARGEST_COUNT, SMALLEST, Real, Whole, fits_float32
 from tutelage.settings.objective import ClassWeights, ObjectiveSpec
 
@@ -47,6 +52,8 @@ class SGD:
         momentum: momentum, in [0, 1).
         weight_decay: weight decay, >= 0.
         nesterov: whether the momentum is Nesterov's.
+        layer_decay: factor in (0, 1] of the rate from layer to layer, from the head down; see `training.layers`.
+            ``None`` for one rate.
     """
 
     name: Literal["sgd"] = "sgd"
@@ -54,8 +61,10 @@ class SGD:
     momentum: Real = 0.9
     weight_decay: Real = 5e-4
     nesterov: bool = False
+    layer_decay: Real | None = None
 
     def __post_init__(self) -> None:
+        _check_layer_decay(self.layer_decay)
         _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 0.05)
         _check("optimizer.momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1, 0.9)
         _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 5e-4)
@@ -75,6 +84,7 @@ class AdamW:
         betas: decay rates of the two moments, each in [0, 1).
         eps: constant added to the denominator, > 0.
         weight_decay: decoupled weight decay, >= 0.
+        layer_decay: as for `SGD`.
     """
 
     name: Literal["adamw"] = "adamw"
@@ -82,13 +92,116 @@ class AdamW:
     betas: tuple[Real, Real] = (0.9, 0.999)
     eps: Real = 1e-8
     weight_decay: Real = 0.05
+    layer_decay: Real | None = None
 
     def __post_init__(self) -> None:
+        _check_layer_decay(self.layer_decay)
         _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 1e-3)
         good = all(0 <= beta < 1 for beta in self.betas)
         _check("optimizer.betas", self.betas, "two numbers in [0, 1)", good, [0.9, 0.999])
         _check("optimizer.eps", self.eps, "a number > 0", self.eps > 0, 1e-8)
         _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 0.05)
+
+
+TIMM = "timm:"
+"""How the name of an optimizer of timm's begins."""
+
+
+@functools.cache
+def timm_optimizers() -> Mapping[str, list[str] | str]:
+    """Return the arguments of each of timm's optimizers, or why it is not used; generated, from ``timm.optim``."""
+    listed: Mapping[str, list[str] | str] = json.loads(
+        (Path(__file__).parent / "timm_optimizers.json").read_text(encoding="utf-8")
+    )
+    return listed
+
+
+@dataclass(frozen=True)
+class LibraryOptimizer:
+    """An optimizer of timm's, by name, without weight decay where `AdamW` has none.
+
+    What is not given has the default of ``timm.optim.create_optimizer_v2``. It is not captured in a CUDA graph.
+
+    Attributes:
+        name: ``timm:`` and a name that ``timm.optim.list_optimizers`` has, such as ``timm:muon``.
+        lr: peak learning rate, > 0.
+        weight_decay: weight decay, >= 0, coupled or not as this optimizer has it.
+        momentum: momentum, in [0, 1), of one that has some.
+        betas: decay rates of its moments, each in [0, 1).
+        eps: constant > 0 that it adds to a denominator.
+        options: its other arguments, plain values by their names.
+        layer_decay: as for `SGD`.
+    """
+
+    tag: ClassVar[str] = f"{TIMM}NAME"
+
+    name: str
+    lr: Real = 1e-3
+    weight_decay: Real = 0.0
+    momentum: Real | None = None
+    betas: tuple[Real, ...] | None = None
+    eps: Real | None = None
+    options: dict[str, Any] | None = None
+    layer_decay: Real | None = None
+
+    def __post_init__(self) -> None:
+        known = timm_optimizers()
+        arguments = known.get(self.library_name) if self.name.startswith(TIMM) else None
+        if arguments is None:
+            usable = [f"{TIMM}{name}" for name, value in known.items() if not isinstance(value, str)]
+            instead = nearest(self.name, usable, otherwise=f"for example {TIMM}muon")
+            raise InvalidValueError(
+                "optimizer.name", "sgd, adamw, or timm: and a name of timm.optim", repr(self.name), instead
+            )
+        if isinstance(arguments, str):
+            instead = "type optimizer.name=timm:adamw, or another"
+            expected = "one of timm's optimizers that works in the steps here"
+            raise InvalidValueError("optimizer.name", expected, f"{self.name}, which {arguments}", instead)
+        _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 1e-3)
+        _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 0.05)
+        _check_layer_decay(self.layer_decay)
+        if self.momentum is not None:
+            _check("optimizer.momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1, 0.9)
+        if self.betas is not None:
+            good = len(self.betas) in (2, 3) and all(0 <= beta < 1 for beta in self.betas)
+            _check("optimizer.betas", self.betas, "two or three numbers in [0, 1)", good, [0.9, 0.999])
+        if self.eps is not None:
+            _check("optimizer.eps", self.eps, "a number > 0", self.eps > 0, 1e-8)
+        own = ("momentum", "betas", "eps")
+        options = self.options or {}
+        for name in (*(name for name in own if getattr(self, name) is not None), *options):
+            key = f"optimizer.{name}" if name in own and name not in options else f"optimizer.options.{name}"
+            if name in ("lr", "weight_decay", *own) and name in options:
+                raise InvalidValueError(key, "no key of optimizer itself", name, f"type optimizer.{name}=...")
+            if name not in arguments:
+                takes = ", ".join(name for name in arguments)
+                instead = nearest(name, arguments, otherwise=f"leave {name} out")
+                raise InvalidValueError(key, f"an argument of {self.name}: {takes}", repr(name), instead)
+            if not _is_plain(options.get(name)):
+                expected = f"a plain value: a number {FLOAT32}, text, true, false, null or a list of these"
+                raise InvalidValueError(key, expected, options[name], f"leave {name} out")
+
+    @property
+    def library_name(self) -> str:
+        """The name as timm has it."""
+        return self.name.removeprefix(TIMM)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The arguments that are given, but rate and weight decay."""
+        named = {name: getattr(self, name) for name in ("momentum", "betas", "eps")}
+        return {name: value for name, value in named.items() if value is not None} | (self.options or {})
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
+
+
+def _check_layer_decay(factor: float | None) -> None:
+    if factor is not None:
+        _check("optimizer.layer_decay", factor, "a factor in (0, 1], or null", 0 < factor <= 1, 0.75)
 
 
 @dataclass(frozen=True)
@@ -152,7 +265,7 @@ class Cosine:
         _check("schedule.warmup", self.warmup, "epochs in [0, 1e6]", 0 <= self.warmup <= 1e6, 0)
 
 
-Optimizer = SGD | AdamW
+Optimizer = SGD | AdamW | LibraryOptimizer
 Schedule = Constant | Step | MultiStep | Cosine
 
 
@@ -268,6 +381,9 @@ class FitSettings:
             instead = "for no clipping type clip=null"
             raise InvalidValueError("clip", f"a gradient norm > 0 {FLOAT32}", self.clip, instead)
         _check("checkpoint_seconds", self.checkpoint_seconds, "seconds >= 0", self.checkpoint_seconds >= 0, 300)
+        if isinstance(self.optimizer, LibraryOptimizer) and self.shard in ("student", "both"):
+            expected = f"none or teacher with {self.optimizer.name}, which would take a share of a matrix for the whole"
+            raise InvalidValueError("shard", expected, self.shard, "type shard=none, or optimizer=adamw")
         for name in ("compile_student", "gradient_products", "graphs") if self.checkpoint_activations else ():
             form = getattr(self, name)
             _check(name, form, "auto or false with checkpoint_activations", form is not True, "false")

@@ -27,7 +27,7 @@ class RunSettings(TypedDict, total=False):
     batch_size: Count
     """Samples per optimizer step, over all micro-batches and processes."""
     optimizer: Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"]
-    """A name, or a mapping such as ``{"name": "adamw", "lr": 1e-3}``."""
+    """A name, or a mapping such as ``{"name": "adamw", "lr": 1e-3}`` or ``{"name": "timm:muon"}``."""
     schedule: Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"]
     """Of the learning rate: a name, or a mapping such as ``{"name": "cosine", "warmup": 5}``."""
     accumulate: Count

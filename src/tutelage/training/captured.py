@@ -24,6 +24,8 @@ def reason_eager(state: TrainState, batch: Batch | None = None) -> str | None:
         return "no CUDA device"
     if state.accelerator.num_processes > 1:
         return "several processes"
+    if not state.fused:
+        return f"the optimizer {state.settings.optimizer.name}, whose steps the host takes part in"
     if state.recomputed:
         return "activations that are computed again"
     objective = state.distiller.objective

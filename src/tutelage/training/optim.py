@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import InvalidValueError
-from tutelage.settings.fit import SGD, Constant, MultiStep, Optimizer, Schedule, Step
+from tutelage.settings.fit import SGD, Constant, LibraryOptimizer, MultiStep, Optimizer, Schedule, Step
+from tutelage.training import layers, library_optimizers
 from tutelage.training.checkpoints import Checkpoint, under
 
 
@@ -30,23 +31,52 @@ def build(
     if not parameters:
         raise InvalidValueError("student", "trainable parameters", "none", "unfreeze it with requires_grad_(True)")
     own = {id(p): shares.get(id(p), p) for p in parameters}
-    options = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name != "name"}
+    groups = _groups(settings, module, own)
+    if isinstance(settings, LibraryOptimizer):
+        return library_optimizers.build(settings, groups)
+    options = {field.name: getattr(settings, field.name) for field in fields(settings) if field.name not in _OURS}
     optimizer: torch.optim.Optimizer
     if isinstance(settings, SGD):
-        optimizer = torch.optim.SGD(own.values(), **options, fused=fused)
-        if fused:
-            _complete(optimizer)
-        return optimizer
-    exempt = _exempt(module)
-    groups: list[dict[str, Any]] = [
-        {"params": [p for key, p in own.items() if key not in exempt]},
-        {"params": [p for key, p in own.items() if key in exempt], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    optimizer = torch.optim.AdamW(groups, **options, fused=fused, capturable=fused)
+        optimizer = torch.optim.SGD(groups, **options, fused=fused)
+    else:
+        optimizer = torch.optim.AdamW(groups, **options, fused=fused, capturable=fused)
     if fused:
         _complete(optimizer)
     return optimizer
+
+
+_OURS = ("name", "layer_decay")
+"""Settings that are no argument of torch's optimizers."""
+
+
+def may_be_fused(settings: Optimizer) -> bool:
+    """Whether an optimizer has a form that can be captured."""
+    return not isinstance(settings, LibraryOptimizer)
+
+
+def _groups(settings: Optimizer, module: nn.Module, own: Mapping[int, nn.Parameter]) -> list[dict[str, Any]]:
+    """Return groups of parameters, each with its weight decay, and with its layer's share of the rate if they differ.
+
+    Args:
+        settings: settings of the optimizer.
+        module: module whose parameters they are, such as a distiller, whose student may have layers.
+        own: parameters to train by their ids in the module.
+    """
+    exempt = set() if isinstance(settings, SGD) else _exempt(module)
+    scales = layers.scales(module, settings.layer_decay)
+    kinds = sorted({(scales.get(key, 1.0), key in exempt) for key in own})
+    groups = []
+    for scale, free in kinds:
+        group: dict[str, Any] = {
+            "params": [p for key, p in own.items() if (scales.get(key, 1.0), key in exempt) == (scale, free)]
+        }
+        group |= {"weight_decay": 0.0} if free else {}
+        groups.append(group | ({SCALE: scale} if scales else {}))
+    return groups
+
+
+SCALE = "lr_scale"
+"""Key of a group's share of the learning rate; one without it has all of it."""
 
 
 def _complete(optimizer: torch.optim.Optimizer) -> None:
@@ -89,8 +119,21 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor]
                 tensors[f"optimizer.{i}.{name}"] = value
             else:
                 plain.setdefault(str(i), {})[name] = value
-    groups = [{**group, "lr": float(group["lr"])} for group in content["param_groups"]]
+    groups = [
+        {key: float(v) if isinstance(v, Tensor) else v for key, v in group.items() if not isinstance(v, torch.dtype)}
+        for group in content["param_groups"]
+    ]
     return tensors, {"plain": plain, "groups": groups}
+
+
+def may_have(settings: Optimizer, shape: torch.Size, parameter: Tensor) -> bool:
+    """Whether a tensor of this shape may be in the state of a parameter: a number, or one for each of its values.
+
+    Some of a library's optimizers keep sums over some of its axes instead.
+    """
+    if isinstance(settings, LibraryOptimizer):
+        return len(shape) <= parameter.ndim and all(size == 1 or size in parameter.shape for size in shape)
+    return shape in (torch.Size(()), parameter.shape)
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) -> None:
@@ -102,15 +145,22 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
         moments.setdefault(int(i), {})[key] = tensor
     # How the optimizer is computed depends on the device, which may differ from the checkpoint's.
     form = [{key: group[key] for key in ("fused", "capturable") if key in group} for group in optimizer.param_groups]
-    groups = [{**saved, **own} for saved, own in zip(content["groups"], form, strict=True)]
-    optimizer.load_state_dict({"state": moments, "param_groups": groups})
-    for parameter, values in optimizer.state.items():
+    built = zip(
+        optimizer.param_groups, content["groups"], form, strict=True
+    )  # A group may have what is no plain value.
+    optimizer.load_state_dict({"state": moments, "param_groups": [{**a, **saved, **own} for a, saved, own in built]})
+    numbered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, saved in moments.items():
+        parameter = numbered[number]
+        values = optimizer.state[parameter]
         for name, value in values.items():
             # Copies: a checkpoint may be resumed twice. Fused forms need moments in their parameter's memory layout.
             if isinstance(value, Tensor):
                 like = parameter if value.shape == parameter.shape else value
-                values[name] = torch.empty_like(like, dtype=value.dtype, device=value.device).copy_(value)
-    if optimizer.defaults["fused"]:
+                # torch gives moments the parameter's dtype; some optimizers have theirs in another.
+                source = saved.get(name, value)
+                values[name] = torch.empty_like(like, dtype=source.dtype, device=value.device).copy_(source)
+    if optimizer.defaults.get("fused"):
         _complete(optimizer)
 
 

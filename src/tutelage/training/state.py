@@ -164,7 +164,7 @@ class TrainState:
         self._shares = [(p, nn.Parameter(local_part(p))) for p in trained if isinstance(p, DTensor)]
         shares = {id(parameter): share for parameter, share in self._shares}
         self._logits_used = not shares
-        self.fused = self.device.type in CAPTURES
+        self.fused = self.device.type in CAPTURES and optim.may_be_fused(settings.optimizer)
         self.optimizer = optim.build(settings.optimizer, distiller, fused=self.fused, shares=shares)
         self.parameters = [*shares.values(), *(p for p in trained if id(p) not in shares)]
         terms = distiller.objective.terms.values()
@@ -270,8 +270,9 @@ class TrainState:
 
     def apply(self, finite: Tensor) -> None:
         """Step the optimizer if ``finite``; else leave parameters, moments, buffers and average unchanged."""
+        rate = self.now.rate if self.fused else self.now.learning_rate
         for group in self.optimizer.param_groups:
-            group["lr"] = self.now.rate if self.fused else self.now.learning_rate
+            group["lr"] = rate * group[optim.SCALE] if optim.SCALE in group else rate
         if self.fused:
             # Fused optimizers read these two, which gradient scalers set, and skip on the device.
             self.optimizer.grad_scale, self.optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
@@ -446,7 +447,9 @@ def check_restorable(checkpoint: Checkpoint, distiller: Distiller, settings: Fit
         raise ValueError("the state of another optimizer")
     parameters = [parameter for group in groups for parameter in group["params"]]
     for name, shape in found.items():
-        if name.startswith("optimizer.") and shape not in (torch.Size(()), parameters[_number_in(name)].shape):
+        if name.startswith("optimizer.") and not optim.may_have(
+            settings.optimizer, shape, parameters[_number_in(name)]
+        ):
             raise ValueError(f"{name} of shape {tuple(shape)}")
     for rank in range(len(generators)):
         if (own := state_of_rank(tensors, state["rng"], rank)) is None:
