@@ -220,7 +220,7 @@ def test_a_teacher_of_the_callers_is_given_back_as_it_came(tmp_path, error):
     modes = {module: module.training for module in teacher.modules()}
     flags = [parameter.requires_grad for parameter in teacher.parameters()]
     before = state(teacher)
-    how = {"data": images(28), "name": "run", "runs": tmp_path, "reporter": Stops(error), **HOW}
+    how = {"data": images(28), "name": "run", "runs": tmp_path, "display": Stops(error), **HOW}
     if error is None:
         tutelage.distill(student=norm(), teacher=teacher, **how)
     else:
