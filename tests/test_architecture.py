@@ -480,9 +480,9 @@ def test_importing_what_is_light_imports_no_torch():
 
 
 PUBLIC = [
-    *("Adapter", "Batch", "Distiller", "FrozenTeacher", "Outputs", "Progress", "Run", "TutelageError", "__version__"),
-    *("as_batch", "compare", "data", "distill", "errors", "evaluate", "export", "kernels", "load", "losses", "models"),
-    *("network_context", "objectives", "predict", "taps", "targets", "train"),
+    *("Adapter", "Batch", "Distiller", "FrozenTeacher", "Outputs", "Progress", "Reporter", "Run", "TutelageError"),
+    *("__version__", "as_batch", "compare", "data", "distill", "errors", "evaluate", "export", "kernels", "load"),
+    *("losses", "models", "network_context", "objectives", "predict", "taps", "targets", "train"),
 ]
 
 

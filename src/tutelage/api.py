@@ -100,8 +100,11 @@ def train(
     **settings: Unpack[RunSettings],
 ) -> Run:
     """Train a network from labels: `distill` without a teacher."""
-    prepared = _prepared("train", model, None, data, objective, name, trust_code, settings)
-    return _executed(*prepared, model, runs, display, RunOptions(trust_code=trust_code, command="tutelage.train(...)"))
+    recipe, run_inputs = _prepared("train", model, None, data, objective, name, trust_code, settings)
+    with shown(display) as reporter:
+        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.train(...)")
+        run = execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
+    return _with_student(run, model, run_inputs, options)
 
 
 @_lists_settings
@@ -141,23 +144,15 @@ def distill(
     Raises:
         RecipeError: a setting is wrong (every error is listed), or the name is that of a finished run.
     """
-    options = RunOptions(trust_code=trust_code, command="tutelage.distill(...)")
-    prepared = _prepared("distill", student, teacher, data, objective, name, trust_code, settings)
-    return _executed(*prepared, student, runs, display, options)
-
-
-def _executed(
-    recipe: Recipe,
-    run_inputs: RunInputs | None,
-    student: Network,
-    runs: str | Path,
-    display: Display,
-    options: RunOptions,
-) -> Run:
-    """Execute a prepared run; a student that is a module comes back as the run's."""
+    recipe, run_inputs = _prepared("distill", student, teacher, data, objective, name, trust_code, settings)
     with shown(display) as reporter:
-        options = with_reports(replace(options, reporter=reporter))
-        run = execute(recipe, Path(runs) / recipe.name, options=options, run_inputs=run_inputs)
+        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.distill(...)")
+        run = execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
+    return _with_student(run, student, run_inputs, options)
+
+
+def _with_student(run: Run, student: Network, run_inputs: RunInputs | None, options: RunOptions) -> Run:
+    """Return a run that holds its student, if that was handed in as a module, and knows what code was trusted."""
     run = replace(run, trust_code=options.trust_code)
     if run_inputs is None or not isinstance(student, nn.Module):
         return run

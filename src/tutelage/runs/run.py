@@ -13,10 +13,10 @@ from tutelage.runs.reporter import Reporter
 from tutelage.training.deadline import Deadline
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
     from torch import nn
 
     from tutelage.models import Classifier
+    from tutelage.report.figures import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +115,7 @@ class Run:
         """
         return self.trained.module if self.trained else load(self.folder, trust_code=self.trust_code)
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> Figure:
         """Return loss and measure by epoch as a figure of plotly, which notebooks draw and ``show()`` opens.
 
         Raises:

@@ -27,7 +27,7 @@ from tutelage.studies.cluster import Cluster
 from tutelage.studies.places import Here
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
+    from tutelage.report.figures import Figure
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class ComparedRuns:
         """The table; ``table.markdown()`` writes it."""
         return results.table(self.results)
 
-    def plot(self) -> go.Figure:
+    def plot(self) -> Figure:
         """Return loss and measure by epoch as a figure of plotly, a line for each objective.
 
         Raises:
