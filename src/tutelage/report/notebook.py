@@ -65,6 +65,7 @@ def figure(folder: Path) -> go.Figure:
 
     from tutelage.report.curves import by_epoch
     from tutelage.report.figures import empty, inert
+    from tutelage.report.svg import ShownFigure
 
     subject = read(folder)
     panels = {panel.key: panel.figure for panel in by_epoch(subject)}
@@ -72,7 +73,7 @@ def figure(folder: Path) -> go.Figure:
     chosen = [next((panels[key] for key in (subject.measure.key, *measured) if key in panels), None)]
     chosen = [each for each in (panels.get("loss"), *chosen) if each is not None]
     if not chosen:
-        return empty(f"{inert(subject.name)}: no epoch is recorded", "Epoch", "")
+        return ShownFigure(empty(f"{inert(subject.name)}: no epoch is recorded", "Epoch", ""))
     joint = make_subplots(cols=len(chosen), subplot_titles=[each.layout.title.text for each in chosen])
     style = empty(inert(subject.name), "", "").layout
     joint.update_layout({key: style[key] for key in style if not key.startswith(("xaxis", "yaxis"))})
@@ -86,7 +87,7 @@ def figure(folder: Path) -> go.Figure:
         for axis in ("xaxis", "yaxis"):
             joint.layout[f"{axis}{at if at > 1 else ''}"].update(each.layout[axis].to_plotly_json())
     joint.update_layout(showlegend=len(named) > 1)
-    return joint
+    return ShownFigure(joint)
 
 
 def _why_not(error: Exception) -> str:

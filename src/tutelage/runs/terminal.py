@@ -88,8 +88,7 @@ class CountingReporter(Reporter):
         step, steps = self.done // self.runs, self.steps // self.runs
         words = f"step {min(step, steps)}/{steps}"
         if self.per_epoch:
-            epochs = steps // self.per_epoch
-            words = f"epoch {min(step // self.per_epoch + 1, epochs)}/{epochs}, {words}"
+            words = f"epoch {max(1, -(-step // self.per_epoch))}/{steps // self.per_epoch}, {words}"
         return words
 
     @property
