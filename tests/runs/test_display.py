@@ -1,5 +1,6 @@
 """What shows the progress of a call: bars in a terminal and a notebook, lines elsewhere, or nothing."""
 
+import contextlib
 import os
 import re
 import sys
@@ -37,36 +38,35 @@ def clock(monkeypatch):
 
 
 @pytest.fixture
-def screen(monkeypatch, capsys):
-    """A terminal as standard error; calling it returns what was written there."""
+def screen(monkeypatch):
+    """Make standard error a terminal; what that returns, returns all that was written there, and closes it."""
     pty = pytest.importorskip("pty")
-    ours, theirs = pty.openpty()
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    written = bytearray()
 
-    def read():
-        while True:
-            try:
-                chunk = os.read(ours, 4096)
-            except OSError:
-                return
-            written.extend(chunk)
+    def make(encoding="utf-8"):
+        ours, theirs = pty.openpty()
+        written = bytearray()
 
-    file = open(theirs, "w", encoding="utf-8")  # noqa: SIM115
-    thread = threading.Thread(target=read, daemon=True)
-    thread.start()
-    monkeypatch.setattr(sys, "stderr", file)
+        def read():
+            with contextlib.suppress(OSError):  # the end
+                while chunk := os.read(ours, 4096):
+                    written.extend(chunk)
 
-    def close():
-        file.close()
-        thread.join(5)
-        return written.decode()
+        thread = threading.Thread(target=read, daemon=True)
+        thread.start()
+        file = open(theirs, "w", encoding=encoding, errors="backslashreplace")  # noqa: SIM115
+        monkeypatch.setattr(sys, "stderr", file)
 
-    yield close
-    file.close()
-    thread.join(5)
-    os.close(ours)
+        def close():
+            file.close()
+            thread.join(5)
+            os.close(ours)
+            return written.decode(encoding)
+
+        return close
+
+    return make
 
 
 def lines_of(capsys):
@@ -141,6 +141,7 @@ def test_all_runs_of_a_job_share_the_time_left(clock, capsys):
 @pytest.mark.parametrize("width", [30, 40, 80, 200])
 def test_a_bar_fits_the_terminal_and_leaves_it_in_order(screen, monkeypatch, capsys, width):
     monkeypatch.setenv("COLUMNS", str(width))
+    read = screen()
     with pytest.raises(KeyboardInterrupt), shown("auto") as reporter:  # noqa: PT012
         assert isinstance(reporter, TerminalReporter)
         reporter.expect(20)
@@ -153,7 +154,7 @@ def test_a_bar_fits_the_terminal_and_leaves_it_in_order(screen, monkeypatch, cap
             assert isinstance(inner, LineReporter)
             inner.say("of a run within")
         raise KeyboardInterrupt
-    text = screen()
+    text = read()
     last = text.rpartition("all runs")[2]
     assert "100%" in last
     assert last.rstrip(" \r\n").endswith("\x1b[?25h")  # The cursor is shown again.
@@ -165,18 +166,23 @@ def test_a_bar_fits_the_terminal_and_leaves_it_in_order(screen, monkeypatch, cap
 
 
 def test_where_nothing_can_be_drawn_again_lines_are_printed(screen, monkeypatch):
+    read = screen()
     monkeypatch.setenv("TERM", "dumb")
     with drawn_or_printed("stderr") as reporter:
         assert isinstance(reporter, LineReporter)
+    assert read() == ""
 
 
-def test_a_terminal_without_a_letter_shows_another(monkeypatch, screen):
-    monkeypatch.setattr(sys, "stderr", open(os.dup(sys.stderr.fileno()), "w", encoding="cp1252", errors="replace"))  # noqa: SIM115
+def test_a_terminal_without_a_letter_shows_its_number_and_no_colours_if_none_are_asked(screen, monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    read = screen("cp1252")
     with shown("auto") as reporter:
         reporter.begin("modèle → 网", 1, 0)
         reporter.tick()
-        reporter.say("→")
-    sys.stderr.close()
+        reporter.say("é →")
+    text = read()
+    assert "é \\u2192" in text
+    assert not re.search(r"\x1b\[[0-9;]*m", text)
 
 
 class Shell:
@@ -242,12 +248,11 @@ def test_what_is_no_display_is_refused_before_anything_is_done(tmp_path, display
     assert list(tmp_path.iterdir()) == []
 
 
-def test_calls_show_where_they_are_by_default(tmp_path, capfd):
-    how = {"data": "digits", "device": "cpu", "epochs": 1, "batch_size": 256, "runs": tmp_path}
-    run = tutelage.train(model="mlp:4", name="shown", **how)
+def test_calls_show_where_they_are_by_default(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr("tutelage.report.html.write_report", lambda folder: None)
+    run = tutelage.train(model="mlp:4", data="digits", device="cpu", epochs=1, name="shown", runs=tmp_path)
     out, err = capfd.readouterr()
     assert out == ""
     assert re.search(r"^shown: epoch 1/1, loss .*\nshown: test accuracy", err, re.MULTILINE)
-    tutelage.train(model="mlp:4", name="silent", display=None, **how)
     tutelage.evaluate(run, display=None)
     assert capfd.readouterr() == ("", "")

@@ -808,6 +808,7 @@ def test_a_callers_own_transform_is_recorded_as_such_and_resumed_to_the_bit(tmp_
         )
 
     whole = go()
+    assert not whole.student.training  # loaded by the trust that was given
     with pytest.raises(KeyboardInterrupt):
         go(Stops(KeyboardInterrupt()), runs=tmp_path / "stopped")
     assert weights(go(runs=tmp_path / "stopped")) == weights(whole)

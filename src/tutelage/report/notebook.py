@@ -70,8 +70,8 @@ def figure(folder: Path) -> go.Figure:
     subject = read(folder)
     panels = {panel.key: panel.figure for panel in by_epoch(subject)}
     measured = [f"{subject.measure.key}-{name}" for name in reversed(SETS)] if subject.comparison else []
-    chosen = [next((panels[key] for key in (subject.measure.key, *measured) if key in panels), None)]
-    chosen = [each for each in (panels.get("loss"), *chosen) if each is not None]
+    measure = next((key for key in (subject.measure.key, *measured) if key in panels), "")
+    chosen = [panels[key] for key in ("loss", measure) if key in panels]
     if not chosen:
         return ShownFigure(empty(f"{inert(subject.name)}: no epoch is recorded", "Epoch", ""))
     joint = make_subplots(cols=len(chosen), subplot_titles=[each.layout.title.text for each in chosen])
