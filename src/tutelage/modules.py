@@ -14,8 +14,8 @@ from tutelage import taps
 from tutelage.adapters import inputs_for, refuse_unknown_index
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import BindContext, Objective
-from tutelage.submodules import restored_hooks, restored_modes, unwrapped
-from tutelage.taps import LastLayer, Taps
+from tutelage.submodules import restored_modes, unwrapped
+from tutelage.taps import LastLayer, Taps, restored_hooks
 from tutelage.types import Batch, Hidden, Inputs, Loss, Outputs, Progress, Totals
 
 

@@ -21,7 +21,7 @@ _BAND = Markup('<polygon points="{}" fill="{}"/>').format
 _DOT = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="3" fill="{}"/>').format
 
 
-class ShownFigure(go.Figure):
+class ShownFigure(go.Figure):  # type: ignore[misc]  # which has no types
     """A figure that a notebook shows as plotly's where it can, and else, also when it is exported, as an SVG."""
 
     _ipython_display_ = None  # of plotly: needs nbformat, and shows nothing in an exported notebook

@@ -16,7 +16,7 @@ from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import RunInputs, build_inputs, check_run, torch_settings
-from tutelage.submodules import restored_hooks
+from tutelage.taps import restored_hooks
 from tutelage.training.distributed import (
     accelerator_on,
     by_all,
