@@ -14,7 +14,7 @@ import time
 
 from tutelage import config, records
 from tutelage.runs.run import RunOptions, finished
-from tutelage.runs.terminal import TerminalReporter
+from tutelage.runs.terminal import drawn_or_printed
 from tutelage.studies import plan, study_file
 from tutelage.studies.run_study import run_study
 from tutelage.studies.schema import TEACHER, parse
@@ -61,9 +61,9 @@ def request(options):
 def train(options):
     """Train the rest inside the budget; return the accuracy of every epoch so far, in percent."""
     asked, seconds = request(options), options.until - time.time() - END
-    reporter = TerminalReporter()
     budget = Budget(seconds, time.monotonic() + seconds)
-    failed = run_study(asked, options=RunOptions(reporter=reporter), budget=budget, show_plan=False)
+    with drawn_or_printed("stdout") as reporter:
+        failed = run_study(asked, options=RunOptions(reporter=reporter), budget=budget, show_plan=False)
     assert not failed, "; ".join(f"{name}: {why}" for name, why in failed.items())
     jobs, runs = plan.jobs(asked), {}
     for job in jobs:

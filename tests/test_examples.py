@@ -114,7 +114,46 @@ def test_a_unet_gives_each_pixel_a_class():
     assert sizes["teacher"] > 5 * sizes["student"]
 
 
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    """The notebook with its outputs, as Jupyter saves it."""
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not committed"
+    folder = tmp_path_factory.mktemp("notebook")
+    where = {"metadata": {"path": str(folder)}}
+    nbclient.NotebookClient(notebook, timeout=280, kernel_name="python3", resources=where).execute()
+    return notebook
+
+
+@pytest.mark.slow
+def test_the_notebook_shows_progress_the_run_its_metrics_and_a_plot(executed):
+    _, _, trained, distilled, metrics, plot, answers = [
+        cell.get("outputs") for cell in executed.cells if cell.cell_type == "code" or cell is executed.cells[0]
+    ]
+    for outputs, name, steps in ((trained, "teacher", 110), (distilled, "student", 220)):
+        (bar,) = [each.data["text/html"] for each in outputs if each.output_type == "display_data"]
+        assert f"<b>{name}</b> epoch" in bar
+        assert f'value="{steps}" max="{steps}"' in bar
+        (shown,) = [each.data["text/html"] for each in outputs if each.output_type == "execute_result"]
+        assert f"<b>{name}</b>, finished" in shown
+    assert "train.agreement" in metrics[-1].data["text/html"]
+    assert {"image/svg+xml", "application/vnd.plotly.v1+json"} <= set(plot[-1].data)
+    assert "Prediction(label=" in answers[-1].data["text/plain"]
+    assert len(json.dumps(executed)) < 200_000
+
+
+@pytest.mark.slow
+def test_the_exported_notebook_holds_the_plot_as_a_picture(executed):
+    nbconvert = pytest.importorskip("nbconvert")
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(executed)
+    assert page.count("<progress") == 2
+    assert "data:image/svg+xml;base64," in page
+    assert "plotly" not in page
+
+
 def test_every_example_is_run_here_or_with_the_models():
     here = Path(__file__).read_text()
     here += (Path(__file__).parent / "test_efficientnet_lite.py").read_text()
-    assert all(f'"{path.name}"' in here for path in EXAMPLES.glob("*.py"))
+    assert all(f'"{path.name}"' in here for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb"))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .modules import Distiller as Distiller
     from .modules import FrozenTeacher as FrozenTeacher
     from .modules import network_context as network_context
+    from .runs.reporter import Reporter as Reporter
     from .runs.run import Run as Run
     from .runs.run import load as load
     from .types import Batch as Batch
@@ -41,6 +42,7 @@ _MODULE_OF = {
     **dict.fromkeys(("Adapter", "as_batch"), ".adapters"),
     **dict.fromkeys(("Distiller", "FrozenTeacher", "network_context"), ".modules"),
     **dict.fromkeys(("Run", "load"), ".runs.run"),
+    "Reporter": ".runs.reporter",
     **dict.fromkeys(("compare", "distill", "evaluate", "export", "predict", "train"), ".api"),
     "TutelageError": ".errors",
     "__version__": ".version",

@@ -6,6 +6,7 @@ import inspect
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeAlias, TypeVar, Unpack, cast
@@ -25,6 +26,7 @@ from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
 from tutelage.runs import notes, recipes
 from tutelage.runs.class_weights import with_class_weights
+from tutelage.runs.display import Display, shown
 from tutelage.runs.evaluation import evaluate_in_detail
 from tutelage.runs.execute import execute
 from tutelage.runs.networks import (
@@ -39,7 +41,7 @@ from tutelage.runs.networks import (
     with_classes,
 )
 from tutelage.runs.reporter import Reporter
-from tutelage.runs.run import Run, RunOptions, load
+from tutelage.runs.run import Run, RunOptions, Trained, load
 from tutelage.runs.setup import (
     RunInputs,
     check_model_outputs,
@@ -55,7 +57,7 @@ from tutelage.settings.run import RunSettings
 from tutelage.studies import compare as comparisons
 from tutelage.studies.compare import ComparedRuns
 from tutelage.studies.places import with_reports
-from tutelage.training.distributed import accelerator_on, by_main, once_a_node, one_a_node_first
+from tutelage.training.distributed import accelerator_on, by_main, once_a_node, one_a_node_first, world
 from tutelage.training.evaluate import EvalSet
 
 Model: TypeAlias = str | Path | Run | nn.Module
@@ -94,14 +96,16 @@ def train(
     objective: AnyObjective = "cross_entropy",
     name: str | None = None,
     runs: str | Path = "runs",
-    reporter: Reporter | None = None,
+    display: Display = "auto",
     trust_code: bool | frozenset[str] = False,
     **settings: Unpack[RunSettings],
 ) -> Run:
     """Train a network from labels: `distill` without a teacher."""
-    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.train(...)")
     recipe, run_inputs = _prepared("train", model, None, data, objective, name, trust_code, settings)
-    return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
+    with shown(display) as reporter:
+        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.train(...)")
+        run = execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
+    return _with_student(run, model, run_inputs, options)
 
 
 @_lists_settings
@@ -113,7 +117,7 @@ def distill(
     objective: AnyObjective,
     name: str | None = None,
     runs: str | Path = "runs",
-    reporter: Reporter | None = None,
+    display: Display = "auto",
     trust_code: bool | frozenset[str] = False,
     **settings: Unpack[RunSettings],
 ) -> Run:
@@ -130,7 +134,8 @@ def distill(
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
         runs: the folder of all runs.
-        reporter: shows the progress; by default nothing is shown.
+        display: what shows the progress: ``"auto"``, a bar in a terminal and in Jupyter, and lines elsewhere, on
+            standard error; ``None``, nothing; or a `Reporter`.
         trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
@@ -140,9 +145,20 @@ def distill(
     Raises:
         RecipeError: a setting is wrong (every error is listed), or the name is that of a finished run.
     """
-    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)")
     recipe, run_inputs = _prepared("distill", student, teacher, data, objective, name, trust_code, settings)
-    return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
+    with shown(display) as reporter:
+        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.distill(...)")
+        run = execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
+    return _with_student(run, student, run_inputs, options)
+
+
+def _with_student(run: Run, student: Network, run_inputs: RunInputs | None, options: RunOptions) -> Run:
+    """Return a run that holds its student, if that was handed in as a module, and knows what code was trusted."""
+    run = replace(run, trust_code=options.trust_code)
+    if run_inputs is None or not isinstance(student, nn.Module):
+        return run
+    run_inputs.student.eval()
+    return replace(run, trained=Trained(student, run_inputs.student))
 
 
 def _prepared(
@@ -376,7 +392,7 @@ def compare(
     together: int = TOGETHER,
     name: str | None = None,
     runs: str | Path = "runs",
-    reporter: Reporter | None = None,
+    display: Display = "auto",
     trust_code: bool | frozenset[str] = False,
     **settings: Unpack[RunSettings],
 ) -> ComparedRuns:
@@ -394,7 +410,8 @@ def compare(
         together: how many students at most are trained in lockstep, on one batch and one teacher pass per step.
         name: of the comparison; by default the student's and the objectives'.
         runs: the folder of all runs.
-        reporter: shows the progress; by default nothing is shown.
+        display: what shows the progress: ``"auto"``, a bar in a terminal and in Jupyter, and lines elsewhere, on
+            standard error; ``None``, nothing; or a `Reporter`.
         trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
@@ -428,8 +445,9 @@ def compare(
         "together": together,
     }
     comparison = _parse(Comparison, value, where="compare")
-    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.compare(...)")
-    comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
+    with shown(display) as reporter:
+        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.compare(...)")
+        comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
     return ComparedRuns(folder)
 
 
@@ -456,6 +474,8 @@ def predict(
         One prediction per image: the likeliest class, its name, and the probability that the classifier gives it; where
         several labels may hold, ``labels`` are those above 1/2.
     """
+    if isinstance(model, Run) and model.trained is not None and not best:
+        return model.trained.classifier.predict(images, top_k=top_k)
     network = _named(model)
     if isinstance(network, str):
         return load(network, best=best, trust_code=trust_code).predict(images, top_k=top_k)
@@ -476,6 +496,7 @@ def evaluate(
     precision: Literal["auto", Precision] | None = None,
     device: Literal["auto", "cpu", "cuda"] | str | None = None,
     channels_last: bool | None = None,
+    display: Display = "auto",
     trust_code: bool | frozenset[str] = False,
 ) -> records.Judgement:
     """Evaluate a model on a test set. What is left out is as in the model's run, or a recipe's default.
@@ -489,6 +510,7 @@ def evaluate(
         precision: what the network is computed in.
         device: where to compute.
         channels_last: memory layout of convolutions.
+        display: as of `distill`; a bar goes when the evaluation is done.
         trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
 
     Returns:
@@ -498,6 +520,8 @@ def evaluate(
     Raises:
         RecipeError: a setting is wrong, or the model does not fit the data.
     """
+    if isinstance(model, Run) and model.trained is not None and data is not None and not best:
+        model = model.trained.classifier
     typed = dict(model) if isinstance(model, Mapping) else {}
     network = _named(typed.pop("name", model))
     label = network if isinstance(network, str) else f"object:{type(network).__name__}"
@@ -512,7 +536,8 @@ def evaluate(
     }
     settings: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     recipe = recipes.to_evaluate(label, best=best, typed=typed, **settings)
-    return judge(recipe, network, source=data, trust_code=trust_code).judgement
+    with shown(display, transient=True) as reporter:
+        return judge(recipe, network, source=data, reporter=reporter, trust_code=trust_code).judgement
 
 
 class Evaluated(NamedTuple):
@@ -560,9 +585,13 @@ def judge(
         network = with_classes(network, splits, recipe.student.classes, key="model")
         check_classes(network, splits, key="model", judged=name)
     check_model_outputs(recipe, network, f"model {name}", splits, instead=instead)
+    sets = dict(held_out_sets(splits, recipe))
+    if world() == 1:  # Of several processes each takes whole batches, and reads those alone.
+        reporter.begin(f"evaluating {name}", sum(map(len, sets.values())), 0)
+        sets = {name: reporter.track(batches) for name, batches in sets.items()}
     held_out = [
         EvalSet(name, batches, text_bytes=splits.by_name()[name].text_bytes, metric=metric_of(splits))
-        for name, batches in held_out_sets(splits, recipe)
+        for name, batches in sets.items()
     ]
     evaluation = evaluate_in_detail(recipe, network, splits, held_out)
     for line in notes.of_judged(network, splits):

@@ -15,7 +15,7 @@ from tutelage.adapters import inputs_for, refuse_unknown_index
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives import BindContext, Objective
 from tutelage.submodules import restored_modes, unwrapped
-from tutelage.taps import LastLayer, Taps
+from tutelage.taps import LastLayer, Taps, restored_hooks
 from tutelage.types import Batch, Hidden, Inputs, Loss, Outputs, Progress, Totals
 
 
@@ -158,31 +158,68 @@ def _to_evaluation(network: nn.Module) -> None:
 
 @contextmanager
 def restored(network: nn.Module | None) -> Iterator[None]:
-    """Give a network back as it came, also after an error: modules' modes, parameters' flags, device and dtypes."""
+    """Give a network back as it came, also after an error.
+
+    That is modules' modes, hooks and in-place flags, parameters' flags, the values of buffers, and the device, dtype
+    and layout of both.
+    """
     if network is None:
         yield
         return
-    flags = [(parameter, parameter.requires_grad, parameter.device) for parameter in network.parameters()]
-    dtypes = {name: tensor.dtype for name, tensor in _named_tensors(network)}
-    with restored_modes(network):
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    forms = {name: _form(tensor) for name, tensor in _named_tensors(network)}
+    buffers = {name: tensor.clone() for name, tensor in network.named_buffers() if _is_plain(tensor)}
+    inplace = [module for module in network.modules() if getattr(module, "inplace", False) is True]
+    with restored_modes(network), restored_hooks(network):
         try:
             yield
         finally:
-            cast = [(tensor, dtypes.get(name, tensor.dtype)) for name, tensor in _named_tensors(network)]
-            if any(tensor.dtype != dtype for tensor, dtype in cast):
-                for tensor, dtype in cast:
-                    tensor.data = tensor.data.to(dtype)
+            changed = False
+            for name, tensor in _named_tensors(network):
+                form, before = _form(tensor), buffers.get(name)
+                if form != (came := forms.get(name, form)):
+                    tensor.data, changed = _in_form(tensor.data, came), True
+                if before is not None and not torch.equal(tensor, before):
+                    tensor.data = before
+            if changed:
                 network._apply(lambda tensor: tensor)  # Some modules note what they are in.
-            for parameter, flag, _ in flags:
+            for parameter, flag in flags:
                 if parameter.requires_grad != flag:
                     with torch.inference_mode(parameter.is_inference()):  # such as are made there change only there
                         parameter.requires_grad_(flag)
-            if flags and flags[0][0].device != (device := flags[0][2]):
-                network.to(device)
+            for module in inplace:
+                setattr(module, "inplace", True)  # noqa: B010  modules declare every attribute a tensor or module
 
 
 def _named_tensors(network: nn.Module) -> list[tuple[str, Tensor]]:
     return [*network.named_parameters(), *network.named_buffers()]
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether a tensor has values in memory of its own, and is neither lazy nor of a library's own kind."""
+    return (
+        not is_lazy(tensor)
+        and type(tensor.detach()) is Tensor
+        and tensor.layout is torch.strided
+        and not tensor.is_meta
+    )
+
+
+class _Form(NamedTuple):
+    device: torch.device
+    dtype: torch.dtype
+    stride: tuple[int, ...] | None  # None of tensors that are not plain
+
+
+def _form(tensor: Tensor) -> _Form:
+    return _Form(tensor.device, tensor.dtype, tensor.stride() if _is_plain(tensor) else None)
+
+
+def _in_form(values: Tensor, form: _Form) -> Tensor:
+    """Return values on a device, of a dtype and in a layout."""
+    if form.stride is None:
+        return values.to(form.device, form.dtype)
+    return torch.empty_strided(values.shape, form.stride, dtype=form.dtype, device=form.device).copy_(values)
 
 
 def refuse_shared(student: nn.Module, teacher: nn.Module) -> None:

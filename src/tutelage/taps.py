@@ -102,6 +102,20 @@ class Taps:
         return output, features
 
 
+@contextmanager
+def restored_hooks(network: nn.Module | None) -> Iterator[None]:
+    """Take hooks of forward passes away that a network did not have: what holds them may live longer, as errors do."""
+    modules = [] if network is None else list(network.modules())
+    hooks = [each for module in modules for each in (module._forward_hooks, module._forward_pre_hooks)]
+    before = [set(each) for each in hooks]
+    try:
+        yield
+    finally:
+        for now, known in zip(hooks, before, strict=True):
+            for number in now.keys() - known:
+                del now[number]
+
+
 def when_gradient(value: Tensor, call: Callable[[], object]) -> None:
     """Call a function when a value of a forward pass gets a gradient."""
 

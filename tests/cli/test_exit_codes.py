@@ -88,7 +88,7 @@ def test_errors_that_are_each_others_cause_end_a_command(doctor_raises):
 @pytest.mark.parametrize("where", ["print", "report", "say"])
 def test_a_command_that_is_stopped_when_its_run_is_finished_says_so(where, invoke, monkeypatch, tmp_path):
     from tutelage.report import html, results
-    from tutelage.runs.terminal import TerminalReporter
+    from tutelage.runs.terminal import LineReporter
 
     def stops(*arguments, **options):
         raise KeyboardInterrupt
@@ -105,7 +105,7 @@ def test_a_command_that_is_stopped_when_its_run_is_finished_says_so(where, invok
         elif where == "report":
             patch.setattr(html, "write_report", stops)
         else:
-            patch.setattr(TerminalReporter, "say", says)
+            patch.setattr(LineReporter, "say", says)
         code, _, err = invoke("train", "one.yaml", "epochs=1")
     (line,) = err.splitlines()
     assert code == 130

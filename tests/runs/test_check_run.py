@@ -1,5 +1,6 @@
 """What cannot be trained is refused before anything is, and what is the caller's is left as it came."""
 
+import contextlib
 import copy
 
 import pytest
@@ -11,7 +12,7 @@ from torch.utils.data import TensorDataset
 import tutelage
 from tutelage import config, records
 from tutelage.config.schema import Comparison, Recipe
-from tutelage.errors import InvalidValueError, RecipeError, UserCodeError
+from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError, UserCodeError
 from tutelage.runs import execute as execution
 from tutelage.runs import setup
 from tutelage.runs.dry_run import dry_run
@@ -220,7 +221,7 @@ def test_a_teacher_of_the_callers_is_given_back_as_it_came(tmp_path, error):
     modes = {module: module.training for module in teacher.modules()}
     flags = [parameter.requires_grad for parameter in teacher.parameters()]
     before = state(teacher)
-    how = {"data": images(28), "name": "run", "runs": tmp_path, "reporter": Stops(error), **HOW}
+    how = {"data": images(28), "name": "run", "runs": tmp_path, "display": Stops(error), **HOW}
     if error is None:
         tutelage.distill(student=norm(), teacher=teacher, **how)
     else:
@@ -229,6 +230,88 @@ def test_a_teacher_of_the_callers_is_given_back_as_it_came(tmp_path, error):
     assert {module: module.training for module in teacher.modules()} == modes
     assert [parameter.requires_grad for parameter in teacher.parameters()] == flags
     assert same(state(teacher), before)
+
+
+class Counting(nn.Module):
+    """Changes a buffer whenever it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, values):
+        self.calls += 1
+        return values
+
+
+class Scaled(nn.Module):
+    """Has parameters and buffers of its own beside submodules."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.inner = nn.Parameter(torch.ones(()), requires_grad=False), convolution()
+        self.register_buffer("shift", torch.full((3,), 0.5), persistent=False)
+
+    def forward(self, images):
+        return self.inner(images) * self.scale + self.shift
+
+
+def in_place():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), Counting(), nn.Flatten(), nn.Linear(144, 3))
+    network[0].register_forward_hook(lambda *_: None)
+    return network
+
+
+def laid_out():
+    return nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(64, 3)).to(
+        memory_format=torch.channels_last
+    )
+
+
+def marks(network):
+    """Everything that a network may have come with."""
+    modules = list(network.modules())
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    return (
+        [
+            (m.training, getattr(m, "inplace", None), list(m._forward_hooks), list(m._forward_pre_hooks))
+            for m in modules
+        ],
+        [(n, t.requires_grad, t.device, t.dtype, t.stride(), t.grad, t.tolist()) for n, t in tensors],
+    )
+
+
+TEACHERS = {
+    "normed": norm,
+    "in place": in_place,
+    "laid out": laid_out,
+    "scaled": Scaled,
+    "adopted": lambda: tutelage.models.adopt(norm(1), classes=3),
+}
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_a_teacher_of_any_kind_is_as_it_came_after_ctrl_c_an_error_and_a_run(tmp_path, kind):
+    teacher, student = TEACHERS[kind]().train(), convolution()
+    next(teacher.parameters()).requires_grad_(False)
+    came = marks(teacher)
+    how = {"data": images(28), "runs": tmp_path, **HOW, "precision": "fp64"}
+    if kind == "in place":
+        pairs = {"student_taps": ["1"], "teacher_taps": ["1"]}
+        how["objective"] = [{"kd": None}, {"attention_transfer": pairs}]
+    for error in (KeyboardInterrupt(), ValueError("a bug"), None):
+        with contextlib.nullcontext() if error is None else pytest.raises(type(error)):
+            name = type(error).__name__
+            run = tutelage.distill(student=student, teacher=teacher, **how, name=name, display=Stops(error))
+        assert marks(teacher) == came
+    with pytest.raises(RecipeError):  # before it begins
+        tutelage.distill(student=student, teacher=teacher, **how, name=name)
+    with pytest.raises(InvalidTypeError):
+        tutelage.compare(student="mlp:4", teacher=teacher, data="digits", objectives={"kd": "kd"})
+    assert marks(teacher) == came
+    assert run.student is student
+    assert not any(module.training for module in student.modules())
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in student.modules())
 
 
 @pytest.mark.parametrize("whole", [True, False])

@@ -769,7 +769,7 @@ def test_stages_keep_the_callers_own_objectives_apart(tmp_path):
 
 
 def test_a_callers_own_run_is_resumed(tmp_path):
-    def go(reporter=None, runs=tmp_path / "stopped"):
+    def go(display=None, runs=tmp_path / "stopped"):
         return tutelage.distill(
             student=net(seed=2),
             teacher=net(seed=1),
@@ -780,7 +780,7 @@ def test_a_callers_own_run_is_resumed(tmp_path):
             epochs=3,
             device="cpu",
             weak_teacher=True,
-            reporter=reporter,
+            display=display,
         )
 
     with pytest.raises(KeyboardInterrupt):
@@ -796,18 +796,19 @@ def noisy(image):
 def test_a_callers_own_transform_is_recorded_as_such_and_resumed_to_the_bit(tmp_path):
     """Beside a student with dropout: what the views draw is none of the training loop's."""
 
-    def go(reporter=None, runs=tmp_path / "whole", **how):
+    def go(display=None, runs=tmp_path / "whole", **how):
         return tutelage.train(
             model=f"file:{KILLED_RUN}:student",
             data={"source": "digits", "transform": how.pop("transform", noisy)},
             name="run",
             runs=runs,
             trust_code=True,
-            reporter=reporter,
+            display=display,
             **{"epochs": 2, "batch_size": 256, "checkpoint_steps": 2, "device": "cpu", **how},
         )
 
     whole = go()
+    assert not whole.student.training  # loaded by the trust that was given
     with pytest.raises(KeyboardInterrupt):
         go(Stops(KeyboardInterrupt()), runs=tmp_path / "stopped")
     assert weights(go(runs=tmp_path / "stopped")) == weights(whole)
@@ -1084,7 +1085,7 @@ def test_what_auto_resolved_to_is_recorded_and_is_the_same_after_a_resume(tmp_pa
     how |= {"objective": "wttm", "epochs": 2}
     straight = tutelage.distill(**how, name="straight")
     with pytest.raises(KeyboardInterrupt):
-        tutelage.distill(**how, name="stopped", reporter=Stops(KeyboardInterrupt()))
+        tutelage.distill(**how, name="stopped", display=Stops(KeyboardInterrupt()))
     resumed = tutelage.distill(**how, name="stopped")
     (resolved,) = straight.manifest["objective_resolved"]
     assert resolved["wttm"]["beta"] > 0

@@ -251,7 +251,7 @@ def test_a_run_feeds_each_network_its_own_views(tmp_path, large, keys):
     reporter.say = said.append
     settings = {"data": "digits", "objective": "wttm", **QUICK, **keys}
     run = tutelage.distill(
-        student={"name": "mlp:8", "size": 12}, teacher=large, name="x", runs=tmp_path, reporter=reporter, **settings
+        student={"name": "mlp:8", "size": 12}, teacher=large, name="x", runs=tmp_path, display=reporter, **settings
     )
     assert run.manifest["student"]["input"] == [1, 12, 12]
     assert run.manifest["teacher"]["input"] == [1, 16, 16]
@@ -274,7 +274,7 @@ def test_a_resumed_run_of_two_sizes_has_the_bits_of_an_uninterrupted_one(tmp_pat
     settings = {"student": {"name": "mlp:8", "size": 12}, "teacher": large, "data": "digits", "objective": "kd"}
     settings |= {**QUICK, "epochs": 2}
     with pytest.raises(KeyboardInterrupt):
-        tutelage.distill(name="x", runs=tmp_path / "stopped", reporter=Stopping(), **settings)
+        tutelage.distill(name="x", runs=tmp_path / "stopped", display=Stopping(), **settings)
     path = tmp_path / "stopped" / "x" / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "teacher": {**manifest["teacher"], "input": None}}))

@@ -14,7 +14,7 @@ from tutelage.config.schema import Recipe
 from tutelage.runs import notes, recipes
 from tutelage.runs.dry_run import dry_run
 from tutelage.runs.reporter import Reporter
-from tutelage.runs.terminal import TerminalReporter
+from tutelage.runs.terminal import LineReporter
 from tutelage.settings.data import DataSettings
 
 
@@ -62,7 +62,7 @@ def test_a_command_says_what_was_left_out_held_out_enlarged_and_what_is_wasted(p
     ]
     streamed = data.open_data(DataSettings(source=f"imagefolder:{pets}", random_resized_crop=True, workers=3))
     assert "data.workers 3 is above this machine's 2 cores, for which they wait: 2 will do" in notes.of_data(streamed)
-    reporter = TerminalReporter()
+    reporter = LineReporter("stdout")
     for line in (*said, *said):
         reporter.remark(line)
     assert "".join(capsys.readouterr()).splitlines() == [f"note: {line}" for line in said]
@@ -74,7 +74,7 @@ def test_a_run_and_an_evaluation_say_it_to_their_reporters(pets, tmp_path, capfd
     run = tutelage.train(
         model={"name": "mlp:4", "size": 12},
         data=f"imagefolder:{pets}/val",
-        reporter=reporter,
+        display=reporter,
         **settings,
     )
     held_out = "The source has no test set: 2 of its 10 images were held out (split_seed 0)"
@@ -84,7 +84,7 @@ def test_a_run_and_an_evaluation_say_it_to_their_reporters(pets, tmp_path, capfd
     assert judged.lines[0] == held_out
     assert judged.lines[-1] == "model mlp:4: its outputs 1, 0 are the data's 2 classes in order"
     capfd.readouterr()
-    tutelage.evaluate(run)
+    tutelage.evaluate(run, display=None)
     assert "".join(capfd.readouterr()) == ""
 
 

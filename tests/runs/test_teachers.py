@@ -121,7 +121,7 @@ def test_a_run_says_who_taught_resumes_to_the_bit_and_repeats(tmp_path, pair, co
     teacher = {"members": pair, "weights": [1, 3], "combine": combine}
     settings = {"student": "mlp:8", "teacher": teacher, "data": "digits", "objective": "wttm", **QUICK, "epochs": 2}
     with pytest.raises(KeyboardInterrupt):
-        tutelage.distill(name="x", runs=tmp_path / "stopped", reporter=Stopping(), **settings)
+        tutelage.distill(name="x", runs=tmp_path / "stopped", display=Stopping(), **settings)
     runs = [tutelage.distill(name="x", runs=tmp_path / folder, **settings) for folder in ("stopped", "whole")]
     assert [run.manifest["resumed"] for run in runs] == [1, 0]
     ours, theirs = (load_file(run.folder / "student.safetensors") for run in runs)

@@ -39,7 +39,7 @@ def test_a_run_starts_its_workers_once_and_ends_them(tmp_path, monkeypatch, fail
             batch_size=12,
             device="cpu",
             runs=str(tmp_path / "runs"),
-            reporter=Watching(),
+            display=Watching(),
         )
 
     if failing:

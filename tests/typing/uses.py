@@ -40,6 +40,9 @@ def calls(student: nn.Module, teacher: nn.Module, data: tuple[Any, Any]) -> None
     assert_type(run.accuracy, float | None)
     assert_type(run.evaluation["student"]["accuracy"], float | None)
     assert_type(tutelage.train(model="cifar:resnet8", data="digits", seed=1, objective=["kd", {"ttm": None}]), Run)
+    tutelage.train(model="mlp:8", data="digits", display=None)
+    tutelage.evaluate(run, display=tutelage.Reporter())
+    run.student.predict(["rose.jpg"])
     compared = tutelage.compare(
         student="mlp:8",
         teacher={"train": {"model": "mlp:16"}},
@@ -68,6 +71,7 @@ def wrong_settings() -> None:
     tutelage.train(model="a", data="digits", epochs="5")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     tutelage.train(model="a", data="digits", precision="fp8")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     tutelage.train(model="a", data="digits", optimizer="adam")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    tutelage.train(model="a", data="digits", display="bar")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     tutelage.train(model=3, data="digits")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     tutelage.train(model="a", data=3)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 

@@ -102,10 +102,9 @@ def command() -> str:
 def run_options(trust: bool | frozenset[str], *, shares_machine: bool = False) -> Iterator[RunOptions]:
     """Yield the options of a command's runs, with progress on the terminal."""
     from tutelage.runs.run import RunOptions
-    from tutelage.runs.terminal import TerminalReporter
+    from tutelage.runs.terminal import drawn_or_printed
 
-    reporter = TerminalReporter()
-    with reporter.progress:
+    with drawn_or_printed("stdout") as reporter:
         yield RunOptions(reporter=reporter, trust_code=trust, command=command(), shares_machine=shares_machine)
 
 

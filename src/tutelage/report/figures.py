@@ -9,12 +9,13 @@ import html
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import plotly.graph_objects as go
 
 from tutelage.errors import printable
 
+Figure: TypeAlias = go.Figure
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Palette of Okabe and Ito; black is the teacher's, and yellow is left out because it vanishes on white."""

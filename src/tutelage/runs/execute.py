@@ -16,6 +16,7 @@ from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import RunInputs, build_inputs, check_run, torch_settings
+from tutelage.taps import restored_hooks
 from tutelage.training.distributed import (
     accelerator_on,
     by_all,
@@ -54,10 +55,16 @@ def execute(
         BusyError: if another process is executing the run.
         DeadlineExceeded: if the time is up; the same call resumes the run.
     """
-    # A teacher that the caller has in hand is frozen for the time of the run.
-    given = run_inputs.teacher if run_inputs else None
+    # A teacher that the caller has in hand is frozen for the time of the run; a student is left without hooks.
+    given = (run_inputs.teacher, run_inputs.student) if run_inputs else (None, None)
     options = beginning(recipe, options)
-    with naming_process(), entered_by_main(lambda: folder_lock(folder)), torch_settings(recipe), restored(given):
+    with (
+        naming_process(),
+        entered_by_main(lambda: folder_lock(folder)),
+        torch_settings(recipe),
+        restored(given[0]),
+        restored_hooks(given[1]),
+    ):
         recorded = by_main(lambda: resume.earlier_run(folder, recipe))
         inputs = run_inputs or build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
         check_run(recipe, inputs)

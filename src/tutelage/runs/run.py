@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tutelage import models, records
 from tutelage.runs.reporter import Reporter
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tutelage.models import Classifier
+    from tutelage.report.figures import Figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,11 +48,26 @@ class RunOptions:
 DEFAULTS = RunOptions()
 
 
+class Trained(NamedTuple):
+    """A module of the caller's that a run has trained."""
+
+    module: nn.Module  # as it was handed in
+    classifier: Classifier  # with the run's card, ready to predict
+
+
 @dataclass(frozen=True)
 class Run:
-    """A run's folder and what it holds."""
+    """A run's folder and what it holds; in a notebook it shows itself.
+
+    Attributes:
+        folder: the folder.
+        trained: the caller's own module, of a run that has just trained one.
+        trust_code: as of `load`, by which `student` is loaded.
+    """
 
     folder: Path
+    trained: Trained | None = field(default=None, repr=False, compare=False)
+    trust_code: bool | frozenset[str] = field(default=False, repr=False, compare=False)
 
     @property
     def manifest(self) -> records.Manifest:
@@ -62,6 +78,19 @@ class Run:
     def epochs(self) -> list[records.Epoch]:
         """The metrics of every epoch."""
         return list(records.read_epochs(self.folder))
+
+    @property
+    def metrics(self) -> Any:
+        """The metrics of every epoch, flat: ``train.loss``, ``validation.accuracy``, ``train.terms.wttm``, ...
+
+        A `pandas.DataFrame` with a row for each epoch, or where pandas is not installed a list of mappings.
+        """
+        rows = [dict(_flat(epoch)) for epoch in self.epochs]
+        try:
+            import pandas as pd
+        except ImportError:
+            return rows
+        return pd.DataFrame(rows)
 
     @property
     def evaluation(self) -> records.Evaluation:
@@ -78,9 +107,43 @@ class Run:
         return self.evaluation["student"]["accuracy"] if (self.folder / records.EVALUATION).exists() else None
 
     @property
-    def student(self) -> Classifier:
-        """The student, ready to predict."""
-        return load(self.folder)
+    def student(self) -> Any:
+        """The trained student, in evaluation mode.
+
+        A module of the caller's that this run has just trained is itself, on the device that it was trained on. Any
+        other student is loaded as by `load`: a `Classifier`, ready to predict.
+        """
+        return self.trained.module if self.trained else load(self.folder, trust_code=self.trust_code)
+
+    def plot(self) -> Figure:
+        """Return loss and measure by epoch as a figure of plotly, which notebooks draw and ``show()`` opens.
+
+        Raises:
+            FileNotFoundError: if the folder holds no records.
+        """
+        from tutelage.report.notebook import figure
+
+        return figure(self.folder)
+
+    def __repr__(self) -> str:
+        """Say what the folder holds."""
+        from tutelage.report.notebook import line
+
+        return f"Run({str(self.folder)!r}, {line(self.folder)})"
+
+    def _repr_html_(self) -> str:
+        from tutelage.report.notebook import run_html
+
+        return run_html(self.folder)
+
+
+def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield each value inside nested mappings with the path to it; lists are left as they are."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, value
 
 
 def load(

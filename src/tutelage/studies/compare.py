@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tutelage import config, data, records
 from tutelage.config.schema import Comparison, Network, Recipe
 from tutelage.errors import RecipeError, StorageError
 from tutelage.objectives import from_spec
-from tutelage.report import results
+from tutelage.report import notebook, results
 from tutelage.report.table import Table
 from tutelage.runs import autotune, disk, notes
 from tutelage.runs.group import group_of
@@ -25,10 +26,13 @@ from tutelage.runs.setup import build_inputs, check_run, check_teacher, needs_te
 from tutelage.studies.cluster import Cluster
 from tutelage.studies.places import Here
 
+if TYPE_CHECKING:
+    from tutelage.report.figures import Figure
+
 
 @dataclass(frozen=True)
 class ComparedRuns:
-    """A comparison's folder and what it holds."""
+    """A comparison's folder and what it holds; in a notebook it shows its table."""
 
     folder: Path
 
@@ -50,6 +54,21 @@ class ComparedRuns:
     def table(self) -> Table:
         """The table; ``table.markdown()`` writes it."""
         return results.table(self.results)
+
+    def plot(self) -> Figure:
+        """Return loss and measure by epoch as a figure of plotly, a line for each objective.
+
+        Raises:
+            FileNotFoundError: if the folder holds no records.
+        """
+        return notebook.figure(self.folder)
+
+    def __repr__(self) -> str:
+        """Say what the folder holds."""
+        return f"ComparedRuns({str(self.folder)!r}, {notebook.line(self.folder)})"
+
+    def _repr_html_(self) -> str:
+        return notebook.comparison_html(self.folder)
 
 
 def compare(
