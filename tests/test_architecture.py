@@ -22,7 +22,7 @@ SOURCE = Path(tutelage.__file__).parent
 
 LAYERS = (
     (("__main__",), ("cli",), ("api", "doctor"), ("integrations",), ("benchmark",)),
-    (("studies", "tune", "exports"), ("runs", "report")),
+    (("studies", "tune", "exports"), ("places",), ("runs", "report")),
     (("models", "data", "training", "teacher_cache", "config"),),
     (("modules",), ("objectives",), ("kernels",), ("losses",), ("metrics", "taps", "targets")),
     (

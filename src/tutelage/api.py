@@ -23,6 +23,7 @@ from tutelage.exports.writing import Export
 from tutelage.models import Classifier, Ensemble
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
+from tutelage.places.here import with_reports
 from tutelage.runs import notes, recipes
 from tutelage.runs.evaluation import evaluate_in_detail
 from tutelage.runs.execute import execute
@@ -53,7 +54,6 @@ from tutelage.settings.fit import Precision
 from tutelage.settings.run import RunSettings
 from tutelage.studies import compare as comparisons
 from tutelage.studies.compare import ComparedRuns
-from tutelage.studies.places import with_reports
 from tutelage.training.distributed import accelerator_on, by_main, once_a_node, one_a_node_first
 from tutelage.training.evaluate import EvalSet
 

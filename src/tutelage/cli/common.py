@@ -18,10 +18,10 @@ from tutelage.errors import InvalidValueError, printable
 
 if TYPE_CHECKING:
     from tutelage.config.schema import Recipe
+    from tutelage.places.cluster import Cluster
+    from tutelage.places.here import Here
     from tutelage.runs.reporter import Reporter
     from tutelage.runs.run import RunOptions
-    from tutelage.studies.cluster import Cluster
-    from tutelage.studies.places import Here
 
 RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat or resume it.")
@@ -139,8 +139,8 @@ def place_of(
     on: str | None, address: str | None, runs: Path, recipe: Recipe, options: RunOptions, *, jobs: int = 1
 ) -> contextlib.AbstractContextManager[Here | Cluster]:
     """Connect to the cluster that was typed, if any; else the runs are trained here, in one of so many processes."""
-    from tutelage.studies.cluster import connected
-    from tutelage.studies.places import Here
+    from tutelage.places.cluster import connected
+    from tutelage.places.here import Here
 
     if on is None:
         return contextlib.nullcontext(Here(jobs))

@@ -38,11 +38,11 @@ from tutelage.errors import (
     reason_of,
 )
 from tutelage.interruption import SIGNALS
+from tutelage.places.here import Runs, train
 from tutelage.report.table import plural
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions, finished
-from tutelage.studies.places import Runs, train
 from tutelage.version import __version__
 
 RETRIES = 5

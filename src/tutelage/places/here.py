@@ -1,4 +1,4 @@
-"""Where the runs of a study or a comparison are trained: here, or by `cluster.Cluster`, which has the same methods."""
+"""Where runs of studies, comparisons and searches are trained: here, or by `cluster.Cluster`, with the same methods."""
 
 from __future__ import annotations
 
