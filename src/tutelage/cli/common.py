@@ -215,20 +215,24 @@ def print_disk(planned: Sequence[tuple[Recipe, Path]], trust: bool | frozenset[s
 
 
 def print_table(folder: Path) -> None:
-    """Print the table of a run, a comparison or a study."""
+    """Print the table of a run, a comparison, a study or a search."""
     from rich.console import Console
 
+    from tutelage import records
     from tutelage.report import results
     from tutelage.studies import study_table
+    from tutelage.tune import summary
 
-    if study_table.is_study(folder):
+    if (folder / records.TUNE).exists():
+        summary.print_search(folder, Console(emoji=False))
+    elif study_table.is_study(folder):
         study_table.print_study(folder, Console(emoji=False))
     else:
         results.print_table(results.rows(folder), Console(emoji=False))
 
 
 def print_report(folder: Path) -> None:
-    """Print the table of a run, a comparison or a study, and the path of its report."""
+    """Print the table of a run, a comparison, a study or a search, and the path of its report."""
     with noting_result(folder, "its report is written"):
         print_table(folder)
         echo()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tutelage import models, records
+from tutelage.errors import RunError
 from tutelage.runs.reporter import Reporter
 from tutelage.training.deadline import Deadline
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from tutelage.models import Classifier
+
+
+class PrunedError(RunError):
+    """A run that ``when_epoch`` ends, as it is not worth going on with: its manifest says ``pruned``."""
 
 
 @dataclass(frozen=True, kw_only=True)
