@@ -13,7 +13,8 @@ from tutelage.report.html import Page, Section
 from tutelage.report.summary import Tile
 from tutelage.report.table import Row, Table, plural
 from tutelage.tune import sampler
-from tutelage.tune.summary import best_of, in_words, lines, read, table
+from tutelage.tune import space as spaces
+from tutelage.tune.summary import best_of, lines, read, table
 
 
 def write_report(folder: Path) -> Path:
@@ -28,7 +29,7 @@ def write_report(folder: Path) -> Path:
     ranges = Table(
         headings=["key", "range", "importance"],
         rows=[
-            Row(cells=[d["key"], in_words(d), f"{shares[d['key']]:.2f}" if d["key"] in shares else ""])
+            Row(cells=[d["key"], spaces.in_words(d), f"{shares[d['key']]:.2f}" if d["key"] in shares else ""])
             for d in record["space"]
         ],
         notes=["Importance: share of a key in what makes finished trials differ, by PED-ANOVA (arXiv:2304.10255)."],

@@ -31,12 +31,7 @@ class SearchRequest:
     confirm: int = 3
     together: int = TOGETHER
     prune: bool = True
-
-    @property
-    def no_validation(self) -> tuple[str, str, str, str]:
-        """What an error says where there is no validation set."""
-        expected = "a share of the training samples to choose on: what is chosen on the test set looks too good there"
-        return "data.validation", expected, "none", "type data.validation=0.1"
+    suffix: str = "tune"  # of its folder's name, behind the recipe's
 
     def differences(self, record: Tune) -> list[str]:
         """Describe how a search that was begun differs from this one; more trials and new seeds may be asked for."""
@@ -52,11 +47,7 @@ class SearchRequest:
 
 
 def _range(dimension: Dimension | None) -> str:
-    if dimension is None:
-        return "not searched"
-    if dimension["choices"]:
-        return f"one of {spaces.flow(dimension['choices'])}"
-    return f"{dimension['low']:g}..{dimension['high']:g}{',log' if dimension['log'] else ''}"
+    return "not searched" if dimension is None else spaces.in_words(dimension)
 
 
 def request(
@@ -88,29 +79,50 @@ def request(
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             expected = f"a whole number in [{least}, {most}]"
             raise InvalidValueError(f"--{name}", expected, repr(value), f"for example --{name} {max(least, 3)}")
-    if space == "objective":
-        raise NotImplementedError
-    dimensions, base = spaces.read(search, recipe) or spaces.default(recipe), recipe
-    asked = SearchRequest(
-        recipe=recipe,
-        base=base,
-        space=dimensions,
-        known=[(RECIPE, spaces.own_values(dimensions, recipe))],
-        trials=trials,
-        confirm=confirm,
-        together=together,
-        prune=prune,
-    )
     if not recipe.data.validation:
-        raise RecipeError(*asked.no_validation)
+        expected = "a share of the training samples to choose on: what is chosen on the test set looks too good there"
+        raise RecipeError("data.validation", expected, "none", "type data.validation=0.1")
     if max(recipe.seed, recipe.data_seed) + confirm >= 2**63:
         raise InvalidValueError("seed", f"a seed with {confirm} above it below 2**63", recipe.seed, "type seed=0")
-    return asked
+    common: dict[str, Any] = {
+        "recipe": recipe,
+        "trials": trials,
+        "confirm": confirm,
+        "together": together,
+        "prune": prune,
+    }
+    if space == "objective":
+        return _of_objective(recipe, search, common)
+    dimensions = spaces.read(search, recipe) or spaces.default(recipe)
+    known = [(RECIPE, spaces.own_values(dimensions, recipe))]
+    return SearchRequest(base=recipe, space=dimensions, known=known, **common)
+
+
+def _of_objective(recipe: Recipe, search: Sequence[str], common: Mapping[str, Any]) -> SearchRequest:
+    """Return a search over the parts of the matching term, beside the keys that are typed."""
+    if recipe.teacher is None:
+        instead = "name a teacher, or type --space recipe"
+        raise RecipeError("teacher", "one for --space objective, to match", "none", instead)
+    if any(stage.objective is not None for stage in recipe.stages):
+        instead = "leave the stages' objectives out, or type --space recipe"
+        raise RecipeError("stages", "one objective for --space objective", "stages with their own", instead)
+    from tutelage.tune import objective_space  # and with it torch
+
+    base = recipe.model_copy(update={"objective": objective_space.base()})
+    typed = spaces.read(search, base)
+    beside = [dimension for dimension in typed if not dimension["key"].startswith("objective.")]
+    own = spaces.own_values(beside, recipe) or {}
+    points = {name: {**values, **own} for name, values in objective_space.known_points(recipe).items()}
+    same = objective_space.own_point(recipe)
+    known = [(RECIPE, None if same is None else points[same])]
+    known += [(name, values) for name, values in points.items() if name != same]
+    dimensions = objective_space.replaced(objective_space.dimensions(), typed)
+    return SearchRequest(base=base, space=dimensions, known=known, suffix="tune-objective", **common)
 
 
 def folder_name(asked: SearchRequest) -> str:
     """Return the name of a search's folder beside the runs."""
-    return f"{asked.recipe.name}-tune"
+    return f"{asked.recipe.name}-{asked.suffix}"
 
 
 def edges(asked: SearchRequest) -> Iterator[Recipe]:

@@ -174,8 +174,8 @@ class Pruning:
             PrunedError: so.
         """
         if self.stops(course(records.read_epochs(folder))):
-            expected = "a run that does as well as the median of earlier ones"
-            raise PrunedError(folder.name, expected, f"less after epoch {epoch['epoch']}", "it ends here")
+            expected = "the median of earlier trials"
+            raise PrunedError("validation", expected, f"less after epoch {epoch['epoch']}", "it ends here")
 
     def stops(self, done: Course) -> int | None:
         """Return the first epoch after which a run with this course ends; ``None`` if it goes on."""

@@ -429,8 +429,6 @@ def _prepare(request: SearchRequest, folder: Path, splits: data.Splits | None, o
     """Check a search where its runs are trained; write its recipe, and return that with its precision."""
     recipe, path = request.recipe, folder / records.RECIPE
     splits = splits or data.open_data(recipe.data)
-    if splits.validation is None:
-        raise RecipeError(*request.no_validation)
     if (folder / records.MANIFEST).exists() or (folder / records.COMPARISON).exists():
         raise RecipeError(
             "name", "a folder for a search", f"{folder}, which holds runs of another kind", "type name=..."

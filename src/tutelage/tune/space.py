@@ -15,7 +15,7 @@ from tutelage.config import files
 from tutelage.config.schema import Recipe, known_presets
 from tutelage.errors import InvalidValueError, RecipeError, TutelageError, raise_all
 from tutelage.records import Dimension
-from tutelage.settings.objective import ObjectiveSpec, PresetSpec
+from tutelage.settings.objective import ObjectiveSpec, PresetSpec, arguments_to_recipe
 
 DIGITS = 3
 """Significant digits of a number that is drawn, so that it can be typed as it was trained."""
@@ -280,7 +280,8 @@ def as_typed(spec: ObjectiveSpec) -> Any:
     entries = []
     for call in spec.presets:
         signature, written = known_presets()[call.preset], call.to_recipe()
-        changed = {k: v for k, v in call.arguments.items() if v != signature[k].default}
+        defaults = arguments_to_recipe({key: argument.default for key, argument in signature.items()})
+        changed = {key: value for key, value in call.arguments.items() if value != defaults[key]}
         entries.append({**written, call.preset: changed} if changed or len(written) > 1 else call.preset)
     return entries[0] if len(entries) == 1 else entries
 
@@ -289,3 +290,10 @@ def flow(value: Any) -> str:
     """Write a value in one line of YAML."""
     text = yaml.dump(value, default_flow_style=True, sort_keys=False, width=10**6)
     return text.strip().removesuffix("...").strip()
+
+
+def in_words(dimension: Dimension) -> str:
+    """Write a range as it is typed."""
+    if dimension["choices"]:
+        return flow(dimension["choices"])[1:-1]
+    return f"{dimension['low']:g}..{dimension['high']:g}{',log' if dimension['log'] else ''}"

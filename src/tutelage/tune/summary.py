@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 SHOWN = 10
 """Trials that a terminal shows, the best first."""
+APART = 5
+"""Keys at most that have a column each."""
 
 
 def ranked(record: Tune) -> list[Trial]:
@@ -39,20 +41,29 @@ def table(record: Tune, most: int | None = None) -> Table:
     keys = [dimension["key"] for dimension in record["space"]]
     trials = ranked(record)
     shown = trials if most is None else [t for k, t in enumerate(trials) if k < most or t["origin"] == RECIPE]
-    rows = [
-        Row(
-            cells=[
-                f"{trial['number']}" + (f" {trial['origin']}" if trial["origin"] != "sampled" else ""),
-                MISSING if trial["value"] is None else by.write(trial["value"]),
-                str(trial["epochs"]) if trial["state"] == "finished" else f"{trial['epochs']} ({trial['state']})",
-                *(spaces.flow(trial["values"][key]) if key in trial["values"] else MISSING for key in keys),
-            ],
-            bold=[1] if record["found"] and record["found"]["trial"] == trial["number"] else [],
-        )
-        for trial in shown
-    ]
     names = [key.rpartition(".")[2] if _is_told_by_end(key, keys) else key for key in keys]
-    return Table(headings=["trial", by.heading("validation"), "epochs", *names], rows=rows)
+    apart = len(keys) <= APART
+    rows = []
+    for trial in shown:
+        values = {
+            name: spaces.flow(trial["values"][key])
+            for name, key in zip(names, keys, strict=True)
+            if key in trial["values"]
+        }
+        together = ", ".join(f"{name} {value}" for name, value in values.items()) or MISSING
+        rows.append(
+            Row(
+                cells=[
+                    f"{trial['number']}" + (f" {trial['origin']}" if trial["origin"] != "sampled" else ""),
+                    MISSING if trial["value"] is None else by.write(trial["value"]),
+                    str(trial["epochs"]) if trial["state"] == "finished" else f"{trial['epochs']} ({trial['state']})",
+                    *([values.get(name, MISSING) for name in names] if apart else [together]),
+                ],
+                bold=[1] if record["found"] and record["found"]["trial"] == trial["number"] else [],
+            )
+        )
+    headings = ["trial", by.heading("validation"), "epochs", *(names if apart else ["settings"])]
+    return Table(headings=headings, rows=rows, wrapped=[] if apart else [3])
 
 
 def _is_told_by_end(key: str, keys: list[str]) -> bool:
@@ -116,11 +127,4 @@ def print_search(folder: Path, console: Console) -> None:
 def space_lines(space: Sequence[Dimension]) -> Iterator[str]:
     """Yield what is searched, a line for each key."""
     for dimension in space:
-        yield f"  {dimension['key']}: {in_words(dimension)}"
-
-
-def in_words(dimension: Dimension) -> str:
-    """Write a range as it is typed."""
-    if dimension["choices"]:
-        return spaces.flow(dimension["choices"])[1:-1]
-    return f"{dimension['low']:g}..{dimension['high']:g}{',log' if dimension['log'] else ''}"
+        yield f"  {dimension['key']}: {spaces.in_words(dimension)}"
