@@ -17,8 +17,8 @@ import output
 from tutelage.runs import recipes
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
-from tutelage.tune import request as requests
-from tutelage.tune import search, summary
+from tutelage.tuning import request as requests
+from tutelage.tuning import search, summary
 
 
 class Lines(Reporter):

@@ -221,7 +221,7 @@ def print_table(folder: Path) -> None:
     from tutelage import records
     from tutelage.report import results
     from tutelage.studies import study_table
-    from tutelage.tune import summary
+    from tutelage.tuning import summary
 
     if (folder / records.TUNE).exists():
         summary.print_search(folder, Console(emoji=False))

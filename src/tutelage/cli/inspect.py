@@ -100,7 +100,7 @@ def report(
         )
     from tutelage import records
     from tutelage.studies import report as studies
-    from tutelage.tune import report as searches
+    from tutelage.tuning import report as searches
 
     if launcher.rank() == 0:
         (searches if (folder / records.TUNE).exists() else studies).write_report(folder)

@@ -51,7 +51,7 @@ def tune(
     common.check_cluster(on, address, budget=budget)
     from tutelage.places import time_limit
     from tutelage.runs import preflight, recipes
-    from tutelage.tune import request as requests
+    from tutelage.tuning import request as requests
 
     limit = time_limit.begin(budget, began)
     typed = overrides or []
@@ -64,8 +64,8 @@ def tune(
     preflight.check_names(parsed, trust_code=trust)
     from tutelage.runs.setup import check_objectives  # and with it torch: what needs none is refused by now
     from tutelage.training.deadline import Deadline
-    from tutelage.tune import sampler, summary
-    from tutelage.tune import search as searches
+    from tutelage.tuning import sampler, summary
+    from tutelage.tuning import search as searches
 
     sampler.optuna()
     check_objectives(parsed, where=str(path), overrides=typed)

@@ -10,8 +10,8 @@ from tutelage import records
 from tutelage.errors import RunError
 from tutelage.records import Dimension, Trial, Tune
 from tutelage.report.table import MISSING, Row, Table, plural
-from tutelage.tune import space as spaces
-from tutelage.tune.request import RECIPE
+from tutelage.tuning import space as spaces
+from tutelage.tuning.request import RECIPE
 
 if TYPE_CHECKING:
     from rich.console import Console

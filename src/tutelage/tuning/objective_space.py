@@ -14,7 +14,7 @@ from tutelage.losses.divergences import KINDS, PARAMETERS
 from tutelage.objectives.methods.logits import REGULARISERS
 from tutelage.records import Dimension
 from tutelage.settings.objective import ObjectiveSpec, read_objective
-from tutelage.tune.space import GAMMA, WEIGHT, choice, number
+from tutelage.tuning.space import GAMMA, WEIGHT, choice, number
 
 PART = "objective.matching"
 PENALTY = (0.01, 1.0)

@@ -21,10 +21,12 @@ from tutelage import records
 from tutelage.errors import missing_extra
 from tutelage.records import Dimension, Measure, Trial
 from tutelage.runs.run import PrunedError
-from tutelage.tune import space as spaces
+from tutelage.tuning import space as spaces
 
 RANDOM = 10
 """Trials before the sampler learns from them."""
+ATTEMPTS = 20
+"""Draws of a trial that is to differ from those before it."""
 UNPRUNED = 5
 """Finished trials before any is pruned."""
 WARM_UP = 4
@@ -55,8 +57,8 @@ def ask(
 ) -> list[dict[str, Any]]:
     """Return the values of new trials, by the multivariate tree-structured Parzen estimator (Bergstra et al. 2011).
 
-    Trials of one round know nothing of each other's results: the sampler takes those that are not done for bad ones, so
-    that they differ.
+    All differ from each other and those before them, so there are fewer than asked for where the space has no more.
+    Trials of one round know nothing of each other's results: the sampler takes those that are not done for bad ones.
 
     Args:
         space: keys and ranges.
@@ -69,14 +71,19 @@ def ask(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is called experimental
         study = _study(space, trials, measure)
-        values = []
+        tried, first = [trial["values"] for trial in trials], len(trials)
         for number in numbers:
-            stream = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
-            study.sampler = library.samplers.TPESampler(
-                seed=stream, multivariate=True, group=True, constant_liar=True, n_startup_trials=RANDOM
-            )
-            values.append(_drawn(study.ask(), space))
-    return values
+            for attempt in range(ATTEMPTS):
+                stream = int(np.random.SeedSequence([seed, number, attempt]).generate_state(1)[0])
+                study.sampler = library.samplers.TPESampler(
+                    seed=stream, multivariate=True, group=True, constant_liar=True, n_startup_trials=RANDOM
+                )
+                trial = study.ask()
+                if (drawn := _drawn(trial, space)) not in tried:
+                    tried.append(drawn)
+                    break
+                study.tell(trial, state=library.trial.TrialState.FAIL)  # It would end with the same bits.
+    return tried[first:]
 
 
 def _drawn(trial: Any, space: Sequence[Dimension]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from tutelage.config.schema import TOGETHER, Recipe
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.records import Dimension, Tune
-from tutelage.tune import space as spaces
+from tutelage.tuning import space as spaces
 
 RECIPE, SAMPLED = "recipe", "sampled"
 """Origins of trials: the recipe's own settings, or those that the sampler chose."""
@@ -106,7 +106,7 @@ def _of_objective(recipe: Recipe, search: Sequence[str], common: Mapping[str, An
     if any(stage.objective is not None for stage in recipe.stages):
         instead = "leave the stages' objectives out, or type --space recipe"
         raise RecipeError("stages", "one objective for --space objective", "stages with their own", instead)
-    from tutelage.tune import objective_space  # and with it torch
+    from tutelage.tuning import objective_space  # and with it torch
 
     base = recipe.model_copy(update={"objective": objective_space.base()})
     typed = spaces.read(search, base)

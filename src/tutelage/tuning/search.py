@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -40,11 +40,11 @@ from tutelage.runs.setup import (
     torch_settings,
 )
 from tutelage.training.deadline import DeadlineExceeded
-from tutelage.tune import sampler
-from tutelage.tune import space as spaces
-from tutelage.tune.request import RECIPE, SAMPLED, SearchRequest
-from tutelage.tune.sampler import Pruning
-from tutelage.tune.summary import best_of, lines, read, table
+from tutelage.tuning import sampler
+from tutelage.tuning import space as spaces
+from tutelage.tuning.request import RECIPE, SAMPLED, SearchRequest
+from tutelage.tuning.sampler import Pruning
+from tutelage.tuning.summary import best_of, lines, read, table
 from tutelage.version import __version__
 
 FATAL = (StorageError, MissingExtraError, NetworkError)
@@ -131,7 +131,7 @@ class _Driver:
                     self._train_round(round_)
                 self._confirm()
             if any(trial["state"] == "finished" for trial in self.record["trials"]):
-                from tutelage.tune.report import write_report  # plotly takes a while to import
+                from tutelage.tuning.report import write_report  # plotly takes a while to import
 
                 write_report(self.folder)
             return Search(self.folder)
@@ -202,30 +202,37 @@ class _Driver:
         if left := [trial for trial in trials if trial["state"] == "running"]:
             return left
         count = min(max(self.request.together, self._slots()), self.request.trials - len(trials))
-        fixed = [*self.request.known][len(trials) : len(trials) + count]
-        numbers = range(len(trials) + len(fixed), len(trials) + max(count, 0))
-        asked: list[tuple[str, dict[str, Any]]] = [(name, dict(values or {})) for name, values in fixed]
-        if numbers:
-            drawn = sampler.ask(self.record["space"], trials, numbers, seed=self.request.recipe.seed, measure=self.by)
-            asked += [(SAMPLED, values) for values in drawn]
         number = 1 + max((trial["round"] for trial in trials), default=-1)
-        new: list[Trial] = [
-            {
-                "number": k,
-                "folder": _name(k),
-                "round": number,
-                "origin": origin,
-                "values": values,
-                "state": "running",
-                "value": None,
-                "epochs": 0,
-                "reason": None,
-            }
-            for k, (origin, values) in enumerate(asked, len(trials))
-        ]
+        new: list[Trial] = []
+
+        def add(origin: str, values: Mapping[str, Any]) -> None:
+            k = len(trials) + len(new)
+            new.append(
+                {
+                    "number": k,
+                    "folder": _name(k),
+                    "round": number,
+                    "origin": origin,
+                    "values": dict(values),
+                    "state": "running",
+                    "value": None,
+                    "epochs": 0,
+                    "reason": None,
+                }
+            )
+
+        for origin, values in [*self.request.known][len(trials) : len(trials) + max(count, 0)]:
+            add(origin, values or {})
+        numbers = range(len(trials) + len(new), len(trials) + count)
+        if numbers:
+            seed, known = self.request.recipe.seed, [*trials, *new]
+            for drawn in sampler.ask(self.record["space"], known, numbers, seed=seed, measure=self.by):
+                add(SAMPLED, drawn)
         if new:
             trials += new
             self._write()
+        elif count > 0:
+            self.reporter.say(f"{self.folder.name}: every setting of the space was tried")
         return new
 
     def _slots(self) -> int:

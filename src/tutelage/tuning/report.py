@@ -12,9 +12,9 @@ from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.html import Page, Section
 from tutelage.report.summary import Tile
 from tutelage.report.table import Row, Table, plural
-from tutelage.tune import sampler
-from tutelage.tune import space as spaces
-from tutelage.tune.summary import best_of, lines, read, table
+from tutelage.tuning import sampler
+from tutelage.tuning import space as spaces
+from tutelage.tuning.summary import best_of, lines, read, table
 
 
 def write_report(folder: Path) -> Path:
