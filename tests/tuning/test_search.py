@@ -17,6 +17,7 @@ from tests._helpers.studies import Lines
 from tutelage import config, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, StorageError
+from tutelage.places import cluster
 from tutelage.runs.execute import execute
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.run import RunOptions
@@ -295,6 +296,23 @@ def test_the_report_has_the_trials_and_what_was_searched(tmp_path):
     page = WRITE(found.folder).read_text()
     assert "What was searched" in page
     assert "optimizer.lr" in page
+
+
+@pytest.mark.slow
+def test_trials_are_dealt_over_a_cluster_and_are_what_they_are_here(ray, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    stand_in = ray({"CPU": 1}, {"CPU": 1})
+    monkeypatch.setattr(sampler, "UNPRUNED", 1)
+    asked = {"trials": 6, "together": 2, "search": ["optimizer.lr=1e-7..1e-3,log"], "changes": {**ALONE, "epochs": 3}}
+    here = do(tmp_path / "here", **asked)
+    (tmp_path / "runs").mkdir()
+    with cluster.connected("auto", tmp_path / "runs", recipe(**asked["changes"]), Lines()) as there:
+        assert there.slots == 2
+        dealt = do(tmp_path / "runs" / "tiny-tune", on=there, **asked)
+    assert dealt.record == here.record
+    assert {trial["state"] for trial in dealt.record["trials"]} == {"finished", "pruned"}  # the rule was sent with them
+    assert weights(dealt.folder) == weights(here.folder)
+    assert len([settings for settings in stand_in.asked if settings.get("max_retries")]) == 1 + 6
 
 
 COMMAND = (sys.executable, "-m", "tutelage", "tune", "tiny.yaml", "--trials", "4", "--together", "2", "--confirm", "1")
