@@ -87,5 +87,5 @@ def tune(
             options = replace(options, deadline=Deadline(limit.ends))
         searches.tune(asked, folder, options=options, on=place)
     common.print_report(folder)
-    if limit is not None and any(trial["state"] == "running" for trial in searches.read(folder)["trials"]):
+    if limit is not None and any(trial["state"] == "running" for trial in summary.read(folder)["trials"]):
         common.echo(f"to resume, here or where the folder {runs} was copied to: {common.command()}")

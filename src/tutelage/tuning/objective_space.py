@@ -94,8 +94,7 @@ def _numbers(recipe: Recipe) -> Mapping[str, float]:
         for name, (low, high) in (("gamma", GAMMA), ("beta", WEIGHT)):
             value = call.arguments.get(name)
             if call.preset in ("ttm", "wttm", "matching", "transformed_matching") and name not in found:
-                is_number = isinstance(value, int | float) and not isinstance(value, bool)
-                if is_number and low <= value <= high:
+                if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
                     found[name] = value
     return found
 

@@ -153,9 +153,9 @@ class _Driver:
         if (self.folder / records.TUNE).exists():
             record = read(self.folder)
             for trial in record["trials"][:1]:
-                path = self.folder / trial["folder"]
-                if (path / records.MANIFEST).exists():
-                    _refuse(self.folder, run_differences(path, self._recipe_of(trial), data=splits.fingerprint))
+                first = self.folder / trial["folder"]
+                if (first / records.MANIFEST).exists():
+                    _refuse(self.folder, run_differences(first, self._recipe_of(trial), data=splits.fingerprint))
             return record
         return {
             "schema": records.SCHEMA,
@@ -387,7 +387,7 @@ class _Driver:
         held_out = {}
         for name in ("validation", "test"):
             pairs = [
-                tuple(each[name] for each in self.record["confirmations"] if each["trial"] == trial["number"])  # type: ignore[literal-required]
+                tuple(each[name] for each in self.record["confirmations"] if each["trial"] == trial["number"])
                 for trial in (best, own)
             ]
             if None in pairs[0] or None in pairs[1]:
