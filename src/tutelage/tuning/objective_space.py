@@ -90,12 +90,12 @@ def own_point(recipe: Recipe) -> str | None:
 def _numbers(recipe: Recipe) -> Mapping[str, float]:
     """Return gamma and beta of a recipe's objective, those that are numbers within the ranges."""
     found: dict[str, float] = {}
-    for call in recipe.objective.presets:
+    presets = ("ttm", "wttm", "matching", "transformed_matching")
+    for call in (call for call in recipe.objective.presets if call.preset in presets):
         for name, (low, high) in (("gamma", GAMMA), ("beta", WEIGHT)):
             value = call.arguments.get(name)
-            if call.preset in ("ttm", "wttm", "matching", "transformed_matching") and name not in found:
-                if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
-                    found[name] = value
+            if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+                found.setdefault(name, value)
     return found
 
 
