@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from tutelage import records
+from tutelage.places import time_limit
 from tutelage.runs import manifest
-from tutelage.studies import time_limit
 
 
 def statuses(runs: Path) -> dict[str, str]:

@@ -13,12 +13,12 @@ import statistics
 import time
 
 from tutelage import config, records
+from tutelage.places.time_limit import Budget
 from tutelage.runs.run import RunOptions, finished
 from tutelage.runs.terminal import drawn_or_printed
 from tutelage.studies import plan, study_file
 from tutelage.studies.run_study import run_study
 from tutelage.studies.schema import TEACHER, parse
-from tutelage.studies.time_limit import Budget
 
 PAIR, METHODS, MATCHED, SEEDS = "vgg13/vgg8", ("kd", "ttm", "wttm"), "kd matched to ttm", 3
 END = 20.0

@@ -22,7 +22,7 @@ SOURCE = Path(tutelage.__file__).parent
 
 LAYERS = (
     (("__main__",), ("cli",), ("api", "doctor"), ("integrations",), ("benchmark",)),
-    (("studies", "tune", "exports"), ("runs",), ("report",)),
+    (("studies", "tuning", "exports"), ("places",), ("runs",), ("report",)),
     (("models", "data", "training", "teacher_cache", "config"),),
     (("modules",), ("objectives",), ("kernels",), ("losses",), ("metrics", "taps", "targets")),
     (
@@ -486,7 +486,7 @@ def test_importing_what_is_light_imports_no_torch():
 PUBLIC = [
     *("Adapter", "Batch", "Distiller", "FrozenTeacher", "Outputs", "Progress", "Reporter", "Run", "TutelageError"),
     *("__version__", "as_batch", "compare", "data", "distill", "errors", "evaluate", "export", "kernels", "load"),
-    *("losses", "models", "network_context", "objectives", "predict", "taps", "targets", "train"),
+    *("losses", "models", "network_context", "objectives", "predict", "taps", "targets", "train", "tune"),
 ]
 
 

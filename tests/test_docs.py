@@ -130,6 +130,12 @@ TYPED = (
     records.NetworkCost,
     records.Comparison,
     records.Entry,
+    records.Tune,
+    records.Dimension,
+    records.Trial,
+    records.Confirmation,
+    records.Found,
+    records.HeldOutGain,
 )
 LEAVES = ("files", "recipe", "software", "teacher.normalisation", "student.normalisation")
 """Mappings whose own keys are said elsewhere."""

@@ -35,7 +35,7 @@ from tutelage.settings.run import RunSettings
 
 SOURCE = Path(tutelage.__file__).parent
 NOT_SETTINGS = {"name", "data", "student", "teacher", "objective"}
-CALLS = (tutelage.train, tutelage.distill, tutelage.compare)
+CALLS = (tutelage.train, tutelage.distill, tutelage.compare, tutelage.tune)
 
 
 def fresh(code: str) -> Any:

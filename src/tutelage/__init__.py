@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .api import export as export
     from .api import predict as predict
     from .api import train as train
+    from .api import tune as tune
     from .errors import TutelageError as TutelageError
     from .modules import Distiller as Distiller
     from .modules import FrozenTeacher as FrozenTeacher
@@ -43,7 +44,7 @@ _MODULE_OF = {
     **dict.fromkeys(("Distiller", "FrozenTeacher", "network_context"), ".modules"),
     **dict.fromkeys(("Run", "load"), ".runs.run"),
     "Reporter": ".runs.reporter",
-    **dict.fromkeys(("compare", "distill", "evaluate", "export", "predict", "train"), ".api"),
+    **dict.fromkeys(("compare", "distill", "evaluate", "export", "predict", "train", "tune"), ".api"),
     "TutelageError": ".errors",
     "__version__": ".version",
 }

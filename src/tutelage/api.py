@@ -24,6 +24,7 @@ from tutelage.exports.writing import Export
 from tutelage.models import Classifier, Ensemble
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
+from tutelage.places.here import with_reports
 from tutelage.runs import notes, recipes
 from tutelage.runs.class_weights import with_class_weights
 from tutelage.runs.display import Display, shown
@@ -56,9 +57,12 @@ from tutelage.settings.fit import Precision
 from tutelage.settings.run import RunSettings
 from tutelage.studies import compare as comparisons
 from tutelage.studies.compare import ComparedRuns
-from tutelage.studies.places import with_reports
 from tutelage.training.distributed import accelerator_on, by_main, once_a_node, one_a_node_first, world
 from tutelage.training.evaluate import EvalSet
+from tutelage.tuning import search as searches
+from tutelage.tuning.request import Space, folder_name, request
+from tutelage.tuning.search import Search
+from tutelage.tuning.space import flow
 
 Model: TypeAlias = str | Path | Run | nn.Module
 """A model's name, a run or its folder, or a module of the caller's."""
@@ -379,6 +383,29 @@ def _splits_of(
     return data.from_datasets(*source, classes=models.adopt(modules[0]).card.classes)
 
 
+def _of_names(student: Any, teacher: Any, data: Any, settings: RunSettings) -> dict[str, Any]:
+    """Return what a recipe of several runs writes of networks and data.
+
+    Raises:
+        TypeError: one of them is the caller's object.
+    """
+    value: dict[str, Any] = {"student": _written(student, "student"), "data": data, **settings}
+    if teacher is not None:
+        trained = isinstance(teacher, Mapping) and "members" not in teacher
+        value["teacher"] = teacher if trained else _written_teacher(teacher)
+    objects = {key: value.get(key) for key in ("student", "teacher", "data")}
+    if isinstance(several := value.get("teacher"), dict) and "members" in several:
+        objects |= {member_key(k): member for k, member in enumerate(_alone(several))}
+    if isinstance(data, Mapping):
+        objects["data.transform"] = data.get("transform")
+    for key, given in objects.items():
+        if not isinstance(given, str | Mapping | DataSettings | None):
+            expected = "a name, so that each run can build it again"
+            instead = "for objects of your own type tutelage.distill(...) once for each run"
+            raise InvalidTypeError(key, expected, f"an object of type {type(given).__name__}", instead)
+    return value
+
+
 @_lists_settings
 def compare(
     *,
@@ -422,20 +449,7 @@ def compare(
         RecipeError: a setting is wrong (every error is listed), or the folder holds another comparison.
         TypeError: a network or the data are the caller's objects, of which no second run can be made.
     """
-    value: dict[str, Any] = {"student": _written(student, "student"), "data": data, **settings}
-    if teacher is not None:
-        trained = isinstance(teacher, Mapping) and "members" not in teacher
-        value["teacher"] = teacher if trained else _written_teacher(teacher)
-    objects = {key: value.get(key) for key in ("student", "teacher", "data")}
-    if isinstance(several := value.get("teacher"), dict) and "members" in several:
-        objects |= {member_key(k): member for k, member in enumerate(_alone(several))}
-    if isinstance(data, Mapping):
-        objects["data.transform"] = data.get("transform")
-    for key, given in objects.items():
-        if not isinstance(given, str | Mapping | DataSettings | None):
-            expected = "a name, so that each run can build it again"
-            instead = "for objects of your own type tutelage.distill(...) once for each objective and seed"
-            raise InvalidTypeError(key, expected, f"an object of type {type(given).__name__}", instead)
+    value = _of_names(student, teacher, data, settings)
     value |= {
         "name": name or _file_name(value["student"]["name"], *objectives),
         "objectives": objectives,
@@ -449,6 +463,68 @@ def compare(
         options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.compare(...)")
         comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
     return ComparedRuns(folder)
+
+
+@_lists_settings
+def tune(
+    *,
+    student: str | Path | Run | Mapping[str, Any],
+    teacher: Teacher | None,
+    data: str | Mapping[str, Any] | DataSettings,
+    objective: AnyObjective,
+    trials: int = 20,
+    search: Mapping[str, str | Sequence[Any]] | None = None,
+    space: Space = "recipe",
+    confirm: int = 3,
+    together: int = TOGETHER,
+    prune: bool = True,
+    name: str | None = None,
+    runs: str | Path = "runs",
+    display: Display = "auto",
+    trust_code: bool | frozenset[str] = False,
+    **settings: Unpack[RunSettings],
+) -> Search:
+    """Search for settings on the validation set, and try what was found over new seeds, in ``runs/name-tune``.
+
+    Args:
+        student: a model's name, or a run or its folder; every trial builds it anew.
+        teacher: the same, or a list of several; ``{"train": {"model": ..., ...}}`` trains it first; none to learn from
+            labels alone.
+        data: a source's name, or a mapping of `DataSettings`, with ``validation`` above 0.
+        objective: as in `distill`, by names.
+        trials: number of trials; the first has the settings as they are passed.
+        search: ranges by key, such as ``{"optimizer.lr": "1e-3..1e-1,log", "batch_size": [32, 64]}``; none for the
+            objective's exponent, temperature and weight and the learning rate.
+        space: ``recipe``, or ``objective`` for the parts of the term that matches the teacher.
+        confirm: new seeds over which what was found is tried beside the settings as they are passed; 0 for none.
+        together: trials that are chosen at a time, and share batches and the teacher's pass.
+        prune: whether trials end that do worse than the median of earlier ones.
+        name: of the search; by default the student's and the objective's.
+        runs: the folder of all runs.
+        display: what shows the progress, as of `distill`.
+        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
+        settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
+
+    Returns:
+        The search; an interrupted one goes on where it was.
+
+    Raises:
+        RecipeError: a setting or a range is wrong, or the folder holds another search.
+        TypeError: a network or the data are the caller's objects, of which no second run can be made.
+        ImportError: Optuna is not installed.
+    """
+    spec = objectives.from_recipe(objective)
+    value = _of_names(student, teacher, data, settings)
+    value |= {"name": name or _file_name(value["student"]["name"], spec.name), "objective": spec}
+    recipe = _parse(Recipe, value, where="tune")
+    typed = [
+        f"{key}={ranges if isinstance(ranges, str) else flow(list(ranges))[1:-1]}"
+        for key, ranges in (search or {}).items()
+    ]
+    asked = request(recipe, trials=trials, search=typed, space=space, confirm=confirm, together=together, prune=prune)
+    with shown(display) as reporter:
+        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.tune(...)")
+        return searches.tune(asked, Path(runs) / folder_name(asked), options=options)
 
 
 @explaining()

@@ -38,6 +38,7 @@ METRICS = "metrics.jsonl"
 EVALUATION = "evaluation.json"
 COMPARISON = "comparison.json"
 STUDY = "study.json"
+TUNE = "tune.json"
 OUTPUTS = "outputs.json"
 CHECKPOINTS = "checkpoints"
 STUDENT = "student.safetensors"
@@ -337,6 +338,78 @@ class Study(TypedDict):
     departures: list[str]  # how the runs differ from the published ones, one per line
     missing: dict[str, str]  # methods that could not be run, and why
     notes: list[str]  # below its table
+
+
+class Dimension(TypedDict):
+    """One setting that a search chooses."""
+
+    key: str  # of the recipe, as it is typed
+    kind: Literal["number", "whole", "choice"]
+    low: float | None  # bounds of a number; none for a choice
+    high: float | None
+    log: bool  # whether a number's logarithm is drawn evenly
+    choices: list[Any]  # of a choice; else empty
+    when: dict[str, list[Any]]  # keys on whose values it depends, with those under which it is there; mostly empty
+
+
+class Trial(TypedDict):
+    """One run of a search."""
+
+    number: int
+    folder: str  # relative to the search's folder
+    round: int  # those of one round were chosen before any of them was trained
+    origin: str  # ``recipe``, ``sampled``, or the name of a known point
+    values: dict[str, Any]  # by key; the recipe's own run has none where the recipe is no point of the space
+    state: Literal["running", "finished", "pruned", "failed"]
+    value: float | None  # of the search's measure on the validation set after the last epoch
+    epochs: int  # trained
+    reason: str | None  # why it failed or was pruned
+
+
+class Confirmation(TypedDict):
+    """One run over a new seed."""
+
+    folder: str
+    trial: int  # whose settings it has
+    seed: int
+    data_seed: int
+    validation: float
+    test: float | None
+
+
+class HeldOutGain(TypedDict):
+    """Mean difference of found settings from the recipe's over new seeds, in the measure, positive where better."""
+
+    mean: float
+    low: float | None  # 95 % interval by Student's t of the differences; none for one seed
+    high: float | None
+    n: int
+
+
+class Found(TypedDict):
+    """What a search found."""
+
+    trial: int
+    values: dict[str, Any]
+    line: str  # what to type behind the recipe
+    gain: float  # over the recipe's own run in the search, on the validation set, positive where better
+    held_out: NotRequired[dict[str, HeldOutGain]]  # by set; missing before new seeds were tried
+    selection_noise: NotRequired[float]  # the gain less the held-out one on the validation set
+
+
+class Tune(TypedDict):
+    """``tune.json``."""
+
+    schema: NotRequired[int]
+    name: str
+    space: list[Dimension]
+    measure: str  # key of a `Measure`
+    prune: bool
+    version: str  # of the package
+    sampler: str  # library and version
+    trials: list[Trial]
+    confirmations: list[Confirmation]
+    found: Found | None
 
 
 class KeptRun(TypedDict):
@@ -936,6 +1009,11 @@ OF_SHARES = ("mean_iou", "mean_average_precision", "macro_f1", "micro_f1", "reca
 """Those of them that are fractions."""
 LARGE = 1e6
 """Number from which on digits after the point are left out: the perplexity of a network that diverged."""
+
+
+def measure_named(key: str) -> Measure:
+    """Return the measure of a key in records."""
+    return next((by for by in MEASURES if by.key == key), ACCURACY)
 
 
 def measure(means: Mapping[str, Any]) -> Measure:

@@ -80,6 +80,7 @@ ROWS = [
     Row("wttm", {"gamma": 0.25}, "shift samples classes"),
     Row("weighted_kd", {"weight": 0.9}, LOGITS),
     Row("transformed_matching", {"weight_by": "entropy", "normalise": "batch"}, "shift samples classes"),
+    Row("matching", {"divergence": "jensen_shannon", "gamma": 0.5, "weight_by": "entropy"}, "shift samples classes"),
     # Its negatives are drawn by the order of the samples.
     Row("crd", {"negatives": 3, "dimension": 5}, ""),
     Row("itrd", {}, alone="refused"),

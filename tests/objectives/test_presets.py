@@ -44,6 +44,9 @@ EVERY = {
     "transformed_matching": objectives.transformed_matching(
         transform="logarithm", gamma=0.01, beta=2.0, weight_by="entropy", order=0.5, normalise="batch"
     ),
+    "matching": objectives.matching(
+        divergence="skew", target="rational", gamma=0.1, beta=2.0, temperature=2.0, weight_by="power_sum", share=0.3
+    ),
 }
 COMPOSED = {
     "scaled": 0.8 * EVERY["kd"],

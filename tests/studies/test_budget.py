@@ -17,12 +17,13 @@ from tests._helpers.refusals import refused
 
 from tutelage import config, records
 from tutelage.errors import RecipeError
+from tutelage.places import time_limit
+from tutelage.places.time_limit import Budget
 from tutelage.runs import autotune
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
-from tutelage.studies import budget, plan, run_study, schema, time_limit
-from tutelage.studies.time_limit import Budget
+from tutelage.studies import budget, plan, run_study, schema
 from tutelage.training.deadline import Deadline, DeadlineExceeded
 
 QUICK = {"data": "digits", "epochs": 2, "batch_size": 64, "optimizer": {"lr": 0.1}, "device": "cpu", "threads": 1}

@@ -23,8 +23,9 @@ from tests._helpers.studies import QUICK, STUDY, Lines
 
 from tutelage import records
 from tutelage.errors import RecipeError
+from tutelage.places import here
 from tutelage.runs.run import Run, RunOptions
-from tutelage.studies import places, plan, run_study, schema, study_file, workers
+from tutelage.studies import plan, run_study, schema, study_file, workers
 from tutelage.studies import study_table as paper_table
 from tutelage.studies.workers import share
 
@@ -113,7 +114,7 @@ def test_what_is_timed_is_trained_alone(tmp_path, without_reports):
 def test_a_worker_takes_its_part_of_what_is_left(tmp_path, without_reports):
     study = schema.parse({**STUDY, "methods": ["cross_entropy", "kd", "dkd", "dist"]})
     request = plan.assign(study, study, runs=tmp_path)
-    run_study.run_study(request, on=places.Here(2))
+    run_study.run_study(request, on=here.Here(2))
     # The teacher is done, four are left: two, then one and one.
     assert len(group_of(tmp_path, "grid/students/narrow-cross_entropy-seed0")) == 1
     assert group_of(tmp_path, "grid/wide-narrow/kd-seed0") == ["grid/students/narrow-cross_entropy-seed0"]

@@ -18,6 +18,7 @@ from tutelage.objectives import Apply, Objective, WeightedTerm, preset
 from tutelage.report.results import Result
 from tutelage.runs.run import Run
 from tutelage.studies.compare import ComparedRuns
+from tutelage.tuning.search import Search
 from tutelage.types import Loss
 
 
@@ -54,6 +55,13 @@ def calls(student: nn.Module, teacher: nn.Module, data: tuple[Any, Any]) -> None
     assert_type(compared, ComparedRuns)
     assert_type(compared.runs["kd"][0], Run)
     assert_type(compared.results, list[Result])
+    ranges = {"optimizer.lr": "1e-3..1,log", "batch_size": [32, 64]}
+    search = tutelage.tune(
+        student="mlp:8", teacher="a", data="digits", objective="kd", trials=9, search=ranges, epochs=2
+    )
+    assert_type(search, Search)
+    assert_type(search.best, Run)
+    assert_type(search.recipe_line, str)
     assert_type(tutelage.evaluate(run, data="digits", best=True, device="cpu"), records.Judgement)
     assert_type(tutelage.evaluate(run)["accuracy"], float | None)
     assert_type(tutelage.predict(Path("runs/student"), "rose.jpg")[0], Prediction)
@@ -64,6 +72,7 @@ def misspelt_settings() -> None:
     tutelage.distill(student="a", teacher=None, data="digits", objective="kd", epoch=5)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     tutelage.train(model="a", data="digits", learning_rate=0.1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     tutelage.compare(student="a", teacher=None, data="digits", objectives={}, seed=0, sedes=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
+    tutelage.tune(student="a", teacher=None, data="digits", objective="kd", trial=9)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     tutelage.evaluate("runs/student", epochs=3)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tutelage import errors, interruption, launcher
-from tutelage.cli import cache, export, inspect, predict, study, train
+from tutelage.cli import cache, export, inspect, predict, study, train, tune
 from tutelage.cli.common import FAILED, echo
 from tutelage.cli.exits import end, leave, stop, wait_for_launcher
 from tutelage.errors import TutelageError
@@ -54,6 +54,7 @@ for name, command, example in (
     ("train", train.train, "recipes/digits-teacher.yaml epochs=30"),
     ("distill", train.distill, "recipes/digits-wttm.yaml objective.wttm.gamma=0.3"),
     ("compare", train.compare, "recipes/digits.yaml seeds=5"),
+    ("tune", tune.tune, "recipes/digits-wttm.yaml --trials 20 --search objective.wttm.gamma=0.1..1"),
     ("study", study.study, "table1 --pairs resnet56/resnet20 --methods kd,wttm --seeds 2 --budget 25m"),
     ("record", train.record, "recipes/digits-wttm.yaml outputs=runs/outputs/digits"),
     ("evaluate", inspect.evaluate, "runs/digits/wttm-seed0"),

@@ -18,10 +18,10 @@ from tutelage.errors import InvalidValueError, printable
 
 if TYPE_CHECKING:
     from tutelage.config.schema import Recipe
+    from tutelage.places.cluster import Cluster
+    from tutelage.places.here import Here
     from tutelage.runs.reporter import Reporter
     from tutelage.runs.run import RunOptions
-    from tutelage.studies.cluster import Cluster
-    from tutelage.studies.places import Here
 
 RecipePath = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML recipe, or a run's folder to repeat or resume it.")
@@ -138,8 +138,8 @@ def place_of(
     on: str | None, address: str | None, runs: Path, recipe: Recipe, options: RunOptions, *, jobs: int = 1
 ) -> contextlib.AbstractContextManager[Here | Cluster]:
     """Connect to the cluster that was typed, if any; else the runs are trained here, in one of so many processes."""
-    from tutelage.studies.cluster import connected
-    from tutelage.studies.places import Here
+    from tutelage.places.cluster import connected
+    from tutelage.places.here import Here
 
     if on is None:
         return contextlib.nullcontext(Here(jobs))
@@ -214,20 +214,24 @@ def print_disk(planned: Sequence[tuple[Recipe, Path]], trust: bool | frozenset[s
 
 
 def print_table(folder: Path) -> None:
-    """Print the table of a run, a comparison or a study."""
+    """Print the table of a run, a comparison, a study or a search."""
     from rich.console import Console
 
+    from tutelage import records
     from tutelage.report import results
     from tutelage.studies import study_table
+    from tutelage.tuning import summary
 
-    if study_table.is_study(folder):
+    if (folder / records.TUNE).exists():
+        summary.print_search(folder, Console(emoji=False))
+    elif study_table.is_study(folder):
         study_table.print_study(folder, Console(emoji=False))
     else:
         results.print_table(results.rows(folder), Console(emoji=False))
 
 
 def print_report(folder: Path) -> None:
-    """Print the table of a run, a comparison or a study, and the path of its report."""
+    """Print the table of a run, a comparison, a study or a search, and the path of its report."""
     with noting_result(folder, "its report is written"):
         print_table(folder)
         echo()

@@ -89,17 +89,21 @@ def _cost_lines(costs: records.Costs) -> dict[str, str]:
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's, a comparison's or a study's folder.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A run's, a comparison's, a study's or a search's folder.")
+    ],
 ) -> None:
-    """Write the report of a run, a comparison or a study again, and print its table."""
+    """Write the report of a run, a comparison, a study or a search again, and print its table."""
     if not folder.is_dir():
         raise NotFoundError(
             "report", "a run's folder", f"{folder}, which is not there", "type tutelage report runs/NAME"
         )
-    from tutelage.studies.report import write_report
+    from tutelage import records
+    from tutelage.studies import report as studies
+    from tutelage.tuning import report as searches
 
     if launcher.rank() == 0:
-        write_report(folder)
+        (searches if (folder / records.TUNE).exists() else studies).write_report(folder)
     common.print_report(folder)
 
 

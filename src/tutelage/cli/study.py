@@ -72,7 +72,8 @@ def study(
         got = f"--jobs {jobs} in each of {launcher.world_size()} processes"
         raise InvalidValueError("--jobs", "1 under a launcher of several processes", got, "leave out one of the two")
     common.check_cluster(on, address, jobs=jobs if jobs > 1 else None, budget=budget)
-    from tutelage.studies import plan, study_file, time_limit
+    from tutelage.places import time_limit
+    from tutelage.studies import plan, study_file
 
     if name is None or list_studies:
         width = max(map(len, study_file.names()))

@@ -18,6 +18,7 @@ from tutelage.losses.contrastive import crd as crd
 from tutelage.losses.contrastive import log_normaliser as log_normaliser
 from tutelage.losses.contrastive import moved as moved
 from tutelage.losses.divergences import divergence as divergence
+from tutelage.losses.divergences import transformed_matching as transformed_matching
 from tutelage.losses.embeddings import cosine_distance as cosine_distance
 from tutelage.losses.embeddings import embedding_mse as embedding_mse
 from tutelage.losses.embeddings import in_batch_similarity as in_batch_similarity
@@ -45,7 +46,6 @@ from tutelage.losses.logits import renyi_penalty as renyi_penalty
 from tutelage.losses.logits import scaled_gradient as scaled_gradient
 from tutelage.losses.logits import standardise as standardise
 from tutelage.losses.logits import teacher_free_kd as teacher_free_kd
-from tutelage.losses.logits import transformed_matching as transformed_matching
 from tutelage.losses.logits import ttm as ttm
 from tutelage.losses.logits import weighted_kd as weighted_kd
 from tutelage.losses.logits import wttm as wttm

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from tutelage import checks
+from tutelage import checks, targets
 from tutelage.errors import InvalidValueError
 from tutelage.losses.logits import kl_divergence
 
@@ -73,6 +73,68 @@ def divergence(
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     parameter = parameter_of(kind, alpha, beta)
     return KINDS[kind](torch.log_softmax(student_logits, dim=-1), torch.log_softmax(teacher_logits, dim=-1), parameter)
+
+
+def transformed_matching(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    transform: targets.Transform,
+    sample_weight: Callable[[Tensor], Tensor] | None = None,
+    normalise: bool = False,
+    kind: str = "forward",
+    alpha: float | None = None,
+    beta: float | None = None,
+) -> Tensor:
+    """Compute the matching term for any point-wise transform of the teacher, any sample weight and any divergence.
+
+    ``w(p) * KL(p_f || q)`` with ``p_f[i] = f(p[i]) / sum_j f(p[j])``, or another divergence of the two. With the power
+    it is `ttm`, and with the power sum as the weight, `wttm`. The gradient with respect to the logits is
+    ``w * (q - p_f)``, and for other divergences ``w`` times that of `divergence`.
+
+    Args:
+        student_logits: ``(..., classes)``, ``z``.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
+        transform: mapping from ``log x`` to ``log f(x)``, elementwise: a `targets.Pointwise`, or your own
+            (`targets.check_transform`).
+        sample_weight: function from the teacher's log-probabilities to weights ``(...)`` >= 0: a
+            `targets.SampleWeight`, or your own.
+        normalise: whether weights are divided by their mean over all samples, so values depend on the batch; if all
+            are 0 they stay 0.
+        kind: name of the divergence between ``p_f`` and ``q``, one of `KINDS`.
+        alpha: teacher's share of the mixture of ``skew``; see `divergence`.
+        beta: teacher's share of the mixture of ``jensen_shannon``; see `divergence`.
+
+    Returns:
+        ``(...)`` nats times the weight.
+
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, including those of returned tensors.
+    Source: Zheng and Yang, arXiv 2402.11148, which leaves other transforms and weights open; the divergences: see
+        `divergence`.
+
+    Example:
+        >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
+        >>> flat = targets.Pointwise("complement", gamma=0.5)
+        >>> transformed_matching(student, teacher, transform=flat)
+        tensor([1.2770])
+        >>> uncertainty = targets.SampleWeight("one_minus_top", transform=flat)
+        >>> transformed_matching(student, teacher, transform=flat, sample_weight=uncertainty)
+        tensor([0.1522])
+    """
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
+    log_p = torch.log_softmax(teacher_logits, dim=-1)
+    target = targets.transform(log_p, transform).detach()
+    values = KINDS[kind](torch.log_softmax(student_logits, dim=-1), target, parameter_of(kind, alpha, beta))
+    if sample_weight is None:
+        return values
+    weight = sample_weight(log_p).detach()
+    if weight.shape != values.shape:
+        expected = f"one weight per sample, shape {tuple(values.shape)}"
+        instead = "sum over the classes, which are on the last axis"
+        raise InvalidValueError("sample_weight", expected, tuple(weight.shape), instead)
+    if normalise:
+        weight = weight / weight.mean().clamp(min=torch.finfo(weight.dtype).tiny)
+    return weight * values
 
 
 def parameter_of(kind: str, alpha: float | None, beta: float | None) -> float:

@@ -65,6 +65,24 @@ def paired_t(first: Sequence[float], second: Sequence[float]) -> float | None:
     return float(ttest_rel(first, second).pvalue)
 
 
+def mean_interval(differences: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % interval of a mean by Student's t: ``mean ± t * std / √n``, ``t`` for n - 1 degrees of freedom.
+
+    ``None`` for fewer than 2 numbers, whose spread is not known.
+
+    Example:
+        >>> [round(bound, 4) for bound in mean_interval([0.02, 0.03, 0.01])]
+        [-0.0048, 0.0448]
+    """
+    from scipy.stats import t
+
+    n = len(differences)
+    if n < 2:
+        return None
+    mean, half = float(np.mean(differences)), float(t.ppf(0.975, n - 1)) * float(np.std(differences, ddof=1)) / n**0.5
+    return mean - half, mean + half
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values of several comparisons corrected so that one in ``1 / LEVEL`` families has a false difference.
 

@@ -55,8 +55,8 @@ def result(subject: Subject, results: Sequence[Result]) -> str:
             return "No result yet: no run has finished."
         run = subject.runs[0]
         done = plural(len(run.epochs), "epoch")
-        if run.status == "failed":
-            return f"No result: the run failed after {done}."
+        if run.status in ("failed", "pruned"):
+            return f"No result: the run {'failed' if run.status == 'failed' else 'was pruned'} after {done}."
         return f"No result yet: the run is {run.status}, {done} done."
     known = [row for row in results if row.role != "teacher" and row.value is not None]
     students = [row for row in known if row.role == "student"]

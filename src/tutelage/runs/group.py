@@ -16,7 +16,7 @@ from tutelage.models import Classifier
 from tutelage.runs import autotune, resume
 from tutelage.runs.execute import beginning, execute, report_finished
 from tutelage.runs.lock import folder_lock
-from tutelage.runs.run import DEFAULTS, Run, RunOptions
+from tutelage.runs.run import DEFAULTS, PrunedError, Run, RunOptions
 from tutelage.runs.run_state import RunState
 from tutelage.runs.setup import build_inputs, build_objectives, check_run, needs_teacher, torch_settings
 from tutelage.training.distributed import by_all, by_main, entered_by_main, naming_process, require_of_all
@@ -117,7 +117,8 @@ def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions
     def fail(k: int, error: Exception) -> None:
         if k in runs:
             runs[k].stop(error)
-            options.reporter.say(f"failed: {runs[k].recipe.name}: {runs[k].failure}")
+            what = "pruned" if isinstance(error, PrunedError) else "failed"
+            options.reporter.say(f"{what}: {runs[k].recipe.name}: {runs[k].failure}")
 
     isolation = Isolation(on_error=fail)
     if len(planned) == 1:

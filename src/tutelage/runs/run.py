@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tutelage import models, records
+from tutelage.errors import RunError
 from tutelage.runs.reporter import Reporter
 from tutelage.training.deadline import Deadline
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
     from tutelage.models import Classifier
     from tutelage.report.figures import Figure
+
+
+class PrunedError(RunError):
+    """A run that ``when_epoch`` ends, as it is not worth going on with: its manifest says ``pruned``."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,7 @@ from tutelage.runs import costs, disk, manifest, notes, resume, sanity_checks, s
 from tutelage.runs.disputed import disputed
 from tutelage.runs.evaluation import calibrate_teacher, evaluate_in_detail, predictions_of
 from tutelage.runs.networks import describe_fit
-from tutelage.runs.run import RunOptions
+from tutelage.runs.run import PrunedError, RunOptions
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.teacher_cache.served import ServedTeacher
 from tutelage.training import layers
@@ -379,8 +379,8 @@ class RunState:
         by_main(self._write_epoch)
         what = "images" if self.run_inputs.splits.of_images else "samples"
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection, what)))
-        if (call := self.when_epoch) is not None:
-            by_main(lambda: call(self.folder, epoch))
+        # Options that were sent to the other processes have no callback: the main one's ends the run in all.
+        by_main(lambda: None if self.when_epoch is None else self.when_epoch(self.folder, epoch))
 
     def _write_epoch(self) -> None:
         if (self.folder / records.METRICS).exists():
@@ -409,7 +409,8 @@ class RunState:
         """Record why the run ends here; its ``failure`` is the exception."""
         interrupted = isinstance(error, KeyboardInterrupt | DeadlineExceeded)
         if not self.finished:
-            self.write_manifest("interrupted" if interrupted else "failed", note=None if interrupted else str(error))
+            status = "interrupted" if interrupted else "pruned" if isinstance(error, PrunedError) else "failed"
+            self.write_manifest(status, note=None if interrupted else str(error))
         if interrupted and not self.finished:
             error.add_note(f"{self.folder}: {Checkpoints(self.folder / records.CHECKPOINTS).describe_newest()}")
         if isinstance(error, Exception):

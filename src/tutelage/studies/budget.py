@@ -19,6 +19,7 @@ from tutelage import data, records
 from tutelage.config.schema import Recipe
 from tutelage.data.registry import import_library
 from tutelage.errors import one_line
+from tutelage.places.time_limit import Budget
 from tutelage.report.table import aligned
 from tutelage.runs import autotune, manifest
 from tutelage.runs.run import finished
@@ -33,7 +34,6 @@ from tutelage.runs.setup import (
 )
 from tutelage.studies.plan import Job, StudyRequest, dry_run_recipe, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
-from tutelage.studies.time_limit import Budget
 from tutelage.training.deadline import Deadline
 from tutelage.training.distributed import accelerator_on
 

@@ -15,6 +15,8 @@ from tutelage import config, data, records
 from tutelage.config.schema import Comparison, Network, Recipe
 from tutelage.errors import RecipeError, StorageError
 from tutelage.objectives import from_spec
+from tutelage.places.cluster import Cluster
+from tutelage.places.here import Here
 from tutelage.report import notebook, results
 from tutelage.report.table import Table
 from tutelage.runs import autotune, disk, notes
@@ -23,8 +25,6 @@ from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.resume import begun, recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.setup import build_inputs, check_run, check_teacher, needs_teacher, steps_of, torch_settings
-from tutelage.studies.cluster import Cluster
-from tutelage.studies.places import Here
 
 if TYPE_CHECKING:
     from tutelage.report.figures import Figure

@@ -14,6 +14,9 @@ from pathlib import Path
 from tutelage import data, records
 from tutelage.config.schema import TOGETHER, Recipe
 from tutelage.launcher import world_size
+from tutelage.places.cluster import Cluster
+from tutelage.places.here import Here
+from tutelage.places.time_limit import Budget
 from tutelage.runs import disk, notes
 from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
@@ -22,12 +25,9 @@ from tutelage.runs.run import DEFAULTS, RunOptions, finished
 from tutelage.runs.setup import steps_of
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Plan
-from tutelage.studies.cluster import Cluster
 from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
-from tutelage.studies.places import Here
 from tutelage.studies.plan import Job, StudyRequest, cells, deviations, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
-from tutelage.studies.time_limit import Budget
 from tutelage.training.deadline import DeadlineExceeded
 
 PATIENCE = 2.0

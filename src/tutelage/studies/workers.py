@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from tutelage import data, interruption, records
+from tutelage.places.time_limit import Budget
 from tutelage.studies import budget as budgets
 from tutelage.studies import plan
 from tutelage.studies.plan import StudyRequest
-from tutelage.studies.time_limit import Budget
 
 GRACE = 60.0
 """Seconds for a worker to stop in an orderly way once its parent has ended."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from tutelage import checks, losses, targets
 from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.losses.divergences import KINDS, PARAMETERS
 from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
@@ -29,6 +31,8 @@ from tutelage.settings.weights import (
 )
 from tutelage.types import Batch, Outputs, Progress, Requirements, Term
 
+REGULARISERS = ("none", "confidence", "renyi")
+"""Penalties of the student alone that a preset may add."""
 NORMALISE = ("none", "batch", "training")
 LOGITS = ("raw", "standardised")
 """Forms of the networks' logits that a term may read: unchanged or standardised."""
@@ -38,7 +42,7 @@ CTKD_REVERSAL = CosineWarmUp(-1.0, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Matching:
-    """``T**2 * w(p) / m * KL(p_f || q_T)``: any named mapping and any named sample weight.
+    """``T**2 * w(p) / m * D(p_f, q_T)``: any named mapping, any named sample weight and any named divergence.
 
     Raises:
         ValueError: if a name is unknown or a number is out of range.
@@ -51,8 +55,21 @@ class Matching:
     order: float = 1.0  # order of an entropy
     normalise: str = "none"  # choice of ``m``: 1, the weight's mean over the batch, or over the training set
     temperature: float = 1.0  # T of the student; values are times its square
+    divergence: str = "forward"  # name of D, `losses.divergence`
+    share: float | Automatic = AUTO  # teacher's share of a divergence's mixture; automatic: the kind's default
 
     def __post_init__(self) -> None:
+        checks.known(self.divergence, "divergence", KINDS, example="forward")
+        if not isinstance(self.share, Automatic):
+            if self.divergence not in PARAMETERS:
+                expected, instead = (
+                    f"auto with divergence {self.divergence}, which mixes nothing",
+                    " or ".join(PARAMETERS),
+                )
+                raise InvalidValueError("share", expected, self.share, f"leave it out, or type divergence={instead}")
+            ends = "divergence=forward or divergence=reverse"
+            checks.mixture_weight(self.share, "share", example=PARAMETERS[self.divergence][1], ends=ends)
+        checks.positive(self.temperature, "temperature", example=4.0)
         checks.known(self.normalise, "normalise", NORMALISE, example="batch")
         self.weight(targets.Pointwise(self.transform, gamma=1 if isinstance(self.gamma, Automatic) else self.gamma))
 
@@ -76,8 +93,39 @@ class Matching:
 
     @property
     def reads_at(self) -> float | None:
-        """The exponent if the teacher is read through it alone; ``None`` if a weight reads something else."""
-        return self.target_gamma if self.weight_by in ("constant", "power_sum") else None
+        """The exponent if the teacher is read through it alone; ``None`` if a weight reads something else.
+
+        Other divergences than the forward one are not: they depend on each small probability's logarithm or sign, of
+        which the teacher's top classes say nothing.
+        """
+        return (
+            self.target_gamma if self.divergence == "forward" and self.weight_by in ("constant", "power_sum") else None
+        )
+
+    @property
+    def mixture(self) -> dict[str, float]:
+        """The keyword argument of `losses.divergence` that the share is; none if it is the kind's default."""
+        return {} if isinstance(self.share, Automatic) else {PARAMETERS[self.divergence][0]: self.share}
+
+    def simplest(self) -> TermSpec:
+        """Return the term of a named loss if there is one that computes the same, or else this one.
+
+        Named losses read a teacher's largest logits alone and have faster forms.
+        """
+        gamma = 0.0 if isinstance(self.gamma, Automatic) else self.gamma
+        as_student = self.temperature != 1 and gamma == 1 / self.temperature
+        weighted = self.weight_by == "power_sum"
+        if self.transform != "power" or not gamma or self.normalise != "none":
+            return self
+        if self.weight_by not in ("constant", "power_sum") or not (as_student or self.temperature == 1):
+            return self
+        if self.divergence == "forward":
+            if as_student:
+                loss = losses.weighted_kd if weighted else losses.kd
+                return Apply(loss, {"temperature": self.temperature}, target_gamma=gamma)
+            return Apply(losses.wttm if weighted else losses.ttm, {"gamma": gamma}, target_gamma=gamma)
+        at_one = gamma == 1 and self.temperature == 1  # where the power sum is 1
+        return Divergence(losses.divergence, {"kind": self.divergence, **self.mixture}, 1.0) if at_one else self
 
     def weight(self, transform: targets.Pointwise) -> targets.SampleWeight:
         """Return the sample weight for a mapping."""
@@ -86,6 +134,13 @@ class Matching:
     def bind(self, context: BindContext) -> Term:
         """Build the term, and find the numbers that are still open."""
         return _BoundMatching(self, context)
+
+
+@dataclass(frozen=True)
+class Divergence(Apply):
+    """A `losses.divergence`, which reads whole rows of the teacher whatever its exponent."""
+
+    reads_at: ClassVar[None] = None
 
 
 class _BoundMatching(nn.Module):
@@ -103,6 +158,7 @@ class _BoundMatching(nn.Module):
             mean = self.resolved["mean_weight"] = automatic.mean_weight(weight, context)
         self._weight = weight if spec.weight_by != "constant" else None
         self._temperature, self._divisor = spec.temperature, mean / spec.temperature**2
+        self._divergence, self._mixture = spec.divergence, spec.mixture
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         z = student.logits
@@ -112,6 +168,8 @@ class _BoundMatching(nn.Module):
             transform=self._transform,
             sample_weight=self._weight,
             normalise=self.needs.coupled,
+            kind=self._divergence,
+            **self._mixture,
         )
         return values / self._divisor
 
@@ -263,10 +321,10 @@ def kd(
     return objective_of(supervised_part(supervised), WeightedTerm("kd", weight, on_logits(logits, match, weight)))
 
 
-def _in_betas(weight: AutomaticWeight, temperature: float) -> AutomaticWeight:
+def _in_betas(weight: AutomaticWeight, temperature: float, argument: str = "weight") -> AutomaticWeight:
     """Return the weight of KD's divergence; an automatic one is found as gamma times TTM's beta."""
-    automatic = isinstance(weight, Automatic) and temperature
-    return Automatic(argument="weight", unit=1 / temperature) if automatic else weight
+    found = isinstance(weight, Automatic) and temperature
+    return Automatic(argument=argument, unit=1 / temperature) if found else weight
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
@@ -408,6 +466,83 @@ def transformed_matching(
         gamma=read, transform=transform, weight_by=weight_by, weight_of=weight_of, order=order, normalise=normalise
     )
     return objective_of(supervised_part(supervised), WeightedTerm("transformed_matching", beta, match))
+
+
+@preset("the product of what is here by name; searched over by Li et al. 2023 (KD-Zero, NeurIPS)")
+def matching(
+    *,
+    divergence: str = "forward",
+    target: str = "power",
+    gamma: AutomaticNumber = AUTO,
+    temperature: float = 1.0,
+    weight_by: str = "constant",
+    beta: AutomaticWeight = AUTO,
+    supervised: Weight = 1.0,
+    regulariser: str = "none",
+    regulariser_weight: SignedWeight = 0.1,
+    regulariser_order: float = 1.0,
+    share: AutomaticNumber = AUTO,
+    weight_of: str = "teacher",
+    order: float = 1.0,
+    normalise: str = "none",
+    logits: str = "raw",
+) -> Objective:
+    """``supervised * CE(y, q) + beta * T**2 * w(p) * D(p_f, q_T) + R(q)``: any divergence, target, weight, regulariser.
+
+    ``kd``, ``ttm``, ``wttm``, ``weighted_kd``, ``transformed_matching`` and the reverse KL are points of it: see
+    docs/methods.md. A point that is a named loss is computed by it.
+
+    Args:
+        divergence: name of D: ``forward``, ``reverse``, ``jensen_shannon``, ``skew`` or ``total_variation``.
+        target: name of f, which makes the target ``p_f``: ``power``, ``rational``, ``logarithm`` or ``complement``.
+        gamma: parameter of f; 1 changes nothing, and the smaller the flatter. ``auto`` is as flat as the power at
+            0.25, a temperature of 4.
+        temperature: T > 0 of the student alone; values are times its square. `kd` has ``gamma = 1 / T``.
+        weight_by: name of w: ``constant``, ``power_sum`` (of f), ``entropy`` or ``one_minus_top``.
+        beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
+        supervised: weight of the cross-entropy, always on raw logits.
+        regulariser: name of R: ``none``, ``confidence``, minus the entropy of the student, or ``renyi``, minus its
+            Rényi entropy.
+        regulariser_weight: weight of R, any finite number; below 0 it rewards low entropy.
+        regulariser_order: order of the Rényi entropy, > 0; 1 is Shannon's.
+        share: teacher's share of the mixture of ``jensen_shannon`` and ``skew``, above 0 and below 1; ``auto`` is 0.5
+            for the one and 0.1 for the other.
+        weight_of: distribution that the entropy or the top is of: the ``teacher``'s p or the ``target`` p_f.
+        order: order of the entropy that weighs; 1 is Shannon's.
+        normalise: divisor of w: ``none``, or its mean over the ``batch``, which couples a batch's samples, or over the
+            ``training`` set, found once.
+        logits: form of the logits of D and w: ``raw``, or ``standardised`` over the classes; ``beta`` must then be a
+            number.
+    """
+    checks.known(target, "target", targets.TRANSFORMS, example="power")
+    numbers = cast(Mapping[str, float | Automatic], {"gamma": gamma, "share": share})  # by the decorator
+    weigh = {"weight_by": weight_by, "weight_of": weight_of, "normalise": normalise}
+    match = Matching(divergence=divergence, transform=target, temperature=temperature, order=order, **numbers, **weigh)
+    beta = _in_betas(beta, temperature, "beta")
+    term = WeightedTerm("matching", beta, on_logits(logits, match.simplest(), beta))
+    penalty = regulariser_part(regulariser, regulariser_weight, regulariser_order)
+    return objective_of(supervised_part(supervised), term, *penalty)
+
+
+def regulariser_part(name: str, weight: SignedWeight, order: float) -> tuple[WeightedTerm, ...]:
+    """Return the penalty of a name of `REGULARISERS`, if it is one.
+
+    Raises:
+        ValueError: if the name is unknown, or a number is given that it does not read.
+    """
+    checks.known(name, "regulariser", REGULARISERS, example="confidence")
+    if order != 1 and name != "renyi":
+        expected = f"1 with regulariser {name}, which has no order"
+        raise InvalidValueError("regulariser_order", expected, order, "type regulariser=renyi")
+    if name == "none":
+        if weight != 0.1:
+            got, instead = f"{weight}, and no regulariser", "type regulariser=confidence, or leave it out"
+            raise InvalidValueError("regulariser_weight", "a weight of a regulariser", got, instead)
+        return ()
+    if name == "confidence":
+        return (WeightedTerm("confidence_penalty", weight, Apply(losses.confidence_penalty)),)
+    checks.positive(order, "regulariser_order", example=0.5)
+    return (WeightedTerm("renyi_penalty", weight, Apply(losses.renyi_penalty, {"order": order})),)
 
 
 @preset("Li et al. 2023, arXiv:2211.16231")

@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -38,11 +39,11 @@ from tutelage.errors import (
     reason_of,
 )
 from tutelage.interruption import SIGNALS
+from tutelage.places.here import Runs, Training, train
 from tutelage.report.table import plural
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions, finished
-from tutelage.studies.places import Runs, train
 from tutelage.version import __version__
 
 RETRIES = 5
@@ -214,9 +215,11 @@ class Cluster:
             raise outcome.error
         return outcome.value
 
-    def submit(self, key: object, planned: Runs, taps: Iterable[str], options: RunOptions) -> None:
-        """Deal a group of runs, whose progress is shown, to one task."""
-        self._deal((key, planned), train_left, (planned, taps), options, planned[0][0])
+    def submit(
+        self, key: object, planned: Runs, taps: Iterable[str], options: RunOptions, how: Training | None = None
+    ) -> None:
+        """Deal a group of runs, whose progress is shown, to one task: to `train`, or another function like it."""
+        self._deal((key, planned), partial(train_left, how=how or train), (planned, taps), options, planned[0][0])
 
     def next(self, reporter: Reporter) -> tuple[Any, Sequence[object]]:
         """Wait for a group; return its key, and of each run the error, if there is one."""
@@ -370,7 +373,7 @@ def _perform(
         return Outcome(None, sendable(error), reporter.lines)
 
 
-def train_left(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Exception | None]:
+def train_left(group: Runs, taps: Iterable[str], options: RunOptions, how: Training = train) -> list[Exception | None]:
     """Train, in a task of a cluster, what of a group is not finished; return each run's error.
 
     The task may be done again after its node was lost: then some runs may be finished, and a process of that node may
@@ -381,7 +384,7 @@ def train_left(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Ex
     for k in left:
         with contextlib.suppress(BusyError), folder_lock(group[k][1], wait=max(0.0, until - time.monotonic())):
             pass
-    results = dict(zip(left, train([group[k] for k in left], taps, options), strict=True)) if left else {}
+    results = dict(zip(left, how([group[k] for k in left], taps, options), strict=True)) if left else {}
     return [sendable(error) if isinstance(error := results.get(k), Exception) else None for k in range(len(group))]
 
 

@@ -22,9 +22,10 @@ from tests._helpers.studies import QUICK, STUDY, Lines
 from tutelage import config, records
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import InvalidValueError, MissingExtraError, RunError, StorageError
+from tutelage.places import cluster
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.run import Run, RunOptions
-from tutelage.studies import cluster, compare, plan, run_study, schema
+from tutelage.studies import compare, plan, run_study, schema
 
 
 class Lost(Exception):

@@ -1,4 +1,4 @@
-"""Where the runs of a study or a comparison are trained: here, or by `cluster.Cluster`, which has the same methods."""
+"""Where runs of studies, comparisons and searches are trained: here, or by `cluster.Cluster`, with the same methods."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from tutelage.training.distributed import ProcessError, accelerator_on, by_main,
 
 Runs = Sequence[tuple[Recipe, Path]]
 """Recipes with their runs' folders."""
+Training = Callable[[Runs, Iterable[str], RunOptions], Sequence["Run | Exception"]]
+"""What trains a group, as `train` does; it can be pickled."""
 T = TypeVar("T")
 
 
@@ -45,15 +47,17 @@ class Here:
         """Return what some work makes of the arguments and the options where runs of this recipe are trained."""
         return work(*arguments, options)
 
-    def submit(self, key: object, planned: Runs, taps: Iterable[str], options: RunOptions) -> None:
-        """Deal a group of runs to `train`."""
-        self._dealt = key, planned, taps, options
+    def submit(
+        self, key: object, planned: Runs, taps: Iterable[str], options: RunOptions, how: Training | None = None
+    ) -> None:
+        """Deal a group of runs to `train`, or to another function like it."""
+        self._dealt = key, planned, taps, options, how or train
 
     def next(self, reporter: Reporter) -> tuple[Any, Sequence[object]]:
         """Wait for a group; return its key, and of each run the error, if there is one."""
-        key, planned, taps, options = self._dealt
+        key, planned, taps, options, how = self._dealt
         try:
-            return key, together(train, planned, taps, options)
+            return key, together(how, planned, taps, options)
         except ProcessError:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, other runs may not depend on it
@@ -61,14 +65,19 @@ class Here:
 
 
 def train(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
-    """Train runs in lockstep; return each run, or the error why there is none.
+    """Train runs in lockstep, with a report of each; return each run, or the error why there is none.
 
     The teacher's outputs are recorded first if they are read; ``taps`` are features that other runs read from them.
     """
+    return train_plainly(group, taps, with_reports(options))
+
+
+def train_plainly(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
+    """Do as `train`, without reports."""
     recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
     if recorded is not None:
         record(recorded, taps=list(taps), options=options)
-    return execute_group(group, options=with_reports(options))
+    return execute_group(group, options=options)
 
 
 def with_reports(options: RunOptions) -> RunOptions:

@@ -1,0 +1,1 @@
+"""Where runs are trained, and until when."""

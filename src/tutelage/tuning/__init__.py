@@ -1,0 +1,1 @@
+"""A search for settings on the validation set, and what of its gain is noise."""
