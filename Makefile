@@ -56,6 +56,8 @@ generated: $(STAMP)
 	mv objectives.json src/tutelage/config/objectives.json
 	$(BIN)/python -c "from tutelage.models import registry; print(registry.listing_json(), end='')" > models.json
 	mv models.json src/tutelage/models/models.json
+	$(BIN)/python -c "from tutelage.models import registry; print(registry.catalogue_json(), end='')" > catalogue.json
+	mv catalogue.json src/tutelage/models/catalogue.json
 	$(BIN)/python -m tutelage.studies.overview > objectives.md
 	mv objectives.md docs/objectives.md
 	$(BIN)/python docs/key_tables.py
