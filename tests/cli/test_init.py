@@ -4,6 +4,8 @@ import os
 import pty
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -15,7 +17,7 @@ from tutelage.cli import app
 from tutelage.cli import init as command
 from tutelage.config.schema import Recipe
 from tutelage.errors import InvalidValueError, NotFoundError
-from tutelage.runs import preflight, recipes, starter
+from tutelage.runs import preflight, starter
 
 
 @pytest.fixture
@@ -38,8 +40,8 @@ def typed(*arguments):
     return CliRunner().invoke(app.app, ["init", *arguments])
 
 
-def read(name="recipe.yaml", overrides=()):
-    recipe = config.parse(Recipe, config.read(name if hasattr(name, "suffix") else starter.Path(name), overrides))
+def read(name="recipe.yaml"):
+    recipe = config.parse(Recipe, config.read(Path(name)))
     preflight.check_names(recipe)
     return recipe
 
@@ -56,8 +58,8 @@ def read(name="recipe.yaml", overrides=()):
         ("hf:uoft-cs/cifar100", "hf:uoft-cs/cifar100", "timm:resnet50.a1_in1k", []),
     ],
 )
-def test_options_alone_write_a_recipe_with_the_defaults_of_the_data(data, source, teacher, more, folder):
-    pytest.importorskip("timm", reason="the optional package timm is not installed")
+def test_options_alone_write_a_recipe_with_the_defaults_of_the_data(data, source, teacher, more, folder, monkeypatch):
+    monkeypatch.setattr(starter.metadata, "version", lambda library: "1")
     done = typed("--data", data, *more)
     assert (done.exit_code, done.exception) == (0, None), done.output
     assert "tutelage distill recipe.yaml --dry-run" in done.output
@@ -73,7 +75,7 @@ def test_options_alone_write_a_recipe_with_the_defaults_of_the_data(data, source
 def test_columns_of_texts_are_those_of_the_file(folder):
     assert typed("--data", "reviews.csv", "--teacher", "hf:bert", "--out", "a.yaml").exit_code == 0
     data = read("a.yaml").data
-    assert (data.text, data.label, data.tokenizer) == ("review", "stars", {"bpe": 2000})
+    assert (data.text, data.label, str(data.tokenizer)) == ("review", "stars", "{bpe: 2000}")
     assert "of id, review, stars" in (folder / "a.yaml").read_text()
 
 
@@ -91,7 +93,7 @@ def test_a_run_teaches_as_it_is(folder):
         ([], InvalidValueError, "--data: expected a folder, a file or a source, got none, and no terminal to ask at"),
         (["--data", "nowhere"], InvalidValueError, "data: expected one of csv:<path>"),
         (["--data", "imagefolder:nowhere"], NotFoundError, "data: expected a folder"),
-        (["--data", "cifar100"], InvalidValueError, "data=torchvision:CIFAR100 or data=hf:uoft-cs/cifar100"),
+        (["--data", "cifar100"], InvalidValueError, "type torchvision:CIFAR100 or hf:uoft-cs/cifar100"),
         (["--data", "empty"], InvalidValueError, "data: expected a folder with one of images for each class"),
         (["--data", ""], InvalidValueError, "data: expected one of"),
         (["--data", "digits", "--student", "resnet20"], InvalidValueError, "student: expected a known name"),
@@ -121,11 +123,9 @@ def test_a_file_is_replaced_only_when_that_was_typed(folder):
 
 
 def test_questions_are_asked_again_until_the_answer_is_good(folder, monkeypatch):
-    monkeypatch.setattr(command.sys.stdin.__class__, "isatty", lambda self: True, raising=False)
     answers = "nowhere\ndigits\n\nresnet20\nmlp:8\n0\n3\n"
-    with monkeypatch.context() as patched:
-        patched.setattr(command, "sys", type("sys", (), {"stdin": type("In", (), {"isatty": lambda self: True})()}))
-        done = CliRunner().invoke(app.app, ["init"], input=answers)
+    monkeypatch.setattr(command, "sys", SimpleNamespace(stdin=SimpleNamespace(isatty=lambda: True)))
+    done = CliRunner().invoke(app.app, ["init"], input=answers)
     assert done.exit_code == 0, done.output
     assert "type cifar:resnet20" in done.output
     recipe = read()
@@ -156,8 +156,3 @@ def test_the_dry_run_takes_what_was_written(data, folder):
     assert typed("--data", data, "--teacher", networks[0], "--student", networks[1], "--epochs", "1").exit_code == 0
     done = CliRunner().invoke(app.app, ["distill", "recipe.yaml", "device=cpu", "--dry-run"], catch_exceptions=False)
     assert (done.exit_code, "estimated time" in done.output) == (0, True), done.output
-
-
-def test_recipes_read_a_written_file(folder):
-    assert typed("--data", "digits").exit_code == 0
-    assert recipes.from_file(starter.Path("recipe.yaml"), ["epochs=2"]).epochs == 2

@@ -44,7 +44,7 @@ def test_names_without_a_list_match_too():
     [
         (("models", "timm:resnett18"), "did you mean timm:resnet18"),
         (("models", "zzzz*"), "type tutelage list models"),
-        (("objectives", "wtm"), "did you mean ttm"),
+        (("objectives", "wtmm"), "did you mean wttm"),
         (("data", "nothing"), "type tutelage list data"),
         (("models", "["), "type tutelage list models"),
     ],

@@ -15,6 +15,7 @@ def rows(source):
     return [(e.arch, e.parameters, e.size, " ".join(e.tags)) for e in catalogue.read()[source].values()]
 
 
+@pytest.mark.slow
 def test_it_is_what_the_installed_libraries_have():
     pytest.importorskip("timm", reason="the optional package timm is not installed")
     assert rows("cifar") == cifar.catalogued()

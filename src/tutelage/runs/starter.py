@@ -61,7 +61,7 @@ def read_source(answer: str) -> Facts:
     """
     answer = answer.strip()
     source = answer
-    if Path(answer).expanduser().exists() and answer not in dict(data_names.available()):
+    if answer and Path(answer).expanduser().exists() and answer not in dict(data_names.available()):
         source = data_names.of_path(answer) or ""
         if not source:
             expected = (
@@ -73,7 +73,8 @@ def read_source(answer: str) -> Facts:
     try:
         data_names.check(source)
     except TutelageError as error:
-        raise error.renamed(lambda what: "data" if what == "data.source" else what) from None
+        instead = error.instead.replace("data.source=", "")  # An answer has no key.
+        raise type(error)("data", error.expected, error.got, instead) from None
     kind, name = data_names.parse_source(source)
     if kind in ("csv", "jsonl"):
         return Facts(source, "texts", _columns(kind, Path(name).expanduser()))
