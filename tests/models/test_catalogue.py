@@ -27,6 +27,7 @@ def test_it_is_what_the_installed_libraries_have():
             assert rows(source) == made()["names"], "type make generated"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ["resnet18", "mobilenetv3_small_050"])
 def test_parameters_are_counted_on_the_network_itself(arch):
     pytest.importorskip("timm", reason="the optional package timm is not installed")
@@ -47,6 +48,7 @@ def test_parameters_are_counted_on_the_network_itself(arch):
         ("bert-base-uncased", ["hf:google-bert/bert-base-uncased"]),
         ("roberta_base", ["hf:FacebookAI/roberta-base"]),
         ("google-bert/bert-base-uncased", ["hf:google-bert/bert-base-uncased"]),
+        ("cifar:resnet50", ["cifar:ResNet50", "timm:resnet50", "torchvision:resnet50"]),
         ("cifar:resnet20", []),
         ("nothing", []),
         ("", []),

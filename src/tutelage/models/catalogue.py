@@ -134,11 +134,12 @@ def elsewhere(name: str) -> list[str]:
     ]
     exact = [pair for pair in found if pair[0].arch == arch]
     tagged = [f"{entry.name}.{has}" for entry, has in exact or found if has]
-    names = tagged or [entry.name for entry, _ in exact or found if entry.source != typed]
+    own = [entry.name for entry, _ in found if entry.source == typed]  # in another case, say
+    names = tagged or [*own, *(entry.name for entry, _ in exact or found if entry.source != typed)]
     hub = {_folded(known): full for known, full in ON_THE_HUB.items()} | {_folded(n): n for n in ON_THE_HUB.values()}
     if typed != "hf" and (full := hub.get(_folded(path))):
         names.append(f"hf:{full}")
-    return [known for known in dict.fromkeys(names) if known != name]
+    return [known for known in dict.fromkeys(names) if known not in (name, f"{typed}:{arch}")]
 
 
 def _folded(name: str) -> str:
