@@ -58,6 +58,8 @@ generated: $(STAMP)
 	mv models.json src/tutelage/models/models.json
 	$(BIN)/python -c "from tutelage.training import library_optimizers as t; print(t.listing_json(), end='')" > optimizers.json
 	mv optimizers.json src/tutelage/settings/timm_optimizers.json
+	$(BIN)/python -c "from tutelage.models import registry; print(registry.catalogue_json(), end='')" > catalogue.json
+	mv catalogue.json src/tutelage/models/catalogue.json
 	$(BIN)/python -m tutelage.studies.overview > objectives.md
 	mv objectives.md docs/objectives.md
 	$(BIN)/python docs/key_tables.py

@@ -396,13 +396,14 @@ def test_the_on_policy_recipe_of_the_page_of_tokens_runs(tmp_path, monkeypatch):
     typed = ["distill", "answers.yaml", "device=cpu", "threads=1", "epochs=2"]
     done = CliRunner().invoke(app, typed, catch_exceptions=False)
     assert done.exit_code == 0, done.output
-    made, loop = blocks("docs/tokens.md", "python")
+    (loop,) = blocks("docs/tokens.md", "python")
+    (mixed,) = (block for block in blocks("docs/tokens.md", "yaml") if "jensen_shannon" in block)
+    objective = tutelage.objectives.from_recipe(loaded(mixed, tmp_path)["objective"])
     run = tutelage.config.parse(tutelage.config.Recipe, config.read("answers.yaml"))
     student, teacher = (tutelage.load(f"runs/answers{name}") for name in ("", "/teacher"))
     train = tutelage.data.open_data(run.data).train
     names = {"tutelage": tutelage, "student": student, "epoch": 0, "prompts": torch.from_numpy(train.prompts)}
-    exec(made, names)
-    names["distiller"] = tutelage.Distiller(student, names["objective"])
+    names["distiller"] = tutelage.Distiller(student, objective)
     names |= {
         "teacher": tutelage.FrozenTeacher(teacher),
         "batches": tutelage.data.BatchLoader(train, batch_size=8, train=True).epoch(0),

@@ -48,6 +48,8 @@ NEEDS_TORCH = "distill student.yaml objective.wttm.gamma=-1"
 MORE = (
     "--version",
     "study",
+    "list models timm:mobilenet*",
+    "init --data digits --student resnet18",
     "study table1 --budget 25",
     "study table1 --seeds 0",
     "study table1 --pairs resnet56/resnet20 pairs.resnet56/resnet20.student=cifar:resnet21",
@@ -110,7 +112,7 @@ def test_every_mistake_is_refused_without_torch(answers):
 def test_help_and_lists_are_shown_without_torch(answers):
     _, questions, answered = answers
     assert len(questions) >= 13
-    for command in (*questions, "--version", "study"):
+    for command in (*questions, "--version", "study", "list models timm:mobilenet*"):
         code, out, err = answered[command]
         assert (code, err) == (0, ""), (command, err)
         assert out

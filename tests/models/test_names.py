@@ -7,7 +7,7 @@ from tutelage.errors import InvalidValueError, NotFoundError
 from tutelage.models import create, names
 
 
-@pytest.mark.parametrize("name", ["cifar:resnet20", "mlp:64x32", "timm:no_such_name", "torchvision:no_such_name"])
+@pytest.mark.parametrize("name", ["cifar:resnet20", "mlp:64x32", "timm:resnet18", "hf:no/such-name"])
 def test_what_a_library_may_have_is_left_to_it(name):
     names.check(name)
 

@@ -172,6 +172,9 @@ def test_every_number_of_table_5(studies, planned, facts):
         for column, value in zip(table["columns"], row["values"], strict=True):
             assert numbers(study.methods[column], pair) == (None if value is None else (value, None))
         assert study.methods["wttm"].entry(pair) == [{"wttm": arguments}]
+    assert not any(method.missing for method in study.methods.values())
+    assert study.methods["kd-zero"].presets == ["matching"]
+    assert any("kd-zero" in note and "Ours is not theirs" in note for note in study.notes)
     jobs = {job.name: job.recipe for job in planned["table5"]}
     first, second = (jobs[f"imagenet/{pair}/wttm-seed0"] for pair in ("resnet34-resnet18", "resnet50-mobilenet_v1"))
     assert (first.batch_size, first.optimizer.lr, first.optimizer.weight_decay) == (256, 0.1, 1e-4)

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tutelage import errors, interruption, launcher
-from tutelage.cli import cache, export, inspect, predict, study, train, tune
+from tutelage.cli import cache, export, init, inspect, predict, study, train, tune
 from tutelage.cli.common import FAILED, echo
 from tutelage.cli.exits import end, leave, stop, wait_for_launcher
 from tutelage.errors import TutelageError
@@ -51,6 +51,7 @@ def stoppable(command: Callable[..., None]) -> Callable[..., None]:
 
 
 for name, command, example in (
+    ("init", init.init, "--data flowers --teacher timm:resnet50.a1_in1k --out flowers.yaml"),
     ("train", train.train, "recipes/digits-teacher.yaml epochs=30"),
     ("distill", train.distill, "recipes/digits-wttm.yaml objective.wttm.gamma=0.3"),
     ("compare", train.compare, "recipes/digits.yaml seeds=5"),
@@ -61,7 +62,7 @@ for name, command, example in (
     ("predict", predict.predict, "runs/flowers-student photos --top-k 3 --format csv"),
     ("export", export.export, "runs/digits/wttm-seed0 --to onnx"),
     ("report", inspect.report, "runs/digits"),
-    ("list", inspect.list_, "objectives"),
+    ("list", inspect.list_, "models 'timm:mobilenetv3*'"),
     ("cache", cache.cache, "list"),
     ("doctor", inspect.doctor, "--bench"),
 ):

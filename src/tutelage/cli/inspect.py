@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import textwrap
 from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
@@ -108,30 +110,92 @@ def report(
 
 
 LISTS = "models", "data", "objectives"
+NARROWEST, WIDEST = 80, 120
+"""Columns of a table of models."""
 
 
 def list_(
     what: Annotated[str, typer.Argument(metavar="|".join(LISTS), help="What to list.", autocompletion=lambda: LISTS)],
+    pattern: Annotated[
+        str | None,
+        typer.Argument(metavar="[PATTERN]", help="Only names like it: 'timm:mobilenet*', or a part of them: resnet18."),
+    ] = None,
 ) -> None:
     """List models, data sources, or objectives with their parameters and papers."""
     if what not in LISTS:
         raise InvalidValueError("list", f"one of {', '.join(LISTS)}", repr(what), nearest(what, LISTS))
+    from tutelage.models import catalogue
+
+    matches = catalogue.matcher(pattern or "")
+    lines: list[str] = []
     if what == "objectives":
         from tutelage.studies import objective_rows
 
+        known = [row.name for row in objective_rows.read()]
         for row in objective_rows.read():
-            common.echo(row.signature)
-            common.echo(f"    {row.formula}")
-            common.echo(f"    {row.paper}" + (f"; tables {row.tables} of arXiv:2402.11148" if row.tables else ""))
+            if not matches(row.name):
+                continue
+            lines += [row.signature, f"    {row.formula}"]
+            lines.append(f"    {row.paper}" + (f"; tables {row.tables} of arXiv:2402.11148" if row.tables else ""))
             cost = f"; a step takes {row.time} times KD's time and keeps {row.memory} times its memory"
-            common.echo(f"    needs {row.needs or 'nothing but the student'}{cost if row.time else ''}")
-        return
-    from tutelage import data, models
+            lines.append(f"    needs {row.needs or 'nothing but the student'}{cost if row.time else ''}")
+    else:
+        from tutelage import data, models
 
-    rows = models.available() if what == "models" else data.available()
-    width = max(len(name) for name, _ in rows)
-    for name, summary in rows:
-        common.echo(f"{name:<{width}}  {summary}")
+        rows = models.available() if what == "models" else data.available()
+        known = [name for name, _ in rows]
+        if what == "models" and pattern:
+            known += [entry.name for entries in catalogue.read().values() for entry in entries.values()]
+            lines += _models(pattern)
+            rows = [row for row in rows if row[0].partition(":")[0] not in catalogue.read()]
+        chosen = [row for row in rows if matches(row[0])]
+        width = max((len(name) for name, _ in chosen), default=0)
+        lines += [f"{name:<{width}}  {summary}" for name, summary in chosen]
+    if not lines:
+        expected, instead = f"a pattern of names of {what}", f"type tutelage list {what}"
+        hint = nearest(str(pattern).strip("*?"), [*known, *(name.partition(":")[2] for name in known)], otherwise="")
+        raise InvalidValueError("list", expected, f"{pattern!r}, which none has", f"{hint} {instead}".strip())
+    for line in lines:
+        common.echo(line)
+
+
+def _models(pattern: str) -> list[str]:
+    """Return the table of the models that match; remarks on libraries go to standard error."""
+    from tutelage.errors import missing_extra
+    from tutelage.models import catalogue
+    from tutelage.report.table import MISSING, si
+
+    entries = list(catalogue.matching(pattern))
+    for source in dict.fromkeys(entry.source for entry in entries if entry.source in catalogue.OF_LIBRARIES):
+        recorded, installed = catalogue.versions(source)
+        if installed is None:
+            error = missing_extra("list", f"{source} for a {source}: name", source, ImportError("not installed"))
+            if pattern.startswith(f"{source}:"):
+                raise error
+            common.echo(f"note: {error}", err=True)
+            entries = [entry for entry in entries if entry.source != source]
+        elif installed.partition("+")[0] != recorded:
+            common.echo(f"note: the names of {source} are those of {recorded}; {installed} is installed", err=True)
+    cells = [
+        (
+            entry.name,
+            MISSING if entry.parameters is None else si(entry.parameters),
+            MISSING if entry.size is None else str(entry.size),
+            ", ".join(entry.tags) or "none: random weights",
+        )
+        for entry in entries
+    ]
+    if not cells:
+        return []
+    cells.insert(0, ("model", "parameters", "pixels", "tags of its weights"))
+    first, second, third = (max(len(row[column]) for row in cells) for column in range(3))
+    before = first + second + third + 6
+    width = max(min(shutil.get_terminal_size().columns, WIDEST), NARROWEST, before + 20)
+    lines = []
+    for name, count, size, tags in cells:
+        head = f"{name:<{first}}  {count:>{second}}  {size:>{third}}  "
+        lines += textwrap.wrap(tags, width, initial_indent=head, subsequent_indent=" " * before)
+    return lines
 
 
 def doctor(

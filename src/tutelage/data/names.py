@@ -24,6 +24,34 @@ _UNLABELLED = {
     "texts:<path>": "of data.unlabelled: a file with one text per line",
 }
 
+_OF_TORCHVISION = (
+    *(
+        "CIFAR10",
+        "CIFAR100",
+        "Country211",
+        "DTD",
+        "FashionMNIST",
+        "Flowers102",
+        "Food101",
+        "GTSRB",
+        "Imagenette",
+        "KMNIST",
+    ),
+    *("MNIST", "PCAM", "RenderedSST2", "StanfordCars", "STL10", "SVHN", "USPS"),
+)
+_ON_THE_HUB = {
+    "agnews": "fancyzhx/ag_news",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "fashionmnist": "zalando-datasets/fashion_mnist",
+    "food101": "ethz/food101",
+    "imagenet": "ILSVRC/imagenet-1k",
+    "imagenet1k": "ILSVRC/imagenet-1k",
+    "imdb": "stanfordnlp/imdb",
+    "mnist": "ylecun/mnist",
+}
+"""Sources of data sets that are known by a name alone, without regard to case, ``-`` and ``_``."""
+
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 """How names of files of images end."""
 
@@ -52,6 +80,10 @@ def check(source: str) -> None:
             local_folder(name)
         case ("jsonl" | "csv") as kind, path:
             text_file(kind, path, what="data.source")
+        case "torchvision", name if name not in _OF_TORCHVISION:
+            if named := [other for other in elsewhere(source) if other.startswith("torchvision:")]:
+                expected = "a torchvision data set with a training and a test half"
+                raise InvalidValueError("data.source", expected, source, f"type data.source={named[0]}")
         case "webdataset" | "parquet", pattern:
             shard_locations(pattern, what="data.source")
 
@@ -102,16 +134,61 @@ def parse_source(source: str) -> tuple[str, str]:
     if source in _SOURCES or (name and kind in kinds and kind not in _SOURCES):
         return kind, name
     instead = f"type data.source={kinds[nearest_name(kind, kinds)]}"
+    if others := elsewhere(source):
+        instead = f"type {' or '.join(f'data.source={other}' for other in others)}"
     if any(pattern.startswith(f"{kind}:") for pattern in _UNLABELLED):
         instead = f"type data.unlabelled={source}, beside a data.source with labels"
     raise InvalidValueError("data.source", f"one of {', '.join(_SOURCES)}", repr(source), instead)
+
+
+def elsewhere(source: str) -> list[str]:
+    """Return the sources by which what was typed without its kind, or with another's, can be read.
+
+    A path says by its files what it is; a name alone may be a data set's that torchvision or the Hub has.
+
+    Example:
+        >>> elsewhere("cifar100")
+        ['torchvision:CIFAR100', 'hf:uoft-cs/cifar100']
+    """
+    kind, colon, name = source.partition(":")
+    name = name if colon and kind.isidentifier() else source
+    if name and Path(name).expanduser().exists():
+        return [found] if (found := of_path(name)) and found != source else []
+    folded = re.sub(r"[-_ ]", "", name.casefold())
+    known = [f"torchvision:{other}" for other in _OF_TORCHVISION if other.casefold() == folded]
+    hub = [full for short, full in _ON_THE_HUB.items() if folded in (short, re.sub(r"[-_ ]", "", full.casefold()))]
+    return [found for found in (*known, *(f"hf:{full}" for full in hub)) if found != source]
+
+
+def of_path(path: str) -> str | None:
+    """Return the source that reads a file or a folder, by the names of its files; none if there is no such."""
+    root = Path(path).expanduser()
+    if root.is_file():
+        kinds = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".tar": "webdataset"}
+        kind = kinds.get(root.suffix.lower())
+    elif (root / "masks").is_dir() or (root / "train" / "masks").is_dir():
+        kind = "masks"
+    else:
+        below = root / "train" if (root / "train").is_dir() else root
+        kind = "imagefolder" if any(is_picture(each.name) for each in below.glob("*/*")) else None
+        if kind is None and any(each for pattern in ("*.parquet", "*/*.parquet") for each in root.glob(pattern)):
+            kind = "hf"
+    return f"{kind}:{path}" if kind else None
+
+
+def _missing(what: str, expected: str, source: str, path: str) -> NotFoundError:
+    """Return the error for a path that is not there, or that another kind of source reads."""
+    others = elsewhere(source) if Path(path).expanduser().exists() else []
+    there = "is a folder" if Path(path).expanduser().is_dir() else "is a file"
+    got = f"{source}, which {there if others else 'does not exist'}"
+    return NotFoundError(what, expected, got, f"type {what}={others[0]}" if others else "check the path")
 
 
 def image_folder(path: str, *, kind: str = "imagefolder") -> Path:
     """Return the folder of ``imagefolder:path``, ``masks:path`` or ``images:path``."""
     root = Path(path).expanduser()
     if not root.is_dir():
-        raise NotFoundError("data.source", "a folder", f"{kind}:{path}, which does not exist", "check the path")
+        raise _missing("data.source", "a folder", f"{kind}:{path}", path)
     return root
 
 
@@ -119,7 +196,7 @@ def text_file(kind: str, path: str, *, what: str) -> Path:
     """Return the file of ``jsonl:path``, ``csv:path`` or ``texts:path``."""
     file = Path(path).expanduser()
     if not file.is_file():
-        raise NotFoundError(what, "a file", f"{kind}:{path}, which does not exist", "check the path")
+        raise _missing(what, "a file", f"{kind}:{path}", path)
     return file
 
 

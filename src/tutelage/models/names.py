@@ -6,11 +6,12 @@ import difflib
 import itertools
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tutelage import records
 from tutelage.errors import InvalidValueError, NotFoundError
+from tutelage.models import catalogue
 
 LISTED = Path(__file__).parent / "models.json"
 """Generated from what each source lists."""
@@ -62,19 +63,46 @@ def check(name: str, *, trust_code: bool | frozenset[str] = False) -> None:
             user_function(path, trust_code=trust_code)
         case "onnx" | "export":
             exported_file(name, trust_code=trust_code)
-        case "timm" | "torchvision" | "hf":
+        case "timm" | "torchvision":
+            arch, _, tag = path.partition(".")
+            if catalogue.is_missing(prefix, arch, tag):
+                known = catalogue.read()[prefix]
+                raise unknown_tag(name, known[arch].tags) if arch in known else unknown(name, _full(prefix))
+        case "hf":
             pass
         case _:
             saved_student(name)
 
 
-def unknown(name: str, known: Iterable[str], *, else_type: str = "tutelage list models") -> InvalidValueError:
-    """Make the error for a name that no source knows, with the nearest of the known ones, and what lists them all."""
+def unknown(name: str, known: Iterable[str]) -> InvalidValueError:
+    """Make the error for a name that no source knows: what to type is another source that has it, or the nearest."""
+    prefix, colon, path = name.partition(":")
+    path = path if colon else name
+    lists = f"`tutelage list models{f' {prefix}:' if colon and prefix in SOURCES else ''}` lists the names"
+    if re.fullmatch(r"[\w.-]{3,}", path, re.ASCII) and (count := sum(1 for _ in catalogue.matching(path))):
+        lists = f"`tutelage list models {path}` lists {count} with it"
+    if others := catalogue.elsewhere(name):
+        return InvalidValueError("model", "a known name", repr(name), f"type {' or '.join(others[:3])}; {lists}")
     full = {name.casefold(): name for name in known}
-    candidates = {folded.partition(":")[2]: name for folded, name in full.items()} | full
+    candidates = {folded.partition(":")[2]: name for folded, name in full.items() if ":" in folded} | full
     near = dict.fromkeys(candidates[m] for m in difflib.get_close_matches(name.casefold(), candidates, n=4, cutoff=0.6))
     hint = f"did you mean {' or '.join(list(near)[:3])}? " if near else ""
-    return InvalidValueError("model", "a known name", repr(name), f"{hint}`{else_type}` lists the names")
+    return InvalidValueError("model", "a known name", repr(name), f"{hint}{lists}")
+
+
+def unknown_tag(name: str, tags: Sequence[str]) -> InvalidValueError:
+    """Make the error for a known network's name with a tag that it has not, with another source that has it."""
+    random, _, tag = name.partition(".")
+    others = [other for other in catalogue.elsewhere(name) if tag and other.endswith(f".{tag}")]
+    own = f"one of {', '.join(f'{random}.{known}' for known in tags)}" if tags else f"no tag, as {random} has none"
+    instead = f"type {' or '.join(others)}, " if others else "type "
+    return InvalidValueError(
+        "model", f"a tag of {random}", repr(name), f"{instead}{random} for random weights, or {own}"
+    )
+
+
+def _full(*sources: str) -> list[str]:
+    return [entry.name for source in sources for entry in catalogue.read()[source].values()]
 
 
 def check_listed(name: str) -> None:
@@ -155,8 +183,14 @@ def saved_student(name: str) -> Path:
         raise InvalidValueError("model", expected, f"{name!r} without {' and '.join(lacking)}", instead)
     if name != folder.name and (":" not in name or folder.is_absolute()):  # On Windows a path may have a colon.
         instead = "train it first, or check the path"
+        if (
+            re.fullmatch(r"[\w-]+/[\w.-]+", name, re.ASCII)
+            and not folder.parent.is_dir()
+            and folder.parent.name != "runs"
+        ):
+            instead = f"{instead}; a network of the Hub is hf:{name}"
         raise NotFoundError("model", "a run's folder", f"{name!r}, which is not there", instead)
-    raise unknown(name, (listed for listed, _ in available()))
+    raise unknown(name, [*(listed for listed, _ in available()), *_full(*catalogue.OF_LIBRARIES)])
 
 
 def is_own_module(name: str) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from tutelage import connection, records
 from tutelage.errors import InvalidTypeError, InvalidValueError, NetworkError, TutelageError, reason_of
-from tutelage.models import io, structure
+from tutelage.models import catalogue, io, structure
 from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.hf_calls import HubCall
@@ -451,3 +451,22 @@ def listing_json() -> str:
     """Return what can be created, from the sources themselves: ``models/models.json``, which `available` reads."""
     rows = [*(row for module in _MODULES for row in module.LISTED), ("PATH", "the folder of a run: its student")]
     return "[\n" + ",\n".join(f" {json.dumps(row)}" for row in rows) + "\n]\n"
+
+
+def catalogue_json() -> str:
+    """Return the architectures by source: ``models/catalogue.json``, which `catalogue` reads.
+
+    Networks of timm whose parameters are recorded are not built again: that takes about a second each.
+    """
+    counted = {arch: entry.parameters for arch, entry in catalogue.read().get(timm.PREFIX, {}).items()}
+    sources = {
+        cifar.PREFIX: {"names": cifar.catalogued()},
+        timm.PREFIX: timm.catalogued(counted),
+        torchvision.PREFIX: torchvision.catalogued(),
+    }
+    blocks = []
+    for source, of in sources.items():
+        facts = "".join(f"  {json.dumps(key)}: {json.dumps(value)},\n" for key, value in of.items() if key != "names")
+        rows = ",\n".join(f"   {json.dumps(row)}" for row in of["names"])
+        blocks.append(f' "{source}": {{\n{facts}  "names": [\n{rows}\n  ]\n }}')
+    return "{\n" + ",\n".join(blocks) + "\n}\n"

@@ -45,3 +45,8 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         head=entry.head,
     )
     return ModelSpec(card=card, build=partial(entry.build, channels=request.channels))
+
+
+def catalogued() -> list[tuple[str, int, int, str]]:
+    """Return the rows of `models.catalogue`."""
+    return [(entry.name, entry.parameters, IMAGE_SIZE[0], "") for entry in NETWORKS.values()]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from tutelage.errors import InvalidValueError, missing_extra
 from tutelage.hub_files import reaching_hub
 from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
-from tutelage.models.names import unknown, without_weights
+from tutelage.models.names import unknown, unknown_tag, without_weights
 from tutelage.models.spec import ModelRequest, ModelSpec, resized
 
 PREFIX = "timm"
@@ -37,13 +39,11 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
     name = f"{PREFIX}:{path}"
     arch, _, tag = path.partition(".")
     if not arch or not timm.is_model(arch):
-        raise unknown(name, (f"{PREFIX}:{known}" for known in timm.list_models()), else_type="timm.list_models()")
+        raise unknown(name, (f"{PREFIX}:{known}" for known in timm.list_models()))
     if tag:
         tags = [known.partition(".")[2] for known in timm.list_pretrained(f"{arch}.*")]
         if tag not in tags:
-            others = f"or one of {', '.join(f'timm:{arch}.{known}' for known in tags)}" if tags else "as it has no tag"
-            instead = f"type timm:{arch} for random weights, {others}"
-            raise InvalidValueError("model", f"a tag of timm:{arch}", repr(name), instead)
+            raise unknown_tag(name, tags)
     config: Any = timm.get_pretrained_cfg(path)
     trained = config.num_classes if tag else CLASSES
     if tag and request.tagged:
@@ -87,3 +87,33 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
 
 def _source(config: Any) -> str | None:
     return f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url or None
+
+
+def catalogued(counted: Mapping[str, int | None]) -> dict[str, Any]:
+    """Return the rows of `models.catalogue` with the version; ``counted`` are numbers of parameters that are known."""
+    import timm
+    from timm.models import _registry
+
+    tags: dict[str, list[str]] = {}
+    for name in timm.list_pretrained():
+        arch, _, tag = name.partition(".")
+        tags.setdefault(arch, []).append(tag)
+    rows = []
+    for arch in timm.list_models():
+        config: Any = timm.get_pretrained_cfg(arch)
+        first = config.tag if config and config.tag in tags.get(arch, []) else ""
+        ordered = sorted(tags.get(arch, []), key=lambda tag: (tag != first, tag))
+        count = counted[arch] if arch in counted else _parameters(arch)
+        rows.append((arch, count, min(config.input_size[1:]) if config else None, " ".join(ordered)))
+    return {"version": timm.__version__, "renamed": sorted(_registry._deprecated_models), "names": rows}
+
+
+def _parameters(arch: str) -> int | None:
+    """Count the parameters of a network without making them; none if it cannot be built so."""
+    import timm
+
+    try:
+        with torch.device("meta"):
+            return sum(parameter.numel() for parameter in timm.create_model(arch).parameters())
+    except Exception:  # noqa: BLE001  whatever a network's own code needs values for
+        return None

@@ -13,7 +13,7 @@ from tutelage import connection
 from tutelage.errors import InvalidValueError, NetworkError
 from tutelage.images import MEAN, STD
 from tutelage.models.card import Card
-from tutelage.models.names import unknown, without_weights
+from tutelage.models.names import unknown, unknown_tag, without_weights
 from tutelage.models.spec import ModelRequest, ModelSpec
 
 PREFIX = "torchvision"
@@ -62,11 +62,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
         instead = "type a timm: or cifar: name, which take any number"
         raise InvalidValueError("channels", expected, request.channels, instead)
     if tag and tag not in members:
-        instead = (
-            f"type torchvision:{arch} for random weights, or one of "
-            f"{', '.join(f'torchvision:{arch}.{member}' for member in members)}"
-        )
-        raise InvalidValueError("model", f"weights of torchvision:{arch}", repr(name), instead)
+        raise unknown_tag(name, [member for member in members if member != "DEFAULT"])
     weights = members[tag] if tag else None
     transforms = (weights or next(iter(members.values()))).transforms()
     size = None if of_pixels else (transforms.crop_size[0], transforms.crop_size[-1])
@@ -145,3 +141,22 @@ def _one_headed(network: Any) -> nn.Module:
             if hasattr(network, auxiliary):
                 setattr(network, auxiliary, None)
     return network
+
+
+def catalogued() -> dict[str, Any]:
+    """Return the rows of `models.catalogue`, of classifiers and of segmentation, with the version."""
+    import torchvision
+    from torchvision import models
+
+    rows = []
+    for arch in (name for module in (models, models.segmentation) for name in models.list_models(module=module)):
+        members = models.get_model_weights(arch).__members__
+        first = next(iter(members.values()))
+        size = getattr(first.transforms(), "crop_size", [None])[0]
+        count = first.meta["num_params"]
+        if arch == "inception_v3":  # whose number has the head for training alone
+            with torch.device("meta"):
+                network = _one_headed(models.get_model(arch, init_weights=False))
+            count = sum(parameter.numel() for parameter in network.parameters())
+        rows.append((arch, count, size, " ".join(name for name in members if name != "DEFAULT")))
+    return {"version": torchvision.__version__.partition("+")[0], "names": rows}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, cast
 
@@ -515,9 +514,9 @@ def matching(
             number.
     """
     checks.known(target, "target", targets.TRANSFORMS, example="power")
-    numbers = cast(Mapping[str, float | Automatic], {"gamma": gamma, "share": share})  # by the decorator
-    weigh = {"weight_by": weight_by, "weight_of": weight_of, "normalise": normalise}
-    match = Matching(divergence=divergence, transform=target, temperature=temperature, order=order, **numbers, **weigh)
+    exponent, teacher_share = cast(tuple[float | Automatic, float | Automatic], (gamma, share))  # by the decorator
+    match = Matching(gamma=exponent, transform=target, weight_by=weight_by, weight_of=weight_of, order=order)
+    match = replace(match, divergence=divergence, share=teacher_share, temperature=temperature, normalise=normalise)
     beta = _in_betas(beta, temperature, "beta")
     term = WeightedTerm("matching", beta, on_logits(logits, match.simplest(), beta))
     penalty = regulariser_part(regulariser, regulariser_weight, regulariser_order)
