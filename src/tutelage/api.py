@@ -48,6 +48,7 @@ from tutelage.runs.setup import (
     parse,
     served_of,
 )
+from tutelage.runs.trackers import Track, check
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Precision
 from tutelage.settings.run import RunSettings
@@ -93,12 +94,15 @@ def train(
     objective: AnyObjective = "cross_entropy",
     name: str | None = None,
     runs: str | Path = "runs",
+    track: Track | Sequence[Track] | None = None,
     reporter: Reporter | None = None,
     trust_code: bool | frozenset[str] = False,
     **settings: Unpack[RunSettings],
 ) -> Run:
     """Train a network from labels: `distill` without a teacher."""
-    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.train(...)")
+    options = RunOptions(
+        reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.train(...)", track=check(track)
+    )
     recipe, run_inputs = _prepared("train", model, None, data, objective, name, trust_code, settings)
     return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
 
@@ -112,6 +116,7 @@ def distill(
     objective: AnyObjective,
     name: str | None = None,
     runs: str | Path = "runs",
+    track: Track | Sequence[Track] | None = None,
     reporter: Reporter | None = None,
     trust_code: bool | frozenset[str] = False,
     **settings: Unpack[RunSettings],
@@ -129,6 +134,8 @@ def distill(
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
         runs: the folder of all runs.
+        track: trackers that are handed what is recorded, one or several: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``,
+            ``"trackio"``, or an object of a class of ``accelerate.tracking``; by default none, and nothing is sent.
         reporter: shows the progress; by default nothing is shown.
         trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
@@ -139,9 +146,19 @@ def distill(
     Raises:
         RecipeError: a setting is wrong (every error is listed), or the name is that of a finished run.
     """
-    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)")
+    options = RunOptions(
+        reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.distill(...)", track=check(track)
+    )
     recipe, run_inputs = _prepared("distill", student, teacher, data, objective, name, trust_code, settings)
     return execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
+
+
+def _options(
+    call: str, reporter: Reporter | None, trust_code: bool | frozenset[str], track: tuple[Track, ...]
+) -> RunOptions:
+    """Return the options of a call's runs."""
+    command = f"tutelage.{call}(...)"
+    return RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command=command, track=track)
 
 
 def _prepared(
@@ -374,6 +391,7 @@ def compare(
     together: int = TOGETHER,
     name: str | None = None,
     runs: str | Path = "runs",
+    track: Track | Sequence[Track] | None = None,
     reporter: Reporter | None = None,
     trust_code: bool | frozenset[str] = False,
     **settings: Unpack[RunSettings],
@@ -392,6 +410,7 @@ def compare(
         together: how many students at most are trained in lockstep, on one batch and one teacher pass per step.
         name: of the comparison; by default the student's and the objectives'.
         runs: the folder of all runs.
+        track: trackers by name that are handed what is recorded, each run to its own, as of `distill`.
         reporter: shows the progress; by default nothing is shown.
         trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
@@ -403,6 +422,7 @@ def compare(
         RecipeError: a setting is wrong (every error is listed), or the folder holds another comparison.
         TypeError: a network or the data are the caller's objects, of which no second run can be made.
     """
+    trackers = check(track, objects=False)
     value: dict[str, Any] = {"student": _written(student, "student"), "data": data, **settings}
     if teacher is not None:
         trained = isinstance(teacher, Mapping) and "members" not in teacher
@@ -426,7 +446,7 @@ def compare(
         "together": together,
     }
     comparison = _parse(Comparison, value, where="compare")
-    options = RunOptions(reporter=reporter or Reporter(), trust_code=trust_code, command="tutelage.compare(...)")
+    options = _options("compare", reporter, trust_code, trackers)
     comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
     return ComparedRuns(folder)
 
