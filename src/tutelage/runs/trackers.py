@@ -158,7 +158,7 @@ class Trackers:
     def begin(self, recipe: Mapping[str, Any], epochs: Sequence[records.Epoch]) -> None:
         """Open them, and hand over what was recorded before that they do not have."""
         for tracker in self._all:
-            tracker.begin(settings(recipe))
+            tracker.begin(settings(recipe), epochs)
         self.log(epochs)
 
     def log(self, epochs: Sequence[records.Epoch]) -> None:
@@ -191,7 +191,7 @@ class _Tracker:
         self.thread = _Thread() if isinstance(track, str) else None
         self.logged = 0  # epochs that it has
 
-    def begin(self, config: Mapping[str, Any]) -> None:
+    def begin(self, config: Mapping[str, Any], epochs: Sequence[records.Epoch]) -> None:
         """Open it, as it was left."""
         from tutelage.training import trackers
 
@@ -203,6 +203,8 @@ class _Tracker:
             work = partial(trackers.open_own, self.track, config)
         with self.guarded():
             self.opened = self.do(work, PATIENCE)
+            if (end := self.opened.next_step) is not None:
+                self.logged = sum(step < end for step, _ in by_step(epochs))
 
     def log(self, epochs: Sequence[records.Epoch]) -> None:
         """Log epochs that it does not have, and note so."""
@@ -212,7 +214,7 @@ class _Tracker:
             with self.guarded():
                 self.do(partial(self.opened.tracker.log, values, step=step), PATIENCE)
                 self.logged = number
-                if not self.opened.anew:
+                if self.track != "tensorboard":  # which begins anew
                     noted = {"run": self.opened.identity, "epochs": number}
                     records.write_json(self.folder / NOTE, _noted(self.folder) | {self.key: noted})
             if self.logged < number:

@@ -15,8 +15,17 @@ EVENTS = "tensorboard"
 """Folder, inside a run's, of what TensorBoard reads."""
 COLUMNS = ("train/loss", "evaluation/student/accuracy", "evaluation/student/loss")
 """What TensorBoard shows beside the settings of several runs, where they have it."""
-RECORDS_ALONE = {"console": "off", "disable_git": True, "save_code": False, "x_disable_meta": True}
-"""Settings by which Weights & Biases is sent no console output, code, command, host or user."""
+RECORDS_ALONE = {
+    "console": "off",
+    "disable_git": True,
+    "save_code": False,
+    "x_disable_meta": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
+"""Settings by which Weights & Biases gets no console output, code, command, host, user, packages and load."""
+UNNAMED = {"mlflow.user": PROJECT, "mlflow.source.name": PROJECT}
+"""What MLflow has in place of the user's name and the program's path."""
 
 
 class Opened(NamedTuple):
@@ -24,7 +33,7 @@ class Opened(NamedTuple):
 
     tracker: GeneralTracker
     identity: str | None = None  # what its library calls the run, if it can go on with it later
-    anew: bool = False  # whether it has nothing of what was logged before
+    next_step: int | None = None  # first step of which it has nothing, where it says so: a kill may cost some
 
 
 def is_tracker(value: object) -> bool:
@@ -65,7 +74,7 @@ def _tensorboard(folder: Path, run: str, config: dict[str, Any], known: str | No
     # The adapter would make a folder of another name each time, which TensorBoard takes for a run.
     for summary in hparams(config, dict.fromkeys(COLUMNS)):
         tracker.tracker.file_writer.add_summary(summary)
-    return Opened(tracker, anew=True)
+    return Opened(tracker, next_step=0)
 
 
 def _wandb(folder: Path, run: str, config: dict[str, Any], known: str | None) -> Opened:
@@ -80,11 +89,11 @@ def _wandb(folder: Path, run: str, config: dict[str, Any], known: str | None) ->
         settings=RECORDS_ALONE,
     )
     tracker.start()
-    return Opened(tracker, tracker.tracker.id)
+    return Opened(tracker, tracker.tracker.id, tracker.tracker.step)
 
 
 def _mlflow(folder: Path, run: str, config: dict[str, Any], known: str | None) -> Opened:
-    tracker = MLflowTracker(PROJECT, run_name=run, run_id=known)
+    tracker = MLflowTracker(PROJECT, run_name=run, run_id=known, tags=UNNAMED)
     tracker.start()
     if known is None:  # What it has of settings cannot be changed.
         tracker.store_init_configuration(config)
@@ -96,4 +105,4 @@ def _trackio(folder: Path, run: str, config: dict[str, Any], known: str | None) 
     records_alone = {"auto_log_cpu": False, "auto_log_gpu": False, "embed": False}
     tracker = TrackioTracker(PROJECT, name=run, config=config, resume=resume, **records_alone)
     tracker.start()
-    return Opened(tracker, tracker.tracker.name)
+    return Opened(tracker, tracker.tracker.name, getattr(tracker.tracker, "_next_step", None))
