@@ -39,6 +39,8 @@ NOTE = "trackers.json"
 """What each tracker calls a run, and how many of its epochs it was handed."""
 PATIENCE, CLOSING = 90.0, 10.0
 """Seconds that a run waits for a tracker; and once it was stopped."""
+_SILENT: set[str] = set()
+"""Trackers that once did not answer: for these no other run of the process waits long."""
 _URL = re.compile(r"[A-Za-z][\w+.-]*://[^\s'\"]+")
 
 
@@ -240,9 +242,10 @@ class _Tracker:
         if self.thread is None:
             return work()
         try:
-            return self.thread.do(work, patience)
-        except _NoAnswerError:
+            return self.thread.do(work, CLOSING if self.key in _SILENT else patience)
+        except TimeoutError:
             self.opened = None
+            _SILENT.add(self.key)
             raise
 
     @contextlib.contextmanager
@@ -263,10 +266,6 @@ def _noted(folder: Path) -> dict[str, Any]:
     return records.read_json(path) if path.exists() else {}
 
 
-class _NoAnswerError(Exception):
-    """A tracker did not answer in time."""
-
-
 class _Thread:
     """A thread that does one thing after another.
 
@@ -282,7 +281,7 @@ class _Thread:
         """Return what some work returns, or raise what it raises.
 
         Raises:
-            _NoAnswerError: it did not end in so many seconds.
+            TimeoutError: it did not end in so many seconds.
         """
         if self._thread is None:
             self._thread = threading.Thread(target=self._go, daemon=True)
@@ -291,10 +290,8 @@ class _Thread:
         self._given.put((work, answer))
         try:
             return answer.result(patience)
-        except TimeoutError:
-            if answer.done():  # It is the work's own.
-                raise
-            raise _NoAnswerError(f"no answer within {patience:.0f} s") from None
+        except TimeoutError as error:
+            raise TimeoutError(str(error) or f"no answer within {patience:.0f} s") from error
 
     def end(self) -> None:
         """End once all is done."""
