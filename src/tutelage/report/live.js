@@ -2,7 +2,7 @@
 // The page of `tutelage watch`: asks for the report again, and puts what is new in the place of the old.
 (function () {
   const EVERY = 2000;
-  let known = null;
+  let known = document.getElementById("live").dataset.tag;
 
   function age() {
     const line = document.getElementById("live");
@@ -28,6 +28,7 @@
     }
     document.title = fresh.title;
     document.querySelector("main").replaceWith(fresh.querySelector("main"));
+    age();
     document.dispatchEvent(new Event("records"));
   }
 
@@ -36,7 +37,7 @@
     try {
       const answer = await fetch("/", { cache: "no-cache" });
       const tag = answer.headers.get("ETag");
-      if (answer.ok && known !== null && tag !== known) replace(await answer.text());
+      if (answer.ok && tag !== known) replace(await answer.text());
       if (answer.ok) known = tag;
       document.getElementById("live").classList.remove("ended");
     } catch {
@@ -45,7 +46,6 @@
     setTimeout(ask, EVERY);
   }
 
-  known = document.getElementById("live").dataset.tag;
   age();
   setInterval(age, 1000);
   setTimeout(ask, EVERY);
