@@ -27,11 +27,9 @@ from tutelage.errors import (
 )
 
 if TYPE_CHECKING:
-    from accelerate.tracking import GeneralTracker
+    from tutelage.training.trackers import Opened, Tracker
 
-    from tutelage.training.trackers import Opened
-
-Track: TypeAlias = "str | GeneralTracker"
+Track: TypeAlias = "str | Tracker"
 """A tracker's name, or a tracker of the caller's."""
 NAMES = ("tensorboard", "wandb", "mlflow", "trackio")
 """Trackers by name, which is also that of the library that each needs."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from accelerate.tracking import GeneralTracker, MLflowTracker, TensorBoardTracker, TrackioTracker, WandBTracker
 
+Tracker: TypeAlias = GeneralTracker
+"""What libraries are adapted to: ``start``, ``store_init_configuration``, ``log`` and ``finish``."""
 PROJECT = "tutelage"
 """What libraries that keep several runs together call them."""
 EVENTS = "tensorboard"
