@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from tutelage import records
 from tutelage.report.reading import FINISHED, NOT_STARTED, Run, Subject, number, section
@@ -86,6 +86,6 @@ def epochs_of(run: Run) -> int | None:
     recipe = section(run.manifest, "recipe")
     whole, stages = recipe.get("epochs"), recipe.get("stages")
     if isinstance(stages, list) and stages:
-        each = [stage.get("epochs") or whole for stage in stages if isinstance(stage, dict)]
+        each: list[Any] = [stage.get("epochs") or whole for stage in stages if isinstance(stage, dict)]
         return sum(each) if all(isinstance(value, int) for value in each) else None
     return whole if isinstance(whole, int) else None
