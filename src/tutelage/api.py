@@ -52,6 +52,7 @@ from tutelage.runs.setup import (
     parse,
     served_of,
 )
+from tutelage.runs.trackers import Track, check
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Precision
 from tutelage.settings.run import RunSettings
@@ -100,14 +101,18 @@ def train(
     objective: AnyObjective = "cross_entropy",
     name: str | None = None,
     runs: str | Path = "runs",
+    track: Track | Sequence[Track] | None = None,
     display: Display = "auto",
     trust_code: bool | frozenset[str] = False,
     **settings: Unpack[RunSettings],
 ) -> Run:
     """Train a network from labels: `distill` without a teacher."""
+    trackers = check(track)
     recipe, run_inputs = _prepared("train", model, None, data, objective, name, trust_code, settings)
     with shown(display) as reporter:
-        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.train(...)")
+        options = RunOptions(
+            reporter=reporter, trust_code=trust_code, command="tutelage.train(...)", track=trackers
+        )
         run = execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
     return _with_student(run, model, run_inputs, options)
 
@@ -121,6 +126,7 @@ def distill(
     objective: AnyObjective,
     name: str | None = None,
     runs: str | Path = "runs",
+    track: Track | Sequence[Track] | None = None,
     display: Display = "auto",
     trust_code: bool | frozenset[str] = False,
     **settings: Unpack[RunSettings],
@@ -138,6 +144,8 @@ def distill(
         objective: such as ``objectives.wttm(gamma=0.1, beta=3.0)``.
         name: of the run; by default the student's and the objective's.
         runs: the folder of all runs.
+        track: trackers that are handed what is recorded, one or several: ``"tensorboard"``, ``"wandb"``, ``"mlflow"``,
+            ``"trackio"``, or an object of a class of ``accelerate.tracking``; by default none, and nothing is sent.
         display: what shows the progress: ``"auto"``, a bar in a terminal and in Jupyter, and lines elsewhere, on
             standard error; ``None``, nothing; or a `Reporter`.
         trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
@@ -149,9 +157,12 @@ def distill(
     Raises:
         RecipeError: a setting is wrong (every error is listed), or the name is that of a finished run.
     """
+    trackers = check(track)
     recipe, run_inputs = _prepared("distill", student, teacher, data, objective, name, trust_code, settings)
     with shown(display) as reporter:
-        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.distill(...)")
+        options = RunOptions(
+            reporter=reporter, trust_code=trust_code, command="tutelage.distill(...)", track=trackers
+        )
         run = execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
     return _with_student(run, student, run_inputs, options)
 
@@ -419,6 +430,7 @@ def compare(
     together: int = TOGETHER,
     name: str | None = None,
     runs: str | Path = "runs",
+    track: Track | Sequence[Track] | None = None,
     display: Display = "auto",
     trust_code: bool | frozenset[str] = False,
     **settings: Unpack[RunSettings],
@@ -437,6 +449,7 @@ def compare(
         together: how many students at most are trained in lockstep, on one batch and one teacher pass per step.
         name: of the comparison; by default the student's and the objectives'.
         runs: the folder of all runs.
+        track: trackers by name that are handed what is recorded, each run to its own, as of `distill`.
         display: what shows the progress: ``"auto"``, a bar in a terminal and in Jupyter, and lines elsewhere, on
             standard error; ``None``, nothing; or a `Reporter`.
         trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
@@ -449,6 +462,7 @@ def compare(
         RecipeError: a setting is wrong (every error is listed), or the folder holds another comparison.
         TypeError: a network or the data are the caller's objects, of which no second run can be made.
     """
+    trackers = check(track, objects=False)
     value = _of_names(student, teacher, data, settings)
     value |= {
         "name": name or _file_name(value["student"]["name"], *objectives),
@@ -460,7 +474,9 @@ def compare(
     }
     comparison = _parse(Comparison, value, where="compare")
     with shown(display) as reporter:
-        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.compare(...)")
+        options = RunOptions(
+            reporter=reporter, trust_code=trust_code, command="tutelage.compare(...)", track=trackers
+        )
         comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
     return ComparedRuns(folder)
 

@@ -13,7 +13,7 @@ from typing import NamedTuple, get_args
 import torch
 
 from tutelage.config.schema import Recipe, parse
-from tutelage.runs import manifest
+from tutelage.runs import manifest, trackers
 from tutelage.runs.execute import execute
 from tutelage.runs.run import RunOptions
 from tutelage.settings.fit import Precision
@@ -45,6 +45,9 @@ def examine() -> Iterator[Finding]:
     for extra, module in EXTRAS.items():
         installed = importlib.util.find_spec(module) is not None
         yield Finding(f"extra {extra}", "installed" if installed else f"not installed; pip install 'tutelage[{extra}]'")
+    names = trackers.installed()
+    instead = "none installed; pip install 'tutelage[tensorboard]', or wandb, mlflow or trackio"
+    yield Finding("trackers", ", ".join(names) if names else instead)
     yield from map(_step, get_args(Precision) if count else ("fp32", "bf16"))
     free = shutil.disk_usage(Path.cwd()).free / 1e9
     yield Finding("disk", f"{free:.1f} GB free here", good=free > 0.1)

@@ -65,6 +65,8 @@ MORE = (
     "record student.yaml outputs=runs/outputs student=cifar:resnet21",
     "evaluate mlp:16 --best",
     "train teacher.yaml name=finished --runs done",
+    "train teacher.yaml --track tensorbord",
+    "watch runs/nothing",
     "train done/damaged",
     "predict done/student nowhere.jpg student.yaml --top-k 0 --device gpu",
     "predict done/student several.txt",

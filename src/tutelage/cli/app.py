@@ -62,6 +62,7 @@ for name, command, example in (
     ("predict", predict.predict, "runs/flowers-student photos --top-k 3 --format csv"),
     ("export", export.export, "runs/digits/wttm-seed0 --to onnx"),
     ("report", inspect.report, "runs/digits"),
+    ("watch", inspect.watch, "runs/digits --open"),
     ("list", inspect.list_, "models 'timm:mobilenetv3*'"),
     ("cache", cache.cache, "list"),
     ("doctor", inspect.doctor, "--bench"),

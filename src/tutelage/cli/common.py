@@ -39,6 +39,14 @@ TrustCode = Annotated[
     bool,
     typer.Option("--trust-code", help="Allow what runs code: file: and export: models, and modules of your own."),
 ]
+Track = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="NAME",
+        help="Hand what is recorded to a tracker too: tensorboard, wandb, mlflow or trackio; repeatable.",
+        autocompletion=completion.trackers,
+    ),
+]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 
 On = Annotated[
@@ -99,13 +107,24 @@ def command() -> str:
 
 
 @contextlib.contextmanager
-def run_options(trust: bool | frozenset[str], *, shares_machine: bool = False) -> Iterator[RunOptions]:
+def run_options(
+    trust: bool | frozenset[str], track: tuple[Any, ...] = (), *, shares_machine: bool = False
+) -> Iterator[RunOptions]:
     """Yield the options of a command's runs, with progress on the terminal."""
     from tutelage.runs.run import RunOptions
     from tutelage.runs.terminal import drawn_or_printed
 
     with drawn_or_printed("stdout") as reporter:
-        yield RunOptions(reporter=reporter, trust_code=trust, command=command(), shares_machine=shares_machine)
+        yield RunOptions(
+            reporter=reporter, trust_code=trust, command=command(), track=track, shares_machine=shares_machine
+        )
+
+
+def trackers(typed: list[str] | None) -> tuple[Any, ...]:
+    """Return the trackers that were typed, and refuse those that are not known or not installed."""
+    from tutelage.runs.trackers import check
+
+    return check(typed, what="--track")
 
 
 def remarks() -> Reporter:

@@ -29,3 +29,10 @@ def formats(incomplete: str) -> list[str]:
     from tutelage.exports.registry import FORMATS
 
     return [name for name in FORMATS if name.startswith(incomplete)]
+
+
+def trackers(incomplete: str) -> list[str]:
+    """Return the trackers whose names begin with what was typed."""
+    from tutelage.runs.trackers import NAMES
+
+    return [name for name in NAMES if name.startswith(incomplete)]

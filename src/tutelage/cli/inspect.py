@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import textwrap
+import webbrowser
 from functools import partial
 from pathlib import Path
 from typing import Annotated, cast
@@ -107,6 +109,29 @@ def report(
     if launcher.rank() == 0:
         (searches if (folder / records.TUNE).exists() else studies).write_report(folder)
     common.print_report(folder)
+
+
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A run's, a comparison's or a study's folder.")],
+    port: Annotated[
+        int | None,
+        typer.Option(min=0, max=65535, help="Where; 0 for any that is free. By default the first free one from 8765."),
+    ] = None,
+    open_: Annotated[bool, typer.Option("--open", help="Open it in a browser.")] = False,
+) -> None:
+    """Serve the growing report of a run, a comparison or a study on this machine alone, until Ctrl-C."""
+    if launcher.world_size() > 1:
+        got, instead = f"{launcher.world_size()} processes", "type it without the launcher, or unset WORLD_SIZE"
+        raise InvalidValueError("watch", "a single process", got, instead)
+    if not folder.is_dir():
+        raise NotFoundError("watch", "a run's folder", f"{folder}, which is not there", "type tutelage watch runs/NAME")
+    from tutelage.studies.watch import Server, Watched
+
+    with Server(Watched(folder), port) as server, contextlib.suppress(KeyboardInterrupt):
+        common.echo(f"{folder}: {server.url} (Ctrl-C ends it)")
+        if open_ and not webbrowser.open(server.url):
+            common.echo("note: no browser was found", err=True)
+        server.serve_forever()
 
 
 LISTS = "models", "data", "objectives"

@@ -60,6 +60,7 @@ def study(
     list_studies: Annotated[bool, typer.Option("--list", help="List the studies of the package.")] = False,
     dry_run: common.DryRun = False,
     trust_code: common.TrustCode = False,
+    track: common.Track = None,
     runs: common.Runs = Path("runs"),
     on: common.On = None,
     address: common.Address = None,
@@ -72,6 +73,7 @@ def study(
         got = f"--jobs {jobs} in each of {launcher.world_size()} processes"
         raise InvalidValueError("--jobs", "1 under a launcher of several processes", got, "leave out one of the two")
     common.check_cluster(on, address, jobs=jobs if jobs > 1 else None, budget=budget)
+    trackers = common.trackers(track)
     from tutelage.places import time_limit
     from tutelage.studies import plan, study_file
 
@@ -112,7 +114,7 @@ def study(
     else:
         show_plan = worker is None
         with (
-            common.run_options(trust, shares_machine=worker is not None) as options,
+            common.run_options(trust, trackers, shares_machine=worker is not None) as options,
             common.noting_runs(request.runs / request.pool),
             common.place_of(on, address, runs, request.study.recipe, options, jobs=jobs) as place,
         ):

@@ -17,10 +17,11 @@ def train(
     overrides: common.Overrides = None,
     dry_run: common.DryRun = False,
     trust_code: common.TrustCode = False,
+    track: common.Track = None,
     runs: common.Runs = Path("runs"),
 ) -> None:
     """Train a network from labels: a teacher."""
-    _run(recipe, overrides or [], dry_run, trust_code, runs, teacher=False)
+    _run(recipe, overrides or [], dry_run, trust_code, track, runs, teacher=False)
 
 
 def distill(
@@ -28,14 +29,26 @@ def distill(
     overrides: common.Overrides = None,
     dry_run: common.DryRun = False,
     trust_code: common.TrustCode = False,
+    track: common.Track = None,
     runs: common.Runs = Path("runs"),
 ) -> None:
     """Distil a teacher into a student."""
-    _run(recipe, overrides or [], dry_run, trust_code, runs, teacher=True)
+    _run(recipe, overrides or [], dry_run, trust_code, track, runs, teacher=True)
 
 
-def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, runs: Path, *, teacher: bool) -> None:
+def _run(
+    source: str,
+    overrides: list[str],
+    dry_run: bool,
+    trust_code: bool,
+    track: list[str] | None,
+    runs: Path,
+    *,
+    teacher: bool,
+) -> None:
     from tutelage.runs import preflight, recipes, resume
+
+    trackers = common.trackers(track)
 
     where, expected = source, None
     if "=" in source and not Path(source).exists():
@@ -64,7 +77,10 @@ def _run(source: str, overrides: list[str], dry_run: bool, trust_code: bool, run
         common.print_dry_run(recipe, trust, runs, set())
         return
     folder = runs / recipe.name
-    with common.noting_result(folder, "finished", lambda: finished(folder)), common.run_options(trust) as options:
+    with (
+        common.noting_result(folder, "finished", lambda: finished(folder)),
+        common.run_options(trust, trackers) as options,
+    ):
         run = api.run(recipe, folder, options=options, expected=expected)
     common.print_report(run.folder)
 
@@ -74,6 +90,7 @@ def compare(
     overrides: common.Overrides = None,
     dry_run: common.DryRun = False,
     trust_code: common.TrustCode = False,
+    track: common.Track = None,
     runs: common.Runs = Path("runs"),
     on: common.On = None,
     address: common.Address = None,
@@ -84,6 +101,7 @@ def compare(
     from tutelage.runs import preflight
 
     common.check_cluster(on, address)
+    trackers = common.trackers(track)
     typed = overrides or []
     path = Path(recipe) / "recipe.yaml" if Path(recipe).is_dir() else Path(recipe)
     comparison = config.parse(Comparison, config.read(path, typed), where=str(path), overrides=typed)
@@ -103,7 +121,7 @@ def compare(
         common.print_disk(planned, trust, runs)
         return
     with (
-        common.run_options(trust) as options,
+        common.run_options(trust, trackers) as options,
         common.noting_runs(folder),
         common.place_of(on, address, runs, comparison, options) as place,
     ):

@@ -19,6 +19,7 @@ from tutelage.report.against_teacher import by_class, calibration_note, calibrat
 from tutelage.report.cost_figures import against_cost
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.figures import Panel
+from tutelage.report.live import Live
 from tutelage.report.manifest import definitions, differences, groups, run_table
 from tutelage.report.reading import Subject, read, reported_epoch
 from tutelage.report.results import Result, best_of, rows, table
@@ -79,14 +80,15 @@ def write_report(folder: Path | str, *, subject: Subject | None = None, page: Pa
     return path
 
 
-def render(subject: Subject, page: Page | None = None) -> str:
-    """Return the report as HTML."""
+def render(subject: Subject, page: Page | None = None, *, live: Live | None = None) -> str:
+    """Return the report as HTML; with ``live`` one that asks whoever serves it for newer ones."""
     page = page or run_page(subject)
     return (
         _environment()
         .get_template("page.html.j2")
         .render(
             page=page,
+            live=live,
             sections=[*filter(None, page.sections)],
             runs=run_table(subject) if subject.comparison and subject.runs else None,
             manifest_title="Manifest of the first run" if subject.comparison else "Manifest",

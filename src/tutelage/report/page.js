@@ -27,8 +27,10 @@
 
   function figure(plot, paper) {
     const { data, layout } = spec(plot, paper);
-    // What was switched off stays off.
-    if (plot.data) data.forEach((trace, at) => { trace.visible = plot.data[at].visible; });
+    // What was switched off stays off, and what was zoomed stays so; a report that grows may have other lines than before.
+    const same = (trace) => (other) => other.name === trace.name && other.legendgroup === trace.legendgroup;
+    if (plot.data) data.forEach((trace) => { trace.visible = plot.data.find(same(trace))?.visible ?? trace.visible; });
+    for (const axis of [layout.xaxis, layout.yaxis]) axis.uirevision = "kept";
     return { data, layout };
   }
 
@@ -136,5 +138,13 @@
     plot.on("plotly_restyle", () => drawOnPaper(plot));
   }
   dark.addEventListener("change", () => plots.forEach(draw));
+  document.addEventListener("records", async () => { // of `tutelage watch`: the figures have other numbers
+    for (const plot of plots) {
+      await draw(plot);
+      const region = plot.closest("figure").querySelector("details .wide");
+      if (region.firstChild) region.replaceChildren(asTable(plot));
+    }
+    for (const plot of plots) await drawOnPaper(plot);
+  });
   for (const plot of plots) await drawOnPaper(plot);
 })();

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from tutelage import records
 from tutelage.report.costs import LATENCY, PARAMETERS, amount, in_words, interval
 from tutelage.report.paired import Paired, compare, corrected, evaluated_on, p_in_words, with_teacher
-from tutelage.report.reading import Run, Subject, formula, number, reported_epoch, section, text
+from tutelage.report.reading import HELD_OUT, Run, Subject, formula, number, reported_epoch, section, text
 from tutelage.report.results import Result, best_of
 from tutelage.report.statistics import LEVEL
 from tutelage.report.table import fixed, judged, percent, plural
@@ -202,6 +202,8 @@ def tiles(subject: Subject, results: Sequence[Result]) -> list[Tile]:
                 tiles.append(Tile(f"{by.difference} {than} the baseline", change, by.steps, f"{row.name}; {said}"))
             elif row.agreement is not None:
                 tiles.append(Tile("Agreement with the teacher", percent(row.agreement), "%", f"{row.set} set"))
+    if top is None and not subject.comparison:
+        tiles += _latest_tiles(subject)
     tiles += _cost_tiles(results, top)
     seconds = number(subject.manifest.get("duration_s"))
     if not subject.comparison and seconds is not None:
@@ -209,6 +211,19 @@ def tiles(subject: Subject, results: Sequence[Result]) -> list[Tile]:
         devices = (text(hardware.get(key)) for key in ("gpu", "processor", "device"))
         tiles.append(Tile("Time", duration(seconds), "", next(filter(None, devices), "")))
     return tiles
+
+
+def _latest_tiles(subject: Subject) -> Iterator[Tile]:
+    """Yield what the last epoch of a run without a result reached on each held-out set."""
+    for epoch in subject.runs[0].epochs[-1:]:
+        for name in HELD_OUT:
+            means = section(epoch, name)
+            by = records.measure(means)
+            if (value := number(means.get(by.key))) is not None:
+                tile = f"{by.title} so far, {name}"
+                yield Tile(
+                    tile, by.write(value), by.unit, f"epoch {epoch.get('epoch')}{by.describe_beside(means, '; ')}"
+                )
 
 
 def _cost_tiles(results: Sequence[Result], top: Result | None) -> Iterator[Tile]:

@@ -75,7 +75,7 @@ def execute(
         if training is not None and run_inputs is None:
             teacher = folder / "teacher"
             if not by_main(lambda: finished(teacher)):
-                execute(training, teacher, options=options)
+                execute(training, teacher, options=replace(options, track=options.named_trackers()))
             trained = Network(name=str(teacher), reads=training.student.reads)
             with_teacher = recipe.model_copy(update={"teacher": trained})
             inputs = build_inputs(with_teacher, splits=inputs.splits, trust_code=options.trust_code)

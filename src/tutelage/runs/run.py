@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from tutelage.models import Classifier
     from tutelage.report.figures import Figure
+    from tutelage.runs.trackers import Track
 
 
 class PrunedError(RunError):
@@ -34,6 +35,7 @@ class RunOptions:
         command: command as recorded in the manifest.
         when_finished: callback for the folder of each finished run, including a teacher's that it trains.
         when_epoch: callback for a run's folder and each epoch's record, once it is written; an exception ends that run.
+        track: trackers that are handed what is recorded, as `trackers.check` returns them.
         shares_machine: whether other processes train on the same machine, so that what is timed there says nothing.
     """
 
@@ -43,11 +45,16 @@ class RunOptions:
     command: str = ""
     when_finished: Callable[[Path], None] | None = None
     when_epoch: Callable[[Path, records.Epoch], None] | None = None
+    track: tuple[Track, ...] = ()
     shares_machine: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         # For the processes that take part in a run: showing, reports and the time are the main process's.
-        return partial(RunOptions, trust_code=self.trust_code, command=self.command), ()
+        return partial(RunOptions, trust_code=self.trust_code, command=self.command, track=self.named_trackers()), ()
+
+    def named_trackers(self) -> tuple[Track, ...]:
+        """Return the trackers that every run opens for itself, without the caller's objects."""
+        return tuple(each for each in self.track if isinstance(each, str))
 
 
 DEFAULTS = RunOptions()

@@ -29,6 +29,7 @@ from tutelage.runs.disputed import disputed
 from tutelage.runs.evaluation import calibrate_teacher, evaluate_in_detail, predictions_of
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import PrunedError, RunOptions
+from tutelage.runs.trackers import Trackers
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.teacher_cache.served import ServedTeacher
 from tutelage.training import layers
@@ -67,6 +68,7 @@ class RunState:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
         self.deadline, self.shares_machine = options.deadline, options.shares_machine
         self.when_epoch = options.when_epoch
+        self.trackers = Trackers(options.track if is_main() else (), folder, recipe.name)
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
         self.grouped = False
@@ -287,6 +289,7 @@ class RunState:
                 stacklevel=2,
             )
         by_main(lambda: records.rewrite_epochs(self.folder, self.epochs))
+        self.trackers.begin(recipe, self.epochs)
 
     def seed_generators(self) -> None:
         """Seed all three, as a user's student may draw from any; a checkpoint keeps all of them."""
@@ -377,6 +380,7 @@ class RunState:
             split.corrupt[:] = skipped
         self.manifest["samples_by_rank"] = epoch.get("samples_by_rank", [epoch["train"]["samples"]])
         by_main(self._write_epoch)
+        self.trackers.log(self.epochs)
         what = "images" if self.run_inputs.splits.of_images else "samples"
         self.reporter.note(self.named(_epoch_line(epoch, self.fits[stage].settings.epochs, self.selection, what)))
         # Options that were sent to the other processes have no callback: the main one's ends the run in all.
@@ -417,6 +421,7 @@ class RunState:
             self.failure = explained(error)
             if self.failure is not error:
                 self.failure.__cause__ = error
+        self.trackers.close()
 
     def teacher_mode(self) -> str:
         """Return how the teacher takes part in training."""
@@ -473,6 +478,7 @@ class RunState:
             }
         by_main(lambda: self._write_result(evaluation, predictions_of(result, teacher)))
         self.finished = True
+        self.trackers.finish(self.epochs, evaluation)
         self.remark(notes.left_out(splits))  # now that all were read
         if evaluation is not None:
             judged = evaluation["student"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tutelage.report import html, summary
+from tutelage.report import html, reading, summary
 from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.html import Page, Section
 from tutelage.report.reading import Subject
@@ -25,10 +25,16 @@ def write_report(folder: Path | str) -> Path:
         FileNotFoundError: if the folder holds no records.
         ValueError: if a record is not JSON.
     """
-    if not study.is_study(folder):
-        return html.write_report(folder)
-    subject, page = study_page(Path(folder))
+    subject, page = read(Path(folder))
     return html.write_report(folder, subject=subject, page=page)
+
+
+def read(folder: Path) -> tuple[Subject, Page]:
+    """Return the runs of a folder, and the page that shows them; raises what `write_report` does."""
+    if study.is_study(folder):
+        return study_page(folder)
+    subject = reading.read(folder)
+    return subject, html.run_page(subject)
 
 
 def study_page(folder: Path) -> tuple[Subject, Page]:

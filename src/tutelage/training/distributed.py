@@ -1,7 +1,8 @@
 """Where a fit runs: the device, and the processes that share its steps. All calls of accelerate are here.
 
 Every process runs the same code. What only one may do, such as locking, deciding and writing, is done `by_main`; its
-result, or its error, reaches all. With one process each of these calls just does the work.
+result, or its error, reaches all. With one process each of these calls just does the work. (Trackers by accelerate are
+opened in `trackers`.)
 """
 
 from __future__ import annotations
