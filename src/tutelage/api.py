@@ -110,9 +110,7 @@ def train(
     trackers = check(track)
     recipe, run_inputs = _prepared("train", model, None, data, objective, name, trust_code, settings)
     with shown(display) as reporter:
-        options = RunOptions(
-            reporter=reporter, trust_code=trust_code, command="tutelage.train(...)", track=trackers
-        )
+        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.train(...)", track=trackers)
         run = execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
     return _with_student(run, model, run_inputs, options)
 
@@ -160,9 +158,7 @@ def distill(
     trackers = check(track)
     recipe, run_inputs = _prepared("distill", student, teacher, data, objective, name, trust_code, settings)
     with shown(display) as reporter:
-        options = RunOptions(
-            reporter=reporter, trust_code=trust_code, command="tutelage.distill(...)", track=trackers
-        )
+        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.distill(...)", track=trackers)
         run = execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
     return _with_student(run, student, run_inputs, options)
 
@@ -474,9 +470,7 @@ def compare(
     }
     comparison = _parse(Comparison, value, where="compare")
     with shown(display) as reporter:
-        options = RunOptions(
-            reporter=reporter, trust_code=trust_code, command="tutelage.compare(...)", track=trackers
-        )
+        options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.compare(...)", track=trackers)
         comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
     return ComparedRuns(folder)
 
