@@ -11,6 +11,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,6 +135,7 @@ SHORTHAND: Mapping[str, Any] = {
     "optimizer": Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"],
     "schedule": Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"],
     "stages": Sequence[Mapping[str, Any]],
+    "start": str | PathLike[str] | None,
     "on_policy": OnPolicy | Mapping[str, Any] | float | None,
     "device": Literal["auto", "cpu", "cuda"] | str,
 }

@@ -21,6 +21,7 @@ TESTS = {
         "outputs_top": "runs/test_record_teacher.py::test_a_comparison_keeps_the_top_where_outputs_top_is_given",
         "outputs_max_error": "runs/test_record_teacher.py::test_a_top_that_is_too_inaccurate_is_refused_before_anything_is_written",
         "objective": "runs/test_execute.py::test_an_objective_that_matches_a_teacher_needs_one",
+        "start": "runs/test_start.py::test_two_epochs_and_two_more_are_four_and_the_first_run_stays",
         "epochs": "config/test_schema.py::test_every_field_of_a_stage_reaches_the_fit",
         "batch_size": "runs/test_setup.py::test_a_run_s_steps_are_those_of_its_stages",
         "optimizer": "config/test_schema.py::test_every_field_of_a_stage_reaches_the_fit",

@@ -497,6 +497,8 @@ class Recipe(_Section):
         outputs_max_error: it refuses the top where a chunk's mean total variation from ``p_gamma`` or mean relative
             error of ``U_gamma``, at an exponent of the recipe's, is larger; none is 0.01, and 0.25 for tokens.
         objective: a preset, or a list of them with scales.
+        start: the folder of a finished run, whose last checkpoint the run begins with; its ``epochs`` count too. None
+            begins at the first step.
         batch_size: samples per optimizer step, over all micro-batches and processes.
         on_policy: samples whose completion the student writes itself, a share or a mapping; none for none.
         seed: of the initialisation and of dropout.
@@ -528,6 +530,7 @@ class Recipe(_Section):
     outputs_top: Count | None = None
     outputs_max_error: Positive | None = None
     objective: ObjectiveField = _CROSS_ENTROPY
+    start: str | None = Field(None, description="a finished run's folder or null", examples=["runs/first-run"])
     epochs: Count = FitSettings.epochs
     batch_size: Count = Fit.batch_size
     optimizer: OptimizerField = SGD()
@@ -615,6 +618,7 @@ class Recipe(_Section):
             "student": keys.pop("model"),
             "teacher": None,
             "outputs": None,
+            "start": None,
             "objective": _CROSS_ENTROPY,
             "on_policy": None,
             "stages": (),
@@ -660,6 +664,14 @@ class Comparison(Recipe):
     def _objective_has_a_name(cls, value: Any) -> Any:
         instead = "type objectives.NAME=... instead"
         raise InvalidValueError("", "each objective of a comparison under its name", messages.shown(value), instead)
+
+    @field_validator("start")
+    @classmethod
+    def _runs_begin_anew(cls, value: str | None) -> str | None:
+        if value is not None:
+            instead = "type start=... with tutelage distill or train, once for each run"
+            raise InvalidValueError("", "null in a comparison, whose runs begin at their first step", value, instead)
+        return value
 
     @field_validator("stages")
     @classmethod

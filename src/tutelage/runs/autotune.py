@@ -53,11 +53,12 @@ def resolve_precision(
 ) -> tuple[R, str | None]:
     """Return a recipe with the precision filled in if it is open, and the reason if the machine decided.
 
-    The precision of the run or comparison that is resumed comes first, then that of the recorded outputs that it reads,
-    then that of runs beside it. Otherwise some training steps are timed in the device's precisions (`candidates`), on
-    copies of the networks; bfloat16 is taken if it is `GAIN` times faster than the device's float32 or TF32. Fits of
-    fewer than `FEW` steps, several processes, and runs in which no step can be taken get the latter, untimed. ``fp16``
-    and ``fp64`` are never chosen: whether the former overflows depends on the networks, and the latter is slow.
+    The precision of the run or comparison that is resumed comes first, then that of the run that it starts from, of the
+    recorded outputs that it reads, and of runs beside it. Otherwise some training steps are timed in the device's
+    precisions (`candidates`), on copies of the networks; bfloat16 is taken if it is `GAIN` times faster than the
+    device's float32 or TF32. Fits of fewer than `FEW` steps, several processes, and runs in which no step can be taken
+    get the latter, untimed. ``fp16`` and ``fp64`` are never chosen: whether the former overflows depends on the
+    networks, and the latter is slow.
 
     Args:
         recipe: recipe of a run or a comparison.
@@ -80,7 +81,8 @@ def resolve_precision(
         records.read_json(path, records.OutputsKey, reads=records.OUTPUTS_SCHEMA, instead=instead)["key"]
         for path in paths
     ]
-    for earlier in (_begun(folder), *outputs, {"precision": beside}):
+    start = None if recipe.start is None else Path(recipe.start)
+    for earlier in (_begun(folder), _begun(start), *outputs, {"precision": beside}):
         if (recorded := str(earlier.get("precision"))) in get_args(Precision):
             return resolved(recorded)
     accelerator = accelerator_on(recipe.device)

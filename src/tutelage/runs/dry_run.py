@@ -13,7 +13,7 @@ from tutelage import data, models
 from tutelage.config.schema import Recipe
 from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
-from tutelage.runs import autotune, notes, sanity_checks
+from tutelage.runs import autotune, notes, resume, sanity_checks, start
 from tutelage.runs.disk import free_bytes, run_size
 from tutelage.runs.manifest import describe_served
 from tutelage.runs.networks import describe_fit
@@ -51,6 +51,9 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     # A teacher that is still to be trained has no accuracy yet, but its network gives the cost of a step.
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
     splits, objectives, fits = run_inputs.splits, run_inputs.objectives, recipe.fits()
+    origin = start.origin(recipe, runs / recipe.name)
+    if origin is not None:
+        resume.same_fingerprints(run_inputs, resume.fingerprints(origin.manifest))
     check_run(recipe, run_inputs)
     recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
@@ -64,6 +67,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         ({"labels": "labels", "embedding": "width"}.get(splits.task, "classes"), str(splits.outputs)),
         ("input", _input(splits)),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
+        *([] if origin is None else [("start", f"{origin.folder}, after epoch {origin.epoch}")]),
     ]
     evaluation = None
     if run_inputs.teacher is not None:
@@ -102,6 +106,8 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     for i, (objective, fit) in enumerate(zip(objectives, fits, strict=True)):
         seconds, terms = autotune.time_step(recipe, run_inputs, i)
         steps = fit.steps(splits.train.per_epoch, world=world())
+        if origin is not None:  # Earlier stages are over.
+            steps -= steps * origin.epoch // fit.settings.epochs if i == origin.stage else steps
         total += steps * seconds
         stage = f"stage {i + 1} " if len(fits) > 1 else ""
         asked = ", the teacher asked in each: outputs save that" if recipe.outputs and objective.needs.teacher else ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tutelage.config.schema import Network, Recipe
 from tutelage.errors import explaining
 from tutelage.launcher import launched
 from tutelage.modules import restored
-from tutelage.runs import autotune, resume
+from tutelage.runs import autotune, resume, start
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
@@ -59,6 +60,7 @@ def execute(
     options = beginning(recipe, options)
     with naming_process(), entered_by_main(lambda: folder_lock(folder)), torch_settings(recipe), restored(given):
         recorded = by_main(lambda: resume.earlier_run(folder, recipe))
+        origin = by_main(lambda: start.origin(recipe, folder))
         inputs = run_inputs or build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
         check_run(recipe, inputs)
         recipe, reason = by_main(lambda: autotune.resolve_precision(recipe, lambda: inputs, folder=folder))
@@ -67,6 +69,8 @@ def execute(
         training = recipe.training(f"{recipe.name}/teacher")
         if training is not None and run_inputs is None:
             teacher = folder / "teacher"
+            if origin is not None:
+                by_main(partial(start.bring_teacher, origin, teacher))
             if not by_main(lambda: finished(teacher)):
                 execute(training, teacher, options=options)
             trained = Network(name=str(teacher), reads=training.student.reads)
@@ -74,8 +78,18 @@ def execute(
             inputs = build_inputs(with_teacher, splits=inputs.splits, trust_code=options.trust_code)
             check_run(recipe, inputs)
         known = expected or resume.fingerprints(recorded and recorded.manifest)
-        by_all(lambda: resume.same_fingerprints(inputs, known))
-        run = RunState(recipe, folder, inputs, options, recorded=recorded, precision_reason=reason, teacher_outputs={})
+        for fingerprints in (known, resume.fingerprints(origin and origin.manifest)):
+            by_all(partial(resume.same_fingerprints, inputs, fingerprints))
+        run = RunState(
+            recipe,
+            folder,
+            inputs,
+            options,
+            recorded=recorded,
+            precision_reason=reason,
+            teacher_outputs={},
+            origin=origin,
+        )
         with run.recording():
             run.begin()
             for stage in range(run.stage, len(run.fits)):

@@ -53,6 +53,9 @@ class Run:
 
     folder: Path
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     @property
     def manifest(self) -> records.Manifest:
         """The manifest."""

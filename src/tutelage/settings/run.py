@@ -1,6 +1,7 @@
 """The settings of a run as keyword arguments: what `tutelage.distill` and the other calls take, by name and type."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal, TypedDict
 
 from tutelage.settings.fit import (
@@ -20,6 +21,8 @@ from tutelage.settings.fit import (
 class RunSettings(TypedDict, total=False):
     """Every field of a recipe but its name, data, networks and objective; what is left out has the recipe's default."""
 
+    start: str | PathLike[str] | None
+    """A finished run, or its folder, whose last checkpoint the run begins with; none begins at the first step."""
     epochs: Count
     """Passes over the training set."""
     batch_size: Count

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "model": "type pairs.TEACHER/STUDENT.student=...",
     "teacher": "type pairs.TEACHER/STUDENT.teacher=...",
     "objective": "type methods.NAME.objective=...",
+    "start": "type it with tutelage distill or train, once for each run",
 }
 """Keys of a recipe that a study has elsewhere."""
 SEEDS = ("seed", "data_seed")
