@@ -379,6 +379,7 @@ ManifestTypes = TypedDict(
         "rounded": dict[str, Any],
         "notes": list[str],
         "started_from": StartedFrom,
+        "accumulate": dict[str, Any],
     },
     total=False,
 )

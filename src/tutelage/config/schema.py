@@ -508,6 +508,8 @@ class Recipe(_Section):
         deterministic: ask torch for deterministic algorithms; exact resume on CUDA needs it.
         precision: one of `FitSettings`, or ``auto`` for one that is measured when the run begins
             (`runs.autotune.resolve_precision`); until then it counts as ``fp32``.
+        accumulate: as in `FitSettings`, or ``auto`` for as few as a step fits in memory with, found when the run begins
+            (`runs.micro_batches.resolve`); until then it counts as 1.
         weak_teacher: continue though the teacher is no better than chance.
         stages: several fits in turn; each says what differs.
 
@@ -535,7 +537,9 @@ class Recipe(_Section):
     batch_size: Count = Fit.batch_size
     optimizer: OptimizerField = SGD()
     schedule: ScheduleField = Constant()
-    accumulate: Count = FitSettings.accumulate
+    accumulate: Literal["auto"] | Count = Field(
+        FitSettings.accumulate, description=f"auto or a whole number in [1, {LARGEST_COUNT}]", examples=["4"]
+    )
     clip: Positive | None = None
     precision: Literal["auto", Precision] = "auto"
     channels_last: bool = FitSettings.channels_last
@@ -574,6 +578,8 @@ class Recipe(_Section):
         settings = {field.name: keys[field.name] for field in fields(FitSettings)}
         if settings["precision"] == "auto":  # not resolved yet
             settings["precision"] = "fp32"
+        if settings["accumulate"] == "auto":
+            settings["accumulate"] = 1
         on_policy: OnPolicy | None = keys["on_policy"]
         if on_policy is not None and not on_policy.share:
             on_policy = None
@@ -664,6 +670,14 @@ class Comparison(Recipe):
     def _objective_has_a_name(cls, value: Any) -> Any:
         instead = "type objectives.NAME=... instead"
         raise InvalidValueError("", "each objective of a comparison under its name", messages.shown(value), instead)
+
+    @field_validator("accumulate")
+    @classmethod
+    def _one_number_for_all(cls, value: int | str) -> int | str:
+        if value == "auto":
+            instead = "type accumulate=..., such as what a run alone has found"
+            raise InvalidValueError("", "a number in a comparison, whose runs share batches", value, instead)
+        return value
 
     @field_validator("start")
     @classmethod

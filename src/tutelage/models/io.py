@@ -144,12 +144,11 @@ def _joined(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
 
 def _plain_values() -> list[Any]:
     """Return the classes of values beside the weights that only hold something: arguments, paths, numbers of NumPy."""
-    array = np.zeros(0)
-    scalar, rebuild = np.float64(0).__reduce__()[0], array.__reduce__()[0]
+    functions = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
     core = [
-        (f"{package}.multiarray.{each.__name__}", each)
+        (f"{package}.multiarray.{name}", function)
         for package in ("numpy.core", "numpy._core")
-        for each in (scalar, rebuild)
+        for name, function in functions.items()
     ]
     paths = [
         (f"{module}.{kind}", PurePath)

@@ -15,6 +15,7 @@ from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
 from tutelage.runs import autotune, notes, resume, sanity_checks, start
 from tutelage.runs.disk import free_bytes, run_size
+from tutelage.runs.execute import resolve_open
 from tutelage.runs.manifest import describe_served
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.setup import (
@@ -55,7 +56,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     if origin is not None:
         resume.same_fingerprints(run_inputs, resume.fingerprints(origin.manifest))
     check_run(recipe, run_inputs)
-    recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
+    recipe, reason, pieces_reason = resolve_open(recipe, run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
     of_tokens = splits.task != "pixels" and splits.train.per_position
     sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not of_tokens}
@@ -102,6 +103,8 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     precision = recipe.fits()[0].settings.precision
     line = fallback(accelerator_on(recipe.device).device, precision) or reason
     summary.append(("precision", line.removeprefix("precision ") if line else precision))
+    if pieces_reason:
+        summary.append(("accumulate", pieces_reason.removeprefix("accumulate ")))
     total = 0.0
     for i, (objective, fit) in enumerate(zip(objectives, fits, strict=True)):
         seconds, terms = autotune.time_step(recipe, run_inputs, i)

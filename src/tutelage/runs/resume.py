@@ -43,8 +43,8 @@ def recipe_differences(recorded: Mapping[str, Any], planned: Recipe, *, but: Col
     """Describe how a recorded recipe, as read from YAML, differs from a planned one; empty if they belong to one run.
 
     Recipes of comparisons are compared the same way. Keys that a later version added have their defaults. A teacher's
-    folder counts by its last component, as runs may be moved together, and so does ``start``. An open precision is the
-    recorded one. Keys in ``but``, and those under them, may differ.
+    folder counts by its last component, as runs may be moved together, and so does ``start``. An open precision and
+    an open number of micro-batches are the recorded ones. Keys in ``but``, and those under them, may differ.
     """
     before, now = read_as_now(recorded, type(planned)), planned.model_dump(mode="json")
     for recipe in (before, now):
@@ -58,6 +58,8 @@ def recipe_differences(recorded: Mapping[str, Any], planned: Recipe, *, but: Col
         before["precision"] = "fp32"
     if now["precision"] == "auto":
         now["precision"] = before["precision"]
+    if now["accumulate"] == "auto":
+        now["accumulate"] = before.get("accumulate")
     comparison = "objectives" in before and "objectives" in now
     if comparison:
         both = [name for name in before["objectives"] if name in now["objectives"]]

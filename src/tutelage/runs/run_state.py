@@ -47,10 +47,10 @@ from tutelage.types import Batches, Teacher
 class RunState:
     """One run in progress; its inputs passed `setup.check_run`, and its recipe's precision is already chosen.
 
-    ``recorded`` is what the folder says of an interrupted run that is resumed; ``precision_reason`` says why the
-    precision was chosen, if it was just measured; ``teacher_outputs`` caches the teacher's outputs on the evaluation
-    sets and is filled on first use; ``origin`` is where the run begins, if not at its first step or a checkpoint of its
-    own.
+    ``recorded`` is what the folder says of an interrupted run that is resumed; ``precision_reason`` and
+    ``pieces_reason`` say why the precision and the number of micro-batches were chosen, if they just were;
+    ``teacher_outputs`` caches the teacher's outputs on the evaluation sets and is filled on first use; ``origin`` is
+    where the run begins, if not at its first step or a checkpoint of its own.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class RunState:
         *,
         recorded: resume.Recorded | None,
         precision_reason: str | None,
+        pieces_reason: str | None = None,
         teacher_outputs: dict[str, TeacherOutputs],
         origin: Origin | None = None,
     ) -> None:
@@ -108,6 +109,7 @@ class RunState:
         teacher_description = self.describe_teacher(announce=first_of_group)
         warned = sanity_checks.warn(self.doubts())
         reason = precision_reason or previous.get("precision", {}).get("why")
+        pieces = {"value": recipe.accumulate, "why": pieces_reason} if pieces_reason else previous.get("accumulate")
         self.manifest: records.Manifest = {
             "schema": records.SCHEMA,
             "name": recipe.name,
@@ -137,6 +139,7 @@ class RunState:
                 "computed": computed_precision(self.device, precision),
                 "why": reason,
             },
+            **({"accumulate": pieces} if pieces else {}),
             "speed": previous.get("speed") or [{} for _ in self.fits],
             "objective_resolved": previous.get("objective_resolved") or [{} for _ in self.fits],
             "class": previous.get("class") or [],

@@ -31,8 +31,8 @@ class RunSettings(TypedDict, total=False):
     """A name, or a mapping such as ``{"name": "adamw", "lr": 1e-3}``."""
     schedule: Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"]
     """Of the learning rate: a name, or a mapping such as ``{"name": "cosine", "warmup": 5}``."""
-    accumulate: Count
-    """Micro-batches that a batch is cut into; losses and gradients are those of the whole batch."""
+    accumulate: Literal["auto"] | Count
+    """Micro-batches that a batch is cut into, to the same losses and gradients; ``auto``: as many as memory needs."""
     clip: Positive | None
     """Largest L2 norm of the gradient; none for no clipping."""
     stages: Sequence[Mapping[str, Any]]

@@ -350,6 +350,8 @@ def _errors_in(
     if settings.get("precision") == "auto":
         one = " or ".join(get_args(Precision))
         errors.append(InvalidValueError("precision", f"one for all runs, {one}", "'auto'", "type precision=bf16"))
+    if settings.get("accumulate") == "auto":
+        errors.append(InvalidValueError("accumulate", "one for all runs", "'auto'", "type accumulate=2"))
     kept = {key: value for key, value in settings.items() if key not in ELSEWHERE}
     try:
         Recipe.model_validate({**STAND_IN, **merged(protocol or {}, kept)}, context=info.context)
