@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 
 import pytest
@@ -164,6 +165,17 @@ def test_a_run_without_its_last_checkpoint_or_its_end_is_refused(first, tmp_path
 def test_a_finished_run_says_how_it_gets_more_epochs(first):
     with refused(RecipeError, "name", suggests=f"start={first.folder}"):
         do(first.folder, epochs=4)
+
+
+def test_a_repeat_with_more_epochs_says_that_it_begins_anew(first, tmp_path, invoke):
+    typed = ("train", str(first.folder), "epochs=4", "--dry-run", "--runs", str(tmp_path))
+    code, _, err = invoke(*typed)
+    assert code == 0, err
+    assert f"type start={first.folder} too" in err
+    code, out, err = invoke(*typed, f"start={first.folder}")
+    assert (code, "begins anew" in err) == (0, False)
+    assert re.search(rf"start +{first.folder}, after epoch 2", out)
+    assert re.search(r"steps +6 of 512", out)  # two epochs of three steps are over
 
 
 def test_the_last_of_several_stages_alone_may_be_longer(first, tmp_path):

@@ -35,7 +35,7 @@ from tutelage.views import views_of
 MARGIN = 1.2
 """Memory that is asked for, relative to what tensors take: operations need some of their own, and it is fragmented."""
 RESERVE = 5e8
-"""Bytes that are left free on the CPU: its allocator keeps much of what is freed for a while."""
+"""Bytes that each process leaves free on the CPU: its allocator keeps much of what is freed for a while."""
 MEASURED = 2, 4
 """Samples of the steps that are measured on the CPU; a step of more takes in proportion more."""
 
@@ -47,7 +47,7 @@ class Choice(NamedTuple):
 
     pieces: int
     need: float  # bytes that a step takes, with `MARGIN`
-    free: float  # bytes that were free
+    free: float  # bytes that were free for it
 
 
 def resolve(recipe: R, run_inputs: RunInputs, *, folder: Path | None = None) -> tuple[R, str | None]:
@@ -101,7 +101,7 @@ def _smallest(recipe: Recipe, run_inputs: RunInputs, stage: int, fit: Fit) -> Ch
         if device.type == "cuda":
             choice = trial.tried(batch(samples), [*counts, samples])
         else:
-            free = memory.free(device) / launcher.local_world_size()
+            free = max(memory.free(device) / launcher.local_world_size() - RESERVE, 0.0)
             choice = trial.estimated(batch, samples, [*counts, samples], free=free)
     if choice.need <= choice.free:
         return choice
@@ -168,7 +168,7 @@ class _Trial:
         # Checkpoints are written from a copy.
         fixed += samples * whole[-1] / sizes[-1] + _bytes(self.distiller.student.parameters())
         for count in counts:
-            need = MARGIN * (fixed + each * -(-samples // count)) + RESERVE
+            need = MARGIN * (fixed + each * -(-samples // count))
             if need <= free:
                 break
         return Choice(count, need, free)
