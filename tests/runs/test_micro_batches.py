@@ -142,8 +142,8 @@ def test_steps_that_are_tried_leave_everything_as_it_was(free, optimizer):
     student = Draws(most=8)
     state = {name: value.clone() for name, value in student.state_dict().items()}
     modes = [module.training for module in student.modules()]
-    draws = random_state(torch.device("cpu"))
     context, batch = trial_of(student, optimizer=optimizer)
+    draws = random_state(torch.device("cpu"))
     with context as trial:
         choice = trial.tried(batch, [1, 2, 4])
     assert choice.pieces == 2
