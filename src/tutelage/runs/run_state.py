@@ -251,9 +251,8 @@ class RunState:
             self.stage = state["stage"]
             kept: records.KeptRun | None = state.get("run")
             self.kept["best"] = kept["best"] if kept else None
-            if self.origin is not None and (source / records.BEST).is_file():
-                by_main(lambda: checkpoints.write(self.sink.best, records.read_bytes(source / records.BEST)))
-                self.kept["best"] = records.digest(self.sink.best)
+            if self.origin is not None:
+                self.kept["best"] = by_main(self._bring_best)
             before = kept["epochs"] if kept else [e for e in metrics.epochs if e["stage"] < self.stage]
             self.epochs = [*before, *state["history"]]
             goes_on = "resuming" if self.origin is None else f"starts from {self.origin.folder}"
@@ -301,6 +300,15 @@ class RunState:
             instead = f"begin with its weights alone: student.weights={self.origin.folder / records.STUDENT}"
             raise RecipeError("start", "a checkpoint of the same student and objective", got, instead) from error
         return saved
+
+    def _bring_best(self) -> str | None:
+        """Copy the best weights of the run that this one begins with, and return their digest; ``None`` without any."""
+        assert self.origin is not None
+        path = self.origin.folder / records.BEST
+        if not path.is_file():
+            return None
+        self.sink.checkpoints.write(self.sink.best, records.read_bytes(path))
+        return records.digest(self.sink.best)
 
     def _started_from(self, previous: records.Manifest) -> dict[str, Any]:
         """Return what the manifest says of the run that this one began with; empty if there is none.
