@@ -11,6 +11,7 @@ import subprocess
 import sys
 import typing
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,6 +148,7 @@ SHORTHAND: Mapping[str, Any] = {
     "stages": Sequence[Mapping[str, Any]],
     "ema": EMA | Mapping[str, Any] | float | None,
     "early_stopping": EarlyStopping | Mapping[str, Any] | int | None,
+    "start": str | PathLike[str] | None,
     "on_policy": OnPolicy | Mapping[str, Any] | float | None,
     "device": Literal["auto", "cpu", "cuda"] | str,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -197,6 +198,8 @@ def _prepared(
         **settings,
         "data": data if _is_settings(data) else {"source": "own"},
     }
+    if isinstance(start := settings.get("start"), os.PathLike):
+        value["start"] = os.fspath(start)
     if teacher is not None:
         value["teacher"] = _in_recipe(teacher)
     recipe = _parse(Recipe, value, where=call)

@@ -213,7 +213,7 @@ def explained(error: Exception) -> Exception:
     out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     if out_of_memory or "DefaultCPUAllocator" in reason:  # torch's error for it on a CPU is a RuntimeError
         return RunError(
-            "memory", "room for a batch", reason, "type a smaller batch_size=..., or accumulate=2 to keep the batch"
+            "memory", "room for a batch", reason, "type a smaller batch_size=..., or accumulate=auto to keep the batch"
         )
     if reason.startswith("RuntimeError: DataLoader worker"):  # raised by a signal's handler, whatever runs just then
         return reader_ended(reason)

@@ -26,6 +26,11 @@ def world_size() -> int:
     return _number("WORLD_SIZE", 1)
 
 
+def local_world_size() -> int:
+    """Return the number of processes that were started on this machine."""
+    return _number("LOCAL_WORLD_SIZE", world_size())
+
+
 def launched() -> bool:
     """Whether a launcher started this process: one that was asked for several may have started one."""
     return "WORLD_SIZE" in os.environ or "ACCELERATE_MIXED_PRECISION" in os.environ

@@ -421,6 +421,14 @@ class KeptRun(TypedDict):
     best: str | None  # SHA-256 of `BEST`, if there are best weights
 
 
+class StartedFrom(TypedDict):
+    """The finished run that another one began with."""
+
+    name: str
+    fingerprint: str  # of its student
+    epoch: int  # the last of its last stage
+
+
 ManifestTypes = TypedDict(
     "ManifestTypes",
     {
@@ -444,6 +452,8 @@ ManifestTypes = TypedDict(
         "recipe": dict[str, Any] | None,
         "rounded": dict[str, Any],
         "notes": list[str],
+        "started_from": StartedFrom,
+        "accumulate": dict[str, Any],
     },
     total=False,
 )

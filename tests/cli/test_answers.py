@@ -68,6 +68,8 @@ MORE = (
     "train teacher.yaml --track tensorbord",
     "watch runs/nothing",
     "train done/damaged",
+    "train teacher.yaml start=done/nowhere",
+    "train teacher.yaml start=done/finished",
     "predict done/student nowhere.jpg student.yaml --top-k 0 --device gpu",
     "predict done/student several.txt",
     "predict done/empty .",
@@ -144,6 +146,8 @@ def test_help_and_lists_are_shown_without_torch(answers):
         ("record student.yaml outputs=runs/outputs student=cifar:resnet21", ["student: expected a known name"]),
         ("evaluate mlp:16 --best", ["best: expected best.safetensors"]),
         ("train teacher.yaml name=finished --runs done", ["name: expected a new run"]),
+        ("train teacher.yaml start=done/nowhere", ["start: expected the folder of a finished run, got done/nowhere"]),
+        ("train teacher.yaml start=done/finished", ["start: expected a finished run with its last checkpoint"]),
         (
             "predict done/student nowhere.jpg student.yaml --top-k 0 --device gpu",
             ["--top-k: expected", "--device: expected", "FILE: expected a file or a folder, got 'nowhere.jpg'"],

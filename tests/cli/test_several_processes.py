@@ -60,6 +60,18 @@ def test_two_processes_distil_as_one(invoke):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shard", ["none", "student"])
+def test_two_processes_go_on_from_a_finished_run(shard):
+    run = ["train", "model=mlp:16", "data=digits", "precision=fp32", "device=cpu", f"shard={shard}", "batch_size=512"]
+    for keys in (["name=a", "epochs=1"], ["name=b", "epochs=2", "start=runs/a"], ["name=c", "epochs=2"]):
+        code, _, err = launch([*run, *keys])
+        assert code == 0, err
+    more, whole = (Path(f"runs/{name}/student.safetensors").read_bytes() for name in "bc")
+    assert more == whole
+    assert [epoch["epoch"] for epoch in epochs("runs/b")] == [1, 2]
+
+
+@pytest.mark.slow
 def test_a_refusal_reaches_all_and_is_said_once():
     assert launch(["distill", *RUN, "name=two"])[0] == 0
     for typed, said in (

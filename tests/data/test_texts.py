@@ -55,6 +55,13 @@ def test_every_text_comes_with_its_label_and_padding_up_to_the_longest(tmp_path)
     assert (splits.channels, splits.image_size, splits.input_shape("student")) == (None, None, ())
 
 
+def test_the_longest_texts_take_the_most_memory(tmp_path):
+    split = opened(tmp_path, test="train").train
+    lengths = [(split.fetch(np.array([k])) != PADDING).sum().item() for k in range(len(split))]
+    assert [lengths[k] for k in split.largest(5)] == sorted(lengths, reverse=True)[:5]
+    assert len(split.largest(10_000)) == len(split)
+
+
 def test_csv_and_jsonl_give_the_same_splits(tmp_path):
     path = tmp_path / "t.csv"
     with path.open("w", newline="") as file:

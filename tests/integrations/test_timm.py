@@ -137,7 +137,11 @@ def test_the_script_trains_averages_stops_and_resumes(timm, tmp_path):
     with torch.no_grad():
         evaluator.update(resumed.get_eval_model(ema=True).eval()(images()[0]), images()[1])
     assert 0 <= evaluator.compute()["top1"] <= 100
-    assert models.read(path).keys() == resumed.get_eval_model().state_dict().keys()
+    with pytest.warns(UserWarning, match="state_dict_ema left out"):
+        weights = models.read(path)
+    average = models.read(f"{path}#state_dict_ema")
+    assert weights.keys() == average.keys() == resumed.get_eval_model().state_dict().keys()
+    assert models.fingerprint(weights) != models.fingerprint(average)
 
 
 def test_grey_images_have_the_mean_of_the_statistics_as_in_the_loader(timm):

@@ -2,6 +2,7 @@ import argparse
 import json
 import os
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_several_parts_that_fit_are_refused(teacher, tmp_path, keyed):
     path, state = tmp_path / "x.ckpt", teacher.network.state_dict()
     both = {"student": state, "teacher": state}
     torch.save(both if keyed else {**prefixed("student.", state), **prefixed("teacher.", state)}, path)
-    with refused(InvalidValueError, "weights", got=["2", path, "student., teacher."], suggests="'student.'"):
+    with refused(InvalidValueError, "weights", got=["2", path, "student., teacher."], suggests="x.ckpt#student"):
         create("cifar:resnet8", classes=10, weights=path)
 
 
@@ -310,3 +311,157 @@ def test_a_packed_file_with_a_hostile_header_is_refused_by_its_own_name(change, 
     path.write_bytes(models.pack(classifier, {"student.json": json.dumps(described)}))
     with pytest.raises(InvalidValueError, match=str(path)):
         models.create(str(path))
+
+
+def averaged(state):
+    return {name: torch.zeros_like(value) for name, value in state.items()}
+
+
+def indexed(folder, state, save, stem, end):
+    """Write a state in two files and their index, as transformers does."""
+    folder.mkdir()
+    names, files = list(state), [f"{stem}-0000{k}-of-00002.{end}" for k in (1, 2)]
+    places = {name: files[k % 2] for k, name in enumerate(names)}
+    for file in files:
+        save({name: state[name] for name in names if places[name] == file}, folder / file)
+    index = folder / f"{stem}.{end}.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": places}))
+    return index
+
+
+def in_folder(folder, name, save, state):
+    folder.mkdir()
+    save(state, folder / name)
+    save({"param_groups": torch.ones(1)}, folder / "optimizer.bin")
+    return folder
+
+
+def saved(path, value):
+    torch.save(value, path)
+    return path
+
+
+TENSORS = safetensors.torch.save_file
+RESULTS = {"metric": np.float64(0.5), "curve": np.arange(3), "args": argparse.Namespace(out=Path("runs"))}
+KINDS = {
+    "the results of a script": lambda f, s: saved(f / "x.pt", {"state_dict": s, **RESULTS}),
+    "model_state_dict": lambda f, s: saved(f / "x.pt", {"model_state_dict": s, "loss": torch.tensor(1.0)}),
+    "averages alone": lambda f, s: saved(f / "x.pt", {"state_dict_ema": s, "epoch": 3}),
+    "two levels": lambda f, s: saved(f / "x.pt", {"checkpoint": {"state_dict": s}, "epoch": 3}),
+    "a key": lambda f, s: f"{saved(f / 'x.tar', {'state_dict': averaged(s), 'state_dict_ema': s})}#state_dict_ema",
+    "a prefix as a key": lambda f, s: f"{saved(f / 'x.pt', prefixed('m.q.', s) | prefixed('m.k.', averaged(s)))}#m.q",
+    "accelerate": lambda f, s: in_folder(f / "x", "model.safetensors", TENSORS, s),
+    "accelerate, pickled": lambda f, s: in_folder(f / "x", "pytorch_model.bin", torch.save, s),
+    "an index": lambda f, s: indexed(f / "x", s, TENSORS, "model", "safetensors"),
+    "an index, pickled": lambda f, s: indexed(f / "x", s, torch.save, "pytorch_model", "bin"),
+    "a folder with an index": lambda f, s: indexed(f / "x", s, TENSORS, "model", "safetensors").parent,
+    "a run's folder": lambda f, s: in_folder(f / "x", "student.safetensors", TENSORS, s),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_files_and_folders_of_other_tools(teacher, tmp_path, kind):
+    assert same(create("cifar:resnet8", classes=10, weights=KINDS[kind](tmp_path, state_of(teacher))), teacher)
+
+
+def state_of(classifier):
+    return {name: value.clone() for name, value in classifier.network.state_dict().items()}
+
+
+@pytest.mark.parametrize("key", ["state_dict", "model", "model_state_dict"])
+def test_averages_beside_the_weights_are_left_out_and_said(teacher, tmp_path, key):
+    path = saved(tmp_path / "x.pt", {key: state_of(teacher), "ema": averaged(state_of(teacher))})
+    with pytest.warns(UserWarning, match=f"{key} is taken, and ema left out; type {path}#ema"):
+        assert same(create("cifar:resnet8", classes=10, weights=path), teacher)
+
+
+@pytest.mark.parametrize("wrapper", ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"])
+def test_wrappers_of_single_layers_leave_the_names(teacher, tmp_path, wrapper):
+    state = {name.replace("layer1.", f"layer1.{wrapper}."): value for name, value in state_of(teacher).items()}
+    path = saved(tmp_path / "x.pt", state)
+    with pytest.warns(UserWarning, match="wrappers"):
+        assert same(create("cifar:resnet8", classes=10, weights=path), teacher)
+
+
+def test_the_newest_checkpoint_of_a_run_and_a_sharded_one(teacher, tmp_path):
+    state = prefixed("lesson.student.network.", state_of(teacher)) | {"optimizer.0.exp_avg": torch.ones(2)}
+    for step, values in ((6, averaged(state)), (12, state)):
+        folder = tmp_path / "run" / "checkpoints" / f"00-{step:09d}"
+        folder.mkdir(parents=True)
+        safetensors.torch.save_file(values, folder / "tensors.safetensors")
+    for path in (tmp_path / "run", folder.parent, folder):
+        with pytest.warns(UserWarning, match="1 tensors without it left out"):
+            assert same(create("cifar:resnet8", classes=10, weights=path), teacher)
+    (folder / "shards").mkdir()
+    with refused(InvalidValueError, "weights", got=folder, suggests="student.safetensors"):
+        create("cifar:resnet8", classes=10, weights=tmp_path / "run")
+
+
+def test_a_network_without_a_head_gets_a_new_one_where_it_is_trained(teacher, tmp_path):
+    body = {name: value for name, value in state_of(teacher).items() if not name.startswith("fc.")}
+    path = saved(tmp_path / "x.pt", prefixed("encoder.", body) | {"queue": torch.ones(2)})
+    with pytest.warns(UserWarning, match="'encoder.' is dropped"):
+        tuned = create("cifar:resnet8", classes=5, weights=path, seed=3)
+    assert tuned.card.fresh_head
+    assert tuned.network.fc.out_features == 5
+    assert torch.equal(tuned.network.conv1.weight, body["conv1.weight"])
+    with pytest.warns(UserWarning, match="'encoder.' is dropped"):
+        again = create("cifar:resnet8", classes=5, weights=path, seed=3)
+    assert same(again, tuned)
+    bare = saved(tmp_path / "bare.pt", body)
+    with refused(InvalidValueError, "weights", got=["2 of 56", "fc.weight"]):
+        create("cifar:resnet8", classes=5, weights=bare, as_trained={"classes"})
+    del body["conv1.weight"]
+    with refused(InvalidValueError, "weights", got="conv1.weight"):
+        create("cifar:resnet8", classes=5, weights=saved(tmp_path / "y.pt", body))
+
+
+def test_tensors_that_a_network_shares_may_stand_once():
+    def tied():
+        network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        network[1].weight = network[0].weight
+        return network
+
+    first, second = tied(), tied()
+    state = first.state_dict()
+    del state["1.weight"]
+    load(second, state)
+    assert torch.equal(second[1].weight, first[0].weight)
+    with refused(InvalidValueError, "weights", got="1.weight"):
+        load(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3)), state)
+
+
+@pytest.mark.parametrize(
+    ("places", "got"),
+    [
+        ({"a": "../x.bin"}, "'../x.bin'"),
+        ({"a": 3}, "3"),
+        ({}, "no names"),
+        ({"a": "x.bin", "b": "x.bin"}, ["1", "b"]),
+    ],
+)
+def test_an_index_that_does_not_fit_its_files(tmp_path, places, got):
+    torch.save({"a": torch.ones(1)}, tmp_path / "x.bin")
+    (tmp_path / "m.index.json").write_text(json.dumps({"weight_map": places}))
+    with refused(InvalidValueError, "weights", got=got):
+        read(tmp_path / "m.index.json")
+    (tmp_path / "m.index.json").write_text(json.dumps({"weight_map": {"a": "gone.bin"}}))
+    with refused(NotFoundError, "weights", got=tmp_path / "gone.bin"):
+        read(tmp_path / "m.index.json")
+
+
+def test_a_folder_without_weights_names_what_is_there(tmp_path):
+    with refused(NotFoundError, "weights", got=tmp_path, suggests="name a file"):
+        read(tmp_path)
+    torch.save({}, tmp_path / "epoch3.pth")
+    with refused(NotFoundError, "weights", suggests=tmp_path / "epoch3.pth"):
+        read(tmp_path)
+    (tmp_path / "__0_0.distcp").touch()
+    with refused(NotFoundError, "weights", suggests="torch.distributed.checkpoint.format_utils"):
+        read(tmp_path)
+
+
+def test_a_key_that_is_not_there_lists_those_that_are(teacher, tmp_path):
+    path = saved(tmp_path / "x.pt", {"state_dict": state_of(teacher), "epoch": 3})
+    with refused(InvalidValueError, "weights", got=["state_dict", "epoch"], suggests=f"{path}#KEY"):
+        read(f"{path}#ema")

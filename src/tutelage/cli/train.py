@@ -46,7 +46,8 @@ def _run(
     *,
     teacher: bool,
 ) -> None:
-    from tutelage.runs import preflight, recipes, resume
+    from tutelage.runs import preflight, recipes, resume, start
+    from tutelage.runs.run import finished
 
     trackers = common.trackers(track)
 
@@ -56,6 +57,9 @@ def _run(
         recipe = recipes.from_overrides(overrides)
     elif Path(source).is_dir():
         recipe, expected = recipes.again(Path(source), overrides, runs)
+        if recipe.start is None and any("epochs=" in text for text in overrides) and finished(Path(source)):
+            said = f"this begins anew; to go on from where {source} ended, type start={source} too"
+            common.echo(f"note: {said}", err=True)
     else:
         recipe = recipes.from_file(Path(source), overrides)
     trust = common.trusted(trust_code, overrides)
@@ -68,8 +72,9 @@ def _run(
     preflight.check_names(recipe, trust_code=trust)
     if not dry_run and launcher.rank() == 0:
         resume.earlier_run(runs / recipe.name, recipe)  # again once nobody else writes there
+    if launcher.rank() == 0:
+        start.origin(recipe, runs / recipe.name)
     from tutelage import api  # and with it torch: what can be refused without is refused by now
-    from tutelage.runs.run import finished
     from tutelage.runs.setup import check_objectives
 
     check_objectives(recipe, where=where, overrides=overrides)

@@ -573,6 +573,8 @@ class Recipe(_Section):
         objective: a preset, or a list of them with scales.
         class_weights: of each class in the cross-entropy with the labels: ``balanced``, a list of numbers, or a mapping
             of class names to numbers, others 1; none for 1.
+        start: the folder of a finished run, whose last checkpoint the run begins with; its ``epochs`` count too. None
+            begins at the first step.
         batch_size: samples per optimizer step, over all micro-batches and processes.
         on_policy: samples whose completion the student writes itself, a share or a mapping; none for none.
         seed: of the initialisation and of dropout.
@@ -582,6 +584,8 @@ class Recipe(_Section):
         deterministic: ask torch for deterministic algorithms; exact resume on CUDA needs it.
         precision: one of `FitSettings`, or ``auto`` for one that is measured when the run begins
             (`runs.autotune.resolve_precision`); until then it counts as ``fp32``.
+        accumulate: as in `FitSettings`, or ``auto`` for as few as a step fits in memory with, found when the run begins
+            (`runs.micro_batches.resolve`); until then it counts as 1.
         weak_teacher: continue though the teacher is no better than chance.
         stages: several fits in turn; each says what differs.
 
@@ -605,11 +609,14 @@ class Recipe(_Section):
     outputs_max_error: Positive | None = None
     objective: ObjectiveField = _CROSS_ENTROPY
     class_weights: ClassWeightsField = None
+    start: str | None = Field(None, description="a finished run's folder or null", examples=["runs/first-run"])
     epochs: Count = FitSettings.epochs
     batch_size: Count = Fit.batch_size
     optimizer: OptimizerField = SGD()
     schedule: ScheduleField = Constant()
-    accumulate: Count = FitSettings.accumulate
+    accumulate: Literal["auto"] | Count = Field(
+        FitSettings.accumulate, description=f"auto or a whole number in [1, {LARGEST_COUNT}]", examples=["4"]
+    )
     clip: Positive | None = None
     ema: EMAField | None = None
     early_stopping: EarlyStoppingField | None = None
@@ -650,6 +657,8 @@ class Recipe(_Section):
         settings = {field.name: keys[field.name] for field in fields(FitSettings)}
         if settings["precision"] == "auto":  # not resolved yet
             settings["precision"] = "fp32"
+        if settings["accumulate"] == "auto":
+            settings["accumulate"] = 1
         on_policy: OnPolicy | None = keys["on_policy"]
         if on_policy is not None and not on_policy.share:
             on_policy = None
@@ -695,6 +704,7 @@ class Recipe(_Section):
             "student": keys.pop("model"),
             "teacher": None,
             "outputs": None,
+            "start": None,
             "objective": _CROSS_ENTROPY,
             "on_policy": None,
             "stages": (),
@@ -740,6 +750,22 @@ class Comparison(Recipe):
     def _objective_has_a_name(cls, value: Any) -> Any:
         instead = "type objectives.NAME=... instead"
         raise InvalidValueError("", "each objective of a comparison under its name", messages.shown(value), instead)
+
+    @field_validator("accumulate")
+    @classmethod
+    def _one_number_for_all(cls, value: int | str) -> int | str:
+        if value == "auto":
+            instead = "type accumulate=..., such as what a run alone has found"
+            raise InvalidValueError("", "a number in a comparison, whose runs share batches", value, instead)
+        return value
+
+    @field_validator("start")
+    @classmethod
+    def _runs_begin_anew(cls, value: str | None) -> str | None:
+        if value is not None:
+            instead = "type start=... with tutelage distill or train, once for each run"
+            raise InvalidValueError("", "null in a comparison, whose runs begin at their first step", value, instead)
+        return value
 
     @field_validator("stages")
     @classmethod

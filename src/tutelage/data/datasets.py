@@ -115,6 +115,10 @@ class Split(ABC):
     texts: NDArray[np.int64] | None = None
     balanced: bool = False
 
+    def largest(self, count: int) -> NDArray[np.int64]:
+        """Return the indices of samples that take the most memory in a batch, at most so many."""
+        return np.arange(min(count, len(self)))
+
     @property
     def per_position(self) -> bool:
         """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""

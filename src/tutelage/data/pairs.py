@@ -34,6 +34,10 @@ class PairedSplit(Split):
     tokens: TokenSplit
     reads: Mapping[str, str]
 
+    def largest(self, count: int) -> NDArray[np.int64]:
+        """Return the indices of the samples with the longest texts, at most so many."""
+        return self.tokens.largest(count)
+
     def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
         """Return the order of the training samples in an epoch, in buckets of the texts' lengths."""
         return self.tokens.order(seed, epoch, batch_size=batch_size)

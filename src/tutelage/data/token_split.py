@@ -71,12 +71,21 @@ class TokenSplit(Split):
         """Largest number of tokens of a sample."""
         return max(int(rows.lengths.max(initial=0)) for rows in self.rows.values())
 
+    def largest(self, count: int) -> NDArray[np.int64]:
+        """Return the indices of the longest samples, at most so many."""
+        return np.argsort(-self._lengths, kind="stable")[:count]
+
+    @property
+    def _lengths(self) -> NDArray[np.int64]:
+        """Largest number of tokens of each sample."""
+        return np.max([rows.lengths for rows in self.rows.values()], axis=0)
+
     def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
         """Return the order of the training samples in an epoch, in buckets of the longest tokens' number.
 
         Balanced, there are no buckets: a batch would be filled with one text of a small class.
         """
-        lengths = np.max([rows.lengths for rows in self.rows.values()], axis=0)
+        lengths = self._lengths
         return bucketed(
             seed,
             epoch,

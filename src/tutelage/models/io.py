@@ -13,10 +13,11 @@ import struct
 import tempfile
 import typing
 import warnings
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path, PurePath
 from typing import Any, NotRequired, TypedDict
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import SafetensorError
@@ -27,7 +28,7 @@ from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, 
 from tutelage.models import lora, structure
 from tutelage.models.card import JSON_NAMES, Card
 from tutelage.models.classifier import Classifier
-from tutelage.models.names import is_own_module, weights_file
+from tutelage.models.names import INDEX, is_own_module, weights_file
 from tutelage.submodules import trained_state
 from tutelage.tensor_files import to_bytes
 
@@ -37,8 +38,10 @@ _PACKED_FILES = {
     *("tokenizer_config.json", "chat_template.jinja"),
 }
 """Files of a saved classifier's folder that stand in the header of one that is packed."""
-WRAPPERS = ("model", "state_dict", "net")
+WRAPPERS = ("model", "state_dict", "net", "model_state_dict", "network", "module")
 """Keys under which training scripts keep a network's state dict, along with other things."""
+WITHIN = re.compile(r"(?<=\.)(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
+"""What wrappers of single layers put into the middle of names."""
 OPTIONAL = "num_batches_tracked"
 """Last part of the names that old checkpoints lack."""
 DAMAGED = (
@@ -63,24 +66,24 @@ def read(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: a ``.safetensors`` file, or one written by `torch.save`: a state dict, or a mapping that holds one under
-            ``model``, ``state_dict`` or ``net``, or under other keys.
+            a key of `WRAPPERS`, or under others; an index of several such files; a folder with them, or with
+            checkpoints of this package (`weights_file`). ``FILE#KEY`` is what a file holds under a key, or with
+            it before all names, such as ``last.pth.tar#state_dict_ema``.
 
     Returns:
         Tensors by name, on the CPU, as in the file. Several state dicts under other keys, such as ``student`` and
-        ``teacher``, are joined, each name behind its key and a dot.
+        ``teacher``, are joined, each name behind its key and a dot. Of one beside averaged weights (``model_ema``) the
+        former is taken, and a warning says so.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if it is damaged, holds no state dict, or would have to run code to be read.
     """
-    path = weights_file(path)
+    path, key = weights_file(path)
     content = _content(path)
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    else:
-        content = _joined(content)
+    if key is not None:
+        content = _part(content, key, path)
+    content = _state_in(content, path)
     if not isinstance(content, Mapping) or not content or not all(isinstance(v, Tensor) for v in content.values()):
         got = type(content).__name__
         if isinstance(content, Mapping):
@@ -96,23 +99,74 @@ def read(path: str | Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in content.items()}
 
 
-def _joined(content: Any) -> Any:
-    """Return the state dicts in a mapping as one, with their keys before the names; anything else unchanged."""
+def _part(content: Any, key: str, path: Path) -> Any:
+    """Return what a mapping, or the state dict in it, has under a key, or behind it and a dot."""
+    if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+        return content[key]
+    state = _state_in(content, path)
+    names = [name for name in state if isinstance(name, str)] if isinstance(state, Mapping) else []
+    if part := {name.removeprefix(f"{key}."): state[name] for name in names if name.startswith(f"{key}.")}:
+        return part
+    got = f"the keys {_some(map(str, content), 10)}" if isinstance(content, Mapping) else type(content).__name__
+    raise InvalidValueError("weights", f"a state dict under {key} in {path}", got, f"type {path}#KEY")
+
+
+def _state_in(content: Any, path: Path) -> Any:
+    """Return the state dict in what a training script saved; anything else unchanged."""
     if not isinstance(content, Mapping):
         return content
+    for key in WRAPPERS:
+        if isinstance(content.get(key), Mapping):
+            if others := [other for other in _states(content) if other not in WRAPPERS]:
+                left = ", ".join(map(str, others))
+                warnings.warn(
+                    f"weights: {path}: {key} is taken, and {left} left out; type {path}#{others[0]} for that",
+                    stacklevel=3,
+                )
+            return _state_in(content[key], path)
+    inner = [value for value in content.values() if isinstance(value, Mapping) and set(WRAPPERS) & value.keys()]
+    return _state_in(inner[0], path) if len(inner) == 1 and not _states(content) else _joined(content)
+
+
+def _states(content: Mapping[Any, Any]) -> dict[Any, Mapping[Any, Tensor]]:
+    """Return the state dicts in a mapping by their keys."""
     states = {key: value for key, value in content.items() if isinstance(value, Mapping) and value}
-    states = {k: state for k, state in states.items() if all(isinstance(v, Tensor) for v in state.values())}
+    return {k: state for k, state in states.items() if all(isinstance(v, Tensor) for v in state.values())}
+
+
+def _joined(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
+    """Return the state dicts in a mapping as one, with their keys before the names; anything else unchanged."""
+    states = _states(content)
     if len(states) < 2:
         return next(iter(states.values()), content)
     return {f"{key}.{name}": tensor for key, state in states.items() for name, tensor in state.items()}
 
 
+def _plain_values() -> list[Any]:
+    """Return the classes of values beside the weights that only hold something: arguments, paths, numbers of NumPy."""
+    functions = {"scalar": np.float64(0).__reduce__()[0], "_reconstruct": np.zeros(0).__reduce__()[0]}
+    core = [
+        (f"{package}.multiarray.{name}", function)
+        for package in ("numpy.core", "numpy._core")
+        for name, function in functions.items()
+    ]
+    paths = [
+        (f"{module}.{kind}", PurePath)
+        for module in ("pathlib", "pathlib._local")
+        for kind in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+    ]
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefdU"}
+    return [argparse.Namespace, np.dtype, np.ndarray, *kinds, *((each, name) for name, each in (*core, *paths))]
+
+
 def _content(path: Path) -> Any:
+    if path.name.endswith(INDEX):
+        return _indexed(path)
     try:
         if path.suffix == SUFFIX:
             return safetensors.torch.load_file(path)
-        # Training scripts keep their arguments with the weights; a Namespace only holds values.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        # Training scripts keep their arguments and results with the weights.
+        with torch.serialization.safe_globals(_plain_values()), warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except DAMAGED as error:
@@ -127,11 +181,29 @@ def _content(path: Path) -> Any:
         raise InvalidValueError("weights", "a whole checkpoint", got, "fetch or save it again") from error
 
 
+def _indexed(path: Path) -> dict[str, Tensor]:
+    """Read the state dict whose tensors lie in several files, as an index beside them says."""
+    expected = "an index of files beside it, by the names of tensors"
+    places = records.read_json(path, instead="fetch it again").get("weight_map")
+    wrong = plain_files.misfit(places, dict[str, str]) or (None if places else "no names")
+    files = [] if wrong else [*dict.fromkeys(places.values())]
+    wrong = wrong or next((f"the file {file!r}" for file in files if Path(file).name != file), None)
+    if wrong:
+        raise InvalidValueError("weights", expected, f"{path} with {wrong}", "fetch or save it again")
+    contents = {file: _content(weights_file(path.with_name(file))[0]) for file in files}
+    lost = [name for name, file in places.items() if name not in contents[file]]
+    if lost:
+        got = f"{path} with {len(lost)} that are not in their files ({_some(lost)})"
+        raise InvalidValueError("weights", expected, got, "fetch or save it again")
+    return {name: contents[file][name] for name, file in places.items()}
+
+
 def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the network", path: str | Path = "") -> None:
     """Copy a state dict into a network; every name and shape must fit.
 
     A prefix before all of the network's names, such as ``module.``, ``_orig_mod.`` or ``student.``, is dropped, as
-    `unprefixed` does. A missing ``num_batches_tracked``, which old checkpoints lack, stays unchanged.
+    `unprefixed` does. A missing ``num_batches_tracked``, which old checkpoints lack, stays unchanged, and so does a
+    tensor that the network shares with one that is there, which files may hold once.
 
     Args:
         network: network that gets the weights, in place.
@@ -146,7 +218,12 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
         network = network.network
     expected = {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
     state = unprefixed(state, expected, name=name, path=path)
-    optional = {key: value for key, value in expected.items() if key.endswith(OPTIONAL)}
+    there = {expected[key].data_ptr() for key in state if key in expected and expected[key].numel()}
+    optional = {
+        key: value
+        for key, value in expected.items()
+        if key.endswith(OPTIONAL) or (key not in state and value.data_ptr() in there)
+    }
     missing = [key for key in expected if key not in state and key not in optional]
     unexpected = [key for key in state if key not in expected]
     differing = [key for key in expected if key in state and expected[key].shape != state[key].shape]
@@ -169,11 +246,19 @@ def load(network: nn.Module, state: Mapping[str, Tensor], *, name: str = "the ne
                     "to take it as it is"
                 )
         raise InvalidValueError("weights", f"a checkpoint of {name}", f"{path or 'one'} with {problems}", instead)
-    network.load_state_dict(optional | state)
+    shared = [key for key in optional if not key.endswith(OPTIONAL) and key not in state]
+    network.load_state_dict(
+        {key: value for key, value in (optional | state).items() if key not in shared}, strict=not shared
+    )
 
 
 def unprefixed(
-    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], *, name: str = "the network", path: str | Path = ""
+    state: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    *,
+    name: str = "the network",
+    path: str | Path = "",
+    but: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Return the part of a state whose names, behind one prefix, are those of a network; a warning says which.
 
@@ -185,6 +270,7 @@ def unprefixed(
         expected: the network's own.
         name: name of the network in messages.
         path: file that the state was read from, for messages.
+        but: names that count as none of the network's if no part has them, such as a head's.
 
     Raises:
         ValueError: if several parts fit, by their shapes too.
@@ -192,6 +278,8 @@ def unprefixed(
     state, required = dict(state), {key for key in expected if not key.endswith(OPTIONAL)}
     if not required or required <= state.keys() <= expected.keys():
         return state
+    if but and not any(key.endswith(tuple(but)) for key in state):
+        return unprefixed(state, {k: v for k, v in expected.items() if k not in but}, name=name, path=path)
     anchor = next(key for key in expected if key in required)
     prefixes = [key.removesuffix(anchor) for key in state if key.endswith(f".{anchor}")]
     parts = {
@@ -202,7 +290,7 @@ def unprefixed(
         alike = [p for p, part in parts.items() if all(v.shape == expected[k].shape for k, v in part.items())]
         if len(alike) != 1:
             candidates = sorted(alike or parts)
-            instead = f"save one part alone, its names without {candidates[0]!r} before them"
+            instead = f"type weights={path or 'FILE'}#{candidates[0].rstrip('.')} for that one"
             got = f"{len(candidates)} in {path or 'one state'}: {', '.join(candidates)}"
             raise InvalidValueError("weights", f"one part that fits {name}", got, instead)
         parts = {alike[0]: parts[alike[0]]}
@@ -211,6 +299,10 @@ def unprefixed(
         left = f", and {others} tensors without it left out" if others else ""
         warnings.warn(f"weights: {path or name}: the prefix {prefix!r} is dropped from all names{left}", stacklevel=2)
         return part
+    plain = {WITHIN.sub("", key): value for key, value in state.items()}
+    if plain.keys() != state.keys() and len(plain) == len(state):
+        warnings.warn(f"weights: {path or name}: what wrappers of layers put into the names is dropped", stacklevel=2)
+        return unprefixed(plain, expected, name=name, path=path)
     return _without_first(state, expected)
 
 

@@ -23,6 +23,17 @@ SOURCES = ("cifar", "mlp", "timm", "torchvision", "hf", "file", *EXPORTED)
 """Prefixes of names; any other name is that of a folder, or of a module of the user's own."""
 PACKED = ".safetensors"
 """How a file's name ends that holds a saved student with all that rebuilds it, as `tutelage export` writes it."""
+INDEX = ".index.json"
+"""How a file's name ends that says which of several files has each tensor."""
+IN_FOLDERS = (
+    *(records.STUDENT, "model.safetensors", f"model.safetensors{INDEX}"),
+    *("pytorch_model.bin", f"pytorch_model.bin{INDEX}"),
+)
+"""Files with the weights of a run's folder, and of folders that transformers and accelerate write."""
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".tar")
+"""How names of files that `torch.save` writes end, usually."""
+OWN_TENSORS, OWN_SHARDS = "tensors.safetensors", "shards"
+"""A file and a folder of this package's checkpoints."""
 HF_KINDS = {
     "image": "ForImageClassification",
     "pixels": "ForSemanticSegmentation",
@@ -198,8 +209,34 @@ def is_own_module(name: str) -> bool:
     return name.partition(":")[0] not in SOURCES
 
 
-def weights_file(path: str | Path) -> Path:
-    """Return the path of a checkpoint that is there."""
-    if not Path(path).is_file():
-        raise NotFoundError("weights", "a checkpoint's file", f"{path}, which does not exist", "check the path")
-    return Path(path)
+def weights_file(path: str | Path) -> tuple[Path, str | None]:
+    """Return the file of a checkpoint that is there, and the key in it that was typed.
+
+    Args:
+        path: a file; a folder with one of `IN_FOLDERS`, or with this package's checkpoints, of which the newest is
+            taken; and behind ``#`` perhaps the key of what is meant of a file: ``last.pth.tar#state_dict_ema``.
+    """
+    path, key = Path(path), None
+    if not path.exists() and "#" in path.name:
+        name, _, key = path.name.partition("#")
+        path = path.with_name(name)
+    if not path.is_dir():
+        if not path.is_file():
+            raise NotFoundError("weights", "a checkpoint's file", f"{path}, which does not exist", "check the path")
+        return path, key
+    for name in IN_FOLDERS:
+        if (path / name).is_file():
+            return path / name, key
+    own = path / records.CHECKPOINTS if (path / records.CHECKPOINTS).is_dir() else path
+    folder = own / names[-1] if (names := records.checkpoint_names(own)) else path
+    if (folder / OWN_TENSORS).is_file():
+        if (folder / OWN_SHARDS).is_dir():
+            got, instead = f"{folder}, which is sharded", f"finish the run, and name its {records.STUDENT}"
+            raise InvalidValueError("weights", "a checkpoint whose tensors are whole", got, instead)
+        return folder / OWN_TENSORS, key
+    files = sorted(each.name for each in path.iterdir() if each.suffix in (".safetensors", *PICKLED))
+    instead = f"name its file, such as {path / files[0]}" if files else "name a file"
+    if any(path.glob("*.distcp")):
+        instead = "convert it first: python -m torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER FILE"
+    expected = f"a checkpoint's file, or a folder with {', '.join(IN_FOLDERS[:3])} or checkpoints of a run"
+    raise NotFoundError("weights", expected, f"the folder {path} without", instead)

@@ -21,7 +21,7 @@ from tutelage.models.card import Card
 from tutelage.models.classifier import Classifier
 from tutelage.models.hf_calls import HubCall
 from tutelage.models.lora import Adapters, inject
-from tutelage.models.names import EXPORTED, is_own_module, saved_student, without_weights
+from tutelage.models.names import EXPORTED, is_own_module, saved_student, weights_file, without_weights
 from tutelage.models.sources import cifar, export, file, hf, mlp, onnx, timm, torchvision
 from tutelage.models.spec import ModelRequest, ModelSpec
 from tutelage.text import TextInput, tokenizer_of
@@ -132,7 +132,11 @@ def create(
             records.require_whole(saved, records.CARD, *([weights.name] if weights.parent == saved else []))
             chosen = io.read_outputs(saved)
             spec = _rebuilt(saved, request, name, chosen)
-        network, card = _by_tag(spec) if weights is None else _from_file(spec, Path(weights), classes, saved, chosen)
+        if weights is None:
+            network, card = _by_tag(spec)
+        else:
+            fresh = classes if "classes" not in as_trained else None
+            network, card = _from_file(spec, Path(weights), classes, saved, chosen, new_head=fresh is not None)
         if classes not in (None, card.classes) and "classes" not in as_trained:
             structure.replace_head(network, old=_width(card, chosen), new=classes)
             chosen = None
@@ -222,24 +226,37 @@ def _by_tag(spec: ModelSpec) -> tuple[nn.Module, Card]:
 
 
 def _from_file(
-    spec: ModelSpec, path: Path, classes: int | None, saved: Path | None, chosen: io.Chosen | None
+    spec: ModelSpec,
+    path: Path,
+    classes: int | None,
+    saved: Path | None,
+    chosen: io.Chosen | None,
+    *,
+    new_head: bool,
 ) -> tuple[nn.Module, Card]:
-    """Make the network with a checkpoint's weights, and with its own classes if ``classes`` needs a new head."""
+    """Make the network with a checkpoint's weights, and with its own classes if ``classes`` needs a new head.
+
+    With ``new_head`` a checkpoint without a head, as of a network that was trained without labels, leaves it random.
+    """
     card = spec.card
     width = _width(card, chosen)
-    if saved is not None and width > (size := path.stat().st_size):
+    if saved is not None and width > (size := weights_file(path)[0].stat().st_size):
         # Memory would be taken for them before the weights are found not to fit.
         expected, got = f"at most as many outputs as {path} has bytes, {size}", f"{width} in {saved / records.CARD}"
         raise InvalidValueError("model", expected, got, records.how_to_restore(saved))
     network = spec.build(classes=width)
     state = io.read(path) if saved is None else _completed(io.read(path), network, path, saved)
-    state = io.unprefixed(state, network.state_dict(), name=card.name, path=path)
+    own, head = network.state_dict(), structure.head_names(network, classes=width)
+    state = io.unprefixed(state, own, name=card.name, path=path, but=head)
+    if new_head and head and not state.keys() & set(head):
+        state, card = {**state, **{name: own[name] for name in head}}, dataclasses.replace(card, fresh_head=True)
     stored = structure.stored_classes(state, network, classes=width)
     if classes is not None and stored not in (None, width):
         card = dataclasses.replace(card, classes=stored, class_names=None)
         network = spec.build(classes=card.classes)
     io.load(network, state, name=card.name, path=path)
-    return network, dataclasses.replace(card, weights=card.weights or path.name)
+    label = f"{path.resolve().name}/{weights_file(path)[0].name}" if path.is_dir() else path.name
+    return network, dataclasses.replace(card, weights=card.weights or label)
 
 
 def _completed(state: Mapping[str, Tensor], network: nn.Module, path: Path, saved: Path) -> Mapping[str, Tensor]:

@@ -128,6 +128,12 @@ def stored_classes(state: dict[str, Tensor], network: nn.Module, *, classes: int
     return None if weight is None or weight.dim() < 2 else weight.shape[0]
 
 
+def head_names(network: nn.Module, *, classes: int) -> list[str]:
+    """Return the names of the head's tensors in a network's state; none if no head is found."""
+    head = find_head(network, classes=classes)
+    return [] if head is None or not head.path else [f"{head.path}.{name}" for name in head.layer.state_dict()]
+
+
 def replace_head(network: nn.Module, *, old: int, new: int) -> None:
     """Replace the head for ``old`` classes by a freshly initialised one for ``new``.
 

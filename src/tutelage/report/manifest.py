@@ -16,7 +16,10 @@ from tutelage.report.summary import duration
 from tutelage.report.table import MISSING, Row, Table, fixed, judged, percent
 
 GROUPS = {
-    "Run": ("name", "verb", "status", "repeatable", "started", "duration_s", "resumed", "command", "notes"),
+    "Run": (
+        *("name", "verb", "status", "repeatable", "started", "started_from", "duration_s", "resumed", "command"),
+        "notes",
+    ),
     "Data": ("data",),
     "Teacher": ("teacher",),
     "Student": ("student",),

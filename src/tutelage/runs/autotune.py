@@ -19,6 +19,7 @@ from tutelage.config.schema import Recipe, TrainedTeacher, UntrainedTeacher
 from tutelage.errors import RecipeError
 from tutelage.models import Classifier
 from tutelage.modules import Distiller, FrozenTeacher
+from tutelage.objectives import Objective
 from tutelage.runs.resume import read_recorded
 from tutelage.runs.setup import RunInputs, evaluate_network, run_context, steps_of, with_sampled
 from tutelage.settings.fit import Precision
@@ -53,11 +54,12 @@ def resolve_precision(
 ) -> tuple[R, str | None]:
     """Return a recipe with the precision filled in if it is open, and the reason if the machine decided.
 
-    The precision of the run or comparison that is resumed comes first, then that of the recorded outputs that it reads,
-    then that of runs beside it. Otherwise some training steps are timed in the device's precisions (`candidates`), on
-    copies of the networks; bfloat16 is taken if it is `GAIN` times faster than the device's float32 or TF32. Fits of
-    fewer than `FEW` steps, several processes, and runs in which no step can be taken get the latter, untimed. ``fp16``
-    and ``fp64`` are never chosen: whether the former overflows depends on the networks, and the latter is slow.
+    The precision of the run or comparison that is resumed comes first, then that of the run that it starts from, of the
+    recorded outputs that it reads, and of runs beside it. Otherwise some training steps are timed in the device's
+    precisions (`candidates`), on copies of the networks; bfloat16 is taken if it is `GAIN` times faster than the
+    device's float32 or TF32. Fits of fewer than `FEW` steps, several processes, and runs in which no step can be taken
+    get the latter, untimed. ``fp16`` and ``fp64`` are never chosen: whether the former overflows depends on the
+    networks, and the latter is slow.
 
     Args:
         recipe: recipe of a run or a comparison.
@@ -80,7 +82,8 @@ def resolve_precision(
         records.read_json(path, records.OutputsKey, reads=records.OUTPUTS_SCHEMA, instead=instead)["key"]
         for path in paths
     ]
-    for earlier in (_begun(folder), *outputs, {"precision": beside}):
+    start = None if recipe.start is None else Path(recipe.start)
+    for earlier in (begun(folder), begun(start), *outputs, {"precision": beside}):
         if (recorded := str(earlier.get("precision"))) in get_args(Precision):
             return resolved(recorded)
     accelerator = accelerator_on(recipe.device)
@@ -115,7 +118,7 @@ def candidates(device: torch.device) -> list[Precision]:
     return [reference, "bf16"]
 
 
-def _begun(folder: Path | None) -> dict[str, Any]:
+def begun(folder: Path | None) -> dict[str, Any]:
     """Return the recipe of the run or comparison begun in a folder; an empty one if there is none."""
     if folder is None:
         return {}
@@ -152,11 +155,7 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
     student = copy.deepcopy(run_inputs.student).to(accelerator.device)
     network = run_inputs.teacher and copy.deepcopy(run_inputs.teacher).to(accelerator.device)
     context = run_context(objective, replace(run_inputs, student=student, teacher=network))
-    teacher: Teacher | None = None
-    if objective.needs.teacher and run_inputs.served is not None:
-        teacher = ServedTeacher(run_inputs.served, accelerator.device)
-    elif objective.needs.teacher and network:
-        teacher = FrozenTeacher(network, objective.needs.teacher_taps)
+    teacher = live_teacher(objective, run_inputs, network, accelerator.device)
     train = run_inputs.splits.train
     batches = data.loader_on(
         accelerator.device, train, batch_size=planned.batch_size, data_seed=recipe.data_seed, train=True
@@ -169,6 +168,15 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
         warnings.filterwarnings("ignore", "graphs: ")  # The run itself says so.
         (record,) = fit(Distiller(student, objective, context), teacher, timed, settings, accelerator=accelerator)
     return StepTime(timed.seconds, record["train"]["terms"])
+
+
+def live_teacher(
+    objective: Objective, run_inputs: RunInputs, network: Classifier | None, device: torch.device
+) -> Teacher | None:
+    """Return a stage's teacher, outputs recorded or not; ``network`` is the run's, or a copy on the device."""
+    if objective.needs.teacher and run_inputs.served is not None:
+        return ServedTeacher(run_inputs.served, device)
+    return FrozenTeacher(network, objective.needs.teacher_taps) if objective.needs.teacher and network else None
 
 
 def time_evaluation(recipe: Recipe, network: Classifier, split: data.Split) -> float:

@@ -13,8 +13,9 @@ from tutelage import data, models
 from tutelage.config.schema import Recipe
 from tutelage.errors import explaining
 from tutelage.modules import FrozenTeacher
-from tutelage.runs import autotune, notes, sanity_checks
+from tutelage.runs import autotune, notes, resume, sanity_checks, start
 from tutelage.runs.disk import free_bytes, run_size
+from tutelage.runs.execute import resolve_open
 from tutelage.runs.manifest import describe_served
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.setup import (
@@ -51,8 +52,11 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     # A teacher that is still to be trained has no accuracy yet, but its network gives the cost of a step.
     run_inputs = build_inputs(autotune.with_untrained_teacher(recipe), trust_code=trust_code)
     splits, objectives, fits = run_inputs.splits, run_inputs.objectives, recipe.fits()
+    origin = start.origin(recipe, runs / recipe.name)
+    if origin is not None:
+        resume.same_fingerprints(run_inputs, resume.fingerprints(origin.manifest))
     check_run(recipe, run_inputs)
-    recipe, reason = autotune.resolve_precision(recipe, lambda: run_inputs)
+    recipe, reason, pieces_reason = resolve_open(recipe, run_inputs)
     training = recipe.training(f"{recipe.name}/teacher")
     of_tokens = splits.task != "pixels" and splits.train.per_position
     sizes = {name: n for name, n in splits.sizes().items() if name != "labelled" or not of_tokens}
@@ -64,6 +68,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         ({"labels": "labels", "embedding": "width"}.get(splits.task, "classes"), str(splits.outputs)),
         ("input", _input(splits)),
         ("student", _network(run_inputs.student, splits.input_shape("student"))),
+        *([] if origin is None else [("start", f"{origin.folder}, after epoch {origin.epoch}")]),
     ]
     if (found := layers.rates(run_inputs.student, [fit.settings for fit in fits])) is not None:
         summary.append(("layers", f"{found.layers}, with {found.smallest_scale:.3g} to 1 times the learning rate"))
@@ -100,10 +105,14 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     precision = recipe.fits()[0].settings.precision
     line = fallback(accelerator_on(recipe.device).device, precision) or reason
     summary.append(("precision", line.removeprefix("precision ") if line else precision))
+    if pieces_reason:
+        summary.append(("accumulate", pieces_reason.removeprefix("accumulate ")))
     total = 0.0
     for i, (objective, fit) in enumerate(zip(objectives, fits, strict=True)):
         seconds, terms = autotune.time_step(recipe, run_inputs, i)
         steps = fit.steps(splits.train.per_epoch, world=world())
+        if origin is not None:  # Earlier stages are over.
+            steps -= steps * origin.epoch // fit.settings.epochs if i == origin.stage else steps
         total += steps * seconds
         stage = f"stage {i + 1} " if len(fits) > 1 else ""
         asked = ", the teacher asked in each: outputs save that" if recipe.outputs and objective.needs.teacher else ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from tutelage.config.schema import Network, Recipe
 from tutelage.errors import explaining
 from tutelage.launcher import launched
 from tutelage.modules import restored
-from tutelage.runs import autotune, resume
+from tutelage.runs import autotune, micro_batches, resume, start
 from tutelage.runs.lock import folder_lock
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
@@ -66,14 +67,17 @@ def execute(
         restored_hooks(given[1]),
     ):
         recorded = by_main(lambda: resume.earlier_run(folder, recipe))
+        origin = by_main(lambda: start.origin(recipe, folder))
         inputs = run_inputs or build_inputs(autotune.with_untrained_teacher(recipe), trust_code=options.trust_code)
         check_run(recipe, inputs)
-        recipe, reason = by_main(lambda: autotune.resolve_precision(recipe, lambda: inputs, folder=folder))
-        if reason:
-            options.reporter.say(f"{recipe.name}: {reason}")
+        recipe, reason, pieces_reason = resolve_open(recipe, inputs, folder)
+        for line in filter(None, (reason, pieces_reason)):
+            options.reporter.say(f"{recipe.name}: {line}")
         training = recipe.training(f"{recipe.name}/teacher")
         if training is not None and run_inputs is None:
             teacher = folder / "teacher"
+            if origin is not None:
+                by_main(partial(start.bring_teacher, origin, teacher))
             if not by_main(lambda: finished(teacher)):
                 execute(training, teacher, options=replace(options, track=options.named_trackers()))
             trained = Network(name=str(teacher), reads=training.student.reads)
@@ -81,8 +85,19 @@ def execute(
             inputs = build_inputs(with_teacher, splits=inputs.splits, trust_code=options.trust_code)
             check_run(recipe, inputs)
         known = expected or resume.fingerprints(recorded and recorded.manifest)
-        by_all(lambda: resume.same_fingerprints(inputs, known))
-        run = RunState(recipe, folder, inputs, options, recorded=recorded, precision_reason=reason, teacher_outputs={})
+        for fingerprints in (known, resume.fingerprints(origin and origin.manifest)):
+            by_all(partial(resume.same_fingerprints, inputs, fingerprints))
+        run = RunState(
+            recipe,
+            folder,
+            inputs,
+            options,
+            recorded=recorded,
+            precision_reason=reason,
+            pieces_reason=pieces_reason,
+            teacher_outputs={},
+            origin=origin,
+        )
         with run.recording():
             run.begin()
             for stage in range(run.stage, len(run.fits)):
@@ -91,6 +106,26 @@ def execute(
             run.finish()
         report_finished(options, folder)
     return Run(folder)
+
+
+def resolve_open(
+    recipe: Recipe, inputs: RunInputs, folder: Path | None = None
+) -> tuple[Recipe, str | None, str | None]:
+    """Fill in the precision and the number of micro-batches where a recipe leaves them open.
+
+    Returns:
+        The recipe, and why each of them was chosen, if it just was; checked, as smaller batches may be too small.
+    """
+    given = recipe
+    # Steps are timed in micro-batches that fit, in float32, in which they take the most.
+    recipe, pieces_reason = micro_batches.resolve(recipe, inputs, folder=folder)
+    recipe, reason = by_main(lambda: autotune.resolve_precision(recipe, lambda: inputs, folder=folder))
+    if pieces_reason and given.precision == "auto" and recipe.precision == "bf16":
+        open_again = recipe.model_copy(update={"accumulate": "auto"})
+        recipe, pieces_reason = micro_batches.resolve(open_again, inputs, folder=folder)
+    if recipe.accumulate != (1 if given.accumulate == "auto" else given.accumulate):
+        check_run(recipe, inputs)
+    return recipe, reason, pieces_reason
 
 
 def report_finished(options: RunOptions, folder: Path) -> None:

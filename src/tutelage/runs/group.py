@@ -200,9 +200,11 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
     """Whether two runs may be in one group: with the same batches, and the same teacher if both use one.
 
     Seeds, students, objectives, optimizers and their schedules may differ. Where a student writes some of the samples,
-    they are its own.
+    they are its own. Runs that start from a finished one, or leave their micro-batches open, are executed alone.
     """
     pair = (first, second)
+    if any(recipe.start is not None or recipe.accumulate == "auto" for recipe in pair):
+        return False
     if any(recipe.shard != "none" or any(fit.on_policy for fit in recipe.fits()) for recipe in pair):
         return False
     teachers = [recipe.teacher for recipe in pair if recipe.teacher is not None]

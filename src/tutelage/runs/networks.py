@@ -440,6 +440,8 @@ def describe_fit(network: Classifier, shape: Sequence[int]) -> Iterator[str]:
         yield f"the mean of its members' {network.combine}"
         for member, weight in zip(network.members, network.weights, strict=True):
             yield "; ".join([f"{member.card.name} with the weight {weight:.4g}", *describe_fit(member, shape)])
+    if network.card.fresh_head:
+        yield f"its head for {network.card.classes} classes is new, with random weights"
     if network.resized_to is not None:
         came, fed = ("x".join(map(str, sizes)) for sizes in (shape, network.resized_to))
         yield f"images of {came} are brought to its {fed}"

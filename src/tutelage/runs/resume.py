@@ -7,7 +7,7 @@ import functools
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,22 +39,27 @@ BASE = "student's frozen part"
 """What its fingerprint is called, beside those of data and teacher."""
 
 
-def recipe_differences(recorded: Mapping[str, Any], planned: Recipe) -> list[str]:
+def recipe_differences(recorded: Mapping[str, Any], planned: Recipe, *, but: Collection[str] = ()) -> list[str]:
     """Describe how a recorded recipe, as read from YAML, differs from a planned one; empty if they belong to one run.
 
     Recipes of comparisons are compared the same way. Keys that a later version added have their defaults. A teacher's
-    folder counts by its last component, as runs may be moved together. An open precision is the recorded one.
+    folder counts by its last component, as runs may be moved together, and so does ``start``. An open precision and
+    an open number of micro-batches are the recorded ones. Keys in ``but``, and those under them, may differ.
     """
-    before, now = _read(recorded, type(planned)), planned.model_dump(mode="json")
+    before, now = read_as_now(recorded, type(planned)), planned.model_dump(mode="json")
     for recipe in (before, now):
         if isinstance(teacher := recipe.get("teacher"), dict):
             several = teacher.get("members")
             members = {"members": [_by_name(each) for each in several]} if isinstance(several, list) else {}
             recipe["teacher"] = {**_by_name(teacher), **members}
+        if isinstance(start := recipe.get("start"), str):
+            recipe["start"] = Path(start).name
     if before.get("precision") in (None, "auto"):
         before["precision"] = "fp32"
     if now["precision"] == "auto":
         now["precision"] = before["precision"]
+    if now["accumulate"] == "auto":
+        now["accumulate"] = before.get("accumulate")
     comparison = "objectives" in before and "objectives" in now
     if comparison:
         both = [name for name in before["objectives"] if name in now["objectives"]]
@@ -64,7 +69,8 @@ def recipe_differences(recorded: Mapping[str, Any], planned: Recipe) -> list[str
         f"{key} was {shown(then)}, is {shown(value)}"
         for key, then, value in _changes(before, now)
         # All runs of a comparison learn from recorded outputs, or all from the live teacher.
-        if key not in FREE | WHERE or (comparison and key == "outputs" and None in (then, value))
+        if not any(f"{key}.".startswith(f"{each}.") for each in but)
+        and (key not in FREE | WHERE or (comparison and key == "outputs" and None in (then, value)))
     ]
 
 
@@ -77,7 +83,7 @@ def _by_name(network: dict[str, Any]) -> dict[str, Any]:
     return {**network, "name": Path(name).name}
 
 
-def _read(recorded: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
+def read_as_now(recorded: Mapping[str, Any], kind: type[Recipe]) -> dict[str, Any]:
     """Return a recorded recipe as it would be written now."""
     # An objective of user-defined terms cannot be read back: another stands in for it.
     for stand_in in ({}, {"objective": "cross_entropy"}):
@@ -127,8 +133,7 @@ def run_differences(folder: Path, planned: Recipe, *, data: str | None) -> list[
         lines.append(f"the data's fingerprint was {then['data']}, is {data}")
     for what, network, known in _teachers(recorded.manifest, planned):
         teacher = Path(network.name)
-        weights = teacher / records.STUDENT
-        now = _fingerprint(weights.resolve(), weights.stat().st_mtime_ns) if weights.is_file() else None
+        now = student_fingerprint(teacher)
         if now and known not in (now, _fingerprint_before_rounding(teacher, now)):
             lines.append(f"{what}'s fingerprint was {known}, is {now}")
     return lines
@@ -228,7 +233,7 @@ def _significant(before: Mapping[str, Any] | None, now: Mapping[str, Any] | None
     """Describe how a recipe of a run's records differs from another, but in keys that may change on resume."""
     if before is None or now is None:  # of a run that names cannot repeat
         return
-    for key, then, value in _changes(_read(before, Recipe), _read(now, Recipe)):
+    for key, then, value in _changes(read_as_now(before, Recipe), read_as_now(now, Recipe)):
         if key not in FREE and key != "schema":
             yield f"{key} was {shown(then)}, is {shown(value)}"
 
@@ -243,6 +248,12 @@ def _fingerprint_before_rounding(teacher: Path, fingerprint: str) -> str | None:
     manifest = records.read_manifest(teacher) if (teacher / records.MANIFEST).exists() else {}
     rounded = manifest.get("rounded") or {}
     return rounded.get("from") if rounded.get("fingerprint") == fingerprint else None
+
+
+def student_fingerprint(folder: Path) -> str | None:
+    """Return the fingerprint of the student in a run's folder; ``None`` if there is none."""
+    weights = folder / records.STUDENT
+    return _fingerprint(weights.resolve(), weights.stat().st_mtime_ns) if weights.is_file() else None
 
 
 @functools.lru_cache(maxsize=256)
@@ -277,7 +288,8 @@ def earlier_run(folder: Path, recipe: Recipe) -> Recorded | None:
     if not recorded.rebuilt and earlier.get("status") == "finished":
         lost = [name for name in records.lost(folder, earlier) if name != records.RECIPE]
         if not lost:
-            instead = "type name=... for another, or remove the folder"
+            more = f"for more epochs of it type start={folder} with name=... and epochs=..."
+            instead = f"type name=... for another, or remove the folder; {more}"
             raise RecipeError("name", "a new run", f"{folder}, which is finished", instead)
         named = ", ".join(str(folder / name) for name in lost)
         if not records.checkpoint_names(folder / records.CHECKPOINTS):
@@ -293,14 +305,19 @@ def earlier_run(folder: Path, recipe: Recipe) -> Recorded | None:
     if records.lost(folder, earlier, [records.RECIPE]):
         line = f"{folder / records.RECIPE} is missing, or is not as the run wrote it: written again"
         recorded = recorded._replace(rebuilt=(*recorded.rebuilt, line))
+    require_library(earlier, recipe, folder)
+    return recorded
+
+
+def require_library(manifest: Mapping[str, Any], recipe: Recipe, folder: Path) -> None:
+    """Refuse to go on with a run whose views another version of a library has made; ``folder`` is the run's."""
     if (library := transform_library(recipe.data)) is not None:
         name, now = library
-        then = release(earlier.get("software", {}).get(name, "none"))
+        then = release(manifest.get("software", {}).get(name, "none"))
         if then != now:
-            expected = f"{name} {then}, whose views the unfinished run {folder} has seen"
-            instead = "install that version to resume it, or type name=... for a new run"
+            expected = f"{name} {then}, whose views the run {folder} has seen"
+            instead = "install that version to go on with it, or type name=... for a new run"
             raise InvalidValueError("data.transform", expected, f"{name} {now}", instead)
-    return recorded
 
 
 def fingerprints(manifest: Mapping[str, Any] | None) -> dict[str, str | None]:
@@ -333,7 +350,7 @@ def same_inputs(run_inputs: RunInputs, earlier: Mapping[str, Any] | None) -> Non
         then, now = (earlier.get(what) or {}).get("input"), network.resized_to
         if then != now:
             fed = [" x ".join(map(str, size)) if size else "the data's own size" for size in (then, now)]
-            expected = f"images of {fed[0]}, as the unfinished run fed it"
+            expected = f"images of {fed[0]}, as the run so far fed it"
             raise RecipeError(f"{what} {network.card.name}", expected, fed[1], "type name=... for a new run")
 
 

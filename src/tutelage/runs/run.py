@@ -81,6 +81,9 @@ class Run:
     trained: Trained | None = field(default=None, repr=False, compare=False)
     trust_code: bool | frozenset[str] = field(default=False, repr=False, compare=False)
 
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
     @property
     def manifest(self) -> records.Manifest:
         """The manifest."""

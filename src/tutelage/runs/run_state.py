@@ -19,7 +19,7 @@ import torch
 
 from tutelage import config, data, models, records
 from tutelage.config.schema import SERVED, Recipe
-from tutelage.errors import RecipeError, explained
+from tutelage.errors import RecipeError, explained, one_line
 from tutelage.interruption import uninterrupted
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
@@ -29,12 +29,13 @@ from tutelage.runs.disputed import disputed
 from tutelage.runs.evaluation import calibrate_teacher, evaluate_in_detail, predictions_of
 from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import PrunedError, RunOptions
+from tutelage.runs.start import Origin
 from tutelage.runs.trackers import Trackers
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.teacher_cache.served import ServedTeacher
 from tutelage.training import layers
 from tutelage.training.batch_norm import statistics_of
-from tutelage.training.checkpoints import Checkpoint, Checkpoints, CheckpointSink
+from tutelage.training.checkpoints import DAMAGED, Checkpoint, Checkpoints, CheckpointSink, read
 from tutelage.training.deadline import DeadlineExceeded, TimedBatches
 from tutelage.training.distributed import accelerator_on, by_main, gathered_objects, is_main, world
 from tutelage.training.early_stopping import reason_to_stop
@@ -49,9 +50,10 @@ from tutelage.types import Batches, Teacher
 class RunState:
     """One run in progress; its inputs passed `setup.check_run`, and its recipe's precision is already chosen.
 
-    ``recorded`` is what the folder says of an interrupted run that is resumed; ``precision_reason`` says why the
-    precision was chosen, if it was just measured; ``teacher_outputs`` caches the teacher's outputs on the evaluation
-    sets and is filled on first use.
+    ``recorded`` is what the folder says of an interrupted run that is resumed; ``precision_reason`` and
+    ``pieces_reason`` say why the precision and the number of micro-batches were chosen, if they just were;
+    ``teacher_outputs`` caches the teacher's outputs on the evaluation sets and is filled on first use; ``origin`` is
+    where the run begins, if not at its first step or a checkpoint of its own.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class RunState:
         *,
         recorded: resume.Recorded | None,
         precision_reason: str | None,
+        pieces_reason: str | None = None,
         teacher_outputs: dict[str, TeacherOutputs],
+        origin: Origin | None = None,
     ) -> None:
         self.recipe, self.folder, self.reporter, self.run_inputs = recipe, folder, options.reporter, run_inputs
         self.deadline, self.shares_machine = options.deadline, options.shares_machine
@@ -71,7 +75,7 @@ class RunState:
         self.trackers = Trackers(options.track if is_main() else (), folder, recipe.name)
         self.accelerator = accelerator_on(recipe.device)
         self.device = self.accelerator.device
-        self.grouped = False
+        self.grouped, self.origin = False, origin
         self.target_gamma: float | None = None
         self.failure: Exception | None = None
         self.finished = False
@@ -84,7 +88,7 @@ class RunState:
         self.seconds_before = previous.get("duration_s", 0.0)
         self.fits, self.objectives, splits = recipe.fits(), run_inputs.objectives, run_inputs.splits
         if not rebuilt:  # A checkpoint does not know the sizes of inputs, only the recipe that they come of.
-            resume.same_inputs(run_inputs, previous or None)
+            resume.same_inputs(run_inputs, previous or (origin and origin.manifest))
         self.outputs: TeacherCache | None = None
         self.check_outputs()
         precision = self.fits[0].settings.precision
@@ -110,6 +114,7 @@ class RunState:
         teacher_description = self.describe_teacher(announce=first_of_group)
         warned = sanity_checks.warn(self.doubts())
         reason = precision_reason or previous.get("precision", {}).get("why")
+        pieces = {"value": recipe.accumulate, "why": pieces_reason} if pieces_reason else previous.get("accumulate")
         self.manifest: records.Manifest = {
             "schema": records.SCHEMA,
             "name": recipe.name,
@@ -119,6 +124,7 @@ class RunState:
             "started": previous.get("started") or datetime.now(UTC).isoformat(timespec="seconds"),
             "duration_s": self.seconds_before,
             "resumed": previous.get("resumed", -1) + 1,
+            **self._started_from(previous),
             "command": manifest.without_paths(options.command),
             **manifest.version(),
             "hardware": manifest.hardware(self.device),
@@ -138,6 +144,7 @@ class RunState:
                 "computed": computed_precision(self.device, precision),
                 "why": reason,
             },
+            **({"accumulate": pieces} if pieces else {}),
             "speed": previous.get("speed") or [{} for _ in self.fits],
             "objective_resolved": previous.get("objective_resolved") or [{} for _ in self.fits],
             "class": previous.get("class") or [],
@@ -252,10 +259,12 @@ class RunState:
         """Read the checkpoint, if there is one, and seed the generators."""
         checkpoints = Checkpoints(self.folder / records.CHECKPOINTS)
         # All processes share this work, while the main one checks checkpoints alone.
-        stages = by_main(checkpoints.stages) if world() > 1 else ()
+        stages = by_main(checkpoints.stages) if world() > 1 else []
+        if self.origin is not None:
+            stages = [self.origin.stage]
         self.contexts = {stage: self.context(stage) for stage in stages if stage < len(self.fits)}
         self.seed_generators()
-        self.checkpoint = by_main(lambda: checkpoints.load(self.check_checkpoint))
+        self.checkpoint = by_main(lambda: checkpoints.load(self.check_checkpoint) or self._first_checkpoint())
         if self.checkpoint and not is_main():  # as the main process did to check it
             self.distillers = {}
             self.seed_generators()
@@ -272,16 +281,20 @@ class RunState:
         self.kept: records.KeptRun = {"recipe": recipe, "manifest": self.manifest, "epochs": [], "best": None}
         self.sink = CheckpointSink(checkpoints, self.folder / records.BEST, choices)
         self.stage = 0
-        metrics = by_main(lambda: records.read_metrics(self.folder))
+        source = self.folder if self.origin is None else self.origin.folder
+        metrics = by_main(lambda: records.read_metrics(source))
         if self.checkpoint:
             resume.same_choices(self.checkpoint, choices)
             state = self.checkpoint.state
             self.stage = state["stage"]
             kept: records.KeptRun | None = state.get("run")
             self.kept["best"] = kept["best"] if kept else None
+            if self.origin is not None:
+                self.kept["best"] = by_main(self._bring_best)
             before = kept["epochs"] if kept else [e for e in metrics.epochs if e["stage"] < self.stage]
             self.epochs = [*before, *state["history"]]
-            self.reporter.say(self.named(f"resuming after epoch {state['epoch']}, step {state['step']}"))
+            goes_on = "resuming" if self.origin is None else f"starts from {self.origin.folder}"
+            self.reporter.say(self.named(f"{goes_on} after epoch {state['epoch']}, step {state['step']}"))
         elif metrics.epochs or metrics.damage:
             warnings.warn(
                 f"{self.folder / records.CHECKPOINTS}: expected a checkpoint of the run that {records.METRICS} tells "
@@ -304,12 +317,53 @@ class RunState:
             ValueError: so; or anything else that reading damaged content raises.
         """
         resume.same_run(saved, self.recipe, self.manifest)
+        self._check_state(saved)
+
+    def _check_state(self, saved: Checkpoint) -> None:
         stage = saved.state.get("stage")
         if not isinstance(stage, int) or not 0 <= stage < len(self.fits):
             raise ValueError(f"stage {stage} of {len(self.fits)}")
         self.distillers = {}
         self.seed_generators()
         check_restorable(saved, self.distiller(stage), self.fits[stage].settings)
+
+    def _first_checkpoint(self) -> Checkpoint | None:
+        """Read the checkpoint of another run that this one begins with, if there is such."""
+        if self.origin is None:
+            return None
+        try:
+            saved = read(self.origin.checkpoint)
+            self._check_state(saved)
+        except DAMAGED as error:
+            got = f"{self.origin.checkpoint}, which does not fit or is damaged: {one_line(error)}"
+            instead = f"begin with its weights alone: student.weights={self.origin.folder / records.STUDENT}"
+            raise RecipeError("start", "a checkpoint of the same student and objective", got, instead) from error
+        return saved
+
+    def _bring_best(self) -> str | None:
+        """Copy the best weights of the run that this one begins with, and return their digest; ``None`` without any."""
+        assert self.origin is not None
+        path = self.origin.folder / records.BEST
+        if not path.is_file():
+            return None
+        self.sink.checkpoints.write(self.sink.best, records.read_bytes(path))
+        return records.digest(self.sink.best)
+
+    def _started_from(self, previous: records.Manifest) -> dict[str, Any]:
+        """Return what the manifest says of the run that this one began with; empty if there is none.
+
+        Raises:
+            RecipeError: if that is another one than the run has already begun with.
+        """
+        known: records.StartedFrom | None = previous.get("started_from")
+        if self.origin is not None:
+            now = self.origin.describe()
+            if known is not None and known["fingerprint"] != now["fingerprint"]:
+                expected = f"the run that this one began with, of the fingerprint {known['fingerprint']}"
+                instead = "put it back, or type name=... for a new run"
+                raise RecipeError("start", expected, f"{self.origin.folder}, of {now['fingerprint']}", instead)
+            return {"started_from": now}
+        return {} if known is None else {"started_from": known}
 
     def distiller(self, stage: int) -> Distiller:
         """Return a stage's student with its objective, made on first use."""

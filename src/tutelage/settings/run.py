@@ -1,6 +1,7 @@
 """The settings of a run as keyword arguments: what `tutelage.distill` and the other calls take, by name and type."""
 
 from collections.abc import Mapping, Sequence
+from os import PathLike
 from typing import Any, Literal, TypedDict
 
 from tutelage.settings.fit import (
@@ -22,6 +23,8 @@ from tutelage.settings.fit import (
 class RunSettings(TypedDict, total=False):
     """Every field of a recipe but its name, data, networks and objective; what is left out has the recipe's default."""
 
+    start: str | PathLike[str] | None
+    """A finished run, or its folder, whose last checkpoint the run begins with; none begins at the first step."""
     epochs: Count
     """Passes over the training set."""
     batch_size: Count
@@ -30,8 +33,8 @@ class RunSettings(TypedDict, total=False):
     """A name, or a mapping such as ``{"name": "adamw", "lr": 1e-3}`` or ``{"name": "timm:muon"}``."""
     schedule: Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"]
     """Of the learning rate: a name, or a mapping such as ``{"name": "cosine", "warmup": 5}``."""
-    accumulate: Count
-    """Micro-batches that a batch is cut into; losses and gradients are those of the whole batch."""
+    accumulate: Literal["auto"] | Count
+    """Micro-batches that a batch is cut into, to the same losses and gradients; ``auto``: as many as memory needs."""
     clip: Positive | None
     """Largest L2 norm of the gradient; none for no clipping."""
     ema: EMA | Mapping[str, Any] | float | None

@@ -45,6 +45,7 @@ ELSEWHERE = {
     "model": "type pairs.TEACHER/STUDENT.student=...",
     "teacher": "type pairs.TEACHER/STUDENT.teacher=...",
     "objective": "type methods.NAME.objective=...",
+    "start": "type it with tutelage distill or train, once for each run",
 }
 """Keys of a recipe that a study has elsewhere."""
 SEEDS = ("seed", "data_seed")
@@ -349,6 +350,8 @@ def _errors_in(
     if settings.get("precision") == "auto":
         one = " or ".join(get_args(Precision))
         errors.append(InvalidValueError("precision", f"one for all runs, {one}", "'auto'", "type precision=bf16"))
+    if settings.get("accumulate") == "auto":
+        errors.append(InvalidValueError("accumulate", "one for all runs", "'auto'", "type accumulate=2"))
     kept = {key: value for key, value in settings.items() if key not in ELSEWHERE}
     try:
         Recipe.model_validate({**STAND_IN, **merged(protocol or {}, kept)}, context=info.context)

@@ -149,7 +149,7 @@ class Checkpoints:
         for name in reversed(names):
             expected, refused = "its checksums to match", damaged
             try:
-                saved = _read(self.folder / name)
+                saved = read(self.folder / name)
                 expected, refused = "a state of this run", unfit
                 if check is not None:
                     check(saved)
@@ -204,7 +204,12 @@ class Checkpoints:
         return records.checkpoint_names(self.folder)
 
 
-def _read(folder: Path) -> Checkpoint:
+def read(folder: Path) -> Checkpoint:
+    """Read a checkpoint from its folder.
+
+    Raises:
+        Exception: one of `DAMAGED`.
+    """
     contents = records.read_checked(folder, TENSORS, STATE)
     shards = folder / SHARDS if records.has_checked_files(folder, SHARDS) else None
     state = records.parse_state(contents[STATE], folder.name)
