@@ -174,15 +174,30 @@ def typed(folder, *arguments, kill=None):
     return done.stdout
 
 
+def tracked(folder):
+    """What TensorBoard shows of a run, by name: each step with its value, without times."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(folder / "tensorboard")).Reload()
+    timed = {"images_per_second", "seconds", "memory_mb"}
+    return {
+        tag: [(event.step, event.value) for event in shown.Scalars(tag)]
+        for tag in shown.Tags()["scalars"]
+        if tag not in timed
+    }
+
+
 @pytest.mark.slow
 def test_a_run_killed_in_epochs_and_resumed_has_the_same_bits(tmp_path):
-    """Of a student with dropout and batch norm, with an average and an early end; it is killed twice."""
+    """Of a student with dropout and batch norm, with an average, timm's muon, an early end and TensorBoard."""
+    pytest.importorskip("timm", reason="the optional package timm is not installed")
+    pytest.importorskip("tensorboard", reason="the optional package tensorboard is not installed")
     keys = {
         "student": f"file:{KILLED_RUN}:student",
         "data": {"source": "digits", "validation": 0.1},
         "epochs": 30,
         "batch_size": 128,
-        "optimizer": {"name": "sgd", "lr": 0.2},
+        "optimizer": {"name": "timm:muon", "lr": 0.01, "weight_decay": 0.01},
         "ema": 0.95,
         "early_stopping": {"patience": 3, "min_delta": 0.002},
         "checkpoint_steps": 4,
@@ -191,15 +206,18 @@ def test_a_run_killed_in_epochs_and_resumed_has_the_same_bits(tmp_path):
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(keys))
-    typed(tmp_path, "train", str(recipe), "name=whole", "--trust-code")
+    options = ["--trust-code", "--track", "tensorboard"]
+    typed(tmp_path, "train", str(recipe), "name=whole", *options)
     for moment in (16, 19):  # steps of this process: in the second epoch, and in a later one
-        typed(tmp_path, "train", str(recipe), "name=killed", "--trust-code", kill=moment)
-    assert "resuming after epoch" in typed(tmp_path, "train", str(recipe), "name=killed", "--trust-code")
+        typed(tmp_path, "train", str(recipe), "name=killed", *options, kill=moment)
+    assert "resuming after epoch" in typed(tmp_path, "train", str(recipe), "name=killed", *options)
     whole, killed = (tmp_path / "runs" / name for name in ("whole", "killed"))
     for name in (records.STUDENT, records.BEST, records.EVALUATION):
         assert (whole / name).read_bytes() == (killed / name).read_bytes()
     runs = [tutelage.Run(folder) for folder in (whole, killed)]
     assert untimed(runs[0]) == untimed(runs[1])
+    assert tracked(whole) == tracked(killed)
+    assert len(tracked(whole)["validation/accuracy"]) == len(runs[0].epochs)
     assert 5 < len(runs[0].epochs) < 30
     assert runs[0].manifest["stopped"] == runs[1].manifest["stopped"] != [None]
     assert runs[1].manifest["resumed"] == 2

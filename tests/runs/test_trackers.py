@@ -5,7 +5,6 @@ import types
 
 import pytest
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tests._helpers.refusals import refused
 
 from tutelage import api, config, records
@@ -19,6 +18,9 @@ from tutelage.runs.reporter import Reporter
 from tutelage.runs.run import RunOptions
 from tutelage.training.trackers import RECORDS_ALONE
 
+accumulator = pytest.importorskip(
+    "tensorboard.backend.event_processing.event_accumulator", reason="the optional package tensorboard is not installed"
+)
 TIMING = ("seconds", "images_per_second", "memory_mb")
 
 
@@ -100,7 +102,7 @@ def no_report(monkeypatch):
 
 
 def curves(folder):
-    read = EventAccumulator(str(folder / "tensorboard"))
+    read = accumulator.EventAccumulator(str(folder / "tensorboard"))
     read.Reload()
     return {tag: [(event.step, event.value) for event in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
