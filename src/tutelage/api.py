@@ -16,7 +16,7 @@ from torch import nn
 
 from tutelage import config, data, models, objectives, records
 from tutelage.config import schema
-from tutelage.config.schema import TOGETHER, Comparison, R, Recipe
+from tutelage.config.schema import Comparison, R, Recipe
 from tutelage.data.custom_transforms import name_of
 from tutelage.data.pairs import read_by
 from tutelage.errors import InvalidTypeError, InvalidValueError, RecipeError, explaining
@@ -56,7 +56,7 @@ from tutelage.runs.setup import (
 from tutelage.runs.trackers import Track, check
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Precision
-from tutelage.settings.run import RunSettings
+from tutelage.settings.run import TOGETHER, RunSettings
 from tutelage.studies import compare as comparisons
 from tutelage.studies.compare import ComparedRuns
 from tutelage.training.distributed import accelerator_on, by_main, once_a_node, one_a_node_first, world

@@ -15,7 +15,7 @@ from tutelage.cli import completion
     ("typed", "completed"),
     [
         ("epo", ["epochs="]),
-        ("optimizer.l", ["optimizer.lr="]),
+        ("optimizer.l", ["optimizer.lr=", "optimizer.layer_decay="]),
         ("data.fl", ["data.flip="]),
         ("nothing", []),
         ("precision=b", ["precision=bf16"]),

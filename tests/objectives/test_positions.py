@@ -27,9 +27,9 @@ def draw(shape=SHAPE, seed=0):
 
 
 def built(name):
-    """The preset, with 1 for what has no default and 2 for a weight that is balanced on training samples."""
+    """The preset, with 1 for what has no default and 2 for a number that is found on training samples."""
     required = {key: 1.0 for key, each in SIGNATURES[name].items() if each.default is REQUIRED}
-    balanced = {key: 2.0 for key, each in SIGNATURES[name].items() if each.default is AUTO}
+    balanced = {key: 2.0 for key, each in SIGNATURES[name].items() if each.default is AUTO and key != "share"}
     return PRESETS[name].build(**required, **balanced)
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import typer
 
 from tutelage.cli import common
-from tutelage.config.schema import TOGETHER
+from tutelage.settings.run import TOGETHER
 
 
 def tune(

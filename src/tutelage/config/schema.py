@@ -55,6 +55,7 @@ from tutelage.settings.objective import (
     read_objective,
     untyped_exponents,
 )
+from tutelage.settings.run import TOGETHER
 
 
 @functools.cache
@@ -711,11 +712,6 @@ class Recipe(_Section):
         }
         inherited = {name: getattr(self, name) for name in Recipe.model_fields}
         return Recipe.model_construct(**{**inherited, **changes, **keys})
-
-
-TOGETHER = 8
-"""Students in one group by default. Each takes memory for its parameters, their gradients and the
-optimizer's state; activations are there for one at a time."""
 
 
 class Judged(Recipe):

@@ -19,6 +19,10 @@ from tutelage.settings.fit import (
     Threads,
 )
 
+TOGETHER = 8
+"""Students in one group by default. Each takes memory for its parameters, their gradients and the
+optimizer's state; activations are there for one at a time."""
+
 
 class RunSettings(TypedDict, total=False):
     """Every field of a recipe but its name, data, networks and objective; what is left out has the recipe's default."""

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from tutelage import data, records
-from tutelage.config.schema import TOGETHER, Recipe
+from tutelage.config.schema import Recipe
 from tutelage.launcher import world_size
 from tutelage.places.cluster import Cluster
 from tutelage.places.here import Here
@@ -23,6 +23,7 @@ from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.record_teacher import wanted_taps
 from tutelage.runs.run import DEFAULTS, RunOptions, finished
 from tutelage.runs.setup import steps_of
+from tutelage.settings.run import TOGETHER
 from tutelage.studies import budget as budgets
 from tutelage.studies.budget import Plan
 from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs

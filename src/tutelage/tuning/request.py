@@ -6,9 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tutelage.config.schema import TOGETHER, Recipe
+from tutelage.config.schema import Recipe
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.records import Dimension, Tune
+from tutelage.settings.run import TOGETHER
 from tutelage.tuning import space as spaces
 
 RECIPE, SAMPLED = "recipe", "sampled"
