@@ -91,13 +91,10 @@ GROUPS = {
 
 FORGETFUL = {"forgetful": two_stages(at("step", 5)) | {"then": at("forget")}}
 QUICK = {
-    "first-manifest",
     "between-steps",
     "between-micro-batches",
-    "checkpoint-tensors",
     "checkpoint-rename",
     "metrics-half-appended",
-    "stage-2-first-checkpoint",
     "again-and-again",
     "two-stages",
     "teacher-in-training",
@@ -105,7 +102,7 @@ QUICK = {
     "group-again-and-again",
     "forgetful",
 }
-"""One moment of each kind; the others are marked slow."""
+"""One moment of each kind, some of them in ``again-and-again``; the others are marked slow."""
 
 
 def marked(cases):
