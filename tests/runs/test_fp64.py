@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 import tutelage
 from tutelage import models, objectives
 from tutelage.objectives import Apply, Objective, WeightedTerm
+from tutelage.runs.reporter import Reporter
 
 SEEN = set()
 
@@ -64,3 +65,20 @@ def test_the_teacher_is_given_back_in_float32(run):
 
 def test_a_record_says_so(run):
     assert run[0].manifest["precision"]["value"] == "fp64"
+
+
+def test_a_stopped_run_goes_on(tmp_path):
+    teacher = models.create("mlp:4", classes=10, image_size=(8, 8), channels=1)
+    how = {"student": "mlp:2", "teacher": teacher, "objective": "kd", "epochs": 2, "batch_size": 1024, "name": "r"}
+    how |= {"data": "digits", "device": "cpu", "precision": "fp64", "weak_teacher": True, "runs": tmp_path}
+    with pytest.raises(KeyboardInterrupt):
+        tutelage.distill(**how, display=StopsAfterAnEpoch())
+    known = tutelage.Run(tmp_path / "r").manifest["teacher"]["fingerprint"]
+    assert known == models.fingerprint(teacher)
+    run = tutelage.distill(**how, display=None)
+    assert (run.manifest["resumed"], len(run.epochs)) == (1, 2)
+
+
+class StopsAfterAnEpoch(Reporter):
+    def note(self, text):
+        raise KeyboardInterrupt

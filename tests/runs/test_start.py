@@ -198,6 +198,19 @@ def test_the_last_of_several_stages_alone_may_be_longer(first, tmp_path):
         )
 
 
+def test_a_run_that_stopped_early_goes_on_with_more_patience(tmp_path):
+    never = {"patience": 1, "min_delta": 1.0}  # A first epoch is better than none; no other one is better by that.
+    stopped = do(tmp_path / "stopped", epochs=5, early_stopping=never)
+    assert len(stopped.epochs) == 2
+    start = str(stopped.folder)
+    with refused(RecipeError, "early_stopping", got="for 1 epoch", suggests="early_stopping.patience=3"):
+        do(tmp_path / "more", start=start, epochs=5, early_stopping=never)
+    assert not (tmp_path / "more" / records.MANIFEST).exists()
+    more = do(tmp_path / "more", start=start, epochs=5, early_stopping={**never, "patience": 2})
+    assert len(more.epochs) == 3
+    assert len(do(tmp_path / "all", start=start, epochs=5).epochs) == 5
+
+
 def test_the_teacher_that_it_has_trained_teaches_on(tmp_path):
     taught = {"teacher": {"train": {"model": "mlp:12", "epochs": 1}}, "objective": KD, "weak_teacher": True}
     start = do(tmp_path / "start", **taught)

@@ -15,7 +15,7 @@ from tutelage.modules import Distiller
 from tutelage.settings.fit import EMA, EarlyStopping
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
 from tutelage.training.distributed import accelerator_on
-from tutelage.training.early_stopping import reason_to_stop
+from tutelage.training.early_stopping import kept_epoch, reason_to_stop
 from tutelage.training.evaluate import EvalSet
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
@@ -52,6 +52,15 @@ def test_a_perplexity_gets_better_as_it_falls():
     assert reason_to_stop(falling[:3], EarlyStopping(patience=1)) is None
     said = "after epoch 3 the perplexity on the validation set did not get better for 1 epoch"
     assert reason_to_stop(falling, EarlyStopping(patience=1)) == said
+
+
+@pytest.mark.parametrize(
+    ("stopping", "kept"),
+    [(None, 3), (EarlyStopping(keep="last"), 3), (EarlyStopping(), 2)],
+)
+def test_which_weights_a_run_ends_with(stopping, kept):
+    epochs = [{**epoch, "stage": 0} for epoch in epochs_of(0.1, 0.3, 0.2)]
+    assert kept_epoch(epochs, stopping)["epoch"] == kept
 
 
 @pytest.mark.parametrize("wrong", [{"patience": 0}, {"min_delta": -0.1}, {"min_delta": math.nan}])

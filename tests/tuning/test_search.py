@@ -120,6 +120,15 @@ def test_a_search_finds_confirms_and_goes_on(tmp_path):
         do(tmp_path / "s")
 
 
+def test_a_trial_is_worth_what_the_student_is_that_it_ends_with(tmp_path):
+    # At this rate the second of the epochs is the best.
+    changes = {**ALONE, "early_stopping": {"patience": 3}, "epochs": 3, "optimizer": {"lr": 1.0}}
+    found = do(tmp_path / "s", changes=changes, trials=1)
+    (trial,) = found.record["trials"]
+    held = [epoch["validation"]["accuracy"] for epoch in records.read_epochs(found.folder / trial["folder"])]
+    assert trial["value"] == max(held) > held[-1]
+
+
 def interrupting(trial, epoch):
     """Stop as Ctrl-C does, after an epoch of a trial."""
 

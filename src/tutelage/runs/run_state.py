@@ -96,7 +96,8 @@ class RunState:
         if (line := fallback(self.device, precision)) and first_of_group:
             self.reporter.say(f"{recipe.name}: {line}")
         self.remark(notes.of_run(recipe, run_inputs))
-        teacher = run_inputs.teacher and setup.on_device(recipe, FrozenTeacher(run_inputs.teacher).network, "teacher")
+        self.cast_teacher = run_inputs.teacher and setup.in_precision(recipe, run_inputs.teacher)
+        teacher = self.cast_teacher and setup.on_device(recipe, FrozenTeacher(self.cast_teacher).network, "teacher")
         self.teacher = teacher
         self.held_out: list[EvalSet] = []
         self.teacher_outputs = teacher_outputs
@@ -560,7 +561,7 @@ class RunState:
             return
         so_far = self.seconds_before + time.monotonic() - self.started
         seconds = costs.time_for(so_far / (1 + len(self.manifest["class"])), self.deadline)
-        student, teacher = self.run_inputs.student, self.run_inputs.teacher
+        student, teacher = self.run_inputs.student, self.cast_teacher
         measured = costs.measure(
             self.recipe,
             self.run_inputs.splits,

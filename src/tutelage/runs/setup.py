@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -48,7 +49,7 @@ from tutelage.training.evaluate import (
     evaluate,
 )
 from tutelage.training.on_policy import OnPolicyBatches
-from tutelage.training.precision import float32_products
+from tutelage.training.precision import float32_products, network_dtype
 from tutelage.training.sharding import is_sharded, is_sharded_by, sharded
 from tutelage.types import UNLABELLED, Batch, Batches, Inputs, Metric, Outputs, Served, Sparse, View
 from tutelage.views import map_views, views_of
@@ -355,6 +356,12 @@ def trial_device(recipe: Recipe, who: str) -> torch.device:
     """Return where to try ``student`` or ``teacher`` on a few samples: one that is sharded may not fit its device."""
     sharded = is_sharded_by(recipe.fits()[0].settings, who)
     return torch.device("cpu") if sharded else accelerator_on(recipe.device).device
+
+
+def in_precision(recipe: Recipe, teacher: Classifier) -> Classifier:
+    """Return the teacher in the recipe's precision: a copy under ``fp64``, as the given one is recorded."""
+    precision = recipe.fits()[0].settings.precision
+    return cast_module(copy.deepcopy(teacher), precision) if network_dtype(precision) == torch.float64 else teacher
 
 
 def on_device(recipe: Recipe, network: nn.Module, who: str) -> nn.Module:

@@ -16,9 +16,10 @@ from tutelage.errors import RecipeError
 from tutelage.runs.resume import read_as_now, read_recorded, recipe_differences, require_library, shown
 from tutelage.runs.resume import student_fingerprint as fingerprint_of
 from tutelage.runs.run import finished
+from tutelage.training.early_stopping import reason_to_stop
 
-RATES = ("optimizer", "schedule")
-"""Keys that say how fast a fit learns; with ``epochs`` those of a stage that is over stay as they were."""
+STAYING = ("epochs", "optimizer", "schedule", "early_stopping")
+"""Keys that may differ, all or in part, and that for a stage that is over stay as they were."""
 
 
 class Origin(NamedTuple):
@@ -67,6 +68,12 @@ def origin(recipe: Recipe, folder: Path) -> Origin | None:
         what = f"stages.{len(recipe.stages) - 1}.epochs" if recipe.stages else "epochs"
         expected = f"more than the {done} that {start} has"
         raise RecipeError(what, expected, planned, f"type {what}={2 * done} for as many again")
+    stopping = recipe.fits()[-1].settings.early_stopping
+    if stopping is not None and (why := reason_to_stop(state.get("history", ()), stopping)) is not None:
+        what = f"stages.{len(recipe.stages) - 1}.early_stopping" if recipe.stages else "early_stopping"
+        expected = f"one by which {start} goes on"
+        got = f"a patience of {stopping.patience}, by which it is over: {why}"
+        raise RecipeError(what, expected, got, f"type {what}.patience={done + 1}, or another")
     require_library(recorded.manifest, recipe, start)
     return Origin(start, place, recorded.manifest, int(state["stage"]), done)
 
@@ -91,11 +98,12 @@ def _newest_state(start: Path) -> tuple[Path, Mapping[str, Any]]:
 def _check_recipe(recorded: Mapping[str, Any], recipe: Recipe, start: Path) -> None:
     """Refuse a recipe that differs from a finished run's in more than the epochs and the rate of what is still done."""
     last = f"stages.{len(recipe.stages) - 1}."
-    own = ("epochs", "optimizer.lr", "schedule")
+    own = ("epochs", "optimizer.lr", "schedule", "early_stopping")
     differs = recipe_differences(recorded, recipe, but=("start", *own, *(last + key for key in own)))
     differs += _differences_before(read_as_now(recorded, type(recipe)), recipe.model_dump(mode="json"))
     if differs:
-        expected = f"what {start} has, in all but name, epochs, optimizer.lr, schedule and how it is computed"
+        but = "name, epochs, optimizer.lr, schedule, early_stopping and how it is computed"
+        expected = f"what {start} has, in all but {but}"
         raise RecipeError("start", expected, ", ".join(differs), "type the same, or leave start out for a run anew")
 
 
@@ -103,8 +111,8 @@ def _differences_before(before: Mapping[str, Any], now: Mapping[str, Any]) -> It
     """Describe how stages differ that are over, by keys that they may take from the recipe."""
     stages = zip(before.get("stages", ())[:-1], now["stages"][:-1], strict=False)
     for k, pair in enumerate(stages):
-        for key in ("epochs", *RATES):
-            then, value = (stage.get(key) or recipe[key] for stage, recipe in zip(pair, (before, now), strict=True))
+        for key in STAYING:
+            then, value = (stage.get(key) or recipe.get(key) for stage, recipe in zip(pair, (before, now), strict=True))
             if then != value and (pair[0].get(key) or pair[1].get(key)) is None:
                 yield f"{key} of the finished stage {k} was {shown(then)}, is {shown(value)}"
 

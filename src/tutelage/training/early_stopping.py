@@ -13,6 +13,19 @@ BY: Final = "validation"
 """The held-out set that decides. By the test set, the accuracy that is reported would be too good."""
 
 
+def kept_epoch(epochs: Sequence[records.Epoch], stopping: EarlyStopping | None) -> records.Epoch:
+    """Return the epoch whose weights a run ends with.
+
+    Args:
+        epochs: records of the run, at least one.
+        stopping: how its last fit ends early; ``None`` if it does not.
+    """
+    best = records.best_epoch(epochs, BY) if stopping is not None and stopping.keep == "best" else None
+    if best is None:
+        return epochs[-1]
+    return next(e for e in epochs if (e["stage"], e["epoch"]) == (best["stage"], best["epoch"]))
+
+
 def reason_to_stop(epochs: Sequence[records.Epoch], stopping: EarlyStopping) -> str | None:
     """Return why a fit ends after its epochs so far; ``None`` if it does not.
 

@@ -40,6 +40,7 @@ from tutelage.runs.setup import (
     torch_settings,
 )
 from tutelage.training.deadline import DeadlineExceeded
+from tutelage.training.early_stopping import kept_epoch
 from tutelage.tuning import sampler
 from tutelage.tuning import space as spaces
 from tutelage.tuning.request import RECIPE, SAMPLED, SearchRequest
@@ -298,7 +299,8 @@ class _Driver:
             # A run that was killed between its checkpoint and the rule may have an epoch more.
             epochs = epochs[: rule.stops(sampler.course(epochs)) or len(epochs)]
         trial["epochs"] = len(epochs)
-        held = epochs[-1]["validation"] if epochs else None
+        stopping = None if trial["state"] == "pruned" else self._recipe_of(trial).fits()[-1].settings.early_stopping
+        held = kept_epoch(epochs, stopping)["validation"] if epochs else None
         value = None if held is None else held.get(self.by.key)
         trial["value"] = value if isinstance(value, int | float) else None
         if trial["state"] == "finished" and trial["value"] is None:
@@ -371,7 +373,8 @@ class _Driver:
         if errors:
             raise next(iter(errors.values()))
         for (recipe, path), trial in zip(planned, (best, own) * count, strict=True):
-            held = [*records.read_epochs(path)][-1]["validation"]
+            stopping = recipe.fits()[-1].settings.early_stopping
+            held = kept_epoch([*records.read_epochs(path)], stopping)["validation"]
             evaluation = path / records.EVALUATION
             test = Run(path).evaluation["student"].get(self.by.key) if evaluation.exists() else None
             self.record["confirmations"].append(
