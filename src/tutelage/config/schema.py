@@ -380,8 +380,8 @@ def _trained(network: Network) -> Network:
     return network
 
 
-def _no_student(network: Network) -> Network:
-    """Refuse a student's key of a network that is not trained."""
+def _not_trained(network: Network) -> Network:
+    """Refuse the keys of a network that is not trained that only a student has."""
     if network.frozen is not None:
         instead = "leave frozen out: it is a student's key"
         raise InvalidValueError("frozen", "none of a network that is not trained", list(network.frozen), instead)
@@ -477,7 +477,7 @@ def _ready(value: Any) -> Any:
 
 
 MemberField = Annotated[
-    Network, pydantic.AfterValidator(_no_student), pydantic.BeforeValidator(_ready), ShortFor("name")
+    Network, pydantic.AfterValidator(_not_trained), pydantic.BeforeValidator(_ready), ShortFor("name")
 ]
 
 
@@ -543,7 +543,7 @@ def _alone(value: Any) -> Any:
 
 
 _ONE_TEACHER = (
-    Annotated[Network, pydantic.AfterValidator(_no_student), pydantic.Tag("Network")]
+    Annotated[Network, pydantic.AfterValidator(_not_trained), pydantic.Tag("Network")]
     | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")]
 )
 OneTeacherField = Annotated[

@@ -27,6 +27,7 @@ from tutelage.runs.setup import (
     steps_of,
     torch_settings,
 )
+from tutelage.runs.terminal import rough_time
 from tutelage.training import layers, memory
 from tutelage.training.distributed import accelerator_on, world
 from tutelage.training.precision import fallback
@@ -142,7 +143,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         *summary,
         *(("note", line) for line in notes.of_run(recipe, run_inputs)),
         ("estimated disk", disk),
-        ("estimated time", f"{_duration(total)}{with_teacher}, evaluation not counted"),
+        ("estimated time", f"{rough_time(total)}{with_teacher}, evaluation not counted"),
         ("memory", used),
     ]
 
@@ -204,9 +205,3 @@ def _network(network: models.Classifier, shape: tuple[int, ...]) -> str:
     answers = {"labels": f"{card.classes} labels", "embedding": f"a vector of {card.classes}"}
     facts = f"{card.name}: {counted}{answers.get(card.task, f'{card.classes} classes')}, weights {weights}"
     return "; ".join([facts, *describe_fit(network, shape)])
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from tutelage.errors import printable
-from tutelage.runs.terminal import CountingReporter, in_time
+from tutelage.runs.terminal import CountingReporter, rough_time
 
 OFTEN = 0.3
 """Seconds between two states of the block."""
@@ -65,7 +65,7 @@ class NotebookReporter(CountingReporter):
         print(printable(text))  # noqa: T201  what it is for
 
     def _time(self) -> str:
-        return in_time(time.monotonic() - self.started)
+        return rough_time(time.monotonic() - self.started)
 
     def _draw(self, state: str = "", *, empty: bool = False) -> None:
         from IPython.display import display

@@ -31,16 +31,16 @@ NARROW = 80
 ALL = "all runs"
 
 
-def in_time(seconds: float) -> str:
+def rough_time(seconds: float) -> str:
     """Write a time roughly.
 
     Example:
-        >>> in_time(9.6), in_time(200), in_time(9000)
+        >>> rough_time(9.6), rough_time(200), rough_time(9000)
         ('10 s', '3 min', '2.5 h')
     """
-    if seconds < 100:
+    if seconds < 120:
         return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 class CountingReporter(Reporter):
@@ -97,7 +97,7 @@ class CountingReporter(Reporter):
         left = self.steps - self.done if self.all_steps is None else self.all_steps - self.all_done
         if self.began is None or not self.taken or left <= 0:
             return ""
-        return f", {in_time(left * (time.monotonic() - self.began) / self.taken)} left"
+        return f", {rough_time(left * (time.monotonic() - self.began) / self.taken)} left"
 
 
 class LineReporter(CountingReporter):
