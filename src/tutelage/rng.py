@@ -168,7 +168,7 @@ def in_turn(seed: int, epoch: int, samples: NDArray[np.int64], count: int) -> ND
 
 
 def balanced(seed: int, epoch: int, labels: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the samples that an epoch takes where all classes have their turns alike: as many as there are labels.
+    """Return the samples that an epoch takes where all classes take turns, as many as there are labels.
 
     The turns go on from epoch to epoch. In each round every class has one, in an order drawn by hash, so that equal
     numbers of turns have each class equally often, up to the rounds that are not whole. A class's samples are walked

@@ -1,4 +1,4 @@
-"""Training epochs in which all classes come alike, however many samples each has."""
+"""Training epochs in which all classes come equally often, however many samples each has."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ class Split(ABC):
         prompts: number of each text's tokens before the last part that is learned, ``(len,)``, at least 1; ``None``
             without such parts.
         texts: number of the text that belongs to each image, ``(len,)``; ``None`` where none does.
-        balanced: whether training samples with labels are drawn with all classes alike (`balanced_classes`).
+        balanced: whether training samples with labels are drawn with all classes equally often (`balanced_classes`).
     """
 
     labels: Tensor
