@@ -569,6 +569,30 @@ LARGEST_JSON = 2**26
 """Bytes of a JSON file."""
 
 
+def flat(values: Any, separator: str = ".", *, lists: bool = False, before: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield what is in nested mappings by the path to it; empty mappings yield nothing.
+
+    Args:
+        values: a mapping.
+        separator: what stands between the keys of a path.
+        lists: whether lists of mappings are entered too, by position; other lists are values.
+        before: path of ``values`` itself.
+
+    Example:
+        >>> dict(flat({"epoch": 1, "train": {"loss": 0.5, "terms": {"kd": 0.25}}}))
+        {'epoch': 1, 'train.loss': 0.5, 'train.terms.kd': 0.25}
+    """
+    if isinstance(values, Mapping):
+        inner: Iterable[tuple[Any, Any]] = values.items()
+    elif lists and isinstance(values, list) and any(isinstance(each, Mapping) for each in values):
+        inner = enumerate(values)
+    else:
+        yield before, values
+        return
+    for key, each in inner:
+        yield from flat(each, separator, lists=lists, before=f"{before}{separator}{key}" if before else str(key))
+
+
 def read_bytes(
     path: Path, instead: str = "restore the file or run again", *, limit: int = plain_files.UNLIMITED
 ) -> bytes:

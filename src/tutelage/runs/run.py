@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -100,7 +100,7 @@ class Run:
 
         A `pandas.DataFrame` with a row for each epoch, or where pandas is not installed a list of mappings.
         """
-        rows = [dict(_flat(epoch)) for epoch in self.epochs]
+        rows = [dict(records.flat(epoch)) for epoch in self.epochs]
         try:
             import pandas as pd
         except ImportError:
@@ -150,15 +150,6 @@ class Run:
         from tutelage.report.notebook import run_html
 
         return run_html(self.folder)
-
-
-def _flat(values: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield each value inside nested mappings with the path to it; lists are left as they are."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield before + key, value
 
 
 def load(

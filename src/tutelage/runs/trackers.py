@@ -93,8 +93,8 @@ def scalars(record: Mapping[str, Any]) -> dict[str, float]:
         {'epoch': 1, 'train/loss': 0.5}
     """
     return {
-        "/".join(path): value
-        for path, value in _leaves(record)
+        path: value
+        for path, value in records.flat(record, "/")
         if isinstance(value, int | float) and not isinstance(value, bool)
     }
 
@@ -107,10 +107,10 @@ def settings(recipe: Mapping[str, Any]) -> dict[str, str | float]:
     from tutelage.runs.manifest import without_paths
 
     found: dict[str, str | float] = {}
-    for path, value in _leaves(without_paths(dict(recipe)), lists=True):
+    for key, value in records.flat(without_paths(dict(recipe)), lists=True):
         if value is not None:
             plain = value if isinstance(value, str | int | float) else json.dumps(value)
-            found[".".join(path)] = _URL.sub(_public, plain) if isinstance(plain, str) else plain
+            found[key] = _URL.sub(_public, plain) if isinstance(plain, str) else plain
     return found
 
 
@@ -118,20 +118,6 @@ def _public(url: re.Match[str]) -> str:
     from tutelage.data.names import public_url
 
     return public_url(url[0])
-
-
-def _leaves(value: Any, path: tuple[str, ...] = (), *, lists: bool = False) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Yield what is in mappings, and in lists of such if ``lists``, each with its path."""
-    inner: Iterable[tuple[Any, Any]] | None = None
-    if isinstance(value, Mapping):
-        inner = value.items()
-    elif lists and isinstance(value, list) and any(isinstance(each, Mapping) for each in value):
-        inner = enumerate(value)
-    if inner is None:
-        yield path, value
-        return
-    for key, each in inner:
-        yield from _leaves(each, (*path, str(key)), lists=lists)
 
 
 def by_step(epochs: Sequence[records.Epoch]) -> Iterator[tuple[int, dict[str, float]]]:

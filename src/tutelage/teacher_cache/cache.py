@@ -141,7 +141,10 @@ class TeacherCache:
         return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()
 
     def _check_same(self, stored: Mapping[str, Any]) -> None:
-        then, now = _flat(stored["key"]) | {"samples": stored["samples"]}, _flat(self.key) | {"samples": self.samples}
+        then, now = (
+            {**dict(records.flat(key)), "samples": samples}
+            for key, samples in ((stored["key"], stored["samples"]), (self.key, self.samples))
+        )
         differs = [
             f"{name} (expected {now.get(name, 'none')}, got {then.get(name, 'none')})"
             for name in sorted(then.keys() | now.keys())
@@ -547,13 +550,3 @@ def _digest(tensors: Mapping[str, Tensor], place: Mapping[str, str]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    """Return a nested mapping as a flat one with dotted names."""
-    if not isinstance(value, Mapping):
-        return {name: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat |= _flat(inner, f"{name}.{key}" if name else str(key))
-    return flat
