@@ -94,7 +94,8 @@ def choice(names):
 
 def plural(text):
     first, *others = text.split(" or ")
-    return " or ".join([first if first.startswith(("[", "`")) else f"{first}s", *others])
+    head, of, rest = first.partition(" of ")
+    return " or ".join([first if first.startswith(("[", "`")) else f"{head}s{of}{rest}", *others])
 
 
 def shown(value):

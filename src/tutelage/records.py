@@ -361,7 +361,7 @@ class Trial(TypedDict):
     origin: str  # ``recipe``, ``sampled``, or the name of a known point
     values: dict[str, Any]  # by key; the recipe's own run has none where the recipe is no point of the space
     state: Literal["running", "finished", "pruned", "failed"]
-    value: float | None  # of the search's measure on the validation set after the last epoch
+    value: float | None  # of the search's measure on the validation set, by the student that the run ended with
     epochs: int  # trained
     reason: str | None  # why it failed or was pruned
 
@@ -373,7 +373,7 @@ class Confirmation(TypedDict):
     trial: int  # whose settings it has
     seed: int
     data_seed: int
-    validation: float
+    validation: float  # the measure of the student that the run ended with, as of a trial
     test: float | None
 
 

@@ -76,7 +76,7 @@ def test_a_search_finds_confirms_and_goes_on(tmp_path):
         assert trial["value"] == [*records.read_epochs(found.folder / trial["folder"])][-1]["validation"]["accuracy"]
     assert "s: the teacher first" in lines.lines
     teacher = (found.folder / "teacher" / records.STUDENT).stat().st_mtime_ns
-    best = summary.best_of(record)
+    best = summary.best_trial(record)
     assert found.best.folder.name == best["folder"]
     assert best["number"] > 0, "this seed was chosen so that something is found"
     assert record["found"]["gain"] == pytest.approx(best["value"] - record["trials"][0]["value"])

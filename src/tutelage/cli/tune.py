@@ -77,7 +77,7 @@ def tune(
         for line in summary.space_lines(asked.space):
             common.echo(line)
         common.print_dry_run(parsed, trust, runs, set())
-        common.print_disk([(parsed, folder / f"trial-{k:04}") for k in range(trials)], trust, runs)
+        common.print_disk([(parsed, folder / searches.trial_name(k)) for k in range(trials)], trust, runs)
         return
     with (
         common.run_options(trust) as options,

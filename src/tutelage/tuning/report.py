@@ -14,13 +14,13 @@ from tutelage.report.summary import Tile
 from tutelage.report.table import Row, Table, plural
 from tutelage.tuning import sampler
 from tutelage.tuning import space as spaces
-from tutelage.tuning.summary import best_of, lines, read, table
+from tutelage.tuning.summary import best_trial, lines, read, table
 
 
 def write_report(folder: Path) -> Path:
     """Write ``report.html`` into a search's folder, atomically; return its path."""
     record = read(folder)
-    best = best_of(record)
+    best = best_trial(record)
     of_best = reading.read(folder / best["folder"])
     subject = replace(of_best, folder=folder, name=record["name"])
     by = records.measure_named(record["measure"])
@@ -42,7 +42,7 @@ def write_report(folder: Path) -> Path:
         warnings=list(words.warnings(of_best)),
         tiles=[Tile("Trials", str(len(record["trials"])), "", plural(len(record["space"]), "key"))],
         table=table(record),
-        selection="The best trial was chosen on the validation set, by the last epoch's student of each.",
+        selection="The best trial was chosen on the validation set, by the student that each ended with.",
         sections=[
             Section("space", "What was searched", " ".join(ranges.notes), tables=[ranges]),
             Section("epoch", f"The best trial by epoch, {best['folder']}", curves_note(of_best), by_epoch(of_best)),

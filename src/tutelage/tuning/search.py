@@ -45,7 +45,7 @@ from tutelage.tuning import sampler
 from tutelage.tuning import space as spaces
 from tutelage.tuning.request import RECIPE, SAMPLED, SearchRequest
 from tutelage.tuning.sampler import Pruning
-from tutelage.tuning.summary import best_of, lines, read, table
+from tutelage.tuning.summary import best_trial, lines, read, table
 from tutelage.version import __version__
 
 FATAL = (StorageError, MissingExtraError, NetworkError)
@@ -66,7 +66,7 @@ class Search:
     @property
     def best(self) -> Run:
         """The trial with the best value, the recipe's own where none is better."""
-        return Run(self.folder / self.record["trials"][best_of(self.record)["number"]]["folder"])
+        return Run(self.folder / self.record["trials"][best_trial(self.record)["number"]]["folder"])
 
     @property
     def recipe_line(self) -> str:
@@ -176,7 +176,7 @@ class _Driver:
 
     def _expect(self, splits: data.Splits) -> None:
         left = self.request.trials - sum(trial["state"] != "running" for trial in self.record["trials"])
-        planned = [(self.recipe, self.folder / _name(k)) for k in range(max(left, 0))]
+        planned = [(self.recipe, self.folder / trial_name(k)) for k in range(max(left, 0))]
         size = disk.size_of_all(planned, splits, self.options.trust_code)
         disk.require_room(f"search {self.folder.name}", self.folder, size)
         if self.on.local and left > 0:
@@ -202,7 +202,7 @@ class _Driver:
         trials = self.record["trials"]
         if left := [trial for trial in trials if trial["state"] == "running"]:
             return left
-        count = min(max(self.request.together, self._slots()), self.request.trials - len(trials))
+        count = min(max(self.request.together, self.on.slots), self.request.trials - len(trials))
         number = 1 + max((trial["round"] for trial in trials), default=-1)
         new: list[Trial] = []
 
@@ -211,7 +211,7 @@ class _Driver:
             new.append(
                 {
                     "number": k,
-                    "folder": _name(k),
+                    "folder": trial_name(k),
                     "round": number,
                     "origin": origin,
                     "values": dict(values),
@@ -235,9 +235,6 @@ class _Driver:
         elif count > 0:
             self.reporter.say(f"{self.folder.name}: every setting of the space was tried")
         return new
-
-    def _slots(self) -> int:
-        return self.on.slots if not self.on.local else 1
 
     def _recipe_of(self, trial: Trial, *, seed: int = 0) -> Recipe:
         """Return a trial's recipe, of its own seeds or later ones."""
@@ -309,7 +306,7 @@ class _Driver:
             )
 
     def _tell(self) -> None:
-        best, own = best_of(self.record), self.record["trials"][0]
+        best, own = best_trial(self.record), self.record["trials"][0]
         count = sum(trial["state"] != "running" for trial in self.record["trials"])
         line = f"{count} of {self.request.trials} trials: best validation {self._written(best)} ({best['folder']})"
         self.reporter.say(f"{line}, the recipe's own {self._written(own)}")
@@ -344,7 +341,7 @@ class _Driver:
 
     def _confirm(self) -> None:
         """Train the best settings and the recipe's own over new seeds, and note what was found."""
-        best, own = best_of(self.record), self.record["trials"][0]
+        best, own = best_trial(self.record), self.record["trials"][0]
         self.record["confirmations"] = []
         self.record["found"] = None
         if best is not own:
@@ -414,7 +411,8 @@ def _refuse(folder: Path, differs: Sequence[str]) -> None:
         raise RecipeError("name", expected, f"another one: {', '.join(differs)}", instead)
 
 
-def _name(number: int) -> str:
+def trial_name(number: int) -> str:
+    """Return the name of a trial's folder."""
     return f"trial-{number:04}"
 
 

@@ -107,7 +107,7 @@ def read(folder: Path) -> Tune:
     return record
 
 
-def best_of(record: Tune) -> Trial:
+def best_trial(record: Tune) -> Trial:
     """Return the finished trial with the best value, the earliest of equal ones."""
     by = records.measure_named(record["measure"])
     done = [trial for trial in record["trials"] if trial["state"] == "finished" and trial["value"] is not None]
