@@ -279,3 +279,19 @@ def test_a_second_signal_leaves_at_once(second, tmp_path):
     code, err = stopped(tmp_path, [signal.SIGINT, second], *typed, when="begun", pause=1.0)
     assert code == 128 + second
     assert "at once" in err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("teacher", ["null", "{train: {model: mlp:256x256, epochs: 9999}}"])
+def test_a_search_whose_time_is_up_before_a_trial_is_finished_names_no_report(teacher, invoke, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one.yaml").write_text(RECIPE)
+    objective = "cross_entropy" if teacher == "null" else "kd"
+    asked = ["data.validation=0.1", f"teacher={teacher}", f"objective={objective}", "epochs=9999", "--budget", "2s"]
+    search = ["--trials", "2", "--search", "optimizer.lr=0.01..0.1"]
+    code, out, err = invoke("tune", "one.yaml", *search, *asked)
+    assert (code, err) == (0, "")
+    assert "the budget is used up" in out
+    assert "to resume, here or where" in out
+    assert "report: " not in out
+    assert not [*tmp_path.glob("runs/*/report.html")]

@@ -250,8 +250,9 @@ def print_table(folder: Path) -> None:
 
 
 def print_report(folder: Path) -> None:
-    """Print the table of a run, a comparison, a study or a search, and the path of its report."""
+    """Print the table of a run, a comparison, a study or a search, and the path of its report, if there is one."""
     with noting_result(folder, "its report is written"):
         print_table(folder)
-        echo()
-        echo(f"report: {folder / 'report.html'}")
+        if (path := folder / "report.html").exists():  # a search writes none before a trial has finished
+            echo()
+            echo(f"report: {path}")

@@ -62,6 +62,7 @@ def tune(
         parsed, trials=trials, search=search or [], space=space, confirm=confirm, together=together, prune=prune
     )
     preflight.check_names(parsed, trust_code=trust)
+    from tutelage import records
     from tutelage.runs.setup import check_objectives  # and with it torch: what needs none is refused by now
     from tutelage.training.deadline import Deadline
     from tutelage.tuning import sampler, summary
@@ -86,6 +87,10 @@ def tune(
         if limit is not None:
             options = replace(options, deadline=Deadline(limit.ends))
         searches.tune(asked, folder, options=options, on=place)
-    common.print_report(folder)
-    if limit is not None and any(trial["state"] == "running" for trial in summary.read(folder)["trials"]):
+    begun = (folder / records.TUNE).exists()  # not where the time was up before the teacher was trained
+    if begun:
+        common.print_report(folder)
+    if not begun or (
+        limit is not None and any(trial["state"] == "running" for trial in summary.read(folder)["trials"])
+    ):
         common.echo(f"to resume, here or where the folder {runs} was copied to: {common.command()}")

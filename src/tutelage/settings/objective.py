@@ -35,7 +35,7 @@ def check_class_weights(value: Any) -> ClassWeights | None:
         return None
     if isinstance(value, str) and value == BALANCED:
         return BALANCED
-    value = value.tolist() if hasattr(value, "tolist") else value  # an array or a tensor
+    value = getattr(value, "tolist", lambda: value)()  # an array or a tensor
     named = isinstance(value, Mapping)
     numbers = (
         list(value.values())
