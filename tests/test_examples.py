@@ -78,6 +78,7 @@ def test_own_loop_needs_no_engine(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_trainer_of_transformers_has_a_teacher(tmp_path, monkeypatch):
     pytest.importorskip("transformers")
     monkeypatch.setattr("sys.argv", ["hf_trainer.py"])

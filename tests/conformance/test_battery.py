@@ -31,13 +31,20 @@ def test_every_law_of_a_row_is_known():
         assert set(row.laws.split()) <= battery.LAWS.keys()
 
 
+QUICKLY_COMPILED = {"kd", "ttm", "wttm", "dist", "crd", "reviewkd"}
+"""One of each kind is compiled in the quick tests: tracing one takes up to some seconds."""
+
+
 def each(checks):
     return [
         pytest.param(
             row,
             check,
             id=f"{row.preset}-{check.replace(' ', '_')}",
-            marks=pytest.mark.skipif(not row.known, reason=f"there is no preset {row.preset} yet"),
+            marks=[
+                pytest.mark.skipif(not row.known, reason=f"there is no preset {row.preset} yet"),
+                *([pytest.mark.slow] if check == "compiled" and row.preset not in QUICKLY_COMPILED else []),
+            ],
         )
         for row in battery.ROWS
         for check in checks

@@ -92,13 +92,9 @@ GROUPS = {
 FORGETFUL = {"forgetful": two_stages(at("step", 5)) | {"then": at("forget")}}
 QUICK = {
     "between-steps",
-    "between-micro-batches",
-    "checkpoint-rename",
-    "metrics-half-appended",
     "again-and-again",
     "two-stages",
     "teacher-in-training",
-    "group-in-the-middle-of-a-step",
     "group-again-and-again",
     "forgetful",
 }

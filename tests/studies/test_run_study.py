@@ -469,6 +469,7 @@ def test_a_study_of_several_workers_that_is_stopped_says_what_is_saved_and_resum
         assert Run(folder).manifest["resumed"] == 1
 
 
+@pytest.mark.slow
 def test_a_worker_reports_what_failed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     pairs = {**STUDY["pairs"], "wide/lost": {"teacher": "mlp:16", "student": "mlp:none"}}
