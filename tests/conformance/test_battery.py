@@ -31,7 +31,7 @@ def test_every_law_of_a_row_is_known():
         assert set(row.laws.split()) <= battery.LAWS.keys()
 
 
-QUICKLY_COMPILED = {"kd", "ttm", "wttm", "dist", "crd", "reviewkd"}
+QUICKLY_COMPILED = {"kd", "ttm", "wttm", "dist"}
 """One of each kind is compiled in the quick tests: tracing one takes up to some seconds."""
 
 
@@ -168,7 +168,14 @@ def named(monkeypatch):
 CAUGHT = ["large", "unlabelled", "soft labels", "gradient", "zero", "shift", "samples", "classes"]
 
 
-@pytest.mark.parametrize(("loss", "check"), [(deaf, "trains"), (deaf, "gradient"), *((wrong, name) for name in CAUGHT)])
+@pytest.mark.parametrize(
+    ("loss", "check"),
+    [
+        (deaf, "trains"),
+        (deaf, "gradient"),
+        *(pytest.param(wrong, name, marks=pytest.mark.slow if name == "shift" else []) for name in CAUGHT),
+    ],
+)
 def test_a_wrong_loss_fails(named, loss, check):
     row = named(loss)
     with pytest.raises((AssertionError, RuntimeError)):

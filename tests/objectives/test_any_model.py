@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests._helpers.presets import few_quickly
 from tests._helpers.refusals import refused
 
 from tutelage import Batch, Distiller, FrozenTeacher, network_context, objectives, taps
@@ -51,7 +52,7 @@ def step(objective, pair):
 
 
 @pytest.mark.parametrize("pair", PAIRS)
-@pytest.mark.parametrize("name", OF_FEATURES)
+@pytest.mark.parametrize("name", few_quickly(OF_FEATURES))
 def test_features_of_any_model(name, pair):
     objective = overview.default(name)
     if name in OF_EQUAL_WIDTH or (pair, name) in REFUSED:

@@ -12,6 +12,7 @@ import pytest
 import torch
 from tests._helpers.captured_cases import PRESETS, TOKENS, batches, capture_on_the_cpu, preset_state, trained
 from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
+from tests._helpers.presets import few_quickly
 from tests._helpers.recorder import Late, Unchanged
 from tests._helpers.refusals import refused
 from torch import nn
@@ -50,7 +51,7 @@ def assert_same_bits(name, **changes):
     assert operations > 100
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", few_quickly(PRESETS))
 def test_replayed_steps_are_the_eager_ones(name):
     """Of every preset; among the steps is one that is not applied."""
     assert_same_bits(name)

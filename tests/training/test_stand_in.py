@@ -7,6 +7,7 @@ import pytest
 import torch
 from tests._helpers.contexts import drawn_context
 from tests._helpers.fit_cases import Rows, mlp, samples, settings
+from tests._helpers.presets import few_quickly
 from tests._helpers.stand_in import ACCELERATOR, META, on_the_stand_in, waits_of
 from torch import nn
 
@@ -100,7 +101,7 @@ def test_on_the_cpu_nothing_is_noted_and_nothing_is_changed():
 # Steps
 
 
-@pytest.mark.parametrize("name", objectives.PRESETS)
+@pytest.mark.parametrize("name", few_quickly())
 def test_a_step_waits_for_nothing_that_its_objective_does_not_declare(name):
     lesson = Lesson(overview.default(name), PAIRS.get(name))
     found = lesson.waits()
