@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,13 +18,13 @@ from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError
 from tutelage.modules import Distiller
 from tutelage.runs import autotune
-from tutelage.runs.setup import RunInputs, run_context
+from tutelage.runs.setup import RunInputs, in_precision, run_context
 from tutelage.settings.fit import Fit, FitSettings
 from tutelage.submodules import restored_modes
 from tutelage.training import memory, optim
 from tutelage.training.activations import checkpointed_blocks, recomputing
 from tutelage.training.compile import unchanged
-from tutelage.training.distributed import accelerator_on, by_main, cast_module, of_all, to_device
+from tutelage.training.distributed import accelerator_on, by_main, of_all, to_device
 from tutelage.training.graphs import CAPTURES
 from tutelage.training.precision import mixed_precision, network_dtype
 from tutelage.training.step import split_batch
@@ -115,11 +114,8 @@ def _smallest(recipe: Recipe, run_inputs: RunInputs, stage: int, fit: Fit) -> Ch
 def _trial(recipe: Recipe, run_inputs: RunInputs, stage: int, settings: FitSettings) -> Iterator[_Trial]:
     """Yield what takes steps of a stage; afterwards networks and generators are as before."""
     objective, device = run_inputs.objectives[stage], accelerator_on(recipe.device).device
-    student, network = run_inputs.student, run_inputs.teacher
-    if settings.precision == "fp64":
-        student = cast_module(copy.deepcopy(student), settings.precision)
-        network = network and cast_module(copy.deepcopy(network), settings.precision)
-    student.to(device)
+    student = in_precision(recipe, run_inputs.student).to(device)
+    network = run_inputs.teacher and in_precision(recipe, run_inputs.teacher)
     if network is not None:
         network.to(device)
     with restored_modes(student), unchanged(student, device):

@@ -358,10 +358,10 @@ def trial_device(recipe: Recipe, who: str) -> torch.device:
     return torch.device("cpu") if sharded else accelerator_on(recipe.device).device
 
 
-def in_precision(recipe: Recipe, teacher: Classifier) -> Classifier:
-    """Return the teacher in the recipe's precision: a copy under ``fp64``, as the given one is recorded."""
+def in_precision(recipe: Recipe, network: Classifier) -> Classifier:
+    """Return a network in the recipe's precision: a copy under ``fp64``, as the given one stays as it came."""
     precision = recipe.fits()[0].settings.precision
-    return cast_module(copy.deepcopy(teacher), precision) if network_dtype(precision) == torch.float64 else teacher
+    return cast_module(copy.deepcopy(network), precision) if network_dtype(precision) == torch.float64 else network
 
 
 def on_device(recipe: Recipe, network: nn.Module, who: str) -> nn.Module:

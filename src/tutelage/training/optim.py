@@ -145,10 +145,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, checkpoint: Checkpoint) 
         moments.setdefault(int(i), {})[key] = tensor
     # How the optimizer is computed depends on the device, which may differ from the checkpoint's.
     form = [{key: group[key] for key in ("fused", "capturable") if key in group} for group in optimizer.param_groups]
-    built = zip(
-        optimizer.param_groups, content["groups"], form, strict=True
-    )  # A group may have what is no plain value.
-    optimizer.load_state_dict({"state": moments, "param_groups": [{**a, **saved, **own} for a, saved, own in built]})
+    # A group that was built may have what is no plain value, and so not saved.
+    built = zip(optimizer.param_groups, content["groups"], form, strict=True)
+    groups = [{**group, **saved, **own} for group, saved, own in built]
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
     numbered = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for number, saved in moments.items():
         parameter = numbered[number]
