@@ -1,14 +1,11 @@
 """Runs that end early, with an average of their weights: what they leave behind, killed and resumed too."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 
 import pytest
 import torch
-from tests._helpers import KILLED_RUN, ROOT
+from tests._helpers import KILLED_RUN
+from tests._helpers.killed_command import typed
 from tests._helpers.refusals import refused
 from torch.utils.data import TensorDataset
 
@@ -148,30 +145,6 @@ def test_bars_wait_for_no_step_that_never_comes():
 
 
 # Killed and resumed
-
-KILLED = """
-import sys
-from tests._helpers import killed_run
-from tutelage.cli import app
-killed_run.arm({"what": "step", "count": int(sys.argv.pop(1))})
-app.main()
-"""
-
-
-def typed(folder, *arguments, kill=None):
-    command = ["-m", "tutelage"] if kill is None else ["-c", KILLED, str(kill)]
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(
-        [sys.executable, *command, *arguments],
-        cwd=folder,
-        env={**os.environ, **paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == (0 if kill is None else -signal.SIGKILL), done.stderr
-    return done.stdout
 
 
 def tracked(folder):

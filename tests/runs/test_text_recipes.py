@@ -1,15 +1,12 @@
 """The recipes of texts and of tokens, on few texts: killed and resumed, in two processes, and in micro-batches."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
 from tests._helpers import ROOT, SHARED
+from tests._helpers.killed_command import typed
 from tests._helpers.processes import processes
 
 from tutelage import config, models
@@ -63,30 +60,6 @@ def news(tmp_path_factory):
 
 
 # Killed and resumed
-
-KILLED = """
-import sys
-from tests._helpers import killed_run
-from tutelage.cli import app
-killed_run.arm({"what": "step", "count": int(sys.argv.pop(1))})
-app.main()
-"""
-
-
-def typed(folder, *arguments, kill=None):
-    command = ["-m", "tutelage"] if kill is None else ["-c", KILLED, str(kill)]
-    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run(
-        [sys.executable, *command, *arguments],
-        cwd=folder,
-        env={**os.environ, **paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == (0 if kill is None else -signal.SIGKILL), done.stderr
-    return done.stdout
 
 
 def metrics(folder):
