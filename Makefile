@@ -7,7 +7,7 @@ LOWEST := .venv-lowest
 # A file's tests stay in one process, as they share what is dear to make; each process has one thread.
 SUITE := -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check generated clean
+.PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check mypy pyright generated clean
 
 demo: $(STAMP)
 	$(BIN)/tutelage compare recipes/digits.yaml
@@ -46,8 +46,10 @@ bench: $(STAMP)
 check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/pyright
+	$(MAKE) --jobs=2 mypy pyright
+
+mypy pyright:
+	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/$@
 
 # What is written from the settings, the presets and the models' sources: signatures for recipes, what `tutelage list` shows,
 # arguments of timm's optimizers, the tables of keys, and the page of objectives.

@@ -382,6 +382,7 @@ def test_nan_in_the_teachers_logits_names_step_and_samples(here, invoke):
     one_line(err, "step 1", "samples", "nonfinite=skip")
 
 
+@pytest.mark.slow
 def test_a_pretrained_network_is_fine_tuned_and_then_distilled(here, invoke):
     """The engineer's case: own images, a torchvision network with weights for other classes, then a small student."""
     from tutelage import models

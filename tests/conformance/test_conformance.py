@@ -145,6 +145,7 @@ def test_wrong_usage_is_status_2(content, arguments, message, tmp_path, capsys):
     assert captured.out == ""
 
 
+@pytest.mark.slow
 def test_command_line(tmp_path):
     def call(*arguments):
         command = [sys.executable, str(HERE / "run.py"), *arguments]

@@ -49,6 +49,11 @@ ONE_OF_EACH = ("kd", "wttm", "reverse", "jensen_shannon", "skew", "total_variati
 # The interpreter cuts float32 down to bfloat16, where a device rounds.
 GRADIENT = {torch.float32: 3e-6, torch.float16: 1.5e-3, torch.bfloat16: 1.2e-2}
 of_each = pytest.mark.parametrize("loss", [LOSSES[name] for name in ONE_OF_EACH], ids=ONE_OF_EACH)
+of_all = pytest.mark.parametrize(
+    "loss",
+    [pytest.param(loss, marks=[] if name in ONE_OF_EACH else pytest.mark.slow) for name, loss in LOSSES.items()],
+    ids=LOSSES,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +120,7 @@ def agree(device, loss, z, v, labels, weights=None, *, rounding=1.0):
 
 
 @pytest.mark.parametrize("dtype", GRADIENT, ids=str)
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@of_all
 def test_values_and_gradients_are_the_plain_functions(device, loss, dtype):
     agree(device, loss, *draw((3, 5), dtype))
     agree(device, loss, *draw((2, 2100), dtype, seed=1))  # More than a block, and no whole number of them.
@@ -267,7 +272,9 @@ def sparse(v, top, level):
 
 
 @of_each
-@pytest.mark.parametrize(("shape", "top"), [((4, 9), 3), ((2, 3, 9), 8), ((3, 9), 9), ((2, 2100), 5)])
+@pytest.mark.parametrize(
+    ("shape", "top"), [((4, 9), 3), pytest.param((2, 3, 9), 8, marks=pytest.mark.slow), ((3, 9), 9), ((2, 2100), 5)]
+)
 def test_top_classes_and_a_level(device, loss, shape, top):
     z, v, labels, weights = draw(shape)
     agree(device, loss, z, sparse(v, top, -2.5), labels, weights)
@@ -372,7 +379,7 @@ def test_nothing_of_the_size_of_the_logits_is_kept(device):
     assert sum(kept.values()) <= 8 * 8
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@of_all
 def test_the_host_waits_for_nothing(loss, monkeypatch):
     """On a device that stands in for a GPU, where what is to be started is left out."""
     monkeypatch.setattr(logits, "TRITON_DEVICES", frozenset({META.type}))
@@ -448,19 +455,19 @@ def layers_agree(device, loss, inputs, tolerance=3e-6, learned=LEARNED, **settin
     assert [x.dtype for x in ours[3:]] == [inputs[name].dtype for name in learned]
 
 
-@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+@of_all
 def test_the_last_layer_by_classes(device, loss):
     layers_agree(device, loss, draw_layers(), chunk=7 * 5)
 
 
-@pytest.mark.parametrize("chunk", [None, 7 * 23, 7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chunk", [None, 7, *(pytest.param(chunk, marks=pytest.mark.slow) for chunk in (7 * 23, 1))])
 @pytest.mark.parametrize("loss", [LOSSES["wttm"], LOSSES["skew"]], ids=["wttm", "skew"])
 def test_the_last_layer_by_any_number_of_classes(device, loss, chunk):
     layers_agree(device, loss, draw_layers(), chunk=chunk)
 
 
 @of_each
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)], ids=str)
 def test_the_last_layer_in_narrow_dtypes(device, loss, dtype):
     layers_agree(device, loss, draw_layers(dtype=dtype), 3e-2 if dtype == torch.bfloat16 else 4e-3, chunk=7 * 10)
 

@@ -732,7 +732,10 @@ def test_arguments_after_the_tensors_are_by_keyword_only():
 # Compiled and on an accelerator
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[] if name in ("cross_entropy", "kd", "wttm") else pytest.mark.slow) for name in EVERY],
+)
 def test_compiles_into_one_graph(name):
     torch._dynamo.reset()
     compiled = torch.compile(EVERY[name], fullgraph=True, backend="aot_eager")

@@ -236,7 +236,7 @@ def stopped(folder, seconds, study=ONE):
     return request, lines, clock
 
 
-@pytest.mark.parametrize("looks", [30, 64, 75, 85])
+@pytest.mark.parametrize("looks", [64, *(pytest.param(looks, marks=pytest.mark.slow) for looks in (30, 75, 85))])
 def test_a_study_stops_inside_its_budget_and_resumes_to_the_same_bits(tmp_path, without_reports, looks):
     request, lines, clock = stopped(tmp_path / "parts", looks)
     assert clock.now < looks + budget.MARGIN

@@ -63,7 +63,7 @@ def test_replayed_steps_are_the_eager_ones_of_transformers():
 
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.0), SGD(lr=0.1, nesterov=True), AdamW(lr=0.01)])
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_replayed_steps_are_the_eager_ones_of_every_optimizer(optimizer, accumulate):
     assert_same_bits("kd", optimizer=optimizer, accumulate=accumulate)
 
