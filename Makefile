@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-cuda | test-lowest | test-faults | fuzz | audit | bench | check | generated
+# make demo | test | test-slow | test-cuda | test-lowest | test-faults | fuzz | audit | bench | check | docs | generated
 # Each target sets up .venv by itself; PYTHON names the interpreter that the environment is made of.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ LOWEST := .venv-lowest
 # A file's tests stay in one process, as they share what is dear to make; each process has one thread.
 SUITE := -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check mypy pyright generated clean
+.PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check mypy pyright docs generated clean
 
 demo: $(STAMP)
 	$(BIN)/tutelage compare recipes/digits.yaml
@@ -50,6 +50,10 @@ check: $(STAMP)
 
 mypy pyright:
 	PYRIGHT_PYTHON_IGNORE_WARNINGS=1 $(BIN)/$@
+
+# The site, in build/site; a warning is an error.
+docs: $(STAMP)
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs build/site
 
 # What is written from the settings, the presets and the models' sources: signatures for recipes, what `tutelage list` shows,
 # arguments of timm's optimizers, the tables of keys, and the page of objectives.
