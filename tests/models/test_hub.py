@@ -235,13 +235,15 @@ def test_a_classifier_is_copied_and_counted_as_before(tmp_path):
 
 def test_the_hubs_library_is_imported_where_it_is_used_alone():
     importing = {
-        path.stem for path in files("models") if re.search(r"^(from|import) huggingface_hub", path.read_text(), re.M)
+        path.stem
+        for path in files("models")
+        if re.search(r"^(    )?(from|import) huggingface_hub", path.read_text(), re.M)
     }
-    assert importing == {"hub", "readme"}
+    assert importing == {"published", "readme"}
     for name in ("classifier", "registry", "io"):
         path = next(path for path in files("models") if path.stem == name)
         lines = {node.module for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)}
-        assert not {"tutelage.models.hub", "tutelage.models.readme"} & lines
+        assert not {f"tutelage.models.{name}" for name in ("hub", "published", "readme")} & lines
 
 
 def test_the_sources_of_names_are_those_that_are_registered():
