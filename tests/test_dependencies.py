@@ -188,12 +188,13 @@ data: imagefolder:pictures
 student: mlp:4
 teacher: {train: {model: mlp:8, epochs: 1}}
 epochs: 1
-batch_size: 16
+batch_size: 4
 device: cpu
 threads: 1
+weak_teacher: true
 """
 STUDY = """
-recipe: {data: imagefolder:pictures, epochs: 1, batch_size: 16, device: cpu, threads: 1}
+recipe: {data: imagefolder:pictures, epochs: 1, batch_size: 4, device: cpu, threads: 1, weak_teacher: true}
 pairs: {small: {teacher: mlp:8, student: mlp:4}}
 methods: {kd: {objective: kd}}
 figures: [mappings]
@@ -226,9 +227,9 @@ def made(folder: Path) -> Path:
     """Write an image folder of two classes, and recipes."""
     noise = np.random.default_rng(0)
     for half in ("train", "test"):
-        for name, low in (("dark", 0), ("bright", 96)):
+        for name, low in (("dark", 0), ("bright", 160)):
             (folder / "pictures" / half / name).mkdir(parents=True)
-            for k, pixels in enumerate(noise.integers(low, low + 160, (8, 8, 8), dtype=np.uint8)):
+            for k, pixels in enumerate(noise.integers(low, low + 96, (8, 8, 8), dtype=np.uint8)):
                 Image.fromarray(pixels).save(folder / "pictures" / half / name / f"{k}.png")
     (folder / "digits.yaml").write_text("name: digits\nstudent: mlp:4\nepochs: 1\n")
     (folder / "student.yaml").write_text(f"name: student\nobjective: {{wttm: {{gamma: 0.3}}}}\n{RECIPE}")

@@ -85,11 +85,11 @@ def typed(command):
                 main()
         except SystemExit as left:
             code = left.code
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  whatever the line raises is its answer
             code, _ = 1, err.write(f"{type(error).__name__}: {error}")
     return code or 0, out.getvalue(), err.getvalue(), "torch" in sys.modules
 
 
 if __name__ == "__main__":
     sys.meta_path[sys.meta_path.index(PathFinder)] = Installed(required())
-    print(json.dumps([typed(command) for command in sys.argv[1:]]))
+    sys.stdout.write(json.dumps([typed(command) for command in sys.argv[1:]]))
