@@ -194,8 +194,8 @@ threads: 1
 weak_teacher: true
 """
 STUDY = """
-recipe: {data: imagefolder:pictures, epochs: 1, batch_size: 4, device: cpu, threads: 1, weak_teacher: true}
-pairs: {small: {teacher: mlp:8, student: mlp:4}}
+protocol: {data: imagefolder:pictures, epochs: 1, batch_size: 4, device: cpu, threads: 1, weak_teacher: true}
+pairs: {large/small: {teacher: mlp:8, student: mlp:4}}
 methods: {kd: {objective: kd}}
 figures: [mappings]
 """
@@ -208,7 +208,7 @@ run.plot()
 """
 SAVED = """python:
 import tutelage
-run = tutelage.train(model="mlp:4", data="imagefolder:pictures", name="own", epochs=1, device="cpu", display="lines")
+run = tutelage.train(model="mlp:4", data="imagefolder:pictures", name="own", epochs=1, device="cpu")
 run.student.save_pretrained("published")
 print(tutelage.models.from_pretrained("published").card.name)
 """
@@ -276,13 +276,13 @@ def test_a_student_is_distilled_without_a_report(answers, folder):
     code, out, err, _ = answers["distill student.yaml"]
     assert code == 0, err
     assert "Traceback" not in out + err
-    (line,) = [line for line in out.splitlines() if "report" in line.split(":")[0]]
+    (line,) = [line for line in out.splitlines() if line.startswith("report:")]
     assert line.startswith("report: not written, as plotly is not installed")
     assert line.endswith("pip install 'tutelage[report]', then tutelage report runs/student")
     assert "report.html" not in out + err
-    for run in ("student", "student-teacher"):
+    for run in ("student", "student/teacher"):
         written = {path.name for path in (folder / "runs" / run).iterdir()}
-        assert written >= {"manifest.json", "epochs.jsonl", "evaluation.json", "costs.json", "student.safetensors"}
+        assert written >= {"manifest.json", "metrics.jsonl", "evaluation.json", "costs.json", "student.safetensors"}
         assert "report.html" not in written
 
 
