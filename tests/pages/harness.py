@@ -8,6 +8,7 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -24,8 +25,9 @@ from tutelage.cli import app
 
 PLAYED = ("python", "py", "pycon", "sh", "yaml", "yml")
 """The languages of blocks that do something; ``text`` shows what they say."""
-LINKED = ("benchmarks", "examples", "recipes")
-"""What a reader in a copy of the repository has at hand."""
+AT_HAND = ("benchmarks", "examples", "recipes")
+"""What a reader in a copy of the repository finds there, and may write to."""
+LEFT = shutil.ignore_patterns("results", "__pycache__", "cifar100")
 LIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -115,9 +117,8 @@ def play(
                 code = code.replace(text, other)
         return code
 
-    for name in LINKED:
-        if not (folder / name).exists():
-            (folder / name).symlink_to(ROOT / name)
+    for name in AT_HAND:
+        shutil.copytree(ROOT / name, folder / name, ignore=LEFT, dirs_exist_ok=True)
     blocks = blocks_of(page)
     with contextlib.chdir(folder):
         for block, after in zip(blocks, [*blocks[1:], None], strict=True):

