@@ -18,6 +18,8 @@ Give = Callable[..., None]
 FLOWERS = {"daisy": (220, 200, 40), "rose": (200, 30, 60), "tulip": (60, 40, 200)}
 REVIEWS = {"good": ("great", "love", "clear", "works"), "bad": ("broke", "returned", "noisy", "stopped")}
 SMALL = ["device=cpu", "threads=1", "epochs=1", "weak_teacher=true"]
+TINY = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+"""Sizes of a network of transformers."""
 PICTURES = ["data.size=32", "data.workers=0", "batch_size=8"]
 
 
@@ -71,7 +73,15 @@ def flowers_runs(give: Give) -> None:
 def student(give: Give) -> None:
     """The student's recipe of the README, which its run comes from."""
     give("flowers_runs")
-    save("README.md", "student.yaml", **{"torchvision:mobilenet_v3_small.IMAGENET1K_V1": "timm:test_vit"})
+    save(
+        "README.md",
+        "student.yaml",
+        **{
+            "torchvision:mobilenet_v3_small.IMAGENET1K_V1": "timm:test_vit",
+            "workers: 4}": "size: 32}\nbatch_size: 8",
+            "schedule: {name: cosine, warmup: 1}": "schedule: cosine",
+        },
+    )
 
 
 def shards(give: Give) -> None:
@@ -130,10 +140,8 @@ def questions(give: Give) -> None:
     sums = [(f"{a} and {b}? ", str(a + b)) for a in range(6) for b in range(6)]
     write("questions.jsonl", [{"question": question, "answer": answer} for question, answer in sums])
     roles = ("user", "assistant")
-    write(
-        "chats.jsonl",
-        [{"messages": [{"role": role, "content": said} for role, said in zip(roles, each, strict=True)]} for each in sums],
-    )
+    chats = [[{"role": role, "content": said} for role, said in zip(roles, each, strict=True)] for each in sums]
+    write("chats.jsonl", [{"messages": chat} for chat in chats])
 
 
 def captions(give: Give) -> None:
@@ -204,9 +212,9 @@ def networks(give: Give) -> None:
     alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
     trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=marks, initial_alphabet=alphabet)
     learned.train_from_iterator([" ".join(sum(REVIEWS.values(), ()))], trainer)
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2, "vocab_size": learned.get_vocab_size()}
-    bert = transformers.BertConfig(num_hidden_layers=2, num_labels=2, **sizes)
-    llama = transformers.LlamaConfig(num_hidden_layers=2, num_key_value_heads=2, **sizes)
+    sizes = {**TINY, "vocab_size": learned.get_vocab_size()}
+    bert = transformers.BertConfig(num_labels=2, **sizes)
+    llama = transformers.LlamaConfig(num_key_value_heads=2, **sizes)
     template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
     for name, network in (
         ("bert", transformers.BertForSequenceClassification(bert)),

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,15 +86,15 @@ def play(
     """Play every block of a page in a folder, in which the files that it speaks of lie already.
 
     A YAML block that begins with ``# NAME.yaml`` is written to that file. Any other is a recipe, or keys of one: with a
-    ``base`` it is run, laid over that; without, ``tests/test_docs.py`` alone reads it. Lines of ``sh`` are typed, ours in
-    this process, others in a shell beside this Python's programs; of ``make`` the target has to exist, of ``pip`` the
-    extra. A block that begins with ``#!`` is one script. Python shares one set of names.
+    ``base`` it is run, laid over that; without, ``tests/test_docs.py`` alone reads it. Lines of ``sh`` are typed, ours
+    in this process, others in a shell beside this Python's programs; of ``make`` the target has to exist, of ``pip``
+    the extra. A block that begins with ``#!`` is one script. Python shares one set of names.
 
     Args:
         page: below the repository's root, such as ``docs/python.md``.
         folder: where the reader stands.
-        overrides: what is typed behind a command of that name, such as ``{"train": ["epochs=1"]}``; behind recipes without
-            a name those of ``yaml``.
+        overrides: what is typed behind a command of that name, such as ``{"train": ["epochs=1"]}``; behind recipes
+            without a name those of ``yaml``.
         replace: texts in blocks, each of which must occur, and what stands in their place: smaller sizes.
         skip: texts by which a block or a command line is known that cannot be played here, each with the reason.
         names: what the page's Python has at hand.
@@ -208,7 +209,9 @@ def typed(arguments: list[str]) -> tuple[int, str]:
         contextlib.redirect_stderr(said),
         mock.patch.object(sys, "argv", ["tutelage", *arguments]),
         mock.patch.object(sys, "stdin", io.StringIO()),
+        warnings.catch_warnings(),
     ):
+        warnings.resetwarnings()
         try:
             app.main()
         except SystemExit as left:
@@ -225,4 +228,4 @@ def _installable(arguments: list[str], where: str) -> None:
         name, _, asked = each.strip("]").partition("[")
         if not name.startswith("-"):
             unknown = {*filter(None, asked.split(","))} - set(extras) if name in (".", "tutelage") else {name} - known
-            assert not unknown, f"{where}: `pip install {each}`: {sorted(unknown)} is of no extra: skip it with a reason"
+            assert not unknown, f"{where}: `pip install {each}`: {sorted(unknown)} is of no extra: skip it"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.pages.given import PICTURES, SMALL
+from tests.pages.given import SMALL, TINY
 from tests.pages.harness import Played, play
 
 import tutelage
@@ -103,18 +103,17 @@ RAY = "takes a cluster of several machines: tests/places plays one"
 SLURM = "takes Slurm"
 QUICK = ["seeds=1", *SMALL]
 """Of a comparison."""
-TINY_BERT = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
 OF_TEXT = {
     "data": {"source": "csv:reviews.csv", "text": "review", "label": "stars", "tokenizer": "models/bert"},
-    "teacher": {"train": {"model": {"name": "hf:bert", "config": TINY_BERT}}},
-    "student": {"name": "hf:bert", "config": TINY_BERT},
+    "teacher": {"train": {"model": {"name": "hf:bert", "config": TINY}}},
+    "student": {"name": "hf:bert", "config": TINY},
     "objective": {"ttm": {"gamma": 0.5, "beta": 2}},
 }
-TINY_LLAMA = {**TINY_BERT, "num_key_value_heads": 2}
+LLAMA = {"name": "hf:llama", "config": {**TINY, "num_key_value_heads": 2}}
 OF_TOKENS = {
     "data": {"source": "jsonl:notes.jsonl", "text": "text", "tokenizer": "models/llama", "pack": 64},
-    "teacher": {"train": {"model": {"name": "hf:llama", "config": TINY_LLAMA}}},
-    "student": {"name": "hf:llama", "config": TINY_LLAMA},
+    "teacher": {"train": {"model": LLAMA}},
+    "student": LLAMA,
     "objective": {"ttm": {"gamma": 1, "beta": 1}},
 }
 
@@ -151,12 +150,20 @@ PAGES = {
             "google-bert/bert-base-uncased": "models/bert",
             'from_pretrained("google/bert_uncased_L-2_H-128_A-2", num_labels=4)': 'from_pretrained("models/bert")',
             "your/teacher": "models/bert",
-            'TrainingArguments("student", per_device_train_batch_size=8,': f'TrainingArguments("student", use_cpu=True,',
-            "DistillationTrainer(...,": "DistillationTrainer(trainer.model, teacher=trainer.teacher, objective=objectives.kd(),",
+            'TrainingArguments("student", per_device_train_batch_size=8,': 'TrainingArguments("student", use_cpu=True,',
+            "DistillationTrainer(...,": (
+                "its_tokenizer = tokenizer\n"
+                "args = TrainingArguments('again', use_cpu=True, remove_unused_columns=False)\n"
+                "teacher = AutoModelForSequenceClassification.from_pretrained('models/bert')\n"
+                "trainer = DistillationTrainer(trainer.model, args, train_dataset=rows, teacher=teacher,"
+                "objective=objectives.kd(),"
+            ),
+            "data_collator=collate)": "data_collator=collate)\ntrainer.train()",
         },
         slow=True,
     ),
     "docs/hub.md": Page(then=hub),
+    "docs/index.md": Page(),
     "docs/kernels.md": Page(names=kernels_names),
     "docs/lightning.md": Page(needs=("lightning",)),
     "docs/methods.md": Page(given=("small_runs",), base=DIGITS, overrides={"yaml": SMALL}),
@@ -182,8 +189,8 @@ PAGES = {
     "docs/records.md": Page(
         given=("outputs",),
         needs=("tensorboard",),
-        overrides={"compare": QUICK},
-        skip={"tensorboard --logdir": "serves until it is stopped"},
+        overrides={"compare": QUICK, "cache": ["--yes"]},
+        skip={"tensorboard --logdir": "a program of others that serves until it is stopped"},
         replace={
             "AimTracker": "TensorBoardTracker",
             "tutelage.distill(...,": 'import tutelage; tutelage.train(model="mlp:8", epochs=1, name="tracked",',
@@ -195,7 +202,7 @@ PAGES = {
         given=("student",),
         needs=("timm",),
         overrides={"distill": SMALL},
-        replace={"distill student.yaml": "distill student.yaml name=other", "runs/flowers-student": "runs/other name=again"},
+        replace={"student.yaml": "student.yaml name=other", "runs/flowers-student": "runs/other name=again"},
         slow=True,
     ),
     "docs/scale.md": Page(
