@@ -62,6 +62,7 @@ def flowers(give: Give) -> None:
 
 
 def flowers_runs(give: Give) -> None:
+    """A teacher and a student of the flowers."""
     give("flowers")
     flowers = ["data.source=imagefolder:flowers", *PICTURES, *SMALL, "precision=fp32"]
     run("train", "model=timm:test_resnet", "name=flowers-teacher", *flowers)
@@ -263,3 +264,14 @@ def outputs(give: Give) -> None:
     """What a teacher said of digits, recorded."""
     give("digits")
     run("record", str(ROOT / "recipes" / "digits-wttm.yaml"), "outputs=runs/outputs/digits", "epochs=1", "device=cpu")
+
+
+def elsewhere(give: Give) -> None:
+    """A checkpoint as a training script leaves it."""
+    import torch
+
+    from tutelage.models import create
+
+    Path("elsewhere").mkdir()
+    states = [create("cifar:resnet20", classes=10).network.state_dict() for _ in range(2)]
+    torch.save(dict(zip(("state_dict", "state_dict_ema"), states, strict=True)), "elsewhere/last.pth.tar")

