@@ -107,7 +107,7 @@ def play(
     overrides = overrides or {}
 
     def skipped(code: str) -> bool:
-        known = [text for text in (skip or {}) if text in code]
+        known = [text for text in (skip or {}) if text in f"{code}\n"]
         used.update(known)
         return bool(known)
 

@@ -117,8 +117,12 @@ def trainer_names():
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained("models/bert")
-    ids = tokenizer(["great sound", "it broke", "love it", "returned"])["input_ids"]
-    return {"rows": [{"input_ids": each, "labels": k % 2, "teacher_input_ids": each} for k, each in enumerate(ids)]}
+    student, teacher = (transformers.BertForSequenceClassification.from_pretrained("models/bert") for _ in range(2))
+    texts = [dict(tokenizer(text)) for text in ("great sound", "it broke", "love it", "returned")]
+    rows = [{**each, "labels": k % 2, "teacher_input_ids": each["input_ids"]} for k, each in enumerate(texts)]
+    args = transformers.TrainingArguments("again", use_cpu=True, remove_unused_columns=False)
+    again = {"model": student, "teacher": teacher, "args": args, "objective": tutelage.objectives.kd()}
+    return {"rows": rows, "its_tokenizer": tokenizer, "again": {**again, "train_dataset": rows}}
 
 
 RAY = "takes a cluster of several machines: tests/places plays one"
@@ -180,12 +184,7 @@ PAGES = {
             'from_pretrained("google/bert_uncased_L-2_H-128_A-2", num_labels=4)': 'from_pretrained("models/bert")',
             "your/teacher": "models/bert",
             'TrainingArguments("student", per_device_train_batch_size=8,': 'TrainingArguments("student", use_cpu=True,',
-            "DistillationTrainer(...,": (
-                "its_tokenizer = tokenizer\n"
-                "args = TrainingArguments('again', use_cpu=True, remove_unused_columns=False)\n"
-                "model, teacher = (AutoModelForSequenceClassification.from_pretrained('models/bert') for _ in 'ab')\n"
-                "trainer = DistillationTrainer(model, args, train_dataset=rows, teacher=teacher, objective=objectives.kd(),"
-            ),
+            "DistillationTrainer(...,": "DistillationTrainer(**again,",
             "data_collator=collate)": "data_collator=collate)\ntrainer.train()",
         },
         slow=True,
@@ -244,10 +243,11 @@ PAGES = {
         given=("outputs",),
         needs=("tensorboard",),
         overrides={"compare": QUICK, "cache": ["--yes"]},
+        names=lambda: {"digits": {"model": "mlp:8", "data": "digits", "epochs": 1, "name": "tracked"}},
         skip={"tensorboard --logdir": "a program of others that serves until it is stopped"},
         replace={
             "AimTracker": "TensorBoardTracker",
-            "tutelage.distill(...,": 'import tutelage; tutelage.train(model="mlp:8", data="digits", epochs=1, name="tracked",',
+            "tutelage.distill(...,": "tutelage.train(**digits,",
         },
         slow=True,
     ),
@@ -291,7 +291,7 @@ PAGES = {
         given=("cifar",),
         overrides={"study": ["--epochs", "1", "--seeds", "1", "device=cpu", "threads=1"]},
         replace={
-            "--epochs 8\n": "--epochs 8 data.source=hf:path/to/cifar100\n",
+            "--seeds 2 --epochs 8": "--seeds 2 --epochs 8 data.source=hf:path/to/cifar100",
             "--jobs 4": "--jobs 2 --pairs resnet56/resnet20 --methods kd",
             "--budget 25m --device cuda": "--budget 10s --device cpu data.source=hf:path/to/cifar100",
         },
