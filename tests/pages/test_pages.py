@@ -153,7 +153,7 @@ OF_TOKENS = {
 PAGES = {
     "README.md": Page(
         given=("flowers", "cifar"),
-        needs=("timm", "onnx"),
+        needs=("timm", "onnxruntime", "onnxscript", "datasets"),
         overrides={
             "train": [*SMALL],
             "distill": [*SMALL],
@@ -289,6 +289,7 @@ PAGES = {
     ),
     "docs/studies.md": Page(
         given=("cifar",),
+        needs=("datasets",),
         overrides={"study": ["--epochs", "1", "--seeds", "1", "device=cpu", "threads=1"]},
         replace={
             "--seeds 2 --epochs 8": "--seeds 2 --epochs 8 data.source=hf:path/to/cifar100",
