@@ -19,6 +19,7 @@ from tests.pages.given import PICTURES, SMALL, TINY
 from tests.pages.harness import Played, blocks_of, named, play
 
 import tutelage
+from tutelage.text import TextInput, tokenizer_of
 
 CPU = ["device=cpu", "threads=1"]
 DIGITS = {"data": "digits", "student": "mlp:8", "teacher": "runs/teacher", "epochs": 1, "batch_size": 256}
@@ -99,7 +100,8 @@ def text_names():
 
 def tokens_names():
     """What a loop of the reader's own has at hand: a student, a teacher and batches."""
-    student, teacher = (tutelage.models.create("hf:models/llama") for _ in range(2))
+    text = TextInput(tokenizer=tokenizer_of("models/llama"), max_tokens=64, per_token=True)
+    student, teacher = (tutelage.models.create("hf:models/llama", text=text) for _ in range(2))
     data = {"prompt": "question", "completion": "answer", "tokenizer": "models/llama", "max_tokens": 64}
     train = tutelage.data.open_data(tutelage.data.DataSettings(source="jsonl:questions.jsonl", **data)).train
     return {
@@ -127,7 +129,7 @@ def trainer_names():
 
 RAY = "takes a cluster of several machines: tests/places plays one"
 SLURM = "takes Slurm"
-QUICK = ["seeds=1", *SMALL]
+QUICK = ["seeds=1", "teacher.train.epochs=1", *SMALL]
 """Of a comparison."""
 LOOSE = [*CPU, "weak_teacher=true"]
 OF_FLOWERS = {
