@@ -159,7 +159,7 @@ PAGES = {
         overrides={
             "train": [*SMALL],
             "distill": [*SMALL],
-            "study": ["data.source=hf:path/to/cifar100", "--epochs", "1", "--seeds", "1", "device=cpu", "threads=1"],
+            "study": ["data.source=hf:path/to/cifar100", "--epochs", "1", "--seeds", "1", *LOOSE],
         },
         replace={
             "timm:resnet50.a1_in1k": "timm:test_resnet",
@@ -229,6 +229,8 @@ PAGES = {
             "start=runs/first epochs=40": "start=runs/first epochs=2",
             "timm:resnet18.a1_in1k": "timm:test_resnet",
             "imagefolder:imagenet": "imagefolder:flowers",
+            "members: [runs/a,": "members: [runs/flowers-teacher,",
+            "classes: [3, 0, 7]}": "classes: [2, 0, 1]}",
             "torchvision:CIFAR100": "imagefolder:flowers",
             "https://example.org/imagenet-train-{000..146}.tar": "shards/train-{000..001}.tar",
             "teacher: runs/teacher": "teacher: runs/flowers-teacher",
@@ -289,9 +291,11 @@ PAGES = {
     "docs/studies.md": Page(
         given=("cifar",),
         needs=("datasets",),
-        overrides={"study": ["--epochs", "1", "--seeds", "1", "device=cpu", "threads=1"]},
+        overrides={"study": ["--epochs", "1", "--seeds", "1", *LOOSE]},
         replace={
             "--seeds 2 --epochs 8": "--seeds 2 --epochs 8 data.source=hf:path/to/cifar100",
+            "collect.py runs/cifar100": "collect.py runs/cifar100-1epoch",
+            "results/cifar100": "results/cifar100-1epoch",
             "--jobs 4": "--jobs 2 --pairs resnet56/resnet20 --methods kd",
             "--budget 25m --device cuda": "--budget 10s --device cpu data.source=hf:path/to/cifar100",
         },
