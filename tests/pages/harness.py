@@ -122,7 +122,7 @@ def play(
         shutil.copytree(ROOT / name, folder / name, ignore=LEFT, dirs_exist_ok=True)
     blocks = blocks_of(page)
     with contextlib.chdir(folder):
-        for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        for block, after in zip(blocks, [*blocks, None][1:], strict=True):
             where = f"{page}, line {block.line}"
             script = block.code.startswith("#!")
             if script:
