@@ -19,7 +19,35 @@ BRIEF = [*CPU, "epochs=1"]
 COMMANDS = dict.fromkeys(("train", "distill", "record"), BRIEF) | {"compare": [*BRIEF, "seeds=1"]}
 PICTURES = ["data.size=32", "batch_size=8", "weak_teacher=true"]
 
-HOW: dict[str, dict[str, Any]] = {}
+FETCHED = "weights are fetched from the Hub"
+HOW: dict[str, dict[str, Any]] = {
+    "choose-gamma-and-beta": {
+        "overrides": {**COMMANDS, "tune": [*BRIEF, "--confirm", "1"]},
+        "replace": {"--trials 20": "--trials 2"},
+    },
+    "data-without-labels": {"give": ["flowers_runs"], "overrides": {**COMMANDS, "distill": [*BRIEF, *PICTURES]}},
+    "language-model": {"give": ["reviews"], "skip": {"name=smol": FETCHED}},
+    "masks-labels-embeddings": {"give": ["weather"]},
+    "other-classes": {"give": ["flowers"]},
+    "own-modules-and-data": {},
+    "predict-a-folder": {"give": ["flowers_runs"]},
+    "recipe-of-a-stranger": {"overrides": {}},
+    "record-the-teacher": {"overrides": {name: CPU for name in COMMANDS}},
+    "several-gpus": {
+        "skip": {"table1": "CIFAR-100 is fetched", "--nnodes": "several machines"},
+    },
+    "share-a-student": {},
+    "stop-and-resume": {"overrides": {name: CPU for name in COMMANDS}},
+    "teacher-from-a-library": {
+        "give": ["flowers"],
+        "overrides": {**COMMANDS, "distill": [*BRIEF, "data.size=32", "batch_size=8"]},
+        "replace": {
+            "timm:resnet50.a1_in1k, epochs: 10": "timm:test_resnet, epochs: 1",
+            "torchvision:mobilenet_v3_small.IMAGENET1K_V1": "cifar:resnet8",
+        },
+    },
+    "trackers": {"skip": {"tensorboard --logdir": "it serves until Ctrl-C"}},
+}
 """What a page's test changes of it, by its name: `give` has the files that it speaks of, the others are arguments of `play`."""
 
 
