@@ -25,23 +25,23 @@ HOW: dict[str, dict[str, Any]] = {
         "overrides": {**COMMANDS, "tune": [*BRIEF, "--confirm", "1"]},
         "replace": {"--trials 20": "--trials 2"},
     },
-    "data-without-labels": {"give": ["flowers_runs"], "overrides": {**COMMANDS, "distill": [*BRIEF, *PICTURES]}},
+    "data-without-labels": {
+        "give": ["flowers_runs"],
+        "replace": {"data.unlabelled=images:photos": f"data.unlabelled=images:photos {' '.join(PICTURES)}"},
+    },
     "language-model": {"give": ["reviews"], "skip": {"name=smol": FETCHED}},
     "masks-labels-embeddings": {"give": ["weather"]},
     "other-classes": {"give": ["flowers"]},
-    "own-modules-and-data": {},
     "predict-a-folder": {"give": ["flowers_runs"]},
     "recipe-of-a-stranger": {"overrides": {}},
     "record-the-teacher": {"overrides": {name: CPU for name in COMMANDS}},
-    "several-gpus": {
-        "skip": {"table1": "CIFAR-100 is fetched", "--nnodes": "several machines"},
-    },
-    "share-a-student": {},
+    "several-gpus": {"skip": {"table1": "CIFAR-100 is fetched", "--nnodes": "several machines"}},
     "stop-and-resume": {"overrides": {name: CPU for name in COMMANDS}},
     "teacher-from-a-library": {
         "give": ["flowers"],
-        "overrides": {**COMMANDS, "distill": [*BRIEF, "data.size=32", "batch_size=8"]},
         "replace": {
+            "name: flowers-small": "name: flowers-small\nweak_teacher: true",
+            "random_resized_crop: true": "size: 32",
             "timm:resnet50.a1_in1k, epochs: 10": "timm:test_resnet, epochs: 1",
             "torchvision:mobilenet_v3_small.IMAGENET1K_V1": "cifar:resnet8",
         },
@@ -60,6 +60,7 @@ def tried(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # as a reader has them
 @pytest.mark.parametrize("page", [page for page in PAGES if page != "docs/how-to/index.md"])
 def test_every_block_of_a_page_does_what_it_says(page, tried, give, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
