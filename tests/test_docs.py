@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-import doctest
+import functools
 import hashlib
-import json
 import re
 import shlex
 import typing
-from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -18,26 +17,22 @@ import torch
 import typer
 import yaml
 from docs import key_tables
-from PIL import Image
 from tests._helpers import ROOT
-from tests._helpers.pairs import write_pairs
+from tests.pages import harness
 from typer.testing import CliRunner
 
 import tutelage
-from tutelage import config, losses, objectives, records, targets
+from tutelage import config, objectives, records, targets
 from tutelage.cli.app import app
-from tutelage.losses import logits as logits_module
 from tutelage.models import Card
 from tutelage.models.card import JSON_NAMES
-from tutelage.objectives.methods import logits as logits_methods
 from tutelage.runs import manifest, resume
 from tutelage.settings import weights as schedules
 from tutelage.settings.fit import FitSettings
 
-RECORDED = ROOT / ".." / "shared" / "conformance" / "losses.jsonl"
-PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(
-    (ROOT / "docs").glob("*.md")
-)
+TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "RELEASING.md", "SECURITY.md")
+PAGES = [*(ROOT / name for name in TOP), *sorted((ROOT / "docs").rglob("*.md"))]
+RECORDS = sorted((ROOT / "benchmarks").rglob("*.md"))
 
 
 # Reading pages
@@ -47,18 +42,17 @@ def read(name):
     return (ROOT / name).read_text(encoding="utf-8")
 
 
-def blocks(name, language):
-    return re.findall(rf"^```{language}\n(.*?)^```", read(name), flags=re.MULTILINE | re.DOTALL)
+def blocks(name, *languages):
+    return [block.code for block in harness.blocks_of(name) if block.language in languages]
 
 
 def named_recipes(name):
     """The YAML blocks whose first line is the comment that names their file."""
-    found = {}
-    for block in blocks(name, "yaml"):
-        first = re.fullmatch(r"# (\S+\.yaml)", block.splitlines()[0])
-        if first:
-            found[first[1]] = block
-    return found
+    return {file: block.code for block in harness.blocks_of(name) if (file := harness.named(block))}
+
+
+def prose(page):
+    return re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
 
 
 def table(page, heading):
@@ -232,16 +226,13 @@ def test_files_of_a_run_are_documented(real_run):
 COMMANDS = typer.main.get_command(app)
 
 
-def typed_commands():
-    for page in PAGES:
-        name = str(page.relative_to(ROOT))
-        lines = [line for block in blocks(name, "sh") for line in block.replace("\\\n", " ").splitlines()]
-        lines += re.findall(
-            r"`((?:tutelage|make) [a-z][^`]*)`", re.sub(r"^```.*?^```", "", read(name), flags=re.M | re.S)
-        )
-        for line in lines:
-            if (words_ := shlex.split(line, comments=True)) and words_[0] in ("tutelage", "make"):
-                yield pytest.param(name, words_, id=f"{name}: {' '.join(words_)}"[:100])
+def typed_commands(page):
+    blocks_ = (block for block in harness.blocks_of(page) if block.language == "sh")
+    lines = [line for block in blocks_ for line in harness.lines_of(block)]
+    lines += re.findall(r"`((?:tutelage|make) [a-z][^`]*)`", prose(ROOT / page))
+    for line in lines:
+        if (words := shlex.split(line, comments=True))[:1] in (["tutelage"], ["make"]):
+            yield words
 
 
 def loaded(content, folder, overrides=()):
@@ -250,8 +241,7 @@ def loaded(content, folder, overrides=()):
     return config.read(folder / "shown.yaml", overrides)
 
 
-@pytest.mark.parametrize(("page", "line"), list(typed_commands()))
-def test_a_typed_command_would_run(page, line, tmp_path):
+def check_command(page, line, folder):
     program, *arguments = line
     if program == "make":
         known = re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE)
@@ -265,14 +255,24 @@ def test_a_typed_command_would_run(page, line, tmp_path):
         return
     given, overrides = context.params["recipe"], list(context.params["overrides"] or [])
     kind = config.Comparison if arguments[0] == "compare" else config.Recipe
-    if given.endswith(".yaml"):
-        own = {**named_recipes("README.md"), **named_recipes(page)}.get(given)
-        config.parse(kind, loaded(own, tmp_path, overrides) if own else config.read(ROOT / given, overrides))
+    own = {**named_recipes("README.md"), **named_recipes(page)}.get(given)
+    if own or (ROOT / given).is_file():
+        config.parse(kind, loaded(own, folder, overrides) if own else config.read(ROOT / given, overrides))
     elif "=" in given:
         config.parse(kind, config.override({"name": "typed"}, [given, *overrides]))
-    else:
-        assert given.startswith("runs/")
+    else:  # a run's folder, or a file that another command of the page writes
         config.override({"objective": [{"wttm": {}}]}, overrides)
+
+
+@pytest.mark.parametrize("page", [page.relative_to(ROOT).as_posix() for page in PAGES])
+def test_typed_commands_would_run(page, tmp_path):
+    """Also those in sentences, and those of pages that are played slowly."""
+    for line in typed_commands(page):
+        try:
+            check_command(page, line, tmp_path)
+        except Exception as error:
+            error.add_note(f"{page}: {shlex.join(line)}")
+            raise
 
 
 def test_commands_are_those_of_the_table():
@@ -303,129 +303,6 @@ def test_the_demo_is_as_the_readme_says():
     assert "5 labels per class" in said
 
 
-@pytest.fixture(scope="module")
-def flowers(tmp_path_factory):
-    """A tiny folder of images in three colours, of two shapes."""
-    folder = tmp_path_factory.mktemp("flowers")
-    generator = np.random.default_rng(0)
-    for name, colour in {"daisy": (220, 200, 40), "iris": (60, 40, 200), "rose": (200, 30, 60)}.items():
-        (folder / "flowers" / name).mkdir(parents=True)
-        for i in range(12):
-            pixels = generator.normal(colour, 20, (40 + i % 2, 44, 3)).clip(0, 255).astype(np.uint8)
-            Image.fromarray(pixels).save(folder / "flowers" / name / f"{i}.png")
-    return folder
-
-
-def test_the_recipes_of_the_readme_fit_an_image_folder(flowers, monkeypatch):
-    pytest.importorskip("timm", reason="the optional package timm is not installed")
-    monkeypatch.chdir(flowers)
-    for name, content in named_recipes("README.md").items():
-        Path(name).write_text(content)
-    # Without their tags the networks have random weights, which need no network.
-    small = ["data.size=32", "data.workers=0", "batch_size=8", "device=cpu"]
-    teacher = ["train", "teacher.yaml", "model=timm:test_resnet", *small]
-
-    def call(*arguments):
-        done = CliRunner().invoke(app, arguments, catch_exceptions=False)
-        assert done.exit_code == 0, done.output
-        return done.output
-
-    assert "3 classes, weights random" in call(*teacher, "--dry-run")
-    assert not Path("runs").exists()
-    call(*teacher, "epochs=1", "schedule.warmup=0")
-    said = call("distill", "student.yaml", "student=torchvision:mobilenet_v3_small", *small, "--dry-run")
-    assert "weights flowers-teacher/student.safetensors" in said
-    assert "wttm" in said
-    short = ["epochs=1", "schedule.warmup=0", "weak_teacher=true"]
-    call("distill", "student.yaml", "student=torchvision:mobilenet_v3_small", *small, *short)
-    (prediction,) = tutelage.load("runs/flowers-student").predict("flowers/rose/0.png")
-    assert prediction.name in ("daisy", "iris", "rose")
-
-
-REVIEWS = {"good": ("great", "love", "clear", "works"), "bad": ("broke", "returned", "noisy", "stopped")}
-
-
-@pytest.fixture
-def reviews(tmp_path, monkeypatch):
-    """The files that the pages of texts and tokens describe, of which half the words tell the class."""
-    draw = np.random.default_rng(0)
-    rows = []
-    for stars in ("good", "bad") * 30:
-        words = [*REVIEWS[stars], "the", "sound", "it", "price"]
-        rows.append((" ".join(draw.choice(words, draw.integers(4, 10))), stars))
-    (tmp_path / "reviews.csv").write_text("\n".join(map(",".join, [("review", "stars"), *rows])))
-    (tmp_path / "notes.jsonl").write_text("\n".join(json.dumps({"text": review}) for review, _ in rows))
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.mark.parametrize("page", ["docs/text.md", "docs/tokens.md"])
-def test_the_recipe_of_a_page_of_texts_runs(page, reviews):
-    pytest.importorskip("transformers", reason="the optional package transformers is not installed")
-    name, content = next(iter(named_recipes(page).items()))
-    Path(name).write_text(content)
-    done = CliRunner().invoke(app, ["distill", name, "device=cpu", "threads=1"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    test = json.loads((Path("runs") / Path(name).stem / "evaluation.json").read_text())["student"]
-    if page == "docs/text.md":
-        assert test["accuracy"] > 0.8
-        Path("report.txt").write_text("it broke, it stopped: returned")
-        prediction, *_ = blocks(page, "python")
-        assert [each.name for each in eval(prediction)] == ["good", "bad"]
-    else:
-        assert test["perplexity"] < 50
-        evaluated = CliRunner().invoke(app, ["evaluate", "runs/notes"], catch_exceptions=False)
-        shown = " ".join(evaluated.output.split())
-        assert f"perplexity {test['perplexity']:.2f} bits per byte {test['bits_per_byte']:.3f} " in shown
-        shown = (
-            CliRunner()
-            .invoke(app, ["distill", name, "name=again", "outputs=o", "--dry-run"], catch_exceptions=False)
-            .output
-        )
-        assert "the teacher's training among it" in shown
-        assert "labelled" not in shown
-        assert "the teacher asked in each: outputs save that" in shown
-
-
-def test_the_on_policy_recipe_of_the_page_of_tokens_runs(tmp_path, monkeypatch):
-    pytest.importorskip("transformers", reason="the optional package transformers is not installed")
-    monkeypatch.chdir(tmp_path)
-    rows = [{"question": f"{a} and {b}? ", "answer": str(a + b)} for a in range(6) for b in range(6)]
-    Path("questions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    (recipe,) = (block for block in blocks("docs/tokens.md", "yaml") if "on_policy" in block)
-    Path("answers.yaml").write_text(recipe)
-    typed = ["distill", "answers.yaml", "device=cpu", "threads=1", "epochs=2"]
-    done = CliRunner().invoke(app, typed, catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    (loop,) = blocks("docs/tokens.md", "python")
-    (mixed,) = (block for block in blocks("docs/tokens.md", "yaml") if "jensen_shannon" in block)
-    objective = tutelage.objectives.from_recipe(loaded(mixed, tmp_path)["objective"])
-    run = tutelage.config.parse(tutelage.config.Recipe, config.read("answers.yaml"))
-    student, teacher = (tutelage.load(f"runs/answers{name}") for name in ("", "/teacher"))
-    train = tutelage.data.open_data(run.data).train
-    names = {"tutelage": tutelage, "student": student, "epoch": 0, "prompts": torch.from_numpy(train.prompts)}
-    names["distiller"] = tutelage.Distiller(student, objective)
-    names |= {
-        "teacher": tutelage.FrozenTeacher(teacher),
-        "batches": tutelage.data.BatchLoader(train, batch_size=8, train=True).epoch(0),
-    }
-    exec(loop.replace("max_tokens=512", "max_tokens=64"), names)
-    assert names["loss"].total.requires_grad
-
-
-@pytest.mark.slow
-def test_the_recipe_of_images_and_texts_runs(tmp_path, monkeypatch):
-    pytest.importorskip("transformers", reason="the optional package transformers is not installed")
-    monkeypatch.chdir(tmp_path)
-    for row in (rows := write_pairs(tmp_path, 400)):
-        row |= {"file": row.pop("picture"), "class": row.pop("label")}
-    Path("captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    Path("captions.yaml").write_text(named_recipes("docs/text.md")["captions.yaml"])
-    done = CliRunner().invoke(app, ["distill", "captions.yaml", "device=cpu", "threads=1"], catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    for folder in (Path("runs/captions"), Path("runs/captions/teacher")):
-        assert json.loads((folder / "evaluation.json").read_text())["student"]["accuracy"] > 0.8
-
-
 def test_what_gamma_leaves_of_a_sure_teacher_is_as_tabulated():
     rows = table("docs/tokens.md", "Gamma near 1")
     assert len(rows) == 4
@@ -449,7 +326,8 @@ def test_the_pretrained_weights_of_the_readme_exist():
 
 
 def test_recipes_that_pages_show_are_valid(tmp_path):
-    shown_recipes = [(page, block) for page in PAGES for block in blocks(str(page.relative_to(ROOT)), "yaml")]
+    names = [page.relative_to(ROOT).as_posix() for page in PAGES]
+    shown_recipes = [(page, block) for page in names for block in blocks(page, "yaml")]
     assert len(shown_recipes) >= 4
     for page, block in shown_recipes:
         value = loaded(block, tmp_path)
@@ -457,22 +335,15 @@ def test_recipes_that_pages_show_are_valid(tmp_path):
         whole = {"name": "shown", "student": "mlp:8", **value}
         if "model" in value:
             del whole["student"]
-        config.parse(kind, whole, where=str(page))
+        config.parse(kind, whole, where=page)
 
 
 # Formulas
 
 
-def test_the_page_of_formulas_computes_what_it_says():
-    failed, tried = doctest.testfile(str(ROOT / "docs" / "methods.md"), module_relative=False)
-    assert tried > 10
-    assert failed == 0
-
-
 def test_the_scale_of_the_power_sum_is_as_tabulated():
     rows = table("docs/methods.md", "The scale of the power sum")
     assert len(rows) >= 4
-    import torch
 
     for gamma, *largest in rows:
         for classes, cell in zip((10, 100, 1000), largest, strict=True):
@@ -480,71 +351,49 @@ def test_the_scale_of_the_power_sum_is_as_tabulated():
             assert f"{float(targets.power_sum(uniform, gamma=float(gamma))):.1f}" == cell
 
 
-# The worked example of CONTRIBUTING.md
-
-
-@pytest.fixture
-def worked(monkeypatch):
-    """The page's blocks, put where they say they go; what they add is taken away afterwards."""
-    function, export, row, preset = blocks("CONTRIBUTING.md", "python")
-    space = dict(vars(logits_module))
-    exec(compile(function, "losses/logits.py", "exec"), space)
-    assert "from tutelage.losses.logits import standardised_kd" in export
-    monkeypatch.setattr(losses, "standardised_kd", space["standardised_kd"], raising=False)
-    known = dict(objectives.PRESETS)
-    objectives.PRESETS.pop("standardised_kd", None)
-    exec(compile(preset, "objectives/methods/logits.py", "exec"), dict(vars(logits_methods)))
-    yield row, preset
-    objectives.PRESETS.clear()
-    objectives.PRESETS.update(known)
-
-
-def test_the_worked_example_is_a_preset_that_trains(worked, tmp_path):
-    _, preset = worked
-    objective = objectives.from_recipe({"standardised_kd": {"temperature": 3}})
-    assert objectives.from_recipe(objective.to_recipe()) == objective
-    body = re.sub(r'""".*?"""\n', "", preset, flags=re.DOTALL)
-    assert len(body.strip().splitlines()) <= 10
-    settings = {"data": "digits", "epochs": 1, "batch_size": 256, "device": "cpu", "runs": tmp_path}
-    teacher = tutelage.train(model="mlp:16", name="teacher", optimizer={"name": "sgd", "lr": 0.2}, **settings)
-    run = tutelage.distill(student="mlp:8", teacher=str(teacher.folder), objective=objective, name="s", **settings)
-    assert set(run.epochs[0]["train"]["terms"]) == {"ce", "standardised_kd"}
-
-
-@pytest.mark.skipif(not RECORDED.exists(), reason="the full file of recorded losses is not beside the repository")
-def test_the_worked_example_reproduces_its_recorded_values(worked, monkeypatch):
-    row, _ = worked
-    monkeypatch.syspath_prepend(ROOT / "tests" / "conformance")
-    import run
-
-    methods = eval(f"{{{row}}}", {"losses": losses})
-    monkeypatch.setattr(run, "METHODS", {**run.METHODS, **methods})
-    results = [run.check(each) for each in run.read(RECORDED) if each["method"] in methods]
-    assert len(results) >= 4
-    assert [result for result in results if result.verdict != "passed"] == []
-
-
 # The pages themselves
 
 
-def test_relative_links_lead_somewhere():
-    for page in PAGES:
-        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
-        for link in re.findall(r"\]\(([^)\s]+)\)", text):
-            if re.match(r"[a-z]+:", link):
-                continue
+def links(page):
+    """Of a page's relative links the files, and the anchors in them."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if not re.match(r"[a-z]+:", link):
             place, _, anchor = unquote(link).partition("#")
-            target = (page.parent / place) if place else page
-            assert target.exists(), f"{page.name}: {link}"
-            if anchor:
-                headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
-                slugs = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
-                assert anchor in slugs, f"{page.name}: {link}"
+            yield link, (page.parent / place).resolve() if place else page, anchor
 
 
-def test_every_page_is_linked_from_the_readme():
-    links = set(re.findall(r"\]\(([^)\s#]+)", read("README.md")))
-    assert {str(page.relative_to(ROOT)) for page in PAGES} - {"README.md"} <= links
+@functools.cache
+def anchors(page):
+    """What a code host and MyST make of the headings; the second of one name has a number."""
+    found = collections.Counter()
+    for heading in re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE):
+        shown = re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading)
+        slug = re.sub(r"[^\w\- ]", "", shown.lower()).replace(" ", "-")
+        found[slug + (f"-{found[slug]}" if found[slug] else "")] += 1
+    return set(found)
+
+
+@pytest.mark.parametrize("pages", [PAGES, RECORDS], ids=["pages", "records"])
+def test_relative_links_lead_somewhere(pages):
+    for page in pages:
+        for link, target, anchor in links(page):
+            assert target.exists(), f"{page.relative_to(ROOT)}: {link}"
+            if anchor and target.suffix == ".md":
+                assert anchor in anchors(target), f"{page.relative_to(ROOT)}: {link}"
+
+
+def test_every_page_is_reached_from_the_readme():
+    """By links, and by the tables of contents of the site, which begins at docs/index.md."""
+    reached, ahead = set(), [ROOT / "README.md", ROOT / "docs" / "index.md"]
+    while ahead:
+        page = ahead.pop()
+        if page.suffix == ".md" and page not in reached and page.exists():
+            reached.add(page)
+            ahead += [target for _, target, _ in links(page)]
+            for contents in re.findall(r"^```\{toctree\}\n(.*?)^```", page.read_text("utf-8"), flags=re.M | re.S):
+                names = [line for line in contents.split() if line[0] != ":"]
+                ahead += [each for name in names for each in page.parent.glob(f"{name}.md")]
+    assert [str(page.relative_to(ROOT)) for page in PAGES if page not in reached] == []
 
 
 def test_the_readme_is_short_and_shows_the_report():
@@ -557,14 +406,6 @@ def test_every_package_is_on_the_page_of_the_architecture():
     rooms = {path.name for path in (ROOT / "src" / "tutelage").iterdir() if (path / "__init__.py").exists()}
     rooms |= {path.name for path in (ROOT / "src" / "tutelage").glob("*.py") if path.name != "__init__.py"}
     assert [room for room in sorted(rooms) if not re.search(rf"`{re.escape(room)}/?`", page)] == []
-
-
-def test_the_page_of_the_hub_works(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names = {}
-    for block in blocks("docs/hub.md", "python"):
-        exec(block, names)
-    assert "# digits-mlp" in Path("published/README.md").read_text()
 
 
 def test_the_licence_is_apache_2_verbatim():

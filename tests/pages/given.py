@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tests._helpers import ROOT
 from tests._helpers.pairs import write_pairs
 from tests.pages.harness import blocks_of, named, typed
 
@@ -17,6 +18,8 @@ Give = Callable[..., None]
 FLOWERS = {"daisy": (220, 200, 40), "rose": (200, 30, 60), "tulip": (60, 40, 200)}
 REVIEWS = {"good": ("great", "love", "clear", "works"), "bad": ("broke", "returned", "noisy", "stopped")}
 SMALL = ["device=cpu", "threads=1", "epochs=1", "weak_teacher=true"]
+TINY = {"num_hidden_layers": 2, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 32}
+"""Sizes of a network of transformers."""
 PICTURES = ["data.size=32", "data.workers=0", "batch_size=8"]
 
 
@@ -59,12 +62,27 @@ def flowers(give: Give) -> None:
 
 
 def flowers_runs(give: Give) -> None:
+    """A teacher and a student of the flowers."""
     give("flowers")
     flowers = ["data.source=imagefolder:flowers", *PICTURES, *SMALL, "precision=fp32"]
     run("train", "model=timm:test_resnet", "name=flowers-teacher", *flowers)
     student = ["student=timm:test_vit", "teacher=runs/flowers-teacher"]
     run("distill", *student, "name=flowers-student", "objective.wttm.gamma=0.5", "objective.wttm.beta=1", *flowers)
     shutil.copytree("runs/flowers-student", "runs/flowers")
+
+
+def student(give: Give) -> None:
+    """The student's recipe of the README, which its run comes from."""
+    give("flowers_runs")
+    save(
+        "README.md",
+        "student.yaml",
+        **{
+            "torchvision:mobilenet_v3_small.IMAGENET1K_V1": "timm:test_vit",
+            "workers: 4}": "size: 32}\nbatch_size: 8",
+            "schedule: {name: cosine, warmup: 1}": "schedule: cosine",
+        },
+    )
 
 
 def shards(give: Give) -> None:
@@ -82,11 +100,7 @@ def shards(give: Give) -> None:
 
 def digits(give: Give) -> None:
     """The teacher of the recipes of digits."""
-    (Path("recipes")).mkdir()
-    for each in ("digits-teacher", "digits-wttm"):
-        shutil.copy(Path(__file__).parents[2] / f"recipes/{each}.yaml", "recipes")
-    run("train", "recipes/digits-teacher.yaml", *SMALL, "epochs=2")
-    shutil.rmtree("recipes")
+    run("train", str(ROOT / "recipes" / "digits-teacher.yaml"), *SMALL, "epochs=2")
 
 
 def small_runs(give: Give) -> None:
@@ -127,10 +141,8 @@ def questions(give: Give) -> None:
     sums = [(f"{a} and {b}? ", str(a + b)) for a in range(6) for b in range(6)]
     write("questions.jsonl", [{"question": question, "answer": answer} for question, answer in sums])
     roles = ("user", "assistant")
-    write(
-        "chats.jsonl",
-        [{"messages": [{"role": role, "content": said} for role, said in zip(roles, each, strict=True)]} for each in sums],
-    )
+    chats = [[{"role": role, "content": said} for role, said in zip(roles, each, strict=True)] for each in sums]
+    write("chats.jsonl", [{"messages": chat} for chat in chats])
 
 
 def captions(give: Give) -> None:
@@ -158,13 +170,17 @@ def streets(give: Give) -> None:
     Image.open("streets/images/00000.png").save("street.jpg")
 
 
-def streets_runs(give: Give) -> None:
+def streets_teacher(give: Give) -> None:
     give("streets")
     run(
         *("train", "model=torchvision:lraspp_mobilenet_v3_large", "name=streets-teacher", "data.source=masks:streets"),
         *(*PICTURES, *SMALL),
     )
-    shutil.copytree("runs/streets-teacher", "runs/streets")
+
+
+def streets_run(give: Give) -> None:
+    give("streets_teacher")
+    Path("runs/streets-teacher").rename("runs/streets")
 
 
 def weather(give: Give) -> None:
@@ -183,3 +199,75 @@ def sentences(give: Give) -> None:
     give("reviews")
     lines = ["text", *Path("more-reviews.txt").read_text().splitlines()]
     Path("sentences.csv").write_text("\n".join(lines))
+
+
+def networks(give: Give) -> None:
+    """A tiny BERT and a tiny Llama as folders of transformers, each with a tokenizer."""
+    import tokenizers
+    import transformers
+
+    marks = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "<|end|>"]
+    learned = tokenizers.Tokenizer(tokenizers.models.BPE())
+    learned.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    learned.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=300, special_tokens=marks, initial_alphabet=alphabet)
+    learned.train_from_iterator([" ".join(sum(REVIEWS.values(), ()))], trainer)
+    sizes = {**TINY, "vocab_size": learned.get_vocab_size()}
+    bert = transformers.BertConfig(num_labels=2, **sizes)
+    llama = transformers.LlamaConfig(num_key_value_heads=2, **sizes)
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+    for name, network in (
+        ("bert", transformers.BertForSequenceClassification(bert)),
+        ("llama", transformers.LlamaForCausalLM(llama)),
+    ):
+        network.save_pretrained(f"models/{name}")
+        end = {"eos_token": "<|end|>", "chat_template": template} if name == "llama" else {"cls_token": "[CLS]"}
+        transformers.PreTrainedTokenizerFast(
+            tokenizer_object=learned, pad_token="[PAD]", unk_token="[UNK]", model_max_length=256, **end
+        ).save_pretrained(f"models/{name}")
+
+
+def answers(give: Give) -> None:
+    """What a server might have said of each token of a completion, by the token's number."""
+    import tokenizers
+
+    give("networks", "questions")
+    tokenizer = tokenizers.Tokenizer.from_file("models/llama/tokenizer.json")
+    rows = []
+    for row in map(json.loads, Path("questions.jsonl").read_text().splitlines()):
+        numbers = [*tokenizer.encode(row["question"] + row["answer"]).ids, tokenizer.token_to_id("<|end|>")]
+        said = [{str(number): {"logprob": -0.1}} for number in numbers]
+        rows.append({"prompt": row["question"], "completion": row["answer"], "top_logprobs": [None, *said[1:]]})
+    write("answers.jsonl", rows)
+
+
+def cifar(give: Give) -> None:
+    """Pictures of CIFAR-100's size in 100 classes, in Parquet, at a made-up path."""
+    import datasets
+
+    generator = np.random.default_rng(0)
+    labels = datasets.ClassLabel(names=[f"class{k}" for k in range(100)])
+    features = datasets.Features({"img": datasets.Image(), "fine_label": labels})
+    Path("path/to/cifar100").mkdir(parents=True)
+    for split, count in (("train", 300), ("test", 100)):
+        pictures = [picture(generator, generator.uniform(0, 255, 3), (32, 32)) for _ in range(count)]
+        rows = {"img": pictures, "fine_label": [k % 100 for k in range(count)]}
+        datasets.Dataset.from_dict(rows, features=features).to_parquet(f"path/to/cifar100/{split}-0.parquet")
+
+
+def outputs(give: Give) -> None:
+    """What a teacher said of digits, recorded."""
+    give("digits")
+    run("record", str(ROOT / "recipes" / "digits-wttm.yaml"), "outputs=runs/outputs/digits", "epochs=1", "device=cpu")
+
+
+def elsewhere(give: Give) -> None:
+    """A checkpoint as a training script leaves it."""
+    import torch
+
+    from tutelage.models import create
+
+    Path("elsewhere").mkdir()
+    states = [create("cifar:resnet20", classes=10).network.state_dict() for _ in range(2)]
+    torch.save(dict(zip(("state_dict", "state_dict_ema"), states, strict=True)), "elsewhere/last.pth.tar")

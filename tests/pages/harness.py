@@ -8,9 +8,11 @@ import io
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,8 +26,9 @@ from tutelage.cli import app
 
 PLAYED = ("python", "py", "pycon", "sh", "yaml", "yml")
 """The languages of blocks that do something; ``text`` shows what they say."""
-LINKED = ("benchmarks", "examples", "recipes")
-"""What a reader in a copy of the repository has at hand."""
+AT_HAND = ("benchmarks", "examples", "recipes")
+"""What a reader in a copy of the repository finds there, and may write to."""
+LEFT = shutil.ignore_patterns("results", "__pycache__", "cifar100")
 LIKE = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -83,15 +86,15 @@ def play(
     """Play every block of a page in a folder, in which the files that it speaks of lie already.
 
     A YAML block that begins with ``# NAME.yaml`` is written to that file. Any other is a recipe, or keys of one: with a
-    ``base`` it is run, laid over that; without, ``tests/test_docs.py`` alone reads it. Lines of ``sh`` are typed, ours in
-    this process, others in a shell beside this Python's programs; of ``make`` the target has to exist, of ``pip`` the
-    extra. A block that begins with ``#!`` is one script. Python shares one set of names.
+    ``base`` it is run, laid over that; without, ``tests/test_docs.py`` alone reads it. Lines of ``sh`` are typed, ours
+    in this process, others in a shell beside this Python's programs; of ``make`` the target has to exist, of ``pip``
+    the extra. A block that begins with ``#!`` is one script. Python shares one set of names.
 
     Args:
         page: below the repository's root, such as ``docs/python.md``.
         folder: where the reader stands.
-        overrides: what is typed behind a command of that name, such as ``{"train": ["epochs=1"]}``; behind recipes without
-            a name those of ``yaml``.
+        overrides: what is typed behind a command of that name and its arguments, such as ``{"train": ["epochs=1"]}``;
+            behind recipes without a name those of ``yaml``.
         replace: texts in blocks, each of which must occur, and what stands in their place: smaller sizes.
         skip: texts by which a block or a command line is known that cannot be played here, each with the reason.
         names: what the page's Python has at hand.
@@ -104,7 +107,7 @@ def play(
     overrides = overrides or {}
 
     def skipped(code: str) -> bool:
-        known = [text for text in (skip or {}) if text in code]
+        known = [text for text in (skip or {}) if text in f"{code}\n"]
         used.update(known)
         return bool(known)
 
@@ -115,9 +118,8 @@ def play(
                 code = code.replace(text, other)
         return code
 
-    for name in LINKED:
-        if not (folder / name).exists():
-            (folder / name).symlink_to(ROOT / name)
+    for name in AT_HAND:
+        shutil.copytree(ROOT / name, folder / name, ignore=LEFT, dirs_exist_ok=True)
     blocks = blocks_of(page)
     with contextlib.chdir(folder):
         for block, after in zip(blocks, [*blocks[1:], None], strict=True):
@@ -151,8 +153,10 @@ def play(
                     exec(compile(replaced(block.code), where, "exec"), played.names)
                 played.said[block.code.splitlines()[0]] = said = out.getvalue()
             if said and expected and not skipped(expected):
-                same = doctest.OutputChecker().check_output(f"...\n{expected}", said, LIKE)
-                assert same, f"{where}: the page shows\n{expected}\nbut the end of what is said is\n{said}"
+                same = doctest.OutputChecker().check_output
+                assert same(expected, said, LIKE) or same(f"...\n{expected}", said, LIKE), (
+                    f"{where}: the page shows\n{expected}\nbut the end of what is said is\n{said}"
+                )
     unused = {*(replace or {}), *(skip or {})} - used
     assert not unused, f"{page} has no {sorted(unused)}"
     return played
@@ -174,7 +178,7 @@ def _run(line: str, overrides: dict[str, list[str]], where: str) -> tuple[int, s
     """The exit code of a command line, and what it says on both channels."""
     command = line if line.startswith("#!") else re.sub(r"\s+#( .*)?$", "", line)
     program, *arguments = shlex.split(command)
-    ours = re.search(r"\btutelage ([a-z]+)\b[^|;&<>]*$", command)
+    ours = re.search(r"\btutelage ([a-z]+) [^|;&<>]+$", command)
     more = overrides.get(ours[1], []) if ours else []
     if program == "cd":
         os.chdir(*arguments)
@@ -207,7 +211,9 @@ def typed(arguments: list[str]) -> tuple[int, str]:
         contextlib.redirect_stderr(said),
         mock.patch.object(sys, "argv", ["tutelage", *arguments]),
         mock.patch.object(sys, "stdin", io.StringIO()),
+        warnings.catch_warnings(),
     ):
+        warnings.resetwarnings()
         try:
             app.main()
         except SystemExit as left:
@@ -224,4 +230,4 @@ def _installable(arguments: list[str], where: str) -> None:
         name, _, asked = each.strip("]").partition("[")
         if not name.startswith("-"):
             unknown = {*filter(None, asked.split(","))} - set(extras) if name in (".", "tutelage") else {name} - known
-            assert not unknown, f"{where}: `pip install {each}`: {sorted(unknown)} is of no extra: skip it with a reason"
+            assert not unknown, f"{where}: `pip install {each}`: {sorted(unknown)} is of no extra: skip it"
