@@ -370,7 +370,7 @@ def _choose_form(
         fewer = f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, "
     raise RecipeError(
         "outputs",
-        f"at most {limit_mb:.0f} MB",
-        f"{size_mb:.0f} MB for {epochs} epochs of {samples} {unit}",
+        f"at most {limit_mb:,g} MB",
+        f"{size_mb:,g} MB for {epochs} epochs of {samples} {unit}",
         f"type outputs_limit_mb={math.ceil(size_mb)} to write them, {fewer}or outputs=null to ask the live teacher",
     )
