@@ -22,6 +22,10 @@ def fits_float32(value: float) -> bool:
     return value == 0 or SMALLEST <= abs(value) <= LARGEST
 
 
+SHORT_FOR = "shortFor"
+"""Keyword that `docs/recipe_schema.py` puts the short form in the place of."""
+
+
 class ShortFor:
     """Metadata of a field that takes a text alone, or a number, for a mapping with it under one key."""
 
@@ -35,10 +39,7 @@ class ShortFor:
         return core_schema.no_info_before_validator_function(self._written_out, handler(source))
 
     def __get_pydantic_json_schema__(self, source: Any, handler: Any) -> Any:
-        written = handler(source)
-        kinds = [handler.resolve_ref_schema(each) for each in written.get("oneOf", written.get("anyOf", [written]))]
-        short = [kind["properties"][self.key] for kind in kinds if self.key in kind.get("properties", ())]
-        return {"anyOf": [*short, written]}
+        return {**handler(source), SHORT_FOR: self.key}
 
     def _written_out(self, value: Any) -> Any:
         return {self.key: value} if isinstance(value, self.kind) and not isinstance(value, bool) else value
