@@ -1,6 +1,6 @@
 """Write the JSON Schema of recipes, which editors complete and check them by.
 
-    python docs/recipe_schema.py
+    python -m docs.recipe_schema
 
 Keys, types, ranges and defaults are those of the models that read recipes, comparisons and studies; presets and their
 arguments those of ``objectives.json``; what a key means is what recipes.md and studies.md say of it.
@@ -10,24 +10,22 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from pathlib import Path
 
 import yaml
+from docs import key_tables
 from pydantic import TypeAdapter
 from pydantic.json_schema import models_json_schema
 
 from tutelage import records
 from tutelage.config import schema as config
+from tutelage.config.files import JSON_SCHEMA
 from tutelage.settings import fit, weights
+from tutelage.settings.data import LearnedTokenizer
 from tutelage.settings.numbers import LARGEST, SHORT_FOR
 from tutelage.settings.objective import MATCHED, MATCHED_TO
 from tutelage.studies import schema as studies
 
-sys.path.insert(0, str(Path(__file__).parent))
-import key_tables  # noqa: E402
-
-FILE = Path(config.__file__).with_name("recipe.schema.json")
 DRAFT = "http://json-schema.org/draft-07/schema#"
 """The draft that all editors know."""
 IN_STUDIES = {
@@ -36,6 +34,21 @@ IN_STUDIES = {
     studies.Method: "Keys of a method",
 }
 OF_WEIGHTS = {kind: name for name, kind in weights.SCHEDULES.items()}
+WITHOUT_A_TABLE = {
+    LearnedTokenizer: {"bpe": "Largest number of tokens that are learned, in [257, 1000000]."},
+    config.TrainedTeacher: {"train": "How the teacher is trained first, from labels."},
+    studies.Value: {"mean": "Percent.", "std": "Standard deviation, percentage points.", "n": "Runs of the mean."},
+}
+OF_ARGUMENTS = {
+    "number": "A number.",
+    "exponent": "Exponent of the teacher's distribution, 1 / T.",
+    "automatic_number": "A number, or `auto` for one that is found from the teacher's logits.",
+    "weight": "A weight: a number >= 0, or a schedule such as {schedule: linear, start: 1, end: 0}.",
+    "signed_weight": "A weight of either sign: a number, or a schedule such as {schedule: linear, start: 1, end: 0}.",
+    "automatic_weight": "A weight: a number >= 0, a schedule, or `auto` for one found from the teacher's logits.",
+    "text": "A name.",
+    "names": "Names of features, one or several; see docs/models.md.",
+}
 
 
 def ref(*names):
@@ -65,7 +78,7 @@ def meanings():
     of_a_run = rows("recipes.md", "A run")
     found = {kind: rows("recipes.md", heading) for heading, kind in key_tables.KINDS.items()}
     found[config.Comparison] = of_a_run | found[config.Comparison]
-    found |= {kind: rows("studies.md", heading) for kind, heading in IN_STUDIES.items()}
+    found |= {kind: rows("studies.md", heading) for kind, heading in IN_STUDIES.items()} | WITHOUT_A_TABLE
     return {
         kind: {key: of_a_run[key] if text.startswith("As in a run") else text for key, text in texts.items()}
         for kind, texts in found.items()
@@ -82,7 +95,7 @@ def translated(node, sections):
     if not isinstance(node, dict):
         return node
     if node.get(config.OBJECTIVE) is True:
-        return ref("objective")
+        return {**ref("objective"), **{key: node[key] for key in ("meaning",) if key in node}}
     node = {
         {"ge": "minimum", "le": "maximum", "oneOf": "anyOf", "prefixItems": "items"}.get(key, key): value
         for key, value in node.items()
@@ -139,14 +152,14 @@ def of_networks(network):
     """A student that is made of its teacher has no name, nor what would describe another network."""
     network.pop("required")
     network["if"] = {"properties": {"init": {"type": "object"}}, "required": ["init"]}
-    none = dict.fromkeys(config.OF_ANOTHER, {"type": "null"})
+    none = {key: {"type": "null"} for key in config.OF_ANOTHER}
     network["then"] = {"properties": {"name": {"const": config.MADE}, **none}}
     network["else"] = {"required": ["name"]}
 
 
 def of_kinds(definitions):
     """Only the default kinds of optimizers and schedules need no name; timm's optimizers have theirs."""
-    for name, section in definitions.items():
+    for section in definitions.values():
         kind = section["properties"].get("name", {}).get("const")
         if kind is not None and kind not in studies.KINDS.values():
             section["required"] = ["name"]
@@ -171,11 +184,16 @@ def of_runs(definitions):
         "stages": {"allOf": [same["stages"], {"items": stage}]},
     }
     named = comparison["properties"]["objectives"]
-    named["propertyNames"] = {"pattern": r"^[^/\\:*?\"<>|\x00-\x1f\x7f]{1,200}$"}
+    named["propertyNames"] = {"pattern": r"^[^/\\:*?\x22<>|\x00-\x1f\x7f]{1,200}$"}
     for section in (recipe, comparison):
         section["properties"] |= {
             "model": ref("Recipe", "properties", "student"),
-            "schema": {"type": "integer", "minimum": 1, "maximum": records.SCHEMA, "description": "The schema of the file."},
+            "schema": {
+                "type": "integer",
+                "minimum": 1,
+                "maximum": records.SCHEMA,
+                "description": "The schema of the file.",
+            },
         }
         section["required"] = [key for key in section["required"] if key != "student"]
         section |= {
@@ -194,12 +212,15 @@ def of_studies(definitions):
         protocol[key] = {"allOf": [protocol[key], other]}
     settings = {key: value for key, value in protocol.items() if key not in studies.SEEDS}
     for key in studies.KINDS:  # whose kind may be the protocol's
-        sections = [each["$ref"].rpartition("/")[2] for each in recipe[key]["anyOf"] if "properties" not in each["$ref"]]
+        sections = [
+            each["$ref"].rpartition("/")[2] for each in recipe[key]["anyOf"] if "properties" not in each["$ref"]
+        ]
         for name in sections:
             partial = {**definitions[name]}
             partial.pop("required", None)
             definitions[f"{name} in part"] = partial
-        settings[key] = {"anyOf": [*(settings[key],), *(ref(f"{name} in part") for name in sections)]}
+        kinds = [settings[key], *(ref(f"{name} in part") for name in sections)]
+        settings[key] = {"description": recipe[key]["description"], "anyOf": kinds}
     definitions["protocol"] = {"type": "object", "properties": protocol, "additionalProperties": False}
     definitions["settings"] = {"type": "object", "properties": settings, "additionalProperties": False}
     study, method = definitions["Study"], definitions["Method"]
@@ -262,13 +283,17 @@ def argument_kinds():
 
 def of_presets():
     """The definitions of objectives."""
-    table = json.loads(FILE.with_name("objectives.json").read_text(encoding="utf-8"))
+    table = json.loads(JSON_SCHEMA.with_name("objectives.json").read_text(encoding="utf-8"))
     formulas = {row[0].strip("`"): f"{plain(row[2]).strip('`')}\n{row[3]}" for row in key_tables.presets()}
     definitions = argument_kinds()
     bare = []
     for name, preset in table.items():
         arguments = {
-            key: {"allOf": [ref(argument["kind"])], **{k: argument[k] for k in ("default",) if k in argument}}
+            key: {
+                "allOf": [ref(argument["kind"])],
+                "description": OF_ARGUMENTS[argument["kind"]],
+                **{name: value for name, value in argument.items() if name == "default"},
+            }
             for key, argument in preset["arguments"].items()
         }
         needed = [key for key, argument in preset["arguments"].items() if "default" not in argument]
@@ -286,14 +311,22 @@ def of_presets():
             **definitions["objective kd"]["properties"],
             MATCHED_TO: {
                 "description": "A TTM or WTTM with its arguments, whose target, factor and sample weights it has.",
-                "anyOf": [{"enum": list(MATCHED)}, {"type": "object", "minProperties": 1, "maxProperties": 1, **matched}],
+                "anyOf": [
+                    {"enum": list(MATCHED)},
+                    {"type": "object", "minProperties": 1, "maxProperties": 1, **matched},
+                ],
             },
         },
         "if": {"type": "object", "required": [MATCHED_TO]},
         "then": {"maxProperties": 1},
     }
     beside = {
-        "scale": {"type": "number", "exclusiveMinimum": 0, "maximum": LARGEST, "description": "Factor on every weight."},
+        "scale": {
+            "type": "number",
+            "exclusiveMinimum": 0,
+            "maximum": LARGEST,
+            "description": "Factor on every weight.",
+        },
         "gather": {"type": "boolean", "description": "Let the terms read all processes' samples at once."},
     }
     assert set(beside) == set(records.BESIDE)
@@ -342,4 +375,4 @@ def written():
 
 
 if __name__ == "__main__":
-    FILE.write_text(written(), encoding="utf-8")
+    JSON_SCHEMA.write_text(written(), encoding="utf-8")

@@ -116,6 +116,9 @@ def play(
 def _typed(line: str, overrides: dict[str, list[str]], where: str) -> str:
     program, *arguments = shlex.split(line, comments=True)
     assert program == "tutelage", f"{where}: {line!r} is no command of ours: play it yourself, or skip it with a reason"
+    file = Path(arguments.pop()) if arguments[-2:-1] == [">"] and arguments.pop(-2) else None
     done = CliRunner().invoke(app, [*arguments, *overrides.get(arguments[0], ())], catch_exceptions=False)
     assert done.exit_code == 0, f"{where}: {line}\n{done.output}"
+    if file is not None:
+        file.write_text(done.stdout, encoding="utf-8")
     return done.output

@@ -165,7 +165,9 @@ OptimizerField = Annotated[
 ]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
-ClassWeightsField = Annotated[ClassWeights | None, BeforeValidator(check_class_weights), InSchema(minItems=1)]
+ClassWeightsField = Annotated[
+    ClassWeights | None, BeforeValidator(check_class_weights), InSchema(minItems=1, minProperties=1)
+]
 EMAField = Annotated[EMA, ShortFor("decay", number=True)]
 EarlyStoppingField = Annotated[EarlyStopping, ShortFor("patience", number=True)]
 
@@ -518,9 +520,7 @@ class Teachers(_Section):
 
     members: Annotated[
         tuple[MemberField, ...], BeforeValidator(_several), InSchema(minItems=2, maxItems=MOST_MEMBERS)
-    ] = Field(
-        description=f"a list of 2 to {MOST_MEMBERS} models", examples=["[runs/a, runs/b]"]
-    )
+    ] = Field(description=f"a list of 2 to {MOST_MEMBERS} models", examples=["[runs/a, runs/b]"])
     weights: tuple[Positive, ...] | None = Field(
         None, description="a list of numbers > 0, one for each member, or null", examples=["[0.5, 0.5]"]
     )

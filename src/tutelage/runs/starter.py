@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tutelage import config, records
 from tutelage.config import files
+from tutelage.config.files import JSON_SCHEMA
 from tutelage.config.schema import Recipe
 from tutelage.data import names as data_names
 from tutelage.errors import InvalidValueError, NotFoundError, TutelageError
@@ -213,9 +214,10 @@ def save(out: Path, text: str) -> None:
 
 
 def write(out: Path, facts: Facts, *, teacher: str, student: str, epochs: int) -> str:
-    """Return the commented recipe."""
+    """Return the commented recipe; where the JSON Schema of recipes lies beside it, editors are told so."""
     lines = [*_lines(out, facts, teacher=teacher, student=student, epochs=epochs)]
-    head = [
+    beside = out.parent / JSON_SCHEMA.name
+    head = [f"# yaml-language-server: $schema={beside.name}"] * beside.is_file() + [
         f"# tutelage distill {out} --dry-run",
         "#",
         "# Written by tutelage init. Any key can be typed behind the recipe, as in epochs=5 data.validation=0.2;",

@@ -99,7 +99,7 @@ class DataSettings:
     mask: str | None = None
     """Column of masks of an ``hf:`` source, pictures of one channel with the class of each pixel, 255 for none; unset
     reads a class per image."""
-    labels: str | tuple[str, ...] | None = None
+    labels: Annotated[str | tuple[str, ...] | None, InSchema(minItems=1)] = None
     """Labels of which several may hold for a sample, of an ``hf:``, ``parquet:``, ``jsonl:``, ``csv:`` or
     ``imagefolder:`` source: a list of columns, each 1 where its label holds, 0 where not and empty where unknown; or
     one column of lists of labels. Unset gives a sample one class."""
