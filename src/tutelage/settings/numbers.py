@@ -133,8 +133,7 @@ class Range:
 
     def _bounded(self, schema: dict[str, Any]) -> dict[str, Any]:
         if schema["type"] == "array":
-            fewest, most = self.count or (None, None)
-            size = {} if fewest is None else {"minItems": fewest, "maxItems": most}
+            size = {} if self.count is None else {"minItems": self.count[0], "maxItems": self.count[1]}
             inner: dict[str, Any] = {
                 key: [self._bounded(each) for each in schema[key]]
                 if key == "prefixItems"
@@ -152,7 +151,7 @@ class Range:
 
 
 @functools.cache
-def _ranges(kind: type) -> dict[str, Range]:
+def _ranges(kind: Any) -> dict[str, Range]:
     hints = typing.get_type_hints(kind, include_extras=True)
     return {name: found for name, hint in hints.items() if (found := _range_in(hint))}
 
@@ -164,6 +163,7 @@ def _range_in(hint: Any) -> Range | None:
 
 def ranged(section: Any) -> Iterator[tuple[str, Any, Range]]:
     """Yield name, value and range of the fields of a dataclass that have one, where they are not ``None``."""
-    for name, known in _ranges(type(section)).items():
+    kind: Any = type(section)
+    for name, known in _ranges(kind).items():
         if (value := getattr(section, name)) is not None:
             yield name, value, known
