@@ -95,11 +95,11 @@ def translated(node, sections):
     if not isinstance(node, dict):
         return node
     if node.get(config.OBJECTIVE) is True:
-        return {**ref("objective"), **{key: node[key] for key in ("meaning",) if key in node}}
+        node = {key: value for key, value in node.items() if key != config.OBJECTIVE} | ref("objective")
     node = {
         {"ge": "minimum", "le": "maximum", "oneOf": "anyOf", "prefixItems": "items"}.get(key, key): value
         for key, value in node.items()
-        if key not in ("title", "discriminator", "description")
+        if key not in ("title", "discriminator")
     }
     short = node.pop(SHORT_FOR, None)
     if short is not None:
@@ -119,7 +119,7 @@ def translated(node, sections):
         key: {name: translated(value, sections) for name, value in inner.items()}
         if key == "properties"
         else inner
-        if key in ("default", "examples", "enum", "const", "required")
+        if key in ("default", "description", "examples", "enum", "const", "required")
         else translated(inner, sections)
         for key, inner in node.items()
     }
@@ -132,17 +132,12 @@ def of_models():
     sections = found["$defs"]
     described = {kind.__name__: texts for kind, texts in meanings().items() if kind not in OF_WEIGHTS}
     for name, section in sections.items():
-        for key in section["properties"].keys() & described.get(name, {}).keys():
-            section["properties"][key]["meaning"] = described[name][key]
-    definitions = {name: translated(section, sections) for name, section in sections.items()}
-    for section in definitions.values():
-        for key in section["properties"].values():
-            if "meaning" in key:
-                text = key.pop("meaning")
-                if "$ref" in key:
-                    key["allOf"] = [{"$ref": key.pop("$ref")}]
-                key["description"] = text
-    return definitions
+        section.pop("description")
+        for key, value in section["properties"].items():
+            value.pop("description", None)  # of its error's message
+            if key in described.get(name, {}):
+                value["description"] = described[name][key]
+    return {name: translated(section, sections) for name, section in sections.items()}
 
 
 # What the models check by functions
