@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import doctest
 import hashlib
+import itertools
 import json
 import re
 import shlex
@@ -257,6 +258,7 @@ def test_a_typed_command_would_run(page, line, tmp_path):
         known = re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE)
         assert {argument for argument in arguments if "=" not in argument} <= set(known)
         return
+    arguments = list(itertools.takewhile(lambda argument: argument not in (">", "|"), arguments))
     command = COMMANDS.commands[arguments[0]]
     if not arguments[1:] or any(argument.isupper() for argument in arguments):
         return  # The command's name alone, or its usage.

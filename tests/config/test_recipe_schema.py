@@ -17,7 +17,7 @@ from tests.wrong import corpus
 
 from tutelage import config, objectives
 from tutelage.config import files
-from tutelage.config.schema import known_presets
+from tutelage.config.schema import built_in_presets
 from tutelage.errors import TutelageError
 from tutelage.settings.objective import REQUIRED
 from tutelage.studies import schema as studies
@@ -104,7 +104,7 @@ def test_every_key_and_preset_is_there():
         rows = {row[0].strip("`") for row in key_tables.SECTIONS[heading]}
         assert rows <= definitions[kind.__name__]["properties"].keys(), heading
         assert definitions[kind.__name__]["additionalProperties"] is False
-    for name, signature in known_presets().items():
+    for name, signature in built_in_presets().items():
         assert signature.keys() <= definitions[f"objective {name}"]["properties"].keys()
     assert definitions["Recipe"]["properties"]["epochs"]["description"] == "Passes over the training set."
 
@@ -123,7 +123,7 @@ def test_recipes_and_studies_pass():
     for path, text in found.items():
         assert not faults(files.load(text)), path
         if (ROOT / "recipes") in path.parents:
-            named = re.match(r"# yaml-language-server: \$schema=(\S+)\n", text)
+            named = re.search(r"^# yaml-language-server: \$schema=(\S+)$", text, flags=re.MULTILINE)
             assert named, f"{path} names no schema"
             assert (path.parent / named[1]).resolve() == files.JSON_SCHEMA, path
 
@@ -370,10 +370,10 @@ def test_every_key_is_read_alike_with_many_values():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("preset", known_presets())
+@pytest.mark.parametrize("preset", built_in_presets())
 def test_every_argument_of_a_preset_is_read_alike(preset):
-    needed = {key: 1 for key, argument in known_presets()[preset].items() if argument.default is REQUIRED}
-    for key in known_presets()[preset]:
+    needed = {key: 1 for key, argument in built_in_presets()[preset].items() if argument.default is REQUIRED}
+    for key in built_in_presets()[preset]:
         for value in [
             *FEW,
             *MANY,
