@@ -14,10 +14,8 @@ TRANSFORM = "(torchvision|timm|object):."
 """How the name of a transform begins."""
 _LARGEST_TEXT = 1_000_000
 _TEXT = f"a whole number in [1, {_LARGEST_TEXT}]"
+_ALPHA = Range("a number in [0.001, 1000], or 0 for off", least=1e-3, most=1e3, or_zero=True, example=0.8)
 Probability = Annotated[Real, Range("a probability in [0, 1]", least=0, most=1, example=0.5)]
-Alpha = Annotated[
-    Real, Range("a number in [0.001, 1000], or 0 for off", least=1e-3, most=1e3, or_zero=True, example=0.8)
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,9 +187,9 @@ class DataSettings:
     """
     random_erasing: Annotated[Real, Range("a probability in [0, 1]", least=0, most=1, example=0.25)] = 0.0
     """Probability that noise fills a random rectangle of a training image."""
-    mixup: Alpha = 0.0
+    mixup: Annotated[Real, _ALPHA] = 0.0
     """Alpha of Mixup: a training sample becomes a mean of itself and another; 0 is off, else in [0.001, 1000]."""
-    cutmix: Alpha = 0.0
+    cutmix: Annotated[Real, replace(_ALPHA, example=1.0)] = 0.0
     """Alpha of CutMix: a rectangle of a training sample comes from another; 0 is off, else in [0.001, 1000]."""
     mix_probability: Probability = 1.0
     """Probability that a sample is mixed at all, if Mixup or CutMix is on."""
