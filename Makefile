@@ -56,7 +56,7 @@ docs: $(STAMP)
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs build/site
 
 # What is written from the settings, the presets and the models' sources: signatures for recipes, what `tutelage list` shows,
-# arguments of timm's optimizers, the tables of keys, and the page of objectives.
+# arguments of timm's optimizers, the tables of keys, the page of objectives, and the JSON Schema of recipes.
 generated: $(STAMP)
 	$(BIN)/python -c "from tutelage.objectives import registry; print(registry.signatures_json(), end='')" > objectives.json
 	mv objectives.json src/tutelage/config/objectives.json
@@ -69,6 +69,7 @@ generated: $(STAMP)
 	$(BIN)/python -m tutelage.studies.overview > objectives.md
 	mv objectives.md docs/objectives.md
 	$(BIN)/python docs/key_tables.py
+	$(BIN)/python -m docs.recipe_schema
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; type make PYTHON=python3.12")'

@@ -139,32 +139,35 @@ def keys_of(kind, *, beyond=()):
         yield f"`{field.name}`", words(hints[field.name]), "required" if needed else shown(field.default)
 
 
-SECTIONS = {
-    "A run": list(keys_of(config.Recipe)),
-    "Data": list(keys_of(DataSettings)),
-    "Unlabelled data": list(keys_of(Unlabelled)),
-    "randaugment": list(keys_of(RandAugment)),
-    "Models": list(keys_of(config.schema.Network)),
-    "lora": list(keys_of(config.schema.LoRA)),
-    "init": list(keys_of(config.schema.Init)),
-    "Several teachers": list(keys_of(config.schema.Teachers)),
-    "A teacher to train first": list(keys_of(config.schema.Training)),
-    "sgd": list(keys_of(SGD)),
-    "adamw": list(keys_of(AdamW)),
-    "timm": list(keys_of(LibraryOptimizer)),
-    "constant": list(keys_of(Constant)),
-    "step": list(keys_of(Step)),
-    "multistep": list(keys_of(MultiStep)),
-    "cosine": list(keys_of(Cosine)),
-    "ema": list(keys_of(EMA)),
-    "early_stopping": list(keys_of(EarlyStopping)),
-    "linear": list(keys_of(schedules.Linear)),
-    "warm_up": list(keys_of(schedules.WarmUp)),
-    "cosine_warm_up": list(keys_of(schedules.CosineWarmUp)),
-    "Stages": list(keys_of(config.schema.Stage)),
-    "on_policy": list(keys_of(OnPolicy)),
-    "A comparison": list(keys_of(config.Comparison, beyond=config.Recipe.model_fields)),
+KINDS = {
+    "A run": config.Recipe,
+    "Data": DataSettings,
+    "Unlabelled data": Unlabelled,
+    "randaugment": RandAugment,
+    "Models": config.schema.Network,
+    "lora": config.schema.LoRA,
+    "init": config.schema.Init,
+    "Several teachers": config.schema.Teachers,
+    "A teacher to train first": config.schema.Training,
+    "sgd": SGD,
+    "adamw": AdamW,
+    "timm": LibraryOptimizer,
+    "constant": Constant,
+    "step": Step,
+    "multistep": MultiStep,
+    "cosine": Cosine,
+    "ema": EMA,
+    "early_stopping": EarlyStopping,
+    "linear": schedules.Linear,
+    "warm_up": schedules.WarmUp,
+    "cosine_warm_up": schedules.CosineWarmUp,
+    "Stages": config.schema.Stage,
+    "on_policy": OnPolicy,
+    "A comparison": config.Comparison,
 }
+BEYOND = {config.Comparison: config.Recipe.model_fields}
+"""Keys that a section's table leaves to another's."""
+SECTIONS = {heading: list(keys_of(kind, beyond=BEYOND.get(kind, ()))) for heading, kind in KINDS.items()}
 
 
 def presets():

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import itertools
 import re
 import shlex
 import typing
@@ -247,6 +248,7 @@ def check_command(page, line, folder):
         known = re.findall(r"^([a-z-]+):", read("Makefile"), flags=re.MULTILINE)
         assert {argument for argument in arguments if "=" not in argument} <= set(known)
         return
+    arguments = list(itertools.takewhile(lambda argument: argument not in (">", "|"), arguments))
     command = COMMANDS.commands[arguments[0]]
     if not arguments[1:] or any(argument.isupper() for argument in arguments):
         return  # The command's name alone, or its usage.

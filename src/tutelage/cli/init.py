@@ -41,6 +41,7 @@ def init(
         got, instead = f"{launcher.world_size()} processes", "type it without the launcher"
         raise InvalidValueError("init", "a single process", got, instead)
     _check_out(out, force)
+    from tutelage.config.files import JSON_SCHEMA
     from tutelage.runs import starter
 
     facts = _answered("data", data, starter.example_source(), starter.read_source)
@@ -59,6 +60,10 @@ def init(
     common.echo(f"{out} is written. Look at it, then type")
     common.echo(f"  tutelage distill {path} --dry-run    to try one batch, and see the time that it takes")
     common.echo(f"  tutelage distill {path}              to train; the same again resumes it")
+    beside = out.parent / JSON_SCHEMA.name
+    if not beside.is_file():
+        common.echo("An editor completes and checks its keys by a file that this writes (docs/editors.md)")
+        common.echo(f"  tutelage list schema > {shlex.quote(str(beside))}")
 
 
 def _check_out(out: Path, force: bool) -> None:

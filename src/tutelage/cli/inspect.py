@@ -140,7 +140,7 @@ def watch(
         server.serve_forever()
 
 
-LISTS = "models", "data", "objectives"
+LISTS = "models", "data", "objectives", "schema"
 NARROWEST, WIDEST = 80, 120
 """Columns of a table of models."""
 
@@ -152,9 +152,17 @@ def list_(
         typer.Argument(metavar="[PATTERN]", help="Only names like it: 'timm:mobilenet*', or a part of them: resnet18."),
     ] = None,
 ) -> None:
-    """List models, data sources, or objectives with their parameters and papers."""
+    """List models, data sources, or objectives with their parameters and papers; print the schema of recipes."""
     if what not in LISTS:
         raise InvalidValueError("list", f"one of {', '.join(LISTS)}", repr(what), nearest(what, LISTS))
+    if what == "schema":
+        from tutelage.config.files import JSON_SCHEMA
+
+        if pattern is not None:
+            raise InvalidValueError("list", "no pattern with schema", repr(pattern), "type tutelage list schema")
+        for line in JSON_SCHEMA.read_text(encoding="utf-8").splitlines():
+            common.echo(line)
+        return
     from tutelage.models import catalogue
 
     matches = catalogue.matcher(pattern or "")

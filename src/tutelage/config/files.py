@@ -135,6 +135,8 @@ def dump(recipe: Recipe) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
+JSON_SCHEMA = Path(__file__).with_name("recipe.schema.json")
+"""The JSON Schema of recipes, comparisons and studies, for editors; ``make generated`` writes it."""
 LARGEST = 2**20
 """Bytes of a file."""
 DEEPEST = 50

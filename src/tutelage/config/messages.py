@@ -201,7 +201,8 @@ def _sections(annotation: Any) -> Iterator[type]:
 def _alternatives(annotation: Any) -> list[Any]:
     """What a value may be where it may be of several types, null apart."""
     core = _core(annotation)[0]
-    return list(typing.get_args(core)) if typing.get_origin(core) in (typing.Union, types.UnionType) else []
+    union = typing.get_origin(core) in (typing.Union, types.UnionType)
+    return [_core(each)[0] for each in typing.get_args(core)] if union else []
 
 
 def _core(annotation: Any) -> tuple[Any, bool]:

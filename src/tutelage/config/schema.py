@@ -43,7 +43,7 @@ from tutelage.settings.fit import (
     Threads,
     timm_optimizers,
 )
-from tutelage.settings.numbers import LARGEST_COUNT, SMALLEST, ShortFor, Whole
+from tutelage.settings.numbers import LARGEST_COUNT, SMALLEST, InSchema, ShortFor, Truth, Whole
 from tutelage.settings.objective import (
     REQUIRED,
     SIGNATURES,
@@ -122,11 +122,16 @@ DEVICE = r"^(auto|cpu|cuda(:(0|[1-9][0-9]{0,3}))?)$"
 """Pattern of a device."""
 Seeds = Annotated[Whole, Ge(1), Le(10_000)]
 """Number of runs, of which each is planned before the first is begun."""
-SeedField = Annotated[Whole, Ge(0), pydantic.AfterValidator(_check_seed)]
+SeedField = Annotated[Whole, Ge(0), pydantic.AfterValidator(_check_seed), InSchema(maximum=2**63 - 1)]
 _CROSS_ENTROPY = read_objective("cross_entropy", built_in_presets())
+OBJECTIVE = "objective"
+"""Keyword in whose place `docs/recipe_schema.py` puts what it makes of the presets' signatures."""
 DataField = Annotated[DataSettings, pydantic.AfterValidator(data.check), ShortFor("source")]
 ObjectiveField = Annotated[
-    ObjectiveSpec, pydantic.PlainValidator(_objective), pydantic.PlainSerializer(ObjectiveSpec.to_recipe)
+    ObjectiveSpec,
+    pydantic.PlainValidator(_objective),
+    pydantic.PlainSerializer(ObjectiveSpec.to_recipe),
+    InSchema(**{OBJECTIVE: True}),
 ]
 
 
@@ -160,7 +165,9 @@ OptimizerField = Annotated[
 ]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
-ClassWeightsField = Annotated[ClassWeights | None, BeforeValidator(check_class_weights)]
+ClassWeightsField = Annotated[
+    ClassWeights | None, BeforeValidator(check_class_weights), InSchema(minItems=1, minProperties=1)
+]
 EMAField = Annotated[EMA, ShortFor("decay", number=True)]
 EarlyStoppingField = Annotated[EarlyStopping, ShortFor("patience", number=True)]
 
@@ -173,11 +180,20 @@ ADDED = ("size", "config", "trained", "frozen", "init", "classes", "mean", "std"
 """Keys of a network that recipes of older versions lack."""
 MADE = "teacher"
 """Name of a student that is made of its teacher."""
+OF_ANOTHER = ("weights", "config", "classes", "mean", "output")
+"""Keys that describe a network which is not made of its teacher."""
 Reads = Literal["image", "text"]
 SERVED = "served"
 """What a recipe names as its teacher if ``data.top_logprobs`` has its answers."""
 MAX_SIDE = 16_384
 """Longest side of the images that a network is fed, pixels."""
+
+
+_NOT_EMPTY = InSchema(minItems=1)
+_Text = Annotated[str, InSchema(minLength=1)]
+_Number = Annotated[int, InSchema(minimum=0)]
+_Mean = Annotated[float, InSchema(minimum=0, maximum=1)]
+_Deviation = Annotated[float, InSchema(minimum=SMALLEST, maximum=1)]
 
 
 def _check_outputs(value: Any) -> Any:
@@ -282,7 +298,9 @@ class Init(_From):  # type: ignore[misc]
     """
 
     layers: Annotated[
-        Literal["every_second", "first", "last"] | tuple[int, ...] | None, BeforeValidator(_check_layers)
+        Literal["every_second", "first", "last"] | tuple[_Number, ...] | None,
+        BeforeValidator(_check_layers),
+        _NOT_EMPTY,
     ] = None
     width: Count | None = None
 
@@ -315,15 +333,15 @@ class Network(_Section):
 
     name: str = Field(description="a model's name", examples=["cifar:resnet20"])
     weights: str | None = None
-    size: Annotated[int, Ge(1), Le(MAX_SIDE)] | None = None
+    size: Annotated[Whole, Ge(1), Le(MAX_SIDE)] | None = None
     config: dict[str, Any] | None = None
     trained: TrainedField = "all"
-    frozen: Annotated[tuple[str, ...] | None, BeforeValidator(_check_frozen)] = None
+    frozen: Annotated[tuple[_Text, ...] | None, BeforeValidator(_check_frozen), _NOT_EMPTY] = None
     init: Init | None = None
-    classes: Annotated[tuple[int | str, ...] | None, BeforeValidator(_check_outputs)] = None
-    mean: Annotated[tuple[float, ...] | None, BeforeValidator(_check_mean)] = None
-    std: Annotated[tuple[float, ...] | None, BeforeValidator(_check_std)] = None
-    output: Annotated[int | str | None, BeforeValidator(_check_output)] = None
+    classes: Annotated[tuple[_Number | str, ...] | None, BeforeValidator(_check_outputs), _NOT_EMPTY] = None
+    mean: Annotated[tuple[_Mean, ...] | None, BeforeValidator(_check_mean), _NOT_EMPTY] = None
+    std: Annotated[tuple[_Deviation, ...] | None, BeforeValidator(_check_std), _NOT_EMPTY] = None
+    output: Annotated[_Number | _Text | None, BeforeValidator(_check_output)] = None
     reads: Reads | None = None
 
     @pydantic.model_validator(mode="before")
@@ -332,7 +350,7 @@ class Network(_Section):
         """Name a student that is made of its teacher so, and refuse what would describe another one."""
         if not isinstance(value, Mapping) or value.get("init") is None:
             return value
-        taken = [key for key in ("weights", "config", "classes", "mean", "output") if value.get(key) is not None]
+        taken = [key for key in OF_ANOTHER if value.get(key) is not None]
         taken += ["name"] * (value.get("name", MADE) != MADE)
         if taken:
             got = f"{taken[0]}={messages.shown(value[taken[0]])}"
@@ -395,7 +413,11 @@ def _not_made(network: Network) -> Network:
     return network
 
 
-NetworkField = Annotated[Network, pydantic.AfterValidator(_trained), ShortFor("name")]
+def _without(*keys: str) -> InSchema:
+    return InSchema(properties={key: {"type": "null"} for key in keys})
+
+
+NetworkField = Annotated[Network, pydantic.AfterValidator(_trained), _without("classes"), ShortFor("name")]
 
 
 class Stage(_Section):
@@ -420,7 +442,7 @@ class Training(_Section):
     every label. The data are that run's, without its unlabelled ones; for embeddings it learns their classes.
     """
 
-    model: Annotated[NetworkField, pydantic.AfterValidator(_not_made)] = Field(
+    model: Annotated[NetworkField, pydantic.AfterValidator(_not_made), _without("classes", "init")] = Field(
         description="a model's name", examples=["cifar:resnet56"]
     )
     objective: ObjectiveField | None = None
@@ -476,8 +498,14 @@ def _ready(value: Any) -> Any:
     return value
 
 
+_NOT_TRAINED = _without("frozen", "init")
 MemberField = Annotated[
-    Network, pydantic.AfterValidator(_not_trained), pydantic.BeforeValidator(_ready), ShortFor("name")
+    Network,
+    pydantic.AfterValidator(_not_trained),
+    pydantic.BeforeValidator(_ready),
+    _NOT_TRAINED,
+    ShortFor("name"),
+    InSchema(**{"not": {"const": SERVED}}),
 ]
 
 
@@ -490,9 +518,9 @@ class Teachers(_Section):
         combine: what is averaged: ``probabilities``, ``logits``, or the objective's ``terms``, each computed for each.
     """
 
-    members: Annotated[tuple[MemberField, ...], BeforeValidator(_several)] = Field(
-        description=f"a list of 2 to {MOST_MEMBERS} models", examples=["[runs/a, runs/b]"]
-    )
+    members: Annotated[
+        tuple[MemberField, ...], BeforeValidator(_several), InSchema(minItems=2, maxItems=MOST_MEMBERS)
+    ] = Field(description=f"a list of 2 to {MOST_MEMBERS} models", examples=["[runs/a, runs/b]"])
     weights: tuple[Positive, ...] | None = Field(
         None, description="a list of numbers > 0, one for each member, or null", examples=["[0.5, 0.5]"]
     )
@@ -543,7 +571,7 @@ def _alone(value: Any) -> Any:
 
 
 _ONE_TEACHER = (
-    Annotated[Network, pydantic.AfterValidator(_not_trained), pydantic.Tag("Network")]
+    Annotated[Network, pydantic.AfterValidator(_not_trained), _NOT_TRAINED, pydantic.Tag("Network")]
     | Annotated[TrainedTeacher, pydantic.Tag("TrainedTeacher")]
 )
 OneTeacherField = Annotated[
@@ -622,7 +650,7 @@ class Recipe(_Section):
     ema: EMAField | None = None
     early_stopping: EarlyStoppingField | None = None
     precision: Literal["auto", Precision] = "auto"
-    channels_last: bool = FitSettings.channels_last
+    channels_last: Truth = FitSettings.channels_last
     nonfinite: Literal["stop", "skip"] = FitSettings.nonfinite
     checkpoint_steps: Count | None = FitSettings.checkpoint_steps
     checkpoint_seconds: Positive = FitSettings.checkpoint_seconds
@@ -632,7 +660,7 @@ class Recipe(_Section):
     gradient_products: Switch = FitSettings.gradient_products
     graphs: Switch = FitSettings.graphs
     loss_form: Literal["auto"] | LossForm = FitSettings.loss_form
-    checkpoint_activations: bool = FitSettings.checkpoint_activations
+    checkpoint_activations: Truth = FitSettings.checkpoint_activations
     sync_bn: Switch = FitSettings.sync_bn
     shard: Shard = FitSettings.shard
     on_policy: OnPolicyField | None = None
@@ -642,8 +670,8 @@ class Recipe(_Section):
         "auto", description="auto, cpu, cuda or cuda:N, a GPU by its number", examples=["cpu"]
     )
     threads: Threads | None = None
-    deterministic: bool = False
-    weak_teacher: bool = False
+    deterministic: Truth = False
+    weak_teacher: Truth = False
     stages: tuple[Stage, ...] = Field(
         (), max_length=100, description="a list of up to 100 stages", examples=["[{epochs: 1}]"]
     )
@@ -738,7 +766,7 @@ class Comparison(Recipe):
     )
     seeds: Seeds = 1
     baseline: str | None = Field(None, description="one of the objectives' names or null", examples=["null"])
-    share_data_seed: bool = False
+    share_data_seed: Truth = False
     together: Seeds = TOGETHER
 
     @field_validator("objective", mode="before")

@@ -222,13 +222,15 @@ def save(out: Path, text: str) -> None:
 
 
 def write(out: Path, facts: Facts, *, teacher: str, student: str, epochs: int) -> str:
-    """Return the commented recipe."""
+    """Return the commented recipe; where the JSON Schema of recipes lies beside it, editors are told so."""
     lines = [*_lines(out, facts, teacher=teacher, student=student, epochs=epochs)]
+    beside = out.parent / files.JSON_SCHEMA.name
     head = [
         f"# tutelage distill {out} --dry-run",
         "#",
         "# Written by tutelage init. Any key can be typed behind the recipe, as in epochs=5 data.validation=0.2;",
         "# docs/recipes.md has them all. The numbers are usual ones, not the result of a search.",
+        *[f"# yaml-language-server: $schema={beside.name}"] * beside.is_file(),
     ]
     body = [f"{line:<{COLUMN}}  # {comment}" if comment else line for line, comment in lines]
     return "\n".join([*head, *body]) + "\n"

@@ -4,23 +4,29 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, fields, replace
-from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from tutelage.errors import InvalidValueError, raise_all
 from tutelage.settings.fit import Switch
-from tutelage.settings.numbers import LARGEST_COUNT, Real, ShortFor, Whole
+from tutelage.settings.numbers import LARGEST_COUNT, InSchema, Range, Real, ShortFor, Truth, Whole, ranged
+
+TRANSFORM = "(torchvision|timm|object):."
+"""How the name of a transform begins."""
+_LARGEST_TEXT = 1_000_000
+_TEXT = f"a whole number in [1, {_LARGEST_TEXT}]"
+_ALPHA = Range("a number in [0.001, 1000], or 0 for off", least=1e-3, most=1e3, or_zero=True, example=0.8)
+Probability = Annotated[Real, Range("a probability in [0, 1]", least=0, most=1, example=0.5)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
     """RandAugment: random operations on each training image; `tutelage.data.randaugment` says which."""
 
-    operations: Whole = 2
+    operations: Annotated[Whole, Range("a whole number in [1, 100]", least=1, most=100, example=2)] = 2
     """Operations drawn per image, in [1, 100]; each is then applied with probability 1/2."""
-    magnitude: Real = 9.0
+    magnitude: Annotated[Real, Range("a number in [0, 10]", least=0, most=10, example=9)] = 9.0
     """Strength of the operations, in [0, 10]."""
-    magnitude_std: Real = 0.5
+    magnitude_std: Annotated[Real, Range("a number in [0, 100]", least=0, most=100, example=0.5)] = 0.5
     """Standard deviation of the magnitude from one operation to the next, in [0, 100]."""
 
 
@@ -28,7 +34,15 @@ class RandAugment:
 class LearnedTokenizer:
     """A tokenizer that is learned from the texts of the training split: byte-pair encoding of bytes."""
 
-    bpe: Whole = 2000
+    bpe: Annotated[
+        Whole,
+        Range(
+            f"a whole number of tokens in [257, {_LARGEST_TEXT}], a byte each and one for the end",
+            least=257,
+            most=_LARGEST_TEXT,
+            example=2000,
+        ),
+    ] = 2000
     """Largest number of tokens, in [257, 1000000]."""
 
     def __repr__(self) -> str:
@@ -43,7 +57,12 @@ class Unlabelled:
     source: str
     """``images:<folder>``, all images in it, or ``hf:<hub id or local folder>``; of texts ``texts:<path>``, a file with
     one per line, or ``jsonl:``, ``csv:`` or ``hf:``, whose column is that of ``data.text``."""
-    share: Real | None = None
+    share: (
+        Annotated[
+            Real, Range("a number in [0, 0.999], or null for an epoch of all samples", least=0, most=0.999, example=0.5)
+        ]
+        | None
+    ) = None
     """Their share of an epoch and, up to rounding, of each batch, in [0, 0.999]: every sample of ``data.source`` comes
     once, and of these so many in turn. Unset takes each of both once."""
 
@@ -70,13 +89,15 @@ class DataSettings:
     """Label column of an ``hf:`` or ``parquet:`` source; unset uses the only class-label column. In ``webdataset:`` the
     extension of a text, by default ``cls``, or ``json.<key>`` for a key in a sample's JSON. In ``jsonl:`` and ``csv:``
     the key or column of class names or numbers, by default ``label``."""
-    embedding: Whole | None = None
+    embedding: (
+        Annotated[Whole, Range("a width in [1, 65536], or null to classify", least=1, most=65536, example=384)] | None
+    ) = None
     """Width of a vector with which networks answer in place of classes, in [1, 65536]. Labels, if the source has some,
     are read by no objective: recall is measured by them. Unset classifies."""
     mask: str | None = None
     """Column of masks of an ``hf:`` source, pictures of one channel with the class of each pixel, 255 for none; unset
     reads a class per image."""
-    labels: str | tuple[str, ...] | None = None
+    labels: Annotated[str | tuple[str, ...] | None, InSchema(minItems=1)] = None
     """Labels of which several may hold for a sample, of an ``hf:``, ``parquet:``, ``jsonl:``, ``csv:`` or
     ``imagefolder:`` source: a list of columns, each 1 where its label holds, 0 where not and empty where unknown; or
     one column of lists of labels. Unset gives a sample one class."""
@@ -98,62 +119,89 @@ class DataSettings:
     ``{bpe: 2000}``, which is learned from the training split."""
     teacher_tokenizer: str | None = None
     """The teacher's own tokenizer, where it reads the texts by another; unset gives it the student's tokens."""
-    max_tokens: Whole = 128
+    max_tokens: Annotated[Whole, Range(_TEXT, least=1, most=_LARGEST_TEXT, example=128)] = 128
     """Largest number of tokens of a sample, in [1, 1000000]; a longer text is cut."""
-    pack: Whole | None = None
+    pack: (
+        Annotated[Whole, Range(f"{_TEXT}, or null for a sample per text", least=1, most=_LARGEST_TEXT, example=128)]
+        | None
+    ) = None
     """Tokens per sample, in [1, 1000000], of texts that are joined and cut in equal pieces: a language model learns to
     predict every token. Unset makes each text a sample."""
-    bucket_batches: Whole = 20
+    bucket_batches: Annotated[Whole, Range(_TEXT, least=1, most=_LARGEST_TEXT, example=20)] = 20
     """Batches in a window of the shuffled samples, inside which texts of similar length share a batch; 1 shuffles them
     freely, up to 1000000."""
-    shuffle_buffer: Whole | None = 4096
+    shuffle_buffer: (
+        Annotated[
+            Whole,
+            Range(
+                f"a whole number in [1, {LARGEST_COUNT}], or null for the whole data set",
+                least=1,
+                most=LARGEST_COUNT,
+                example=4096,
+            ),
+        ]
+        | None
+    ) = 4096
     """Number of samples among which those of shards are shuffled, at least 1; unset shuffles the whole data set."""
-    validation: Real = 0.0
+    validation: Annotated[Real, Range("a fraction in [0, 1)", least=0, below=1, example=0.1)] = 0.0
     """Fraction of the training samples held out for validation, in [0, 1); stratified by class, or drawn by
     chance where they have masks or several labels."""
-    labelled: Whole | None = None
+    labelled: (
+        Annotated[
+            Whole,
+            Range(
+                "a number of samples per class, 0 for no labels, or null for all",
+                least=0,
+                most=LARGEST_COUNT,
+                example="null",
+            ),
+        ]
+        | None
+    ) = None
     """Training samples per class that keep their label; the rest become -100. 0 leaves none, unset keeps all. Of masks,
     or with ``labels``, it is the number of samples that keep theirs."""
     sampling: Literal["natural", "balanced"] = "natural"
     """How training samples with labels are drawn: each once an epoch, or all classes equally often, as many samples in
     all: those of a small class come again."""
-    split_seed: Whole = 0
+    split_seed: Annotated[
+        Whole, Range("a whole number between -2**63 and 2**63", least=1 - 2**63, most=2**63 - 1, example=0)
+    ] = 0
     """Seed of every split: validation, labelled, a test set if the source has none; between -2**63 and 2**63."""
-    crop_padding: Whole = 0
+    crop_padding: Annotated[Whole, Range("a whole number in [0, 1024]", least=0, most=1024, example=0)] = 0
     """Width in pixels of the zero border that training images are randomly cropped from, in [0, 1024]. In a mask it has
     no class."""
-    flip: bool = False
+    flip: Truth = False
     """Flip each training image left to right with probability 1/2."""
-    random_resized_crop: bool = False
+    random_resized_crop: Truth = False
     """Train on random boxes of 8 to 100 % of an image's area and aspect ratio 3/4 to 4/3, resized."""
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
     """Interpolation of every resize, antialiased, and of what RandAugment and ``timm:`` transforms move."""
     randaugment: RandAugment | None = None
     """Random operations on each training image; unset does none."""
-    transform: str | None = None
+    transform: Annotated[str, InSchema(pattern=f"^{TRANSFORM}")] | None = None
     """Transform of each training image by torchvision or timm, in RandAugment's place; unset does none.
 
     ``torchvision:<class>``, with arguments such as ``torchvision:RandAugment(num_ops=2, magnitude=9)``, or
     ``timm:<policy>``, such as ``timm:rand-m9-mstd0.5-inc1``. ``object:<name>`` stands for an object that was passed
     from Python.
     """
-    random_erasing: Real = 0.0
+    random_erasing: Annotated[Real, Range("a probability in [0, 1]", least=0, most=1, example=0.25)] = 0.0
     """Probability that noise fills a random rectangle of a training image."""
-    mixup: Real = 0.0
+    mixup: Annotated[Real, _ALPHA] = 0.0
     """Alpha of Mixup: a training sample becomes a mean of itself and another; 0 is off, else in [0.001, 1000]."""
-    cutmix: Real = 0.0
+    cutmix: Annotated[Real, replace(_ALPHA, example=1.0)] = 0.0
     """Alpha of CutMix: a rectangle of a training sample comes from another; 0 is off, else in [0.001, 1000]."""
-    mix_probability: Real = 1.0
+    mix_probability: Probability = 1.0
     """Probability that a sample is mixed at all, if Mixup or CutMix is on."""
-    switch_probability: Real = 0.5
+    switch_probability: Probability = 0.5
     """Probability of CutMix for a mixed sample, if both are on."""
-    size: Whole | None = None
+    size: Annotated[Whole, Range("1 to 4096 pixels, or null", least=1, most=4096, example=224)] | None = None
     """Side of the square images, pixels, in [1, 4096].
 
     Unset keeps the size if all images of the data set have the same, and is 224 otherwise. Images of mixed sizes are
     evaluated on the centre of a copy whose shorter side is 256/224 of this; images of one size are resized as a whole.
     """
-    test_crop: Real | None = None
+    test_crop: Annotated[Real, Range("a share in [0.1, 1], or null", least=0.1, most=1, example=0.875)] | None = None
     """Fraction of the resized image's side that the evaluation view keeps, in [0.1, 1].
 
     Unset means 224/256 = 0.875 for images of mixed sizes and 1 for images of one size.
@@ -161,11 +209,13 @@ class DataSettings:
     test: Literal["held_out", "train"] = "held_out"
     """The test set if the source has none: a fifth of each class, or of the samples where they have masks or several
     labels, or the training images without augmentation."""
-    workers: Whole = 0
+    workers: Annotated[Whole, Range("a whole number in [0, 256]", least=0, most=256, example=0)] = 0
     """Processes in [0, 256] that decode a streamed data set, or apply RandAugment or ``transform``; the values stay."""
     on_corrupt: Literal["stop", "skip"] = "stop"
     """On an unreadable image: stop and name it, or leave it out and count it."""
-    memory_limit_mb: Whole = 2048
+    memory_limit_mb: Annotated[
+        Whole, Range(f"a whole number in [0, {LARGEST_COUNT}]", least=0, most=LARGEST_COUNT, example=0)
+    ] = 2048
     """Largest data set held in memory, MiB of 8-bit pixels, at least 0; a larger one is streamed."""
     on_device: Switch = "auto"
     """Keep the pixels on the GPU as 8-bit values, and augment there; no effect on the values.
@@ -215,7 +265,6 @@ _COLOUR_ALONE = (
 )
 """Classes of torchvision's transforms that leave each thing in a picture where it is."""
 _OF_LABELS = ("hf:", "parquet:", "jsonl:", "csv:", "imagefolder:")
-_LARGEST_TEXT = 1_000_000
 
 
 def check(settings: DataSettings) -> DataSettings:
@@ -225,68 +274,28 @@ def check(settings: DataSettings) -> DataSettings:
         ValueError: values are out of range, one per line, or two settings contradict each other.
     """
     s = settings
-    alpha = "a number in [0.001, 1000], or 0 for off"
-    per_class = "a number of samples per class, 0 for no labels, or null for all"
-    probability = "a probability in [0, 1]"
     transform = "torchvision:<class> or timm:<policy>, or null for none"
-    named = isinstance(s.transform, str) and bool(re.match(r"(torchvision|timm|object):.", s.transform))
+    named = isinstance(s.transform, str) and bool(re.match(TRANSFORM, s.transform))
     rows = [
-        ("validation", 0 <= s.validation < 1, "a fraction in [0, 1)", "0.1"),
-        ("labelled", s.labelled is None or 0 <= s.labelled <= LARGEST_COUNT, per_class, "null"),
-        (
-            "embedding",
-            s.embedding is None or 1 <= s.embedding <= 65536,
-            "a width in [1, 65536], or null to classify",
-            "384",
-        ),
         ("sampling", s.sampling in ("natural", "balanced"), "'natural' or 'balanced'", "balanced"),
-        ("split_seed", abs(s.split_seed) < 2**63, "a whole number between -2**63 and 2**63", "0"),
-        (
-            "shuffle_buffer",
-            s.shuffle_buffer is None or 1 <= s.shuffle_buffer <= LARGEST_COUNT,
-            f"a whole number in [1, {LARGEST_COUNT}], or null for the whole data set",
-            "4096",
-        ),
-        ("crop_padding", 0 <= s.crop_padding <= 1024, "a whole number in [0, 1024]", "0"),
         ("interpolation", s.interpolation in ("bilinear", "bicubic"), "'bilinear' or 'bicubic'", "bilinear"),
         ("transform", s.transform is None or named, transform, "torchvision:TrivialAugmentWide"),
-        ("random_erasing", 0 <= s.random_erasing <= 1, probability, "0.25"),
-        ("mixup", s.mixup == 0 or 1e-3 <= s.mixup <= 1e3, alpha, "0.8"),
-        ("cutmix", s.cutmix == 0 or 1e-3 <= s.cutmix <= 1e3, alpha, "1.0"),
-        ("mix_probability", 0 <= s.mix_probability <= 1, probability, "0.5"),
-        ("switch_probability", 0 <= s.switch_probability <= 1, probability, "0.5"),
-        ("size", s.size is None or 1 <= s.size <= 4096, "1 to 4096 pixels, or null", "224"),
-        ("test_crop", s.test_crop is None or 0.1 <= s.test_crop <= 1, "a share in [0.1, 1], or null", "0.875"),
         ("test", s.test in ("held_out", "train"), "'held_out' or 'train'", "held_out"),
-        ("workers", 0 <= s.workers <= 256, "a whole number in [0, 256]", "0"),
         ("on_corrupt", s.on_corrupt in ("stop", "skip"), "'stop' or 'skip'", "stop"),
-        ("memory_limit_mb", 0 <= s.memory_limit_mb <= LARGEST_COUNT, f"a whole number in [0, {LARGEST_COUNT}]", "0"),
         ("on_device", s.on_device in ("auto", True, False), "auto, true or false", "auto"),
-        ("max_tokens", 1 <= s.max_tokens <= _LARGEST_TEXT, f"a whole number in [1, {_LARGEST_TEXT}]", "128"),
-        (
-            "pack",
-            s.pack is None or 1 <= s.pack <= _LARGEST_TEXT,
-            f"a whole number in [1, {_LARGEST_TEXT}], or null for a sample per text",
-            "128",
-        ),
-        ("bucket_batches", 1 <= s.bucket_batches <= _LARGEST_TEXT, f"a whole number in [1, {_LARGEST_TEXT}]", "20"),
     ]
-    if isinstance(s.tokenizer, LearnedTokenizer):
-        of_bytes = f"a whole number of tokens in [257, {_LARGEST_TEXT}], a byte each and one for the end"
-        rows.append(("tokenizer.bpe", 257 <= s.tokenizer.bpe <= _LARGEST_TEXT, of_bytes, "2000"))
-    if s.unlabelled is not None and s.unlabelled.share is not None:
-        share = "a number in [0, 0.999], or null for an epoch of all samples"
-        rows.append(("unlabelled.share", 0 <= s.unlabelled.share <= 0.999, share, "0.5"))
-    if (r := s.randaugment) is not None:
-        rows += [
-            ("randaugment.operations", 1 <= r.operations <= 100, "a whole number in [1, 100]", "2"),
-            ("randaugment.magnitude", 0 <= r.magnitude <= 10, "a number in [0, 10]", "9"),
-            ("randaugment.magnitude_std", 0 <= r.magnitude_std <= 100, "a number in [0, 100]", "0.5"),
-        ]
     errors = [
-        InvalidValueError(f"data.{name}", expected, repr(attrgetter(name)(s)), f"type data.{name}={example}")
+        InvalidValueError(f"data.{name}", expected, repr(getattr(s, name)), f"type data.{name}={example}")
         for name, good, expected, example in rows
         if not good
+    ]
+    sections = {"": s, "randaugment.": s.randaugment, "unlabelled.": s.unlabelled, "tokenizer.": s.tokenizer}
+    errors += [
+        InvalidValueError(f"data.{prefix}{name}", known.words, repr(value), f"type data.{prefix}{name}={known.example}")
+        for prefix, section in sections.items()
+        if section is not None and not isinstance(section, str)
+        for name, value, known in ranged(section)
+        if not known.holds(value)
     ]
     with_test_files = ("webdataset:", "parquet:", "jsonl:", "csv:")
     if s.test_shards is not None and not s.source.startswith(with_test_files) and not errors:

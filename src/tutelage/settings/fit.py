@@ -13,7 +13,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from tutelage.errors import InvalidValueError, nearest
-from tutelage.settings.numbers import FLOAT32, LARGEST, LARGEST_COUNT, SMALLEST, Real, Whole, fits_float32
+from tutelage.settings.numbers import (
+    FLOAT32,
+    LARGEST,
+    LARGEST_COUNT,
+    SMALLEST,
+    Range,
+    Real,
+    Truth,
+    Whole,
+    fits_float32,
+    ranged,
+)
 from tutelage.settings.objective import ClassWeights, ObjectiveSpec
 
 Count = Annotated[Whole, Ge(1), Le(LARGEST_COUNT)]
@@ -23,7 +34,7 @@ Threads = Annotated[Whole, Ge(1), Le(1024)]
 Positive = Annotated[Real, Ge(SMALLEST), Le(LARGEST)]
 Precision = Literal["fp32", "tf32", "bf16", "fp16", "fp64"]
 """Precision of the networks; see `training.precision`."""
-Switch = Literal["auto"] | bool
+Switch = Literal["auto"] | Truth
 """Choice of a form: ``auto`` decides by what there is or, for speed, measures if the fit is long enough to repay it."""
 Shard = Literal["none", "student", "teacher", "both"]
 """Networks whose parameters are sharded over several processes."""
@@ -43,6 +54,23 @@ def _check(name: str, got: object, expected: str, good: bool, example: object) -
         raise InvalidValueError(name, expected, got, f"for example {name}={example}")
 
 
+def _check_ranges(section: str, settings: Any) -> None:
+    for name, value, known in ranged(settings):
+        default = type(settings).__dataclass_fields__[name].default
+        example = default if known.example is None else known.example
+        example = list(example) if isinstance(example, tuple) else example
+        _check(f"{section}.{name}", value, known.words, known.holds(value), example)
+
+
+LearningRate = Annotated[Real, Range("a number > 0", above=0)]
+Momentum = Annotated[Real, Range("a number in [0, 1)", least=0, below=1, example=0.9)]
+Decay = Annotated[Real, Range("a number >= 0", least=0)]
+Epsilon = Annotated[Real, Range("a number > 0", above=0, example=1e-8)]
+LayerDecay = Annotated[Real, Range("a factor in (0, 1], or null", above=0, most=1, example=0.75)]
+WarmUp = Annotated[Real, Range("epochs in [0, 1e6]", least=0, most=1e6, example=0)]
+Factor = Annotated[Real, Range("a number > 0", above=0)]
+
+
 @dataclass(frozen=True)
 class SGD:
     """Stochastic gradient descent; the defaults are the CIFAR-100 protocol's, weight decay on every parameter.
@@ -57,17 +85,14 @@ class SGD:
     """
 
     name: Literal["sgd"] = "sgd"
-    lr: Real = 0.05
-    momentum: Real = 0.9
-    weight_decay: Real = 5e-4
-    nesterov: bool = False
-    layer_decay: Real | None = None
+    lr: LearningRate = 0.05
+    momentum: Momentum = 0.9
+    weight_decay: Decay = 5e-4
+    nesterov: Truth = False
+    layer_decay: LayerDecay | None = None
 
     def __post_init__(self) -> None:
-        _check_layer_decay(self.layer_decay)
-        _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 0.05)
-        _check("optimizer.momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1, 0.9)
-        _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 5e-4)
+        _check_ranges("optimizer", self)
         good = self.momentum > 0 or not self.nesterov
         _check("optimizer.nesterov", self.nesterov, "momentum > 0 with it", good, False)
 
@@ -88,19 +113,14 @@ class AdamW:
     """
 
     name: Literal["adamw"] = "adamw"
-    lr: Real = 1e-3
-    betas: tuple[Real, Real] = (0.9, 0.999)
-    eps: Real = 1e-8
-    weight_decay: Real = 0.05
-    layer_decay: Real | None = None
+    lr: LearningRate = 1e-3
+    betas: Annotated[tuple[Real, Real], Range("two numbers in [0, 1)", least=0, below=1)] = (0.9, 0.999)
+    eps: Epsilon = 1e-8
+    weight_decay: Decay = 0.05
+    layer_decay: LayerDecay | None = None
 
     def __post_init__(self) -> None:
-        _check_layer_decay(self.layer_decay)
-        _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 1e-3)
-        good = all(0 <= beta < 1 for beta in self.betas)
-        _check("optimizer.betas", self.betas, "two numbers in [0, 1)", good, [0.9, 0.999])
-        _check("optimizer.eps", self.eps, "a number > 0", self.eps > 0, 1e-8)
-        _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 0.05)
+        _check_ranges("optimizer", self)
 
 
 TIMM = "timm:"
@@ -136,13 +156,19 @@ class LibraryOptimizer:
     tag: ClassVar[str] = f"{TIMM}NAME"
 
     name: str
-    lr: Real = 1e-3
-    weight_decay: Real = 0.0
-    momentum: Real | None = None
-    betas: tuple[Real, ...] | None = None
-    eps: Real | None = None
+    lr: LearningRate = 1e-3
+    weight_decay: Annotated[Real, Range("a number >= 0", least=0, example=0.05)] = 0.0
+    momentum: Momentum | None = None
+    betas: (
+        Annotated[
+            tuple[Real, ...],
+            Range("two or three numbers in [0, 1)", least=0, below=1, count=(2, 3), example=(0.9, 0.999)),
+        ]
+        | None
+    ) = None
+    eps: Epsilon | None = None
     options: dict[str, Any] | None = None
-    layer_decay: Real | None = None
+    layer_decay: LayerDecay | None = None
 
     def __post_init__(self) -> None:
         known = timm_optimizers()
@@ -157,16 +183,7 @@ class LibraryOptimizer:
             instead = "type optimizer.name=timm:adamw, or another"
             expected = "one of timm's optimizers that works in the steps here"
             raise InvalidValueError("optimizer.name", expected, f"{self.name}, which {arguments}", instead)
-        _check("optimizer.lr", self.lr, "a number > 0", self.lr > 0, 1e-3)
-        _check("optimizer.weight_decay", self.weight_decay, "a number >= 0", self.weight_decay >= 0, 0.05)
-        _check_layer_decay(self.layer_decay)
-        if self.momentum is not None:
-            _check("optimizer.momentum", self.momentum, "a number in [0, 1)", 0 <= self.momentum < 1, 0.9)
-        if self.betas is not None:
-            good = len(self.betas) in (2, 3) and all(0 <= beta < 1 for beta in self.betas)
-            _check("optimizer.betas", self.betas, "two or three numbers in [0, 1)", good, [0.9, 0.999])
-        if self.eps is not None:
-            _check("optimizer.eps", self.eps, "a number > 0", self.eps > 0, 1e-8)
+        _check_ranges("optimizer", self)
         own = ("momentum", "betas", "eps")
         options = self.options or {}
         for name in (*(name for name in own if getattr(self, name) is not None), *options):
@@ -199,20 +216,15 @@ def _is_plain(value: Any) -> bool:
     return value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value))
 
 
-def _check_layer_decay(factor: float | None) -> None:
-    if factor is not None:
-        _check("optimizer.layer_decay", factor, "a factor in (0, 1], or null", 0 < factor <= 1, 0.75)
-
-
 @dataclass(frozen=True)
 class Constant:
     """The peak rate throughout, after a linear rise from 0 over ``warmup`` epochs (possibly a fraction)."""
 
     name: Literal["constant"] = "constant"
-    warmup: Real = 0.0
+    warmup: WarmUp = 0.0
 
     def __post_init__(self) -> None:
-        _check("schedule.warmup", self.warmup, "epochs in [0, 1e6]", 0 <= self.warmup <= 1e6, 0)
+        _check_ranges("schedule", self)
 
 
 @dataclass(frozen=True)
@@ -220,14 +232,12 @@ class Step:
     """The rate times ``factor`` > 0 after every ``every`` >= 1 epochs; the warm-up is that of `Constant`."""
 
     name: Literal["step"] = "step"
-    every: Whole = 30
-    factor: Real = 0.1
-    warmup: Real = 0.0
+    every: Annotated[Whole, Range("epochs >= 1", least=1)] = 30
+    factor: Factor = 0.1
+    warmup: WarmUp = 0.0
 
     def __post_init__(self) -> None:
-        _check("schedule.every", self.every, "epochs >= 1", self.every >= 1, 30)
-        _check("schedule.factor", self.factor, "a number > 0", self.factor > 0, 0.1)
-        _check("schedule.warmup", self.warmup, "epochs in [0, 1e6]", 0 <= self.warmup <= 1e6, 0)
+        _check_ranges("schedule", self)
 
 
 @dataclass(frozen=True)
@@ -238,15 +248,14 @@ class MultiStep:
     """
 
     name: Literal["multistep"] = "multistep"
-    milestones: tuple[Whole, ...] = (150, 180, 210)
-    factor: Real = 0.1
-    warmup: Real = 0.0
+    milestones: Annotated[tuple[Whole, ...], Range("ascending epochs >= 1", least=1)] = (150, 180, 210)
+    factor: Factor = 0.1
+    warmup: WarmUp = 0.0
 
     def __post_init__(self) -> None:
-        rising = list(self.milestones) == sorted(set(self.milestones)) and all(m >= 1 for m in self.milestones)
+        _check_ranges("schedule", self)
+        rising = list(self.milestones) == sorted(set(self.milestones))
         _check("schedule.milestones", self.milestones, "ascending epochs >= 1", rising, [150, 180, 210])
-        _check("schedule.factor", self.factor, "a number > 0", self.factor > 0, 0.1)
-        _check("schedule.warmup", self.warmup, "epochs in [0, 1e6]", 0 <= self.warmup <= 1e6, 0)
 
 
 @dataclass(frozen=True)
@@ -257,12 +266,11 @@ class Cosine:
     """
 
     name: Literal["cosine"] = "cosine"
-    final: Real = 0.0
-    warmup: Real = 0.0
+    final: Annotated[Real, Range("a fraction of the peak in [0, 1]", least=0, most=1, example=0)] = 0.0
+    warmup: WarmUp = 0.0
 
     def __post_init__(self) -> None:
-        _check("schedule.final", self.final, "a fraction of the peak in [0, 1]", 0 <= self.final <= 1, 0)
-        _check("schedule.warmup", self.warmup, "epochs in [0, 1e6]", 0 <= self.warmup <= 1e6, 0)
+        _check_ranges("schedule", self)
 
 
 Optimizer = SGD | AdamW | LibraryOptimizer
@@ -283,11 +291,11 @@ class EMA:
         warm_up: whether the decay rises to it; otherwise it is the same from the first step on.
     """
 
-    decay: Real = 0.999
-    warm_up: bool = True
+    decay: Annotated[Real, Range("a number in (0, 1)", above=0, below=1)] = 0.999
+    warm_up: Truth = True
 
     def __post_init__(self) -> None:
-        _check("ema.decay", self.decay, "a number in (0, 1)", 0 < self.decay < 1, 0.999)
+        _check_ranges("ema", self)
 
     def decay_at(self, step: int) -> float:
         """Return the decay of a step, counted from 1."""
@@ -308,13 +316,12 @@ class EarlyStopping:
             ``last`` those of the last epoch.
     """
 
-    patience: Count = 5
-    min_delta: Real = 0.0
+    patience: Annotated[Count, Range("a whole number >= 1", least=1)] = 5
+    min_delta: Annotated[Real, Range("a number >= 0", least=0, example=0)] = 0.0
     keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
-        _check("early_stopping.patience", self.patience, "a whole number >= 1", self.patience >= 1, 5)
-        _check("early_stopping.min_delta", self.min_delta, "a number >= 0", self.min_delta >= 0, 0)
+        _check_ranges("early_stopping", self)
 
 
 @dataclass(frozen=True)
@@ -402,15 +409,12 @@ class OnPolicy:
         temperature: divisor of the logits that it draws from, in [0.01, 100].
     """
 
-    share: Real = 0.5
-    new_tokens: Whole = 64
-    temperature: Real = 1.0
+    share: Annotated[Real, Range("a share in [0, 1]", least=0, most=1)] = 0.5
+    new_tokens: Annotated[Whole, Range("a whole number in [1, 1000000]", least=1, most=1_000_000)] = 64
+    temperature: Annotated[Real, Range("in [0.01, 100]", least=0.01, most=100, example=1)] = 1.0
 
     def __post_init__(self) -> None:
-        _check("on_policy.share", self.share, "a share in [0, 1]", 0 <= self.share <= 1, 0.5)
-        most, tokens = 1_000_000, self.new_tokens
-        _check("on_policy.new_tokens", tokens, f"a whole number in [1, {most}]", 1 <= tokens <= most, 64)
-        _check("on_policy.temperature", self.temperature, "in [0.01, 100]", 0.01 <= self.temperature <= 100, 1)
+        _check_ranges("on_policy", self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import operator
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 SMALLEST, LARGEST = 1.2e-38, 3.4e38
@@ -17,6 +22,10 @@ def fits_float32(value: float) -> bool:
     return value == 0 or SMALLEST <= abs(value) <= LARGEST
 
 
+SHORT_FOR = "shortFor"
+"""Keyword that `docs/recipe_schema.py` puts the short form in the place of."""
+
+
 class ShortFor:
     """Metadata of a field that takes a text alone, or a number, for a mapping with it under one key."""
 
@@ -29,8 +38,21 @@ class ShortFor:
 
         return core_schema.no_info_before_validator_function(self._written_out, handler(source))
 
+    def __get_pydantic_json_schema__(self, source: Any, handler: Any) -> Any:
+        return {**handler(source), SHORT_FOR: self.key}
+
     def _written_out(self, value: Any) -> Any:
         return {self.key: value} if isinstance(value, self.kind) and not isinstance(value, bool) else value
+
+
+class InSchema:
+    """Metadata of a field: what the JSON Schema of recipes says beyond its type."""
+
+    def __init__(self, **keywords: Any) -> None:
+        self.keywords = keywords
+
+    def __get_pydantic_json_schema__(self, source: Any, handler: Any) -> Any:
+        return {**handler(source), **self.keywords}
 
 
 class _Number:
@@ -50,8 +72,98 @@ def _a_number(value: Any) -> Any:
     return value
 
 
+class _TruthValue:
+    """Metadata of a field that takes no text and no number for a truth value, as pydantic does by default."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
+        from pydantic_core import core_schema
+
+        return core_schema.bool_schema(strict=True)
+
+
 NUMBER = _Number()
 Whole = Annotated[int, NUMBER]
 """Whole number, which may be written with a point: 1e3 is 1000."""
 Real = Annotated[float, NUMBER]
 """Number."""
+Truth = Annotated[bool, _TruthValue()]
+"""True or false."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Metadata of a field that a section checks itself: the numbers it takes, in words and as the JSON Schema has them.
+
+    Attributes:
+        words: what is expected.
+        least: smallest number.
+        above: number below all.
+        most: largest number.
+        below: number above all.
+        or_zero: whether 0 is taken, too.
+        count: fewest and most numbers of a list.
+        example: what to type instead; ``None`` for the field's default.
+    """
+
+    words: str
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+    or_zero: bool = False
+    count: tuple[int, int] | None = None
+    example: Any = None
+
+    def holds(self, value: Any) -> bool:
+        """Return whether a number, or each of several, is inside."""
+        if isinstance(value, tuple):
+            fewest, most = self.count or (0, len(value))
+            return fewest <= len(value) <= most and all(map(self.holds, value))
+        bounds = (
+            (operator.ge, self.least),
+            (operator.gt, self.above),
+            (operator.le, self.most),
+            (operator.lt, self.below),
+        )
+        inside = all(bound is None or compare(value, bound) for compare, bound in bounds)
+        return inside or (self.or_zero and value == 0)
+
+    def __get_pydantic_json_schema__(self, source: Any, handler: Any) -> Any:
+        return self._bounded(handler(source))
+
+    def _bounded(self, schema: dict[str, Any]) -> dict[str, Any]:
+        if schema["type"] == "array":
+            size = {} if self.count is None else {"minItems": self.count[0], "maxItems": self.count[1]}
+            inner: dict[str, Any] = {
+                key: [self._bounded(each) for each in schema[key]]
+                if key == "prefixItems"
+                else self._bounded(schema[key])
+                for key in ("items", "prefixItems")
+                if key in schema
+            }
+            return {**schema, **size, **inner}
+        whole = schema["type"] == "integer"
+        least = SMALLEST if self.above == 0 and not whole else self.least
+        most = (LARGEST_COUNT if whole else LARGEST) if self.most is None and self.below is None else self.most
+        bounds = {"minimum": least, "maximum": most, "exclusiveMaximum": self.below}
+        inside = {**schema, **{key: bound for key, bound in bounds.items() if bound is not None}}
+        return {"anyOf": [{"const": 0}, inside]} if self.or_zero else inside
+
+
+@functools.cache
+def _ranges(kind: Any) -> dict[str, Range]:
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {name: found for name, hint in hints.items() if (found := _range_in(hint))}
+
+
+def _range_in(hint: Any) -> Range | None:
+    known = (each for each in getattr(hint, "__metadata__", ()) if isinstance(each, Range))
+    return next(known, None) or next((found for each in typing.get_args(hint) if (found := _range_in(each))), None)
+
+
+def ranged(section: Any) -> Iterator[tuple[str, Any, Range]]:
+    """Yield name, value and range of the fields of a dataclass that have one, where they are not ``None``."""
+    kind: Any = type(section)
+    for name, known in _ranges(kind).items():
+        if (value := getattr(section, name)) is not None:
+            yield name, value, known

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, nearest, raise_all
 from tutelage.records import BESIDE
 from tutelage.settings import weights
-from tutelage.settings.numbers import FLOAT32
+from tutelage.settings.numbers import FLOAT32, InSchema
 
 Names = str | Sequence[str]
 """Annotation of an argument that is one name or several: a string, or a list of strings."""
@@ -20,7 +20,8 @@ Exponent = Annotated[float, "exponent"]
 
 BALANCED: Final = "balanced"
 """Classes that count alike, however many samples each has."""
-ClassWeights = Literal["balanced"] | tuple[float, ...] | dict[str, float]
+_NotNegative = Annotated[float, InSchema(minimum=0)]
+ClassWeights = Literal["balanced"] | tuple[_NotNegative, ...] | dict[str, _NotNegative]
 """Weight of each class in the cross-entropy with the labels: ``n / (classes * n_c)``, a number for each class, or some
 by the classes' names, 1 for the others."""
 

@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from tutelage.errors import InvalidValueError, nearest
-from tutelage.settings.numbers import FLOAT32, fits_float32
+from tutelage.settings.numbers import FLOAT32, LARGEST, InSchema, fits_float32
 from tutelage.types import Progress
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class Linear(Schedule):
 
     start: float
     end: float
-    begin: float = 0.0
-    until: float = 1.0
+    begin: Annotated[float, InSchema(minimum=0, exclusiveMaximum=1)] = 0.0
+    until: Annotated[float, InSchema(exclusiveMinimum=0, maximum=1)] = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,7 +98,7 @@ class WarmUp(Schedule):
     scaled_fields = ("value",)
 
     value: float
-    epochs: int
+    epochs: Annotated[int, InSchema(minimum=1, maximum=LARGEST)]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from tutelage import records
 from tutelage.config import messages
@@ -31,7 +31,7 @@ from tutelage.config.schema import (
 )
 from tutelage.errors import InvalidValueError, RecipeError, TutelageError, nearest, raise_all
 from tutelage.settings.fit import SGD, Constant, Precision
-from tutelage.settings.numbers import LARGEST_COUNT, Real, Whole
+from tutelage.settings.numbers import LARGEST_COUNT, Real, ShortFor, Whole
 from tutelage.settings.objective import ObjectiveSpec, read_objective
 
 TEACHER = "teacher"
@@ -82,11 +82,7 @@ class Value(_Section):
         return value
 
 
-def _value(value: Any) -> Any:
-    return {"mean": value} if isinstance(value, int | float) and not isinstance(value, bool) else value
-
-
-ValueField = Annotated[Value, BeforeValidator(_value)]
+ValueField = Annotated[Value, ShortFor("mean", number=True)]
 
 
 class Pair(_Section):
