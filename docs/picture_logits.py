@@ -2,9 +2,9 @@
 
     python docs/picture_logits.py hf:path/to/cifar100
 
-The teachers are those of benchmarks/results/digits (resnet8, 10 classes) and benchmarks/results/cifar100-quick (resnet56,
-100 classes), with their recorded weights. Of each test set every k-th image is taken, 120 of digits and 50 of CIFAR-100.
-Logits are rounded to two digits, and the pictures are computed from the rounded numbers.
+The teachers are those of benchmarks/results/digits (resnet8, 10 classes) and benchmarks/results/cifar100-quick
+(resnet56, 100 classes), with their recorded weights. Of each test set every k-th image is taken, 120 of digits and 50
+of CIFAR-100. Logits are rounded to two digits, and the pictures are computed from the rounded numbers.
 """
 
 from __future__ import annotations
@@ -39,5 +39,7 @@ def logits_of(name: str, source: str) -> tuple[list[list[float]], list[int]]:
 
 if __name__ == "__main__":
     sources = {"digits": "digits", "cifar100": sys.argv[1]}
-    found = {name: dict(zip(("logits", "labels"), logits_of(name, source))) for name, source in sources.items()}
+    found = {
+        name: dict(zip(("logits", "labels"), logits_of(name, source), strict=True)) for name, source in sources.items()
+    }
     PATH.write_text(json.dumps(found, separators=(",", ":")) + "\n", encoding="utf-8")

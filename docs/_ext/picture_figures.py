@@ -22,7 +22,7 @@ from tutelage.report.figures import Figure
 
 LOGITS = Path(__file__).parents[1] / "picture_logits.json"
 SAMPLE = 32
-"""Among the images of digits: the handwritten five that the teacher takes for a nine with a probability of a quarter."""
+"""Among the images of digits: a five that the teacher takes for a nine with a probability of a quarter."""
 GAMMAS = [round(1 - 0.05 * step, 2) for step in range(20)]
 TEMPERATURES = [1 + 0.25 * step for step in range(37)]
 SHARPNESS = [round(0.05 * step, 2) for step in range(41)]
@@ -156,7 +156,7 @@ def of_gamma(gamma: float) -> str:
 
 def power_position(gamma: float) -> Position:
     p, _ = power(1.0)
-    p_gamma, U = power(gamma)
+    p_gamma, power_sum = power(gamma)
     classes, grid = len(p), GAMMAS[::-1]
     bars = panel("The target p_gamma of one five", "digit", "probability", (-0.6, classes - 0.4), (0, 0.8))
     x, y = steps(p_gamma)
@@ -179,11 +179,11 @@ def power_position(gamma: float) -> Position:
     line(sums, grid, torch.stack([power(each)[1] for each in grid]), "this five", BLUE)
     sure = surest().log_softmax(-1)
     line(sums, grid, torch.stack([targets.power_sum(sure, gamma=each)[0] for each in grid]), "the surest image", PINK)
-    mark(sums, gamma, float(U), BLUE)
+    mark(sums, gamma, float(power_sum), BLUE)
     first, second = p_gamma.topk(2).values.tolist()
     reading = (
-        f"p_gamma gives the five {first:.2f}, the nine {second:.2f} and the other eight digits {1 - first - second:.2f} "
-        f"together. U_gamma(p) is {U:.2f}; it could be {classes ** (1 - gamma):.2f} at most."
+        f"p_gamma gives the five {first:.2f}, the nine {second:.2f} and the others {1 - first - second:.2f} together. "
+        f"U_gamma(p) is {power_sum:.2f}; it could be {classes ** (1 - gamma):.2f} at most."
     )
     return Position(of_gamma(gamma), reading, (bars, sums))
 
@@ -202,8 +202,8 @@ def gradient_position(temperature: float) -> Position:
     line(slope, grid, found["renyi slope"], "the difference: the Rényi term", GREEN)
     at_teacher = float(matching(temperature, [1.0])["ttm slope"])
     reading = (
-        f"KD comes to rest at 1 times the teacher's logits, TTM at {gamma:.2f} times. At the teacher's own logits KD has a "
-        f"slope of 0, TTM one of {at_teacher:.2f}: that is the Rényi term, and it asks for a less sure student."
+        f"KD comes to rest at 1 times the teacher's logits, TTM at {gamma:.2f} times. At the teacher's own logits KD "
+        f"has a slope of 0, TTM one of {at_teacher:.2f}: that is the Rényi term, and it asks for a less sure student."
     )
     if temperature == 1:
         reading = (
@@ -235,8 +235,8 @@ def identity_position(sharpness: float) -> Position:
         line(curves, SHARPNESS, along[name], label, look)
         mark(curves, sharpness, parts[name], look)
     reading = (
-        f"{parts['kd']:.3f} + {parts['constant']:.3f} - {-parts['renyi']:.3f} = {parts['ttm']:.3f} nats: KD's part, the "
-        f"constant, the student's Rényi entropy of order 1/4 times 3, and TTM's term."
+        f"{parts['kd']:.3f} + {parts['constant']:.3f} - {-parts['renyi']:.3f} = {parts['ttm']:.3f} nats: KD's part, "
+        f"the constant, the student's Rényi entropy of order 1/4 times 3, and TTM's term."
     )
     return Position(f"{sharpness:.2f} times the teacher's logits", reading, (sums, curves))
 
@@ -244,18 +244,18 @@ def identity_position(sharpness: float) -> Position:
 def weights_position(gamma: float) -> Position:
     drawn, said = [], []
     for name, title in (("digits", "Digits, 10 classes"), ("cifar100", "CIFAR-100, 100 classes")):
-        U, classes = weights(name, gamma), teacher(name).shape[1]
-        share = [100 * at / (len(U) - 1) for at in range(len(U))]
+        sums, classes = weights(name, gamma), teacher(name).shape[1]
+        share = [100 * at / (len(sums) - 1) for at in range(len(sums))]
         ends = torch.tensor([1.0, 1.0], dtype=torch.float64)
         figure = panel(
             title, "test images, the surest first (%)", "weight U_gamma(p)", (0, 100), (0, 1.05 * classes**0.95)
         )
-        line(figure, share, U, "an image's weight", BLUE)
-        line(figure, [0, 100], ends * U.mean(), "mean of all", PINK)
+        line(figure, share, sums, "an image's weight", BLUE)
+        line(figure, [0, 100], ends * sums.mean(), "mean of all", PINK)
         line(figure, [0, 100], ends * classes ** (1 - gamma), "a teacher that knows nothing", GREEN)
         drawn.append(figure)
         said.append(
-            f"{title}: from {U.min():.2f} to {U.max():.2f}, {U.mean():.2f} on average, "
+            f"{title}: from {sums.min():.2f} to {sums.max():.2f}, {sums.mean():.2f} on average, "
             f"{classes ** (1 - gamma):.1f} if the teacher knew nothing."
         )
     return Position(of_gamma(gamma), " ".join(said), tuple(drawn))

@@ -5,7 +5,7 @@
     ```
 
 The page holds the picture at one position as SVG, by ``tutelage.report.svg``, for paper and for browsers without
-JavaScript, and the points of all positions for plotly.js, which is the package's own copy. Nothing comes from elsewhere.
+JavaScript, and the points of all positions for plotly.js, the package's own copy. Nothing comes from elsewhere.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def markup(name: str, picture: Picture) -> str:
     """Return the picture as HTML, without its caption."""
     start = picture.positions[picture.start]
     panels = "".join(
-        f'<div class="panel"><div class="plot" role="img" aria-label="{html.escape(figure.layout.title.text)}" hidden></div>'
-        f'<div class="still">{svg.static(figure)}</div></div>'
+        f'<div class="panel"><div class="plot" role="img" aria-label="{html.escape(figure.layout.title.text)}" hidden>'
+        f'</div><div class="still">{svg.static(figure)}</div></div>'
         for figure in start.figures
     )
     data = json.dumps(points(picture), separators=(",", ":"), ensure_ascii=False).replace("</", "<\\/")

@@ -33,9 +33,10 @@ addEventListener("load", async () => {
   document.body.dataset.theme = "dark";
   await settled();
   const dark = getComputedStyle(document.querySelector(".main-svg")).background;
-  const valued = Array.from(document.querySelectorAll(".picture input"), (slider) => slider.getAttribute("aria-valuetext"));
+  const sliders = Array.from(document.querySelectorAll(".picture input"));
   document.body.dataset.seen = JSON.stringify({
-    heights: before[0] !== heights(), readings: before[1] !== readings(), repainted: light !== dark, valued,
+    heights: before[0] !== heights(), readings: before[1] !== readings(), repainted: light !== dark,
+    valued: sliders.map((slider) => slider.getAttribute("aria-valuetext")),
     wide: document.documentElement.scrollWidth > innerWidth,
   });
 });
