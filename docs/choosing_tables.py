@@ -256,6 +256,19 @@ def auto() -> Iterator[list[str]]:
             yield [f"{pair}, short", method.upper(), f"{typed:.2f}", f"{found:.2f}", f"{found - typed:+.2f}", "1"]
 
 
+def scaled() -> Iterator[list[str]]:
+    """The same students of digits with their logits divided by one temperature, fitted on the validation set."""
+    yield ["Digits, 5 labels a class", *("Cross-entropy", "KD", "TTM", "Weighted KD", "WTTM"), "Seeds"]
+    subject = EXPERIMENTS[0].subject
+    students = {method: [section(run.evaluation, "student") for run in subject.of(method)] for method in METHODS}
+    seeds = str(len(students["ttm"]))
+    before = (summed([100 * each["ece"] for each in students[method]], 1) for method in METHODS)
+    yield ["ECE at temperature 1 (%)", *before, seeds]
+    for name, key, factor, digits in (("ECE after (%)", "ece", 100, 1), ("fitted temperature", "temperature", 1, 2)):
+        found = (summed([factor * each["calibration"][key] for each in students[method]], digits) for method in METHODS)
+        yield [name, *found, seeds]
+
+
 def with_features() -> Iterator[list[str]]:
     """WTTM beside losses of features, and without cross-entropy."""
     names = ("wttm", "wttm+crd", "wttm+itrd", "wttm without cross-entropy")
@@ -399,6 +412,7 @@ TABLES = {
             settings,
             auto,
             probabilities,
+            scaled,
             with_features,
             language,
             on_policy,
