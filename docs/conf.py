@@ -11,7 +11,7 @@ project = "tutelage"
 author = "The tutelage authors"
 copyright = author
 version = release = tutelage.__version__
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx_copybutton", "pictures"]
 exclude_patterns = ["_ext/**"]
 html_theme = "furo"
 html_static_path = ["_static"]

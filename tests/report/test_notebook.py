@@ -11,7 +11,7 @@ from tests._helpers import synthetic
 
 import tutelage
 from tutelage import records
-from tutelage.report import notebook
+from tutelage.report import figures, notebook
 from tutelage.report.svg import static
 from tutelage.studies.compare import ComparedRuns
 
@@ -131,6 +131,17 @@ def test_a_plot_has_loss_and_measure_and_is_a_picture_without_a_script(folder):
     tree = ElementTree.fromstring(bundle["image/svg+xml"])
     assert len(tree.findall(".//{*}polyline")) == 5 + 4  # curves, and their names
     assert len(bundle["image/svg+xml"]) < 20_000
+
+
+def test_a_picture_has_marks_between_whole_numbers_and_names_what_is_filled():
+    figure = figures.empty("shares", "share", "")
+    figures.add_line(figure, [0.1, 1.0], [0, 1], "a line", figures.style(0))
+    figure.add_scatter(x=[0.2, 0.4, 0.4], y=[0, 0, 1], fill="toself", fillcolor="red", mode="lines", name="an area")
+    tree = ElementTree.fromstring(static(figure))
+    marks = [each.text for each in tree.findall(".//{*}text") if each.get("text-anchor") == "middle"]
+    assert marks == ["0.2", "0.4", "0.6", "0.8", "1"]
+    sample = tree.findall(".//{*}polygon")[-1]
+    assert len({point.split(",")[1] for point in sample.get("points").split()}) == 2  # it has a height
 
 
 def test_metrics_are_flat_and_a_frame_where_pandas_is(folder, monkeypatch):

@@ -52,7 +52,10 @@ def static(figure: go.Figure) -> str:
     ]
     for at, (name, trace) in enumerate(named.items()):
         y = HEIGHT + LEGEND * at + 6
-        parts.append(_line([(LEFT, y), (LEFT + 34, y)], trace) + _TEXT(LEFT + 42, y + 4, "start", _plain(name)))
+        sample = [(LEFT, y), (LEFT + 34, y)]
+        if trace.fill == "toself":
+            sample = [(LEFT, y - 4), (LEFT + 34, y - 4), (LEFT + 34, y + 4), (LEFT, y + 4)]
+        parts.append(_line(sample, trace) + _TEXT(LEFT + 42, y + 4, "start", _plain(name)))
     return str(
         Markup(
             '<svg xmlns="http://www.w3.org/2000/svg" width="{0}" height="{1}" viewBox="0 0 {0} {1}" role="img" '
@@ -66,7 +69,8 @@ def static(figure: go.Figure) -> str:
 def _panel(traces: Sequence[Any], title: str) -> Iterator[Markup]:
     xs = [float(x) for trace in traces for x in trace.x]
     ys = [float(y) for trace in traces for y in trace.y]
-    across, up = _ticks(min(xs), max(xs), whole=True), _ticks(min(ys), max(ys))
+    across, up = _ticks(min(xs), max(xs), whole=all(map(float.is_integer, xs))), _ticks(min(ys), max(ys))
+    across = [x for x in across if min(xs) <= x <= max(xs)]
     left, right = min(*xs, across[0]), max(*xs, across[-1])
     low, high = min(*ys, up[0]), max(*ys, up[-1])
 
