@@ -3,13 +3,15 @@
 A page holds blocks, in the place of which is written when the site is built:
 
 - ``public``, a module, and names below it: the documentation of those names, or of all that it hands on or defines;
-- ``families``, a package: all that it hands on from modules below it, each of which has a heading and says what it holds;
+- ``families``, a package: all that it hands on from modules below it, a heading for each of them, with what it says of
+  itself; those that are named come first;
 - ``commands``: the help of every command.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -22,7 +24,6 @@ from typing import Any
 import typer
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
-from typer.cli import get_docs_for_click
 
 BLOCK = re.compile(r"^```\{(public|families|commands)\} ?(.*)\n((?:[^`].*\n)*)```$", flags=re.MULTILINE)
 ONE_LINER = re.compile(r"(Raises|Returns|Source|Differs from): +(\S.*)")
@@ -45,6 +46,7 @@ def body_of(module: str) -> list[ast.stmt]:
     return ast.parse(Path(importlib.util.find_spec(module).origin).read_text(encoding="utf-8")).body
 
 
+@functools.cache
 def defined(module: str) -> dict[str, Name]:
     """What a module defines at its top: functions, classes, and constants with a text below them."""
     found, body = {}, body_of(module)
@@ -57,6 +59,7 @@ def defined(module: str) -> dict[str, Name]:
     return {name: each for name, each in found.items() if not name.startswith("_")}
 
 
+@functools.cache
 def public(module: str) -> dict[str, Name]:
     """What a package hands on by lines such as ``from ... import name as name``, or else what a module defines."""
     nodes = [node for top in body_of(module) for node in ast.walk(top)]
@@ -87,7 +90,8 @@ def described(each: Name) -> str:
     """A name's documentation, as a directive of reStructuredText."""
     found = getattr(importlib.import_module(each.module), each.name)
     if inspect.isclass(found):
-        return f".. autoclass:: {each}\n   :members:\n"
+        members = "" if ".integrations." in each.module else "   :members:\n"  # those are what its library calls
+        return f".. autoclass:: {each}\n{members}"
     if inspect.isfunction(found):
         vars(found).pop("__signature__", None)  # `tutelage.distill` lists all settings in it: too many for a page
         return f".. autofunction:: {each}\n"
@@ -106,12 +110,33 @@ def family(origin: str, names: list[Name]) -> str:
     return f"## {title}\n\n```{{eval-rst}}\n{said}\n```\n\n{of_names(names)}"
 
 
+def command_help(command: Any, context: typer.Context) -> list[str]:
+    """A command's help, as parts of Markdown."""
+    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+    records = [each.get_help_record(context) for each in command.get_params(context)]
+    example = (command.epilog or "").removeprefix("Example: ")
+    return [
+        command.help,
+        f"```console\n$ {usage}\n```",
+        "\n".join(f"- `{record[0]}`: {record[1]}" for record in records if record),
+        *([f"Example: `{example}`"] if example else []),
+    ]
+
+
 def commands() -> str:
     from tutelage.cli.app import app
 
-    command = typer.main.get_command(app)
-    page = get_docs_for_click(obj=command, ctx=typer.Context(command, info_name="tutelage"), name="tutelage")
-    return page.partition("\n")[2].strip()  # the page has its own title
+    whole = typer.main.get_command(app)
+    context = typer.Context(whole, info_name="tutelage")
+    known = {f"tutelage {name}": each for name, each in whole.commands.items() if not each.hidden}
+    firsts = [
+        f"- [{name}](#{name.replace(' ', '-')}): {each.help.partition(chr(10))[0]}" for name, each in known.items()
+    ]
+    parts = [*command_help(whole, context), "\n".join(firsts)]
+    for name, each in known.items():
+        inner = typer.Context(each, parent=context, info_name=each.name)
+        parts += [f"## {name}", *command_help(each, inner)]
+    return "\n\n".join(parts)
 
 
 def written(block: re.Match[str]) -> str:
@@ -121,7 +146,8 @@ def written(block: re.Match[str]) -> str:
     names = chosen(kind, module, listed)
     if kind == "public":
         return of_names(names)
-    origins = dict.fromkeys(each.origin for each in names)
+    first = [f"{module}.{name}" for name in listed.split()]
+    origins = dict.fromkeys([*first, *(each.origin for each in names)])
     return "\n".join(family(origin, [each for each in names if each.origin == origin]) for origin in origins)
 
 
@@ -146,6 +172,11 @@ def generated(app: Sphinx, env: Any, *changes: Any) -> list[str]:
     return [name for name in env.found_docs if name.startswith("api/")]
 
 
+def readable(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
+    """A default that is made for each object is no Python, without which Sphinx does not tell types apart."""
+    return signature and signature.replace("<factory>", "..."), returns
+
+
 def skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """The fields of a named tuple are told in its docstring."""
     return True if type(obj).__name__ == "_tuplegetter" else None
@@ -155,6 +186,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("env-get-outdated", generated)
     app.connect("source-read", write_blocks)
     app.connect("autodoc-process-docstring", one_liners, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", readable)
     app.connect("autodoc-skip-member", skip_fields)
     for kind in PyObject.doc_field_types:
         if kind.name == "variable":

@@ -1,4 +1,4 @@
-"""Pages of the repository that lie outside docs/: they are read where they lie, so that their links hold on a code host too."""
+"""Pages of the repository outside docs/: they are read where they lie, so that links hold on a code host too."""
 
 from __future__ import annotations
 
@@ -55,8 +55,16 @@ def to_readme(app: Sphinx, page: nodes.document) -> None:
                 node["refdomain"], node["reftarget"], node["reftargetid"] = "doc", name, None
 
 
+def without_last_lines(app: Sphinx, page: nodes.document) -> None:
+    """Examples of a session end in an empty line, as doctest reads them to the end of the block."""
+    for block in page.findall(nodes.literal_block):
+        block.rawsource = block.rawsource.rstrip("\n")
+        block[:] = [nodes.Text(block.rawsource)]
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("builder-inited", add_pages)
     app.connect("source-read", give_title)
     app.connect("doctree-read", to_readme)
+    app.connect("doctree-read", without_last_lines)
     return {"parallel_read_safe": True}
