@@ -1,7 +1,7 @@
 """Photograph every page of the built site, at two widths, light and dark: ``make docs-photos``, before a release.
 
-``python docs/photographs.py build/site FOLDER WORD`` photographs those pages whose name has the word. Says what is cut off
-at the right.
+``python docs/photographs.py build/site FOLDER WORD`` photographs those pages whose name has the word. Says what is cut
+off at the right.
 """
 
 from __future__ import annotations

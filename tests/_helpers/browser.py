@@ -25,7 +25,9 @@ TALLEST = 16_000
 """Pixels; a taller picture is cut."""
 
 CUT = """(() => {
-  const scrolls = (e) => e && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
+  // The whole page's column may scroll too, but what is wider is to scroll by itself.
+  const scrolls = (e) =>
+    e && !e.matches(".content") && (/auto|scroll/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement));
   const cut = [...document.querySelectorAll("body *")].filter((e) => {
     const box = e.getBoundingClientRect();
     return box.left < innerWidth && box.right > innerWidth + 1 && e.checkVisibility({ visibilityProperty: true })

@@ -116,7 +116,7 @@ class Page(HTMLParser):
         self.titles: list[str] = []
         self.headings = 0
         self.language: str | None = None
-        self._place: str | None = None
+        self._in_body = self._in_title = False
         self.feed(path.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attributes):
@@ -133,10 +133,14 @@ class Page(HTMLParser):
             self.pictures.append(given.get("alt"))
         if tag != "a" and "src" in given:
             self.loaded.append(given["src"])
-        self._place = tag if tag in ("title", "body") and self._place != "body" else self._place
+        self._in_body = self._in_body or tag == "body"
+        self._in_title = tag == "title" and not self._in_body  # pictures have titles too
+
+    def handle_endtag(self, tag):
+        self._in_title = False
 
     def handle_data(self, data):
-        if self._place == "title" and data.strip():
+        if self._in_title and data.strip():
             self.titles.append(data.strip())
 
 
