@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 
@@ -172,9 +173,32 @@ def generated(app: Sphinx, env: Any, *changes: Any) -> list[str]:
     return [name for name in env.found_docs if name.startswith("api/")]
 
 
+class Unannotated(ast.NodeTransformer):
+    """``Annotated[float, ...]`` is a float to whoever reads."""
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        self.generic_visit(node)
+        return node.slice.elts[0] if ast.unparse(node.value).endswith("Annotated") else node
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.expr:
+        inner = self.visit(node.operand)  # a tilde, by which Sphinx shortens a name, stands before names alone
+        return ast.UnaryOp(node.op, inner) if isinstance(inner, ast.Attribute | ast.Subscript | ast.Constant) else inner
+
+
 def readable(app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str, returns: str) -> Any:
-    """A default that is made for each object is no Python, without which Sphinx does not tell types apart."""
-    return signature and signature.replace("<factory>", "..."), returns
+    """A signature as Sphinx can read it: without objects that are no Python, and what only machines look at."""
+    if not signature:
+        return None
+    if hasattr(obj, "model_fields"):  # those of a recipe are a page of their own
+        return "", returns
+    function = ast.parse(f"def f{re.sub('<[^<>]*>', '...', signature)}: pass").body[0]
+    return f"({ast.unparse(Unannotated().visit(function.args))})", returns
+
+
+def dashes(app: Sphinx, page: nodes.document) -> None:
+    """Sphinx writes two hyphens between a parameter and what it is."""
+    for text in [each for each in page.findall(nodes.Text) if each == " -- "]:
+        text.parent.replace(text, nodes.Text(" \N{EN DASH} "))
 
 
 def skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -187,6 +211,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     app.connect("source-read", write_blocks)
     app.connect("autodoc-process-docstring", one_liners, priority=400)  # before napoleon
     app.connect("autodoc-process-signature", readable)
+    app.connect("doctree-read", dashes)
     app.connect("autodoc-skip-member", skip_fields)
     for kind in PyObject.doc_field_types:
         if kind.name == "variable":
