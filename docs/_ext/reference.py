@@ -202,8 +202,8 @@ def dashes(app: Sphinx, page: nodes.document) -> None:
 
 
 def skip_fields(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """The fields of a named tuple are told in its docstring."""
-    return True if type(obj).__name__ == "_tuplegetter" else None
+    """The fields of a named tuple are told in its docstring; what pydantic is told is nobody's."""
+    return True if type(obj).__name__ == "_tuplegetter" or name.endswith("model_config") else None
 
 
 def setup(app: Sphinx) -> dict[str, Any]:

@@ -89,6 +89,12 @@ def test_sections_of_one_paragraph_become_fields(reference):
     ]
 
 
+def test_signatures_leave_out_what_only_machines_read(reference):
+    given = "(*, weight: ~typing.Annotated[float | ~a.B, 'of either sign'] = 1.0, pool: ~a.Pool = <factory>)"
+    shown, _ = reference.readable(None, "function", "f", None, None, given, "")
+    assert shown == "(*, weight: float | ~a.B=1.0, pool: ~a.Pool=...)"
+
+
 def test_every_command_and_option_is_on_the_page_of_commands(reference):
     page = reference.commands()
     from tutelage.cli.app import app
