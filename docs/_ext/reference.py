@@ -191,7 +191,10 @@ def readable(app: Sphinx, what: str, name: str, obj: Any, options: Any, signatur
         return None
     if hasattr(obj, "model_fields"):  # those of a recipe are a page of their own
         return "", returns
-    function = ast.parse(f"def f{re.sub('<[^<>]*>', '...', signature)}: pass").body[0]
+    try:
+        function = ast.parse(f"def f{re.sub('<[^<>]*>', '...', signature)}: pass").body[0]
+    except SyntaxError:  # what pydantic is told of a field need not be Python; the fields are listed below
+        return "", returns
     return f"({ast.unparse(Unannotated().visit(function.args))})", returns
 
 

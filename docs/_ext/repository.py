@@ -32,6 +32,7 @@ class Repository(Project):
             self._path_to_docname[path] = name
             self._docname_to_path[name] = path
         self._path_to_docname[HOME] = "index"
+        self._path_to_docname[ROOT / "benchmarks" / "results" / "README.md"] = "project/records"
         return self.docnames
 
 
