@@ -1,4 +1,4 @@
-# make demo | test | test-slow | test-cuda | test-lowest | test-faults | fuzz | audit | bench | check | docs | generated
+# make demo | test | test-slow | test-cuda | test-lowest | test-faults | fuzz | audit | bench | check | docs | docs-photos | generated
 # Each target sets up .venv by itself; PYTHON names the interpreter that the environment is made of.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +7,7 @@ LOWEST := .venv-lowest
 # A file's tests stay in one process, as they share what is dear to make; each process has one thread.
 SUITE := -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check mypy pyright docs generated clean
+.PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check mypy pyright docs docs-photos generated clean
 
 demo: $(STAMP)
 	$(BIN)/tutelage compare recipes/digits.yaml
@@ -54,6 +54,10 @@ mypy pyright:
 # The site, in build/site; a warning is an error.
 docs: $(STAMP)
 	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet --builder html docs build/site
+
+# Its pages as pictures, in build/photographs; needs chromium.
+docs-photos: docs
+	$(BIN)/python docs/photographs.py build/site build/photographs
 
 # What is written from the settings, the presets and the models' sources: signatures for recipes, what `tutelage list` shows,
 # arguments of timm's optimizers, the tables of keys, the page of objectives, and the JSON Schema of recipes.

@@ -27,7 +27,7 @@ from tutelage.types import Hidden, Inputs
 from tutelage.views import map_views, views_of
 
 CARD = "card:"
-SHOWN = 5
+_SHOWN = 5
 """Number of similar names in a message."""
 
 
@@ -139,7 +139,7 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
     modules = dict(unwrapped(network).named_modules())
     if not path or path not in modules:
         names = [n for n in modules if n]
-        some = get_close_matches(path, names, n=SHOWN, cutoff=0.4) or names[:SHOWN]
+        some = get_close_matches(path, names, n=_SHOWN, cutoff=0.4) or names[:_SHOWN]
         expected = f"a submodule of {getattr(card, 'name', type(network).__name__)}"
         instead = f"type one of {', '.join(some)}" if some else "name another network: this one has no submodules"
         raise InvalidValueError(f"tap {name}", expected, repr(name), instead)

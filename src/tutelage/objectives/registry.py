@@ -58,6 +58,7 @@ class Preset(NamedTuple):
 
 
 PRESETS: dict[str, Preset] = {}
+"""Every preset by its name; `preset` adds to it."""
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 

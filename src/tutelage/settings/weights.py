@@ -152,6 +152,7 @@ class Automatic:
 
 
 AUTO = Automatic()
+"""What a recipe writes as ``auto``."""
 AutomaticWeight = Annotated[Weight | Automatic | Literal["auto"], "or auto"]
 """Weight that may be found automatically."""
 AutomaticNumber = Annotated[float | Automatic | Literal["auto"], "or auto"]
