@@ -93,7 +93,11 @@ def test_a_run_teaches_as_it_is(folder):
     [
         ([], InvalidValueError, "--data: expected a folder, a file or a source, got none, and no terminal to ask at"),
         (["--data", "nowhere"], InvalidValueError, "data: expected one of csv:<path>"),
-        (["--data", "nowhere.csv"], NotFoundError, "data: expected a folder or a file, got nowhere.csv, which does not"),
+        (
+            ["--data", "nowhere.csv"],
+            NotFoundError,
+            "data: expected a folder or a file, got nowhere.csv, which does not",
+        ),
         (["--data", "my/photos"], NotFoundError, "data: expected a folder or a file, got my/photos, which does not"),
         (["--data", "imagefolder:nowhere"], NotFoundError, "data: expected a folder"),
         (["--data", "cifar100"], InvalidValueError, "type torchvision:CIFAR100 or hf:uoft-cs/cifar100"),

@@ -7,6 +7,8 @@ import doctest
 import io
 import re
 import shlex
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ class Played:
     names: dict[str, Any] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
     """By the command line as it stands on the page; Python's blocks by their first line."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each of them took, by the same keys."""
 
 
 def blocks_of(page: str) -> list[Block]:
@@ -56,11 +60,13 @@ def play(
     replace: dict[str, str] | None = None,
     skip: dict[str, str] | None = None,
     names: dict[str, Any] | None = None,
+    type_line: Callable[[str], str] | None = None,
 ) -> Played:
     """Play every block of a page in a folder, in which the files that it speaks of lie already.
 
-    A YAML block that begins with ``# NAME.yaml`` is written to that file; any other is read as a recipe's part elsewhere
-    (``tests/test_docs.py``). Lines of ``sh`` that begin with ``tutelage`` are typed. Python shares one set of names.
+    A YAML block that begins with ``# NAME.yaml`` is written to that file; any other is read as a recipe's part
+    elsewhere (``tests/test_docs.py``). Lines of ``sh`` that begin with ``tutelage`` are typed. Python shares one set of
+    names.
 
     Args:
         page: below the repository's root, such as ``docs/python.md``.
@@ -69,6 +75,7 @@ def play(
         replace: texts in blocks, each of which must occur, and what stands in their place: smaller sizes.
         skip: texts by which a block or a command line is known that cannot be played here, each with the reason.
         names: what the page's Python has at hand.
+        type_line: types a command in place of this process, and returns what it said.
     """
     played = Played(names={"__name__": "__main__", **(names or {})})
     used: set[str] = set()
@@ -96,7 +103,9 @@ def play(
             elif block.language == "sh":
                 for line in lines_of(block):
                     if not skipped(line):
-                        played.said[line] = _typed(replaced(line), overrides or {}, where)
+                        begun, ready = time.perf_counter(), replaced(line)
+                        played.said[line] = type_line(ready) if type_line else _typed(ready, overrides or {}, where)
+                        played.seconds[line] = time.perf_counter() - begun
             elif block.language == "pycon":
                 test = doctest.DocTestParser().get_doctest(replaced(block.code), played.names, where, page, block.line)
                 report = io.StringIO()
@@ -104,10 +113,11 @@ def play(
                 played.names.update(test.globs)
                 assert not report.getvalue(), report.getvalue()
             else:
-                said = io.StringIO()
+                said, begun = io.StringIO(), time.perf_counter()
                 with contextlib.redirect_stdout(said):
                     exec(compile(replaced(block.code), where, "exec"), played.names)
                 played.said[block.code.splitlines()[0]] = said.getvalue()
+                played.seconds[block.code.splitlines()[0]] = time.perf_counter() - begun
     unused = {*(replace or {}), *(skip or {})} - used
     assert not unused, f"{page} has no {sorted(unused)}"
     return played

@@ -73,7 +73,8 @@ def read_source(answer: str) -> Facts:
                 "data", expected, answer, "type tutelage list data to see all kinds, such as hf:NAME"
             )
     elif re.fullmatch(r"[^:]*[./\\][^:]*", answer) and not data_names.elsewhere(answer):
-        instead = f"check the path, or type hf:{answer} for a data set of the Hub"
+        of_hub = re.fullmatch(r"[\w-]+/[\w.-]+", answer)
+        instead = f"check the path{f', or type hf:{answer} for a data set of the Hub' if of_hub else ''}"
         raise NotFoundError("data", "a folder or a file", f"{answer}, which does not exist", instead)
     try:
         data_names.check(source)
