@@ -101,7 +101,7 @@ def test_the_recipe_is_that_of_init_with_the_changes_that_are_named(name, tmp_pa
     assert {told for told in CHANGED[name] if not any(key.startswith(told) for key in differing)} == set()
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", ["images", pytest.param("text", marks=pytest.mark.slow)])
 def test_a_mistake_says_what_the_page_says(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     stand_in(name)
