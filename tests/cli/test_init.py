@@ -66,6 +66,7 @@ def test_options_alone_write_a_recipe_with_the_defaults_of_the_data(data, source
     recipe, text = read(), (folder / "recipe.yaml").read_text()
     assert (recipe.data.source, recipe.teacher.train.model.name) == (source, teacher)
     assert recipe.data.validation == 0.1
+    assert recipe.data.crop_padding == {"small": 2, "torchvision:CIFAR10": 4}.get(data, 0)
     assert all(
         "#" in line for line in text.splitlines() if line.startswith(("student", "epochs", "objective", "  valid"))
     )
@@ -92,6 +93,12 @@ def test_a_run_teaches_as_it_is(folder):
     [
         ([], InvalidValueError, "--data: expected a folder, a file or a source, got none, and no terminal to ask at"),
         (["--data", "nowhere"], InvalidValueError, "data: expected one of csv:<path>"),
+        (
+            ["--data", "nowhere.csv"],
+            NotFoundError,
+            "data: expected a folder or a file, got nowhere.csv, which does not",
+        ),
+        (["--data", "my/photos"], NotFoundError, "data: expected a folder or a file, got my/photos, which does not"),
         (["--data", "imagefolder:nowhere"], NotFoundError, "data: expected a folder"),
         (["--data", "cifar100"], InvalidValueError, "type torchvision:CIFAR100 or hf:uoft-cs/cifar100"),
         (["--data", "empty"], InvalidValueError, "data: expected a folder with one of images for each class"),

@@ -210,6 +210,8 @@ def test_the_largest_seed_is_accepted():
 
 def test_a_comparison_writes_no_objective_of_its_own():
     assert "objective" not in yaml.safe_load(dump(parse(Comparison, COMPARED)))
+    of_a_run = COMPARED | {"objective": None}  # As objective=null behind a run's recipe.
+    assert dump(parse(Comparison, of_a_run)) == dump(parse(Comparison, COMPARED))
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 import tomllib
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,6 +50,8 @@ class Played:
     names: dict[str, Any] = field(default_factory=dict)
     said: dict[str, str] = field(default_factory=dict)
     """By the command line as it stands on the page; Python's blocks by their first line."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each of them took, by the same keys."""
 
 
 def blocks_of(page: str) -> list[Block]:
@@ -82,6 +86,7 @@ def play(
     names: dict[str, Any] | None = None,
     base: dict[str, Any] | None = None,
     shown: bool = False,
+    type_line: Callable[[str], str] | None = None,
 ) -> Played:
     """Play every block of a page in a folder, in which the files that it speaks of lie already.
 
@@ -101,6 +106,7 @@ def play(
         base: keys of a recipe that the page's YAML blocks without a name are laid over.
         shown: whether a ``text`` block right behind another shows the end of what that said, ``...`` being anything. A
             command may fail where it does.
+        type_line: types a command in place of this process, and returns what it said.
     """
     played = Played(names={"__name__": "__main__", **(names or {})})
     used: set[str] = set()
@@ -139,7 +145,9 @@ def play(
             elif block.language == "sh":
                 for line in [block.code] if script else lines_of(block):
                     if not skipped(line):
-                        code, said = _run(replaced(line), overrides, where)
+                        ready, begun = replaced(line), time.perf_counter()
+                        code, said = (0, type_line(ready)) if type_line else _run(ready, overrides, where)
+                        played.seconds[line] = time.perf_counter() - begun
                         assert code == 0 or expected, f"{where}: {line}\n{said}"
                         played.said[line] = said
             elif block.language == "pycon":
@@ -149,9 +157,11 @@ def play(
                 played.names.update(test.globs)
                 assert not report.getvalue(), report.getvalue()
             else:
+                begun = time.perf_counter()
                 with contextlib.redirect_stdout(io.StringIO()) as out:
                     exec(compile(replaced(block.code), where, "exec"), played.names)
                 played.said[block.code.splitlines()[0]] = said = out.getvalue()
+                played.seconds[block.code.splitlines()[0]] = time.perf_counter() - begun
             if said and expected and not skipped(expected):
                 same = doctest.OutputChecker().check_output
                 assert same(expected, said, LIKE) or same(f"...\n{expected}", said, LIKE), (

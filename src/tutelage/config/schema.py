@@ -772,7 +772,9 @@ class Comparison(Recipe):
     @field_validator("objective", mode="before")
     @classmethod
     def _objective_has_a_name(cls, value: Any) -> Any:
-        instead = "type objectives.NAME=... instead"
+        if value is None:  # What a run's recipe has is taken back.
+            return _CROSS_ENTROPY
+        instead = "type objectives.NAME=..., and objective=null"
         raise InvalidValueError("", "each objective of a comparison under its name", messages.shown(value), instead)
 
     @field_validator("accumulate")

@@ -116,7 +116,10 @@ def require_trainable(network: Network, key: str) -> None:
 
 
 def require_outputs(recipe: Recipe) -> Path:
-    """Return the folder of a teacher's recorded outputs; refuse none."""
+    """Return the folder in which a teacher's outputs are to be recorded; refuse none, and a teacher without weights."""
     if recipe.outputs is None:
         raise RecipeError("outputs", "a folder for the teacher's outputs", "none", "type outputs=runs/outputs")
+    if isinstance(recipe.teacher, TrainedTeacher):
+        instead = "train it by a recipe of its own, with tutelage train, and type teacher=runs/NAME"
+        raise RecipeError("teacher", "a network that is trained", "one to train first", instead)
     return Path(recipe.outputs)

@@ -45,12 +45,14 @@ class Facts:
         kind: ``images``, ``small images``, ``texts`` or ``digits``.
         columns: of a table of texts: that of the text, that of the label, and all of them.
         labels: of images that have several columns of classes: these, first the one with most classes.
+        size: longest side of the first small image, pixels.
     """
 
     source: str
     kind: str
     columns: tuple[str, str, tuple[str, ...]] | None = None
     labels: tuple[str, ...] = ()
+    size: int = 32
 
 
 def example_source() -> str:
@@ -79,6 +81,10 @@ def read_source(answer: str) -> Facts:
             raise InvalidValueError(
                 "data", expected, answer, "type tutelage list data to see all kinds, such as hf:NAME"
             )
+    elif re.fullmatch(r"[^:]*[./\\][^:]*", answer) and not data_names.elsewhere(answer):
+        of_hub = re.fullmatch(r"[\w-]+/[\w.-]+", answer)
+        instead = f"check the path{f', or type hf:{answer} for a data set of the Hub' if of_hub else ''}"
+        raise NotFoundError("data", "a folder or a file", f"{answer}, which does not exist", instead)
     try:
         data_names.check(source)
     except TutelageError as error:
@@ -99,7 +105,8 @@ def read_source(answer: str) -> Facts:
         root = Path(name).expanduser()
         below = root / "train" if (root / "train").is_dir() else root
         first = next((each for each in below.glob("*/*") if data_names.is_picture(each.name)), None)
-        small = first is not None and _is_small(first.read_bytes())
+        size = _side(first.read_bytes()) if first else None
+        return Facts(source, "small images", size=size) if size and size <= SMALL else Facts(source, "images")
     return Facts(source, "small images" if small else "images")
 
 
@@ -145,8 +152,11 @@ def _of_parquet(source: str, folder: Path) -> Facts:
         ]
         if images:
             batch = next(parquet.iter_batches(batch_size=1, columns=images[:1]))
-            kind = "small images" if _is_small(batch.to_pylist()[0][images[0]]["bytes"]) else "images"
-            return Facts(source, kind, labels=_label_columns(parquet.schema_arrow.metadata or {}))
+            size = _side(batch.to_pylist()[0][images[0]]["bytes"])
+            labels = _label_columns(parquet.schema_arrow.metadata or {})
+            if size and size <= SMALL:
+                return Facts(source, "small images", labels=labels, size=size)
+            return Facts(source, "images", labels=labels)
         return Facts(source, "texts", _chosen(parquet.schema_arrow.names, file))
     except ImportError:  # Without its library the files say nothing; the dry run names the extra.
         return Facts(source, "images")
@@ -162,14 +172,15 @@ def _label_columns(described: Mapping[bytes, bytes]) -> tuple[str, ...]:
     return tuple(sorted(classes, key=lambda name: -classes[name]))
 
 
-def _is_small(encoded: bytes | None) -> bool:
+def _side(encoded: bytes | None) -> int | None:
+    """Return the longest side of a picture, pixels; none if it cannot be read."""
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(encoded or b"")) as picture:
-            return max(picture.size) <= SMALL
+            return max(picture.size)
     except OSError:
-        return False
+        return None
 
 
 def defaults(facts: Facts) -> dict[str, str]:
@@ -285,7 +296,8 @@ def _of_data(facts: Facts, teacher: str) -> Iterator[tuple[str, str]]:
         yield "  flip: true", "false where left and right differ, as in writing"
         yield f"  workers: {min(4, os.cpu_count() or 1)}", "processes that read images, at most one a core"
     elif facts.kind == "small images":
-        yield "  crop_padding: 4", "moves each image by up to 4 pixels"
+        padding = max(1, facts.size // 8)
+        yield f"  crop_padding: {padding}", f"moves each image by up to {padding} pixel{'s' * (padding > 1)}"
         yield "  flip: true", "false where left and right differ, as in writing"
 
 
