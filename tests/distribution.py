@@ -2,8 +2,8 @@
 
     python tests/distribution.py dist
 
-`make dist` builds both and runs this. What belongs in them is what git has: in the wheel the package and nothing else, in
-the source distribution the repository, without the weights and pictures of recorded runs.
+`make dist` builds both and runs this. What belongs in them is what git has: in the wheel the package and nothing else,
+in the source distribution the repository, without the weights and pictures of recorded runs.
 """
 
 from __future__ import annotations
