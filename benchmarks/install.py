@@ -28,19 +28,24 @@ SYSTEM = {"pip", "setuptools", "wheel", "tutelage"}
 """What a new environment has itself, and what is installed."""
 
 
+@functools.cache
+def requires(name):
+    """Return what a distribution requires; nothing if it is not installed."""
+    from pip._vendor.packaging.requirements import Requirement
+
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return [Requirement(each) for each in importlib.metadata.requires(name) or ()]
+    return []
+
+
 def needed(name, extra=""):
     """Return the distributions that one needs with an extra, as far as they are installed, and theirs."""
-    from pip._vendor.packaging.requirements import Requirement
     from pip._vendor.packaging.utils import canonicalize_name
 
     found, left = set(), [(name, extra)]
     while left:
         name, extra = left.pop()
-        try:
-            requires = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        for each in map(Requirement, requires):
+        for each in requires(name):
             if each.marker and not each.marker.evaluate({"extra": extra}):
                 continue
             for option in ("", *each.extras):
@@ -131,7 +136,14 @@ def main():
     commit = arguments.commit or subprocess.run(git, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     command = f"python benchmarks/install.py {arguments.wheel.name} --extras {' '.join(arguments.extras)}"
     done = install(arguments.wheel.resolve(), arguments.python, arguments.extras)
-    record = {"command": command, "n": 1, "date": date.today().isoformat(), "commit": commit, **done}
+    record = {
+        "command": command,
+        "n": 1,
+        "load": round(os.getloadavg()[0], 1),
+        "date": date.today().isoformat(),
+        "commit": commit,
+        **done,
+    }
     core, everything = record["steps"][0]["bytes"], record["steps"][-1]["bytes"]
     print(f"without extras: {core / everything:.0%} of the room of all steps")
     largest = sorted(record["packages"].items(), key=lambda item: -item[1]["bytes"])[:15]
