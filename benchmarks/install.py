@@ -15,7 +15,7 @@ import functools
 import importlib.metadata
 import json
 import os
-import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -80,15 +80,20 @@ def room():
 
 
 MACHINE = """
-import json, torch
+import json, platform, psutil, torch
 from tutelage.runs import manifest
-print(json.dumps({"hardware": manifest.hardware(torch.device("cpu")), "software": manifest.software()}))
+release = platform.freedesktop_os_release() if platform.system() == "Linux" else {}
+system = " ".join([release.get("ID", platform.system()), release.get("VERSION_CODENAME", platform.release())])
+hardware, software = manifest.hardware(torch.device("cpu")), manifest.software()
+load = round(psutil.getloadavg()[0], 1)
+print(json.dumps({"distribution": system, "load": load, "hardware": hardware, "software": software}))
 """
 
 
-def install(wheel, python, extras):
+def install(wheel, python, extras, keep=None):
     """Return a record of the wheel's installation: what each step took, and what is there in the end."""
-    with tempfile.TemporaryDirectory() as folder:
+    folder = keep or tempfile.mkdtemp()
+    try:
         subprocess.run([python, "-m", "venv", folder], check=True)
         (bin_,) = [path for path in map(Path(folder).joinpath, ("bin", "Scripts")) if path.is_dir()]
         inside = str(bin_ / "python")
@@ -108,14 +113,10 @@ def install(wheel, python, extras):
             steps.append({"extra": extra, "seconds": seconds, "packages": len(sizes), "bytes": sum(sizes)})
             print(f"{what.rpartition('/')[2]:<50}{seconds:>8.1f} s{len(sizes):>5} packages{sum(sizes) / 1e6:>9,.0f} MB")
         subprocess.run([bin_ / "tutelage", "--version"], check=True)
-        system = f"{platform.system()} {platform.machine()}"
-        return {
-            "system": system,
-            "pip": found["packages"]["pip"]["version"],
-            **said("-c", MACHINE),
-            "steps": steps,
-            **found,
-        }
+        return {**said("-c", MACHINE), "pip": found["packages"]["pip"]["version"], "steps": steps, **found}
+    finally:
+        if not keep:
+            shutil.rmtree(folder)
 
 
 def main():
@@ -123,6 +124,7 @@ def main():
     parser.add_argument("wheel", type=Path, nargs="?")
     parser.add_argument("--python", default=sys.executable, help="an interpreter")
     parser.add_argument("--extras", nargs="*", default=["all"])
+    parser.add_argument("--keep", metavar="FOLDER", help="where the environment is made, and stays")
     parser.add_argument("--commit", help="of the wheel; default: the one that is checked out here")
     parser.add_argument("--write", type=Path, help="a JSON file, in which the record of this Python is replaced")
     parser.add_argument("--room", action="store_true", help=argparse.SUPPRESS)
@@ -135,11 +137,10 @@ def main():
     git = ["git", "-C", str(HERE), "rev-parse", "HEAD"]
     commit = arguments.commit or subprocess.run(git, stdout=subprocess.PIPE, text=True, check=True).stdout.strip()
     command = f"python benchmarks/install.py {arguments.wheel.name} --extras {' '.join(arguments.extras)}"
-    done = install(arguments.wheel.resolve(), arguments.python, arguments.extras)
+    done = install(arguments.wheel.resolve(), arguments.python, arguments.extras, arguments.keep)
     record = {
         "command": command,
         "n": 1,
-        "load": round(os.getloadavg()[0], 1),
         "date": date.today().isoformat(),
         "commit": commit,
         **done,
