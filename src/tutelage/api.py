@@ -26,6 +26,7 @@ from tutelage.models import Classifier, Ensemble
 from tutelage.models.predict import Prediction
 from tutelage.objectives import Objective, from_spec
 from tutelage.places.here import with_reports
+from tutelage.report import libraries
 from tutelage.runs import notes, recipes
 from tutelage.runs.class_weights import with_class_weights
 from tutelage.runs.display import Display, shown
@@ -113,6 +114,7 @@ def train(
     with shown(display) as reporter:
         options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.train(...)", track=trackers)
         run = execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
+        _say_where_no_report(run.folder, reporter)
     return _with_student(run, model, run_inputs, options)
 
 
@@ -161,7 +163,13 @@ def distill(
     with shown(display) as reporter:
         options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.distill(...)", track=trackers)
         run = execute(recipe, Path(runs) / recipe.name, options=with_reports(options), run_inputs=run_inputs)
+        _say_where_no_report(run.folder, reporter)
     return _with_student(run, student, run_inputs, options)
+
+
+def _say_where_no_report(folder: Path, reporter: Reporter) -> None:
+    if not libraries.installed():
+        reporter.say(libraries.why_not_written(folder))
 
 
 def _with_student(run: Run, student: Network, run_inputs: RunInputs | None, options: RunOptions) -> Run:
@@ -475,6 +483,7 @@ def compare(
     with shown(display) as reporter:
         options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.compare(...)", track=trackers)
         comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
+        _say_where_no_report(folder, reporter)
     return ComparedRuns(folder)
 
 
@@ -537,7 +546,9 @@ def tune(
     asked = request(recipe, trials=trials, search=typed, space=space, confirm=confirm, together=together, prune=prune)
     with shown(display) as reporter:
         options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.tune(...)")
-        return searches.tune(asked, Path(runs) / folder_name(asked), options=options)
+        found = searches.tune(asked, Path(runs) / folder_name(asked), options=options)
+        _say_where_no_report(found.folder, reporter)
+    return found
 
 
 @explaining()

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, get_args
 
+import numpy as np
 import torch
+from PIL import Image
 
 from tutelage.config.schema import Recipe, parse
 from tutelage.runs import manifest, trackers
@@ -18,8 +20,22 @@ from tutelage.runs.execute import execute
 from tutelage.runs.run import RunOptions
 from tutelage.settings.fit import Precision
 
-EXTRAS = {"timm": "timm", "hf": "datasets", "figures": "matplotlib", "onnx": "onnxruntime", "ray": "ray"}
-"""Extras, each with a module that it installs."""
+EXTRAS = {
+    "demo": "sklearn",
+    "executorch": "executorch",
+    "figures": "matplotlib",
+    "hf": "datasets",
+    "int8": "torchao",
+    "lightning": "lightning",
+    "lora": "peft",
+    "onnx": "onnxruntime",
+    "ray": "ray",
+    "report": "plotly",
+    "text": "transformers",
+    "timm": "timm",
+    "tune": "optuna",
+}
+"""Extras, each with a module that it alone installs; trackers have a line of their own."""
 
 
 class Finding(NamedTuple):
@@ -72,11 +88,24 @@ def measure() -> Iterator[Finding]:
     yield Finding("time", f"\n{time.monotonic() - began:.0f} s in all")
 
 
+def _make_pictures(folder: Path) -> None:
+    """Write an image folder of two classes, dark and bright: 384 pictures for training and 64 for test."""
+    noise = np.random.default_rng(0)
+    for half, count in (("train", 192), ("test", 32)):
+        for name, low in (("dark", 0), ("bright", 96)):
+            (folder / half / name).mkdir(parents=True)
+            for k, pixels in enumerate(noise.integers(low, low + 160, (count, 8, 8), dtype=np.uint8)):
+                Image.fromarray(pixels).save(folder / half / name / f"{k}.png")
+
+
 def _step(precision: str) -> Finding:
-    """Train for one epoch on digits, with all records."""
+    """Train for one epoch on made-up pictures, with all records."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"student": "cifar:resnet8", "epochs": 1, "batch_size": 512, "precision": precision}
+        pictures = Path(folder) / "pictures"
+        _make_pictures(pictures)
+        settings = {"student": "cifar:resnet8", "epochs": 1, "batch_size": 128, "precision": precision}
+        settings["data"] = {"source": f"imagefolder:{pictures}"}
         recipe = parse(Recipe, {"name": "doctor", "device": "auto", **settings})
         try:
             run = execute(recipe, Path(folder) / "doctor", options=RunOptions(command="tutelage doctor"))

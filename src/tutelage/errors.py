@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -171,10 +172,21 @@ class MissingExtraError(TutelageError, ImportError):
     """An optional library that is not installed."""
 
 
-def missing_extra(what: object, library: str, extra: str, error: ImportError) -> MissingExtraError:
-    """Return the error where a library cannot be imported that an extra of this package installs."""
+def missing_extra(
+    what: object, library: str, extra: str, error: ImportError, *, otherwise: str = ""
+) -> MissingExtraError:
+    """Return the error where a library cannot be imported that an extra of this package installs.
+
+    ``otherwise`` is what does without it, after a comma.
+    """
     got, instead = f"none ({' '.join(str(error).split())})", f"type pip install 'tutelage[{extra}]'"
-    return MissingExtraError(what, f"the library {library}", got, instead)
+    return MissingExtraError(what, f"the library {library}", got, f"{instead}, {otherwise}" if otherwise else instead)
+
+
+def require_extra(what: object, library: str, extra: str, module: str, *, otherwise: str = "") -> None:
+    """Raise `missing_extra` if a library's module is not installed; it is not imported."""
+    if find_spec(module) is None:
+        raise missing_extra(what, library, extra, ImportError(f"No module named {module!r}"), otherwise=otherwise)
 
 
 class UserCodeError(TutelageError, RuntimeError):

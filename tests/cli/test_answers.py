@@ -19,12 +19,15 @@ HEAVY = (
 )
 CODE = """
 import contextlib, io, json, sys
-from importlib.abc import MetaPathFinder
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 
-class Missing(MetaPathFinder):
+class Missing(MetaPathFinder, Loader):  # That a library is installed may be asked, but it must not be imported.
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in HEAVY:
-            raise ImportError(f"{name} was imported")
+        return ModuleSpec(name, self) if name.partition(".")[0] in HEAVY else None
+
+    def exec_module(self, module):
+        raise ImportError(f"{module.__name__} was imported")
 
 sys.meta_path.insert(0, Missing())
 import bench_answers

@@ -5,6 +5,7 @@ import os
 import pytest
 from tests._helpers.refusals import refused
 
+from tutelage import errors
 from tutelage.errors import InvalidValueError, MissingExtraError, NotFoundError
 from tutelage.exports import registry
 
@@ -24,7 +25,7 @@ def test_a_format_that_is_none_is_refused_with_the_nearest():
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch):
-    monkeypatch.setattr(registry, "find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr(errors, "find_spec", lambda name: None if name == "onnxscript" else name)
     with refused(MissingExtraError, "to", got="'onnxscript'", suggests="tutelage[onnx]"):
         registry.format_of("onnx")
 

@@ -250,9 +250,20 @@ def print_table(folder: Path) -> None:
 
 
 def print_report(folder: Path) -> None:
-    """Print the table of a run, a comparison, a study or a search, and the path of its report, if there is one."""
-    with noting_result(folder, "its report is written"):
+    """Print the table of a run, a comparison, a study or a search, and where its report is, or why there is none."""
+    with noting_result(folder, "its results are written"):
         print_table(folder)
-        if (path := folder / "report.html").exists():  # a search writes none before a trial has finished
+        if line := report_line(folder):
             echo()
-            echo(f"report: {path}")
+            echo(line)
+
+
+def report_line(folder: Path) -> str:
+    """Say where a folder's report is, or what to type for one where its libraries are missing; empty for neither."""
+    from tutelage import records
+    from tutelage.report import libraries
+
+    if not libraries.installed():
+        return libraries.why_not_written(folder)
+    path = folder / records.REPORT
+    return f"report: {path}" if path.exists() else ""  # a search writes none before a trial has finished

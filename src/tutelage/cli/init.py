@@ -43,7 +43,7 @@ def init(
     _check_out(out, force)
     from tutelage.runs import starter
 
-    facts = _answered("data", data, "digits", starter.read_source)
+    facts = _answered("data", data, starter.example_source(), starter.read_source)
     proposed = starter.defaults(facts)
     checked = {
         "teacher": _answered(
@@ -77,11 +77,12 @@ def _answered(key: str, typed: str | None, proposed: str, check: Callable[[str],
     if not sys.stdin.isatty():
         if key == "data":
             got = "none, and no terminal to ask at"
-            raise InvalidValueError("--data", "a folder, a file or a source", got, "type --data digits, for example")
+            instead = f"type --data {proposed or 'imagefolder:PATH'}, for example"
+            raise InvalidValueError("--data", "a folder, a file or a source", got, instead)
         return check(proposed)
     while True:
         try:
-            return check(typer.prompt(QUESTIONS[key], default=proposed))
+            return check(typer.prompt(QUESTIONS[key], default=proposed or None))
         except TutelageError as error:
             common.echo(str(error), err=True)
         except typer.Abort as error:  # Ctrl-C, or the end of the terminal's input

@@ -103,6 +103,9 @@ def report(
             "report", "a run's folder", f"{folder}, which is not there", "type tutelage report runs/NAME"
         )
     from tutelage import records
+    from tutelage.report import libraries
+
+    libraries.require("report")
     from tutelage.studies import report as studies
     from tutelage.tuning import report as searches
 
@@ -125,6 +128,9 @@ def watch(
         raise InvalidValueError("watch", "a single process", got, instead)
     if not folder.is_dir():
         raise NotFoundError("watch", "a run's folder", f"{folder}, which is not there", "type tutelage watch runs/NAME")
+    from tutelage.report import libraries
+
+    libraries.require("watch")
     from tutelage.studies.watch import Server, Watched
 
     with Server(Watched(folder), port) as server, contextlib.suppress(KeyboardInterrupt):

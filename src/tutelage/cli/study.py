@@ -131,7 +131,7 @@ def study(
             common.print_table(request.folder)
             common.echo()
             common.echo(f"table: {request.folder / 'table.md'}")
-            common.echo(f"report: {request.folder / 'report.html'}")
+            common.echo(common.report_line(request.folder))
     if limit is not None:
         left = budgets.prepare(request, limit, workers=jobs, measure=False)
         common.echo()

@@ -6,11 +6,11 @@ import glob
 import re
 from pathlib import Path
 
-from tutelage.errors import InvalidValueError, NotFoundError, TutelageError, nearest_name
+from tutelage.errors import InvalidValueError, NotFoundError, TutelageError, nearest_name, require_extra
 
 _SOURCES = {
     "csv:<path>": "a file of texts, comma-separated values with a row of column names",
-    "digits": "1797 handwritten digits of 8x8 pixels, inside scikit-learn: no download",
+    "digits": "1797 handwritten digits of 8x8 pixels, inside scikit-learn (the extra demo): no download",
     "hf:<hub id or folder>": "a data set of the Hugging Face Hub, or a local folder of Parquet files: images or texts",
     "imagefolder:<path>": "a folder of images for each class, below train and test or alone",
     "jsonl:<path>": "a file of texts, a JSON object per line",
@@ -72,8 +72,11 @@ def check(source: str) -> None:
     Raises:
         InvalidValueError: the kind is unknown.
         NotFoundError: there is no such folder.
+        MissingExtraError: the digits are not installed.
     """
     match parse_source(source):
+        case "digits", _:
+            require_digits()
         case ("imagefolder" | "masks") as kind, path:
             image_folder(path, kind=kind)
         case "hf", name:
@@ -86,6 +89,12 @@ def check(source: str) -> None:
                 raise InvalidValueError("data.source", expected, source, f"type data.source={named[0]}")
         case "webdataset" | "parquet", pattern:
             shard_locations(pattern, what="data.source")
+
+
+def require_digits() -> None:
+    """Refuse the digits where the library is missing that has them."""
+    others = "or data.source=imagefolder:PATH, csv:PATH or another that tutelage list data shows"
+    require_extra("data.source", "scikit-learn, which has the digits", "demo", "sklearn", otherwise=others)
 
 
 def check_unlabelled(source: str) -> None:

@@ -7,12 +7,11 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
 from tutelage import launcher, records
-from tutelage.errors import InvalidValueError, StorageError, missing_extra, nearest
+from tutelage.errors import InvalidValueError, StorageError, nearest, require_extra
 from tutelage.models import names as model_names
 
 if TYPE_CHECKING:
@@ -101,9 +100,7 @@ def format_of(name: str, *, int8: bool = False) -> Format:
         able = [other for other, each in FORMATS.items() if each.int8]
         raise InvalidValueError("int8", f"a format with 8-bit integers: {', '.join(able)}", name, "leave int8 out")
     for library in known.libraries:
-        if find_spec(library) is None:
-            missing = ImportError(f"No module named {library!r}")
-            raise missing_extra("to", f"{library} for {name}", known.extra, missing)
+        require_extra("to", f"{library} for {name}", known.extra, library)
     return known
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tutelage.config.schema import Recipe
+from tutelage.report import libraries
 from tutelage.runs.group import execute_group
 from tutelage.runs.record_teacher import record
 from tutelage.runs.reporter import Reporter
@@ -81,10 +82,15 @@ def train_plainly(group: Runs, taps: Iterable[str], options: RunOptions) -> list
 
 
 def with_reports(options: RunOptions) -> RunOptions:
-    """Return options by which each finished run gets its report at once; a failing report costs no run."""
+    """Return options by which each finished run gets its report at once, if its libraries are installed.
+
+    A failing report costs no run.
+    """
 
     def write(folder: Path) -> None:
-        from tutelage.report.html import write_report  # plotly takes a while to import
+        if not libraries.installed():
+            return
+        from tutelage.report.html import write_report
 
         try:
             write_report(folder)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import plotly.graph_objects as go
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tutelage import records
 from tutelage.report.answers import names_of
@@ -15,6 +13,9 @@ from tutelage.report.figures import TEACHER, Panel, Style, add_histogram, empty,
 from tutelage.report.reading import Subject, mean, number, section, teachers
 from tutelage.report.results import best_entry
 from tutelage.report.table import Row, Table, fixed, percent
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 MAX_NAMED_CLASSES = 30
 """Largest number of classes with separate places on an axis; beyond it, teacher is plotted against student."""

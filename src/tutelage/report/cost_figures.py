@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
-
-import plotly.graph_objects as go
+from typing import TYPE_CHECKING, Any
 
 from tutelage.report.costs import FLOPS, LATENCY, PARAMETERS, Quantity, amount
 from tutelage.report.figures import TEACHER, Panel, empty, inert, style
 from tutelage.report.results import Result
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 def against_cost(results: Sequence[Result]) -> list[Panel]:

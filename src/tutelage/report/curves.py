@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import plotly.graph_objects as go
+from typing import TYPE_CHECKING, Any
 
 from tutelage import records
 from tutelage.report.figures import TEACHER, Panel, Style, add_band, add_line, empty, inert, style
 from tutelage.report.reading import Points, Subject, number, points, section, teachers
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 SETS = ("train", "validation", "test")
 

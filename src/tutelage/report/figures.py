@@ -9,13 +9,15 @@ import html
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-import plotly.graph_objects as go
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from tutelage.errors import printable
 
-Figure: TypeAlias = go.Figure
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
+    Figure: TypeAlias = go.Figure
+
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 """Palette of Okabe and Ito; black is the teacher's, and yellow is left out because it vanishes on white."""
@@ -126,6 +128,8 @@ def reach(edges: Sequence[float], counts: Sequence[float]) -> float:
 
 def empty(title: str, across: str, up: str) -> go.Figure:
     """Return an empty figure in the common style: white, thin grid, the system's font."""
+    import plotly.graph_objects as go  # here alone: looks and names are needed without it
+
     return go.Figure(
         layout={
             "template": "none",

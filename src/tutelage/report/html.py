@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jinja2
-import plotly.graph_objects as go
 from markupsafe import Markup
 
 from tutelage import records
 from tutelage.errors import printable
-from tutelage.report import answers, costs
+from tutelage.report import answers, costs, libraries
 from tutelage.report.against_teacher import by_class, calibration_note, calibration_table, certainty
 from tutelage.report.cost_figures import against_cost
 from tutelage.report.curves import by_epoch, curves_note
@@ -25,6 +25,9 @@ from tutelage.report.reading import Subject, read, reported_epoch
 from tutelage.report.results import Result, best_of, rows, table
 from tutelage.report.summary import Tile, further, result, selection, tiles, warnings, what
 from tutelage.report.table import Table
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 PLOTLY = Path(__file__).parent / "plotly-basic.min.js.gz"
 """plotly.js as its makers publish it, with the traces that the figures here have; its licence lies beside it."""
@@ -73,6 +76,7 @@ def write_report(folder: Path | str, *, subject: Subject | None = None, page: Pa
 
     Raises:
         FileNotFoundError: if the folder holds no records.
+        ImportError: if the extra ``report`` is not installed.
         ValueError: if a record is not JSON.
     """
     path = Path(folder) / records.REPORT
@@ -82,6 +86,7 @@ def write_report(folder: Path | str, *, subject: Subject | None = None, page: Pa
 
 def render(subject: Subject, page: Page | None = None, *, live: Live | None = None) -> str:
     """Return the report as HTML; with ``live`` one that asks whoever serves it for newer ones."""
+    libraries.require("report")
     page = page or run_page(subject)
     return (
         _environment()

@@ -1,4 +1,4 @@
-"""What a run's or a comparison's folder says of itself in a notebook: a line, a block of HTML, and a figure.
+"""What a run's or a comparison's folder says of itself in a notebook: a block of HTML, and a figure.
 
 Folders may be of unfinished, damaged or lost runs: what is missing is said, and nothing but `figure` raises.
 """
@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from markupsafe import Markup, escape
 
 from tutelage import records
-from tutelage.errors import TutelageError, one_line, printable
+from tutelage.errors import one_line, printable
+from tutelage.report import libraries
 from tutelage.report.costs import interval
 from tutelage.report.reading import Points, Run, Subject, number, points, read, section, text
 from tutelage.report.results import Result, beside, rows, table
 from tutelage.report.summary import warnings, what
-from tutelage.report.table import MISSING, Row, Table, fixed, judged, percent, plural, si
+from tutelage.report.table import MISSING, Row, Table, fixed, judged, percent, si
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -26,23 +27,6 @@ SETS = ("train", "validation", "test")
 COLOURS = {"train": "#888888", "validation": "#e08a1e", "test": "#3b8ed0"}
 """Seen on white and on black."""
 WIDTH, HEIGHT = 240, 80
-
-
-def line(folder: Path) -> str:
-    """Say in a line what a run's or a comparison's folder holds."""
-    try:
-        subject = read(folder)
-    except (TutelageError, OSError) as error:
-        return _why_not(error)
-    if subject.comparison:
-        done = sum(run.finished for run in subject.runs)
-        return f"{plural(len(subject.entries), 'objective')}, {done} of {plural(len(subject.runs), 'run')} finished"
-    run, by = subject.runs[0], subject.measure
-    parts = [run.status, plural(len(run.epochs), "epoch")]
-    judgement = section(run.evaluation, "student")
-    if records.merit(judgement) is not None:
-        parts.append(f"{text(section(run.evaluation).get('set')) or 'unknown'} {by.describe(judgement)}")
-    return printable(", ".join(parts))
 
 
 def run_html(folder: Path) -> str:
@@ -60,7 +44,9 @@ def figure(folder: Path) -> go.Figure:
 
     Raises:
         FileNotFoundError: if the folder holds no records.
+        ImportError: if the extra ``report`` is not installed.
     """
+    libraries.require("plot")
     from plotly.subplots import make_subplots
 
     from tutelage.report.curves import by_epoch
@@ -90,16 +76,12 @@ def figure(folder: Path) -> go.Figure:
     return ShownFigure(joint)
 
 
-def _why_not(error: Exception) -> str:
-    return printable(one_line(error))
-
-
 def _html(folder: Path, parts: Callable[[Subject], Iterator[Markup]]) -> str:
     try:
         subject = read(folder)
         return str(Markup("<div>{}</div>").format(Markup("").join(map(_DIV.format, parts(subject)))))
     except Exception as error:  # noqa: BLE001  a cell must not fail because a value cannot be shown whole
-        where, why = printable(str(folder)), _why_not(error)
+        where, why = printable(str(folder)), printable(one_line(error))
         return str(Markup("<div><code>{}</code>: {}</div>").format(where, why))
 
 

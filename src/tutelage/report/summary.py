@@ -1,15 +1,17 @@
-"""The words and figures at the top of a page: what was run, what came out, and what a reader must know."""
+"""The words and figures at the top of a page: what was run, what came out, what to know; and a folder in a line."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from tutelage import records
+from tutelage.errors import TutelageError, one_line, printable
 from tutelage.report.costs import LATENCY, PARAMETERS, amount, in_words, interval
 from tutelage.report.paired import Paired, compare, corrected, evaluated_on, p_in_words, with_teacher
-from tutelage.report.reading import HELD_OUT, Run, Subject, formula, number, reported_epoch, section, text
+from tutelage.report.reading import HELD_OUT, Run, Subject, formula, number, read, reported_epoch, section, text
 from tutelage.report.results import Result, best_of
 from tutelage.report.statistics import LEVEL
 from tutelage.report.table import fixed, judged, percent, plural
@@ -22,6 +24,23 @@ class Tile(NamedTuple):
     value: str
     unit: str
     aside: str
+
+
+def line(folder: Path) -> str:
+    """Say in a line what a run's or a comparison's folder holds."""
+    try:
+        subject = read(folder)
+    except (TutelageError, OSError) as error:
+        return printable(one_line(error))
+    if subject.comparison:
+        done = sum(run.finished for run in subject.runs)
+        return f"{plural(len(subject.entries), 'objective')}, {done} of {plural(len(subject.runs), 'run')} finished"
+    run, by = subject.runs[0], subject.measure
+    parts = [run.status, plural(len(run.epochs), "epoch")]
+    judgement = section(run.evaluation, "student")
+    if records.merit(judgement) is not None:
+        parts.append(f"{text(section(run.evaluation).get('set')) or 'unknown'} {by.describe(judgement)}")
+    return printable(", ".join(parts))
 
 
 def what(subject: Subject) -> str:

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from markupsafe import Markup
-
 from tutelage import records
 from tutelage.errors import printable
 
 if TYPE_CHECKING:
+    from markupsafe import Markup
     from rich.console import Console
 
 MISSING = "–"
@@ -53,6 +52,8 @@ class Table:
 
     def html(self, name: str) -> Markup:
         """Return the table as a ``table`` element with this id, in a region that scrolls by keyboard too."""
+        from markupsafe import Markup
+
         heads = Markup("").join(Markup('<th scope="col">{}</th>').format(heading) for heading in self.headings)
         body = Markup("\n").join(map(_html_row, self.rows))
         title = Markup("<h3>{}</h3>\n").format(printable(self.caption)) if self.caption else Markup("")
@@ -108,6 +109,8 @@ def markdown_lines(lines: Sequence[Sequence[str]], rule: Sequence[str]) -> list[
 
 
 def _html_row(row: Row) -> Markup:
+    from markupsafe import Markup
+
     exact = {f"data-{key}": "" if value is None else value for key, value in row.exact.items()}
     opening = Markup(" ").join(Markup('{}="{}"').format(*item) for item in {"class": row.kind, **exact}.items())
     name, *numbers = map(printable, row.cells)

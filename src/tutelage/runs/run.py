@@ -135,6 +135,7 @@ class Run:
 
         Raises:
             FileNotFoundError: if the folder holds no records.
+            ImportError: if the extra ``report`` is not installed.
         """
         from tutelage.report.notebook import figure
 
@@ -142,7 +143,7 @@ class Run:
 
     def __repr__(self) -> str:
         """Say what the folder holds."""
-        from tutelage.report.notebook import line
+        from tutelage.report.summary import line
 
         return f"Run({str(self.folder)!r}, {line(self.folder)})"
 

@@ -17,7 +17,7 @@ from tutelage import config, records
 from tutelage.config import files
 from tutelage.config.schema import Recipe
 from tutelage.data import names as data_names
-from tutelage.errors import InvalidValueError, NotFoundError, TutelageError
+from tutelage.errors import InvalidValueError, MissingExtraError, NotFoundError, TutelageError
 from tutelage.models import names as model_names
 from tutelage.runs import preflight
 
@@ -51,6 +51,15 @@ class Facts:
     kind: str
     columns: tuple[str, str, tuple[str, ...]] | None = None
     labels: tuple[str, ...] = ()
+
+
+def example_source() -> str:
+    """Return the source that is proposed, which needs no file and no network; empty where its library is missing."""
+    try:
+        data_names.require_digits()
+    except MissingExtraError:
+        return ""
+    return "digits"
 
 
 def read_source(answer: str) -> Facts:

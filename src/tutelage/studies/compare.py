@@ -17,7 +17,7 @@ from tutelage.errors import RecipeError, StorageError
 from tutelage.objectives import from_spec
 from tutelage.places.cluster import Cluster
 from tutelage.places.here import Here
-from tutelage.report import notebook, results
+from tutelage.report import libraries, results, summary
 from tutelage.report.table import Table
 from tutelage.runs import autotune, disk, notes
 from tutelage.runs.group import group_of
@@ -60,21 +60,26 @@ class ComparedRuns:
 
         Raises:
             FileNotFoundError: if the folder holds no records.
+            ImportError: if the extra ``report`` is not installed.
         """
-        return notebook.figure(self.folder)
+        from tutelage.report.notebook import figure
+
+        return figure(self.folder)
 
     def __repr__(self) -> str:
         """Say what the folder holds."""
-        return f"ComparedRuns({str(self.folder)!r}, {notebook.line(self.folder)})"
+        return f"ComparedRuns({str(self.folder)!r}, {summary.line(self.folder)})"
 
     def _repr_html_(self) -> str:
-        return notebook.comparison_html(self.folder)
+        from tutelage.report.notebook import comparison_html
+
+        return comparison_html(self.folder)
 
 
 def compare(
     comparison: Comparison, folder: Path, *, options: RunOptions = DEFAULTS, on: Here | Cluster | None = None
-) -> Path:
-    """Run a comparison in a folder, or resume it: finished runs are not repeated. Return the path of the report.
+) -> None:
+    """Run a comparison in a folder, or resume it: finished runs are not repeated; its report is written last.
 
     The students of one data seed are trained in lockstep, ``together`` at most, and each ends with the same bits as one
     trained alone. Several processes may run one comparison: each takes the next runs that no other process has. If
@@ -90,12 +95,10 @@ def compare(
         Exception: if a run failed; those trained beside it are finished first.
     """
     on = on or Here()
-    return on.drive(partial(_compare, comparison, folder, options, on), comparison.device)
+    on.drive(partial(_compare, comparison, folder, options, on), comparison.device)
 
 
-def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here | Cluster) -> Path:
-    from tutelage.report.html import write_report
-
+def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here | Cluster) -> None:
     reporter = options.reporter
     objectives = [from_spec(spec) for spec in comparison.objectives.values()]
     check_teacher(comparison.teacher, objectives)
@@ -149,11 +152,18 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
                 reporter.say(said)
         # On a full disk there is no report either: the run's error says more.
         with contextlib.suppress(StorageError) if errors else contextlib.nullcontext(), folder_lock(folder, wait=True):
-            write_report(folder)
+            _write_report(folder)
         if errors and not dealt:
             raise next(errors[recipe.name] for recipe, _ in planned if recipe.name in errors)
     with folder_lock(folder, wait=True):
-        return write_report(folder)
+        _write_report(folder)
+
+
+def _write_report(folder: Path) -> None:
+    if libraries.installed():
+        from tutelage.report.html import write_report
+
+        write_report(folder)
 
 
 def _prepare(comparison: Comparison, folder: Path, splits: data.Splits | None, options: RunOptions) -> Comparison:

@@ -17,6 +17,7 @@ from tutelage.launcher import world_size
 from tutelage.places.cluster import Cluster
 from tutelage.places.here import Here
 from tutelage.places.time_limit import Budget
+from tutelage.report import libraries
 from tutelage.runs import disk, notes
 from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
@@ -265,7 +266,6 @@ class _StudyRun:
 
 def write(request: StudyRequest, foreign: ForeignRuns) -> None:
     """Write a study's records, table and report from its runs without the foreign ones."""
-    from tutelage.studies.report import write_report
     from tutelage.studies.study_table import write_tables
 
     folder = request.folder
@@ -273,7 +273,10 @@ def write(request: StudyRequest, foreign: ForeignRuns) -> None:
     with folder_lock(folder, wait=True):
         records.write_json(folder / records.STUDY, record(request, shown))
         write_tables(folder)
-        write_report(folder)
+        if libraries.installed():
+            from tutelage.studies.report import write_report
+
+            write_report(folder)
 
 
 def record(request: StudyRequest, shown: Sequence[Job]) -> records.Study:

@@ -10,8 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from markupsafe import Markup
-
 from tutelage import config, data, records
 from tutelage.config.schema import Network, Recipe
 from tutelage.errors import (
@@ -23,7 +21,7 @@ from tutelage.errors import (
 from tutelage.places.cluster import Cluster
 from tutelage.places.here import Here, Runs, train_plainly
 from tutelage.records import Found, Trial, Tune
-from tutelage.report import statistics
+from tutelage.report import libraries, statistics
 from tutelage.report.table import plural
 from tutelage.runs import autotune, disk, notes
 from tutelage.runs.group import group_of
@@ -88,6 +86,8 @@ class Search:
         return pandas.DataFrame(rows).set_index("number")
 
     def _repr_html_(self) -> str:
+        from markupsafe import Markup
+
         record = self.record
         return table(record).html("trials") + Markup("").join(map(Markup("<p>{}</p>").format, lines(record)))
 
@@ -131,8 +131,9 @@ class _Driver:
                 while round_ := self._round():
                     self._train_round(round_)
                 self._confirm()
-            if any(trial["state"] == "finished" for trial in self.record["trials"]):
-                from tutelage.tuning.report import write_report  # plotly takes a while to import
+            any_finished = any(trial["state"] == "finished" for trial in self.record["trials"])
+            if any_finished and libraries.installed():
+                from tutelage.tuning.report import write_report
 
                 write_report(self.folder)
             return Search(self.folder)

@@ -17,6 +17,7 @@ from tutelage.data.build import (
     refuse_train_as_test,
 )
 from tutelage.data.datasets import Splits
+from tutelage.data.names import require_digits
 from tutelage.data.partition import stratified
 from tutelage.images import ArrayReader, rescale
 from tutelage.settings.data import DataSettings
@@ -28,8 +29,10 @@ TEST_COUNT = 360
 def open_digits(settings: DataSettings, unlabelled: UnlabelledImages | None = None) -> Splits:
     """Open the digits: 1437 for training, 360 for test, stratified; values are sixteenths, exactly.
 
+    Raises: ImportError if scikit-learn is not installed, the extra ``demo``.
     Source: E. Alpaydin and C. Kaynak, "Optical recognition of handwritten digits", UCI, 1998 (its test half).
     """
+    require_digits()
     from sklearn.datasets import load_digits
 
     refuse_train_as_test(settings, "digits")
