@@ -67,7 +67,7 @@ def _fetched(name: str, files: Sequence[str], what: str, optional: Sequence[str]
         import huggingface_hub
         from huggingface_hub.errors import LocalEntryNotFoundError
     except ImportError as error:
-        raise missing_extra(what, "huggingface_hub for a name on the Hub", "text", error) from error
+        raise missing_extra(what, "huggingface_hub for a name on the Hub", "hf", error) from error
     expected, instead = f"to fetch {name} from the Hub", "type the path of a local copy"
     kept_alone = download.get("local_files_only")
     reached = nullcontext() if kept_alone else reaching_hub(name, what=what, expected=expected, instead=instead)

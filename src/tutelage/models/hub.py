@@ -1,29 +1,20 @@
-"""Classifiers as folders that are handed on, and repositories of the Hugging Face Hub.
-
-``huggingface_hub.ModelHubMixin`` saves and uploads. It is not a base of `Classifier`: it would keep the arguments of
-every classifier's construction as a second, stale description, and read folders by ``config.json`` alone.
-"""
+"""Classifiers as folders that are handed on, and repositories of the Hugging Face Hub."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from huggingface_hub import ModelCard, ModelHubMixin
 from torch import nn
 
 from tutelage import records
-from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError
-from tutelage.hub_files import folder_of, uploading
+from tutelage.errors import InvalidTypeError, InvalidValueError, NotFoundError, require_extra
+from tutelage.hub_files import folder_of
 from tutelage.models import io
 from tutelage.models.classifier import Classifier
 from tutelage.models.ensembles import Ensemble
-from tutelage.models.lora import merged
 from tutelage.models.names import is_exported, is_own_module, saved_student
-from tutelage.models.readme import PLACE, FromRun, card_of, publishable_name
 from tutelage.models.registry import create, restored
 
 _FILES = (
@@ -31,74 +22,7 @@ _FILES = (
     *("*.safetensors.index.json", "tokenizer*", "special_tokens_map.json", "chat_template.jinja"),
 )
 """What of a repository is fetched."""
-
-
-class _Card(ModelCard):
-    def save(self, filepath: Path | str) -> None:
-        records.write_bytes(Path(filepath), str(self).encode())
-
-
-class Published(ModelHubMixin):
-    """A classifier as huggingface_hub saves and uploads it.
-
-    Args:
-        classifier: classifier; it is not changed.
-        repo_id: name of the repository, where there is one.
-    """
-
-    def __init__(self, classifier: Classifier, repo_id: str | None = None) -> None:
-        self._hub_mixin_config = None  # what describes it is written with it
-        self.classifier, self.repo_id = classifier, repo_id
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        classifier = self.classifier
-        network = classifier.network
-        if classifier.adapters is not None or classifier.frozen:
-            network = merged(network)
-        card = dataclasses.replace(classifier.card, name=publishable_name(classifier.card.name))
-        outputs = None if classifier.outputs is None else classifier.outputs.tolist()
-        io.save(Classifier(network, card, outputs=outputs, call=classifier.call), save_directory)
-
-    def generate_model_card(self, **front: Any) -> ModelCard:
-        """Return the card: made of the run's records where its weights are those of a run, else of what is known."""
-        classifier, folder = self.classifier, self.classifier.folder
-        weights = _weights_of(classifier)
-        run = None
-        if folder is not None and weights is not None:
-            if (folder / records.MANIFEST).is_file():
-                run = FromRun.read(folder, weights)
-            elif (kept := folder / records.README).is_file():
-                return self._kept(_Card(records.read_bytes(kept).decode(), ignore_metadata_errors=True), front)
-        kind = None if classifier.call is None else classifier.call.kind
-        return _Card(card_of(classifier.card, run, kind=kind, name=self.repo_id, **front))
-
-    def _kept(self, card: ModelCard, front: dict[str, Any]) -> ModelCard:
-        """Return the card that came with the weights, for where they go now."""
-        for key, value in front.items():
-            card.data[key] = value
-        if self.repo_id is not None:
-            card.text = card.text.replace(json.dumps(PLACE), json.dumps(self.repo_id))
-        return card
-
-    def push_to_hub(self, repo_id: str, **arguments: Any) -> str:
-        """Upload it; what the Hub refuses is an error of this package."""
-        self.repo_id = repo_id
-        with uploading(repo_id, "repo_id"):
-            return str(super().push_to_hub(repo_id, **arguments))
-
-
-def _weights_of(classifier: Classifier) -> Literal["last", "best"] | None:
-    """Return which of the weights in its folder a classifier has: ``None`` for others, as after more training."""
-    if classifier.folder is None:
-        return None
-    own = classifier.network.state_dict()
-    kinds: dict[str, Literal["last", "best"]] = {records.STUDENT: "last", records.BEST: "best"}
-    for file, weights in kinds.items():
-        kept = io.read(path) if (path := classifier.folder / file).is_file() else {}
-        same = (k in own and torch.equal(own[k].cpu().to(value.dtype), value) for k, value in kept.items())
-        if kept and all(same):
-            return weights
-    return None
+_FOR_CARD = "huggingface_hub for the model card"
 
 
 def save_pretrained(classifier: Classifier, save_directory: str | Path, **arguments: Any) -> str | None:
@@ -119,6 +43,7 @@ def save_pretrained(classifier: Classifier, save_directory: str | Path, **argume
 
     Raises:
         ValueError: if it is no single network with weights of its own, or the folder is a run's.
+        ImportError: if ``huggingface_hub`` is missing.
         StorageError: if the system refuses.
     """
     _require_one(classifier)
@@ -131,6 +56,9 @@ def save_pretrained(classifier: Classifier, save_directory: str | Path, **argume
     if (folder / records.MANIFEST).exists() or (folder / records.CHECKPOINTS).exists():
         instead = "type another, such as 'published'"
         raise InvalidValueError("save_directory", "a folder of its own", f"{str(folder)!r}, a run's", instead)
+    require_extra("save_pretrained", _FOR_CARD, "hf", "huggingface_hub")
+    from tutelage.models.published import Published
+
     with records.writing(folder / records.STUDENT):
         Published(classifier, repo_id).save_pretrained(folder, model_card_kwargs=front)
     return push_to_hub(classifier, repo_id or folder.name, model_card_kwargs=front, **arguments) if upload else None
@@ -156,6 +84,9 @@ def push_to_hub(classifier: Classifier, repo_id: str, **arguments: Any) -> str:
     _require_one(classifier)
     if not isinstance(repo_id, str):
         raise InvalidTypeError("repo_id", "a name such as 'user/name'", type(repo_id).__name__, "type that")
+    require_extra("push_to_hub", _FOR_CARD, "hf", "huggingface_hub")
+    from tutelage.models.published import Published
+
     return Published(classifier).push_to_hub(repo_id, **arguments)
 
 

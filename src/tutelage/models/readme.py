@@ -10,18 +10,22 @@ from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import Any, Literal, NamedTuple, TypedDict
 
-import jinja2
 import yaml
-from huggingface_hub import EvalResult, ModelCardData
 
 from tutelage import records
-from tutelage.errors import printable
+from tutelage.errors import missing_extra, printable
 from tutelage.intervals import interval_of
 from tutelage.models import io
 from tutelage.models.card import Card
 from tutelage.models.hf_calls import OWN
 from tutelage.models.names import is_own_module
 from tutelage.version import __version__
+
+try:
+    import jinja2
+    from huggingface_hub import EvalResult, ModelCardData
+except ImportError as error:
+    raise missing_extra("model_card", "jinja2 and huggingface_hub for a model card", "hf", error) from error
 
 LIBRARY = "tutelage"
 UNKNOWN = "unknown: none is recorded with them"
@@ -112,6 +116,7 @@ def model_card(
 
     Raises:
         FileNotFoundError: if the folder has no student.
+        ImportError: if ``huggingface_hub`` or ``jinja2`` is missing.
         ValueError: if its records are damaged.
     """
     folder = Path(folder)
