@@ -30,12 +30,12 @@ SYSTEM = {"pip", "setuptools", "wheel", "tutelage"}
 
 @functools.cache
 def requires(name):
-    """Return what a distribution requires; nothing if it is not installed."""
+    """Return what a distribution requires, or nothing if it is not installed."""
     from pip._vendor.packaging.requirements import Requirement
 
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return [Requirement(each) for each in importlib.metadata.requires(name) or ()]
-    return []
+    return None
 
 
 def needed(name, extra=""):
@@ -45,7 +45,7 @@ def needed(name, extra=""):
     found, left = set(), [(name, extra)]
     while left:
         name, extra = left.pop()
-        for each in requires(name):
+        for each in requires(name) or ():
             if each.marker and not each.marker.evaluate({"extra": extra}):
                 continue
             for option in ("", *each.extras):
@@ -53,7 +53,7 @@ def needed(name, extra=""):
                 if one not in found:
                     found.add(one)
                     left.append(one)
-    return {name for name, _ in found} & installed().keys()
+    return {name for name, _ in found if requires(name) is not None}
 
 
 @functools.cache

@@ -76,3 +76,16 @@ def test_pythons_are_those_tested_and_those_of_the_project():
     said = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if "Python :: 3." in each]
     assert said == list(TESTED)
     assert PROJECT["requires-python"] == f">={said[0]}"
+
+
+def test_the_room_of_an_extra_counts_what_its_libraries_need_too():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        install = importlib.import_module("install")
+    finally:
+        sys.path.pop(0)
+    assert {"pluggy", "iniconfig"} <= install.needed("pytest")
+    assert "pydantic-core" in install.needed("pydantic")
+    # An extra of its own requirement, and one that is not installed.
+    assert install.needed("httpx", "nothing") <= install.needed("httpx")
+    assert "argcomplete" not in install.needed("pytest", "dev")
