@@ -31,7 +31,7 @@ SYSTEM = {"pip", "setuptools", "wheel", "tutelage"}
 @functools.cache
 def requires(name):
     """Return what a distribution requires, or nothing if it is not installed."""
-    from pip._vendor.packaging.requirements import Requirement
+    from packaging.requirements import Requirement
 
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
         return [Requirement(each) for each in importlib.metadata.requires(name) or ()]
@@ -40,7 +40,7 @@ def requires(name):
 
 def needed(name, extra=""):
     """Return the distributions that one needs with an extra, as far as they are installed, and theirs."""
-    from pip._vendor.packaging.utils import canonicalize_name
+    from packaging.utils import canonicalize_name
 
     found, left = set(), [(name, extra)]
     while left:
@@ -80,13 +80,12 @@ def room():
 
 
 MACHINE = """
-import json, platform, psutil, torch
+import json, platform, torch
 from tutelage.runs import manifest
 release = platform.freedesktop_os_release() if platform.system() == "Linux" else {}
 system = " ".join([release.get("ID", platform.system()), release.get("VERSION_CODENAME", platform.release())])
 hardware, software = manifest.hardware(torch.device("cpu")), manifest.software()
-load = round(psutil.getloadavg()[0], 1)
-print(json.dumps({"distribution": system, "load": load, "hardware": hardware, "software": software}))
+print(json.dumps({"distribution": system, "hardware": hardware, "software": software}))
 """
 
 
@@ -110,7 +109,16 @@ def install(wheel, python, extras, keep=None):
             seconds = round(time.perf_counter() - began, 1)
             found = said(__file__, "--room")
             sizes = [one["bytes"] for name, one in found["packages"].items() if name != "pip"]
-            steps.append({"extra": extra, "seconds": seconds, "packages": len(sizes), "bytes": sum(sizes)})
+            load = said("-c", "import json, psutil; print(json.dumps(psutil.getloadavg()[0]))")
+            steps.append(
+                {
+                    "extra": extra,
+                    "seconds": seconds,
+                    "packages": len(sizes),
+                    "bytes": sum(sizes),
+                    "load": round(load, 1),
+                }
+            )
             print(f"{what.rpartition('/')[2]:<50}{seconds:>8.1f} s{len(sizes):>5} packages{sum(sizes) / 1e6:>9,.0f} MB")
         subprocess.run([bin_ / "tutelage", "--version"], check=True)
         return {**said("-c", MACHINE), "pip": found["packages"]["pip"]["version"], "steps": steps, **found}
