@@ -77,9 +77,7 @@ def test_pythons_are_those_tested_and_those_of_the_project():
     # Of 3.11 there is no record: the whole suite runs on it.
     assert set(shown) == {"3.11", *TESTED}
     said = [each.rpartition(" ")[2] for each in PROJECT["classifiers"] if "Python :: 3." in each]
-    assert said == [
-        version for version, row in shown.items() if "ested" in row[0] and not row[0].startswith("Untested")
-    ]
+    assert said == list(shown)
     assert PROJECT["requires-python"] == f">={said[0]}"
 
 
