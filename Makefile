@@ -1,4 +1,5 @@
-# make demo | test | test-slow | test-cuda | test-lowest | test-faults | fuzz | audit | bench | check | docs | docs-photos | generated
+# make demo | test | test-slow | test-cuda | test-lowest | test-faults | fuzz | audit | bench | check | docs | docs-photos | dist |
+# generated | clean
 # Each target sets up .venv by itself; PYTHON names the interpreter that the environment is made of.
 PYTHON ?= python3
 BIN := .venv/bin
@@ -7,7 +8,7 @@ LOWEST := .venv-lowest
 # A file's tests stay in one process, as they share what is dear to make; each process has one thread.
 SUITE := -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
 
-.PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check mypy pyright docs docs-photos generated clean
+.PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check mypy pyright docs docs-photos dist generated clean
 
 demo: $(STAMP)
 	$(BIN)/tutelage compare recipes/digits.yaml
@@ -59,6 +60,13 @@ docs: $(STAMP)
 docs-photos: docs
 	$(BIN)/python docs/photographs.py build/site build/photographs
 
+# A release's files, in dist: built without the network, and looked into.
+dist: $(STAMP)
+	rm -rf dist
+	$(BIN)/python -m build --no-isolation
+	$(BIN)/twine check --strict dist/*
+	$(BIN)/python tests/distribution.py dist
+
 # What is written from the settings, the presets and the models' sources: signatures for recipes, what `tutelage list` shows,
 # arguments of timm's optimizers, the tables of keys, the page of objectives, and the JSON Schema of recipes.
 generated: $(STAMP)
@@ -88,4 +96,4 @@ $(LOWEST)/.installed: pyproject.toml
 	touch $@
 
 clean:
-	rm -rf .venv $(LOWEST) .mypy_cache .ruff_cache build
+	rm -rf .venv $(LOWEST) .mypy_cache .ruff_cache build dist
