@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from plotly.graph_objects import Figure
 from torch import Tensor
 
 from tutelage import losses, targets
 from tutelage.report import figures
-from tutelage.report.figures import Figure
 
 LOGITS = Path(__file__).parents[1] / "picture_logits.json"
 SAMPLE = 32
