@@ -21,7 +21,7 @@ def test_every_page_with_code_is_played(page):
 
 def test_no_block_hides_from_the_tests():
     """Blocks that are indented, or whose fence has other marks, are not read; nor are other names of languages."""
-    others = {"text", "html", "json", "toml"}
+    others = {"text", "html", "json", "lua", "toml"}
     for page in WITH_CODE:
         text = (ROOT / page).read_text(encoding="utf-8")
         fences = re.findall(r"^([ >]*)(`{3,}|~{3,})([^\s`{]*)", text, flags=re.MULTILINE)
