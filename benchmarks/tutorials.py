@@ -8,6 +8,7 @@ the load of the machine before and after, as other work on it makes the former l
 tables of times are written again too.
 """
 
+import itertools
 import os
 import re
 import resource
@@ -69,10 +70,10 @@ def table(record):
 
 
 def short(line):
-    """Return a command up to its overrides."""
+    """Return a command without its first word, up to its overrides."""
     words = shlex.split(line)
-    named = [word for word in words[2:] if word.startswith(("name=", "--dry-run", "--to"))]
-    return " ".join([*words[:3], *(word for word in named if word not in words[:3])])
+    named = [word for word in words[2:] if word.startswith(("name=", "--dry-run"))]
+    return " ".join([*itertools.takewhile(lambda word: not word.startswith("-"), words[1:3]), *named])
 
 
 def main():

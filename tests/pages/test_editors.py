@@ -4,7 +4,6 @@ import json
 
 import jsonschema
 import yaml
-from tests._helpers import ROOT
 from tests.pages.harness import blocks_of, play
 from typer.testing import CliRunner
 
@@ -43,8 +42,3 @@ def test_a_first_recipe_names_the_file_beside_it(tmp_path, monkeypatch):
     schema = json.loads(JSON_SCHEMA.read_text(encoding="utf-8"))
     recipe = yaml.safe_load((tmp_path / "b.yaml").read_text(encoding="utf-8"))
     assert jsonschema.Draft7Validator(schema).is_valid(recipe)
-
-
-def test_the_wheel_has_the_file():
-    assert '"config/*.json"' in (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert JSON_SCHEMA.parent.name == "config"

@@ -264,3 +264,16 @@ def test_a_diverged_language_model_is_averaged_and_written_short(tmp_path):
     (kd,) = [row for row in results.table(results.rows(tmp_path)).rows if row.exact["entry"] == "kd"]
     assert kd.cells[1] == "3.36e+151 ± 5.81e+151"
     assert kd.cells[3] == "+3.4e+151"
+
+
+def test_a_long_name_takes_several_lines_so_that_no_number_is_cut():
+    said = io.StringIO()
+    name = "hf:package:a_name_of_a_network_that_has_no_place_to_break/model"
+    numbers = [f"{k}7.42 ± 1.27" for k in range(5)]
+    table = Table(headings=["Network", *map(str, range(5))], rows=[Row(cells=[name, *numbers])])
+    table.print(Console(file=said, width=80))
+    lines = said.getvalue().splitlines()
+    assert "…" not in said.getvalue()
+    assert all(len(line) <= 80 for line in lines)
+    assert any(all(number in line for number in numbers) for line in lines)
+    assert "".join(line[:10].strip() for line in lines[3:]) == name

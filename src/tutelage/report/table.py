@@ -77,7 +77,8 @@ class Table:
             shown.add_column(
                 Text(heading.replace(" ", "\n") if at else heading),
                 justify="right" if at else "left",
-                no_wrap=at not in self.wrapped,
+                no_wrap=at > 0 and at not in self.wrapped,
+                overflow="fold",  # a long name takes several lines, so that no number is cut
             )
         for row in self.rows:
             shorts = [cell for at, cell in enumerate(row.short or row.cells) if at not in left_out]
