@@ -163,7 +163,7 @@ def results() -> Iterator[list[str]]:
     for pair in ("resnet56/resnet20", "vgg13/vgg8"):
         of = {method: rows[pair, method]["accuracy"] for method in ("teacher", "cross_entropy", "kd", "ttm", "wttm")}
         numbers = [f"{of[method]:.2f}" if method in of else "–" for method in ("teacher", *METHODS)]
-        yield [f"{pair}, short", "accuracy", *numbers, "1"]
+        yield [f"{pair}, short", "Accuracy", *numbers, "1"]
 
 
 def renyi() -> Iterator[list[str]]:

@@ -90,6 +90,7 @@ def test_the_targets_that_are_named_exist(targets):
         said += "\n".join(f"`{line}`" for line in lines_that_run(path))
     named = set(re.findall(r"`make ([a-z-]+)", said))
     named |= set(read(".github/workflows/weekly.yml")["jobs"]["slow"]["strategy"]["matrix"]["target"])
+    named |= set(re.findall(r"^make ([a-z-]+)", (ROOT / ".ci" / "run").read_text(encoding="utf-8"), flags=re.MULTILINE))
     assert {"dist", "docs", "test", "test-slow", "test-lowest"} <= named <= targets
 
 
@@ -97,6 +98,7 @@ def test_other_systems_run_the_suite_of_the_makefile():
     suite = re.search(r"^SUITE := (.*)$", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)[1]
     *_, last = read(".github/workflows/weekly.yml")["jobs"]["other-systems"]["steps"]
     assert last["run"] == f"python {suite}"
+    assert last["env"] == {"OMP_NUM_THREADS": "1"}
 
 
 def test_a_release_compares_the_tag_with_the_version(tmp_path):
