@@ -60,6 +60,7 @@ HOW: dict[str, dict[str, Any]] = {
         "give": ["flowers_runs"],
         "replace": {"data.unlabelled=images:photos": f"data.unlabelled=images:photos {' '.join(PICTURES)}"},
     },
+    "faster": {"replace": {"doctor --bench": "doctor"}},
     "language-model": {"give": ["reviews"], "skip": {"name=smol": FETCHED}},
     "masks-labels-embeddings": {"give": ["weather"]},
     "other-classes": {"give": ["flowers"]},
