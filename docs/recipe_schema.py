@@ -173,7 +173,7 @@ def of_runs(definitions):
     comparison["properties"] = {
         **own,
         **same,
-        "objective": False,
+        "objective": none,
         "start": none,
         "accumulate": {"allOf": [same["accumulate"], {"type": "integer"}]},
         "stages": {"allOf": [same["stages"], {"items": stage}]},

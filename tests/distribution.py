@@ -28,8 +28,10 @@ LEFT_OUT = ("benchmarks/results/*.png", "benchmarks/results/*.safetensors")
 
 
 def listed(tree: Path) -> set[str]:
-    """The files that git has or would add."""
-    command = ["git", "-C", str(tree), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    """The files that git has."""
+    if not (tree / ".git").exists():
+        sys.exit(f"{tree}: expected a clone, whose files are compared with what is built, got no .git")
+    command = ["git", "-C", str(tree), "ls-files", "-z", "--cached"]
     names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
     return {name for name in names if name and (tree / name).is_file()}
 

@@ -35,8 +35,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise RecipeError("recipe", error.expected, f"{path}, {error.got}", error.instead) from None
     except OSError as error:
         beside = [each.name for each in path.parent.glob("*.y*ml")]
-        example = "for example recipes/digits-teacher.yaml"
-        instead = nearest(path.name, beside, otherwise=example)
+        instead = nearest(path.name, beside, otherwise="type tutelage init to write one")
         raise RecipeError("recipe", "a YAML file", f"{path} ({error.strerror})", instead) from None
     except (yaml.YAMLError, ValueError) as error:
         where = getattr(error, "problem_mark", None)

@@ -81,7 +81,7 @@ def read_source(answer: str) -> Facts:
             raise InvalidValueError(
                 "data", expected, answer, "type tutelage list data to see all kinds, such as hf:NAME"
             )
-    elif re.fullmatch(r"[^:]*[./\\][^:]*", answer) and not data_names.elsewhere(answer):
+    elif re.fullmatch(r"(?:[A-Za-z]:)?[^:]*[./\\][^:]*", answer) and not data_names.elsewhere(answer):
         of_hub = re.fullmatch(r"[\w-]+/[\w.-]+", answer)
         instead = f"check the path{f', or type hf:{answer} for a data set of the Hub' if of_hub else ''}"
         raise NotFoundError("data", "a folder or a file", f"{answer}, which does not exist", instead)
@@ -233,7 +233,7 @@ def save(out: Path, text: str) -> None:
 
 
 def write(out: Path, facts: Facts, *, teacher: str, student: str, epochs: int) -> str:
-    """Return the commented recipe; where the JSON Schema of recipes lies beside it, editors are told so."""
+    """Return the commented recipe, which tells editors where they look for the JSON Schema of recipes."""
     lines = [*_lines(out, facts, teacher=teacher, student=student, epochs=epochs)]
     beside = out.parent / files.JSON_SCHEMA.name
     head = [
@@ -241,7 +241,7 @@ def write(out: Path, facts: Facts, *, teacher: str, student: str, epochs: int) -
         "#",
         "# Written by tutelage init. Any key can be typed behind the recipe, as in epochs=5 data.validation=0.2;",
         "# docs/recipes.md has them all. The numbers are usual ones, not the result of a search.",
-        *[f"# yaml-language-server: $schema={beside.name}"] * beside.is_file(),
+        f"# yaml-language-server: $schema={beside.name}",
     ]
     body = [f"{line:<{COLUMN}}  # {comment}" if comment else line for line, comment in lines]
     return "\n".join([*head, *body]) + "\n"

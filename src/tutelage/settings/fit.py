@@ -114,7 +114,7 @@ class AdamW:
 
     name: Literal["adamw"] = "adamw"
     lr: LearningRate = 1e-3
-    betas: Annotated[tuple[Real, Real], Range("two numbers in [0, 1)", least=0, below=1)] = (0.9, 0.999)
+    betas: Annotated[tuple[Real, Real], Range("two numbers in [0, 1)", count=(2, 2), least=0, below=1)] = (0.9, 0.999)
     eps: Epsilon = 1e-8
     weight_decay: Decay = 0.05
     layer_decay: LayerDecay | None = None

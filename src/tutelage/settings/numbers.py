@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import math
+import numbers
 import operator
 import typing
 from collections.abc import Iterator
@@ -78,7 +80,16 @@ class _TruthValue:
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
         from pydantic_core import core_schema
 
-        return core_schema.bool_schema(strict=True)
+        strict = core_schema.bool_schema(strict=True)
+        return core_schema.no_info_before_validator_function(_plain_truth, strict)
+
+    def __get_pydantic_json_schema__(self, source: Any, handler: Any) -> Any:
+        return {"type": "boolean"}
+
+
+def _plain_truth(value: Any) -> Any:
+    """Return NumPy's truth values as Python's, and all else as it is."""
+    return bool(value) if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_") else value
 
 
 NUMBER = _Number()
@@ -116,17 +127,22 @@ class Range:
 
     def holds(self, value: Any) -> bool:
         """Return whether a number, or each of several, is inside."""
-        if isinstance(value, tuple):
-            fewest, most = self.count or (0, len(value))
-            return fewest <= len(value) <= most and all(map(self.holds, value))
+        if self.count is not None or isinstance(value, (tuple, list)):
+            fewest, most = self.count or (0, math.inf)
+            several = isinstance(value, (tuple, list)) and fewest <= len(value) <= most
+            return several and all(map(self._inside, value))
+        return self._inside(value)
+
+    def _inside(self, value: Any) -> bool:
         bounds = (
             (operator.ge, self.least),
             (operator.gt, self.above),
             (operator.le, self.most),
             (operator.lt, self.below),
         )
-        inside = all(bound is None or compare(value, bound) for compare, bound in bounds)
-        return inside or (self.or_zero and value == 0)
+        return isinstance(value, numbers.Real) and (
+            all(bound is None or compare(value, bound) for compare, bound in bounds) or (self.or_zero and value == 0)
+        )
 
     def __get_pydantic_json_schema__(self, source: Any, handler: Any) -> Any:
         return self._bounded(handler(source))
@@ -151,9 +167,12 @@ class Range:
 
 
 @functools.cache
-def _ranges(kind: Any) -> dict[str, Range]:
+def _ranges(kind: Any) -> dict[str, tuple[Range, bool]]:
+    """Return the range of each field that has one, and whether the field may be ``None``."""
     hints = typing.get_type_hints(kind, include_extras=True)
-    return {name: found for name, hint in hints.items() if (found := _range_in(hint))}
+    return {
+        name: (found, type(None) in typing.get_args(hint)) for name, hint in hints.items() if (found := _range_in(hint))
+    }
 
 
 def _range_in(hint: Any) -> Range | None:
@@ -162,8 +181,8 @@ def _range_in(hint: Any) -> Range | None:
 
 
 def ranged(section: Any) -> Iterator[tuple[str, Any, Range]]:
-    """Yield name, value and range of the fields of a dataclass that have one, where they are not ``None``."""
+    """Yield name, value and range of the fields of a dataclass that have one; not of those that are and may be ``None``."""
     kind: Any = type(section)
-    for name, known in _ranges(kind).items():
-        if (value := getattr(section, name)) is not None:
+    for name, (known, optional) in _ranges(kind).items():
+        if (value := getattr(section, name)) is not None or not optional:
             yield name, value, known
