@@ -94,6 +94,7 @@ def test_the_trainer_of_lightning_has_a_teacher(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:weights. .*state_dict is taken")
 def test_the_training_script_of_timm_has_a_teacher(tmp_path):
     pytest.importorskip("timm")
     space, said, _ = play("timm_task.py", tmp_path)

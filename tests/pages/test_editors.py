@@ -38,7 +38,7 @@ def test_a_first_recipe_names_the_file_beside_it(tmp_path, monkeypatch):
     beside = CliRunner().invoke(app, [*asked, "--out", "b.yaml"], catch_exceptions=False)
     assert "list schema" not in beside.output
     line = f"\n# yaml-language-server: $schema={JSON_SCHEMA.name}\n"
-    assert [line in (tmp_path / name).read_text(encoding="utf-8") for name in ("a.yaml", "b.yaml")] == [False, True]
+    assert [line in (tmp_path / name).read_text(encoding="utf-8") for name in ("a.yaml", "b.yaml")] == [True, True]
     schema = json.loads(JSON_SCHEMA.read_text(encoding="utf-8"))
     recipe = yaml.safe_load((tmp_path / "b.yaml").read_text(encoding="utf-8"))
     assert jsonschema.Draft7Validator(schema).is_valid(recipe)

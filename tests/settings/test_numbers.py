@@ -1,13 +1,15 @@
 """Bounds: what they refuse in a recipe, and what they say is possible."""
 
+import numpy as np
 import pytest
 from tests._helpers.refusals import refused
 
-from tutelage import objectives
+from tutelage import config, objectives
 from tutelage.config import Comparison, Recipe, override, parse
 from tutelage.config.schema import built_in_presets
 from tutelage.data import DataSettings, open_data
 from tutelage.errors import InvalidValueError, RecipeError
+from tutelage.settings import fit
 from tutelage.settings.objective import REQUIRED
 
 RUN = {"name": "n", "student": "mlp:8", "teacher": "mlp:8"}
@@ -153,3 +155,39 @@ def test_every_seed_of_a_comparison_fits():
     parse(Comparison, comparison)
     with refused(RecipeError, "recipe: seeds"):
         parse(Comparison, {**comparison, "seeds": 2})
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: fit.AdamW(betas=[0.9, 0.99]),
+        lambda: fit.MultiStep(milestones=[1, 2]),
+        lambda: fit.SGD(lr=np.float32(0.1), layer_decay=None),
+    ],
+)
+def test_lists_and_numbers_of_numpy_are_taken(made):
+    made()
+
+
+@pytest.mark.parametrize(
+    ("made", "what"),
+    [
+        (lambda: fit.SGD(lr=None), "optimizer.lr"),
+        (lambda: fit.SGD(lr="fast"), "optimizer.lr"),
+        (lambda: fit.AdamW(betas=0.9), "optimizer.betas"),
+        (lambda: fit.AdamW(betas=[0.9]), "optimizer.betas"),
+        (lambda: fit.MultiStep(milestones=[0, 2]), "schedule.milestones"),
+        (lambda: fit.Step(every=None), "schedule.every"),
+        (lambda: fit.EMA(decay=None), "ema.decay"),
+    ],
+)
+def test_what_is_no_number_is_refused_where_it_is_typed(made, what):
+    with refused(InvalidValueError, what):
+        made()
+
+
+def test_a_truth_value_of_numpy_is_one():
+    recipe = {"name": "a", "student": "mlp:8", "deterministic": np.True_, "data": {"flip": np.False_}}
+    parsed = config.parse(config.Recipe, recipe)
+    assert parsed.deterministic is True
+    assert parsed.data.flip is False
