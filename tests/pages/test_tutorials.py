@@ -55,6 +55,7 @@ def skeleton(line):
     line = re.sub(r"\('.*'\)", "a text", line)  # Which one depends on the libraries' versions.
     line = re.sub(r"precision (fp32|bf16).*", "precision", line)  # Measured, where a run is long enough for that.
     line = re.sub(r"^(numpy|sklearn|torch|transformers) ", "a class ", line)  # A student so small answers otherwise.
+    line = line.replace("threads", "thread")
     line = re.sub(r"temperature .*", "temperature", line)  # Fitted, where the samples allow it.
     return re.sub(r"[-+–]?\d[\d,.]*( ?[kMG]\b| [µm]s\b)?", "N", line)
 

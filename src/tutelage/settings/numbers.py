@@ -181,7 +181,7 @@ def _range_in(hint: Any) -> Range | None:
 
 
 def ranged(section: Any) -> Iterator[tuple[str, Any, Range]]:
-    """Yield name, value and range of a dataclass's fields that have one, without those that are, and may be, ``None``."""
+    """Yield name, value and range of the fields that have one, but of those that may be, and are, ``None``."""
     kind: Any = type(section)
     for name, (known, optional) in _ranges(kind).items():
         if (value := getattr(section, name)) is not None or not optional:
