@@ -248,15 +248,19 @@ def test_ctrl_c_within_an_epoch_saves_its_steps(tmp_path):
     """Twice at once, as a program that passes the terminal's Ctrl-C on does."""
     typed = (*LONG, "batch_size=1", "checkpoint_steps=700", "compile_student=false", "gradient_products=false")
     saved, steps = r"tutelage: stopped: runs/one: a checkpoint after epoch \d+", []
-    while not any(step % 700 for step in steps) and len(steps) < 3:  # A slow disk may still write what was due.
-        (folder := tmp_path / str(len(steps))).mkdir()
+    for attempt in range(4):
+        (folder := tmp_path / str(attempt)).mkdir()
         due = "runs/one/checkpoints/00-000000700"
         code, err = stopped(folder, [signal.SIGINT] * 2, *typed, when=due, pause=0.01)
+        if "by a second signal" in err:  # On a busy machine the second may come late enough to count.
+            continue
         (line,) = [line for line in err.splitlines() if line.startswith("tutelage: ")]  # torch's compiler has its own
         step = re.fullmatch(rf"{saved}, step (\d+); run the same command again to resume", line)
         assert code == 130
         assert step, line
         steps.append(int(step[1]))
+        if steps[-1] % 700:  # A slow disk may still write what was due.
+            break
     assert any(step % 700 for step in steps)  # and not only what was due
 
 
