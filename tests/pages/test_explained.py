@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import json
 import re
 import shutil
@@ -12,35 +11,34 @@ import sys
 import numpy as np
 import pytest
 from tests._helpers import ROOT
+from tests._helpers.browser import BROWSER, browser
 from tests.pages.harness import play
 
 PAGE = "docs/explained.md"
 CIFAR100 = ROOT / ".." / "shared" / "data" / "cifar100"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-MOVED = """<script>
-const heights = () => Array.from(document.querySelectorAll(".js-line"), (path) => path.getAttribute("d")).join();
-const readings = () => Array.from(document.querySelectorAll(".reading"), (text) => text.textContent).join();
-const settled = () => new Promise((resolve) => setTimeout(resolve, 1500));
-addEventListener("load", async () => {
+MOVED = """(async () => {
+  const heights = () => Array.from(document.querySelectorAll(".js-line"), (path) => path.getAttribute("d")).join();
+  const readings = () => Array.from(document.querySelectorAll(".reading"), (text) => text.textContent).join();
+  const settled = () => new Promise((resolve) => setTimeout(resolve, 1500));
+  const colour = () => getComputedStyle(document.querySelector(".main-svg")).background;
   await settled();
   const before = [heights(), readings()];
-  for (const slider of document.querySelectorAll(".picture input")) {
+  const sliders = Array.from(document.querySelectorAll(".picture input"));
+  for (const slider of sliders) {
     slider.value = Number(slider.value) + 2;
     slider.dispatchEvent(new Event("input"));
   }
   await settled();
-  const light = getComputedStyle(document.querySelector(".main-svg")).background;
+  const light = colour();
   document.body.dataset.theme = "dark";
   await settled();
-  const dark = getComputedStyle(document.querySelector(".main-svg")).background;
-  const sliders = Array.from(document.querySelectorAll(".picture input"));
-  document.body.dataset.seen = JSON.stringify({
-    heights: before[0] !== heights(), readings: before[1] !== readings(), repainted: light !== dark,
+  return {
+    heights: before[0] !== heights(), readings: before[1] !== readings(), repainted: light !== colour(),
     valued: sliders.map((slider) => slider.getAttribute("aria-valuetext")),
     wide: document.documentElement.scrollWidth > innerWidth,
-  });
-});
-</script>"""
+    papers: document.querySelectorAll('img.paper[alt]:not([alt=""])[src^="data:image/svg"]').length,
+  };
+})()"""
 
 
 @pytest.fixture
@@ -151,28 +149,17 @@ def test_a_slider_moves_its_picture_and_nothing_complains(tmp_path, drawn, width
     (source / "conf.py").write_text(settings + 'suppress_warnings = ["myst.xref_missing"]\n')
     build = [sys.executable, "-m", "sphinx", "--fail-on-warning", "--quiet", source, site]
     assert (done := subprocess.run(build, capture_output=True, text=True, timeout=300)).returncode == 0, done.stderr
-    page = site / "index.html"
-    built = page.read_text()
-    assert re.findall(r'<script [^>]*src="(http[^"]*)', built) == []
-    page.write_text(built.replace("</body>", f"{MOVED}</body>"))
-    options = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--enable-logging=stderr",
-        "--v=0",
-    ]
-    options += ["--virtual-time-budget=15000", f"--window-size={width},4000", f"--user-data-dir={tmp_path / 'profile'}"]
-    seen = subprocess.run([BROWSER, *options, "--dump-dom", page.as_uri()], capture_output=True, text=True, timeout=120)
-    assert [line for line in seen.stderr.splitlines() if "CONSOLE" in line] == []
-    found = json.loads(html.unescape(re.search(r'data-seen="([^"]*)"', seen.stdout)[1]))
-    assert {key: found[key] for key in ("heights", "readings", "repainted", "wide")} == {
+    with browser() as tab:
+        tab.look(width, 4000)
+        tab.open(site / "index.html")
+        found = tab.run(MOVED)
+        assert tab.complaints() == []
+    assert {key: found[key] for key in ("heights", "readings", "repainted", "wide", "papers")} == {
         "heights": True,
         "readings": True,
         "repainted": True,
         "wide": False,
+        "papers": 8,
     }
     expected = [drawn.PICTURES[name]() for name in drawn.PICTURES]
     assert found["valued"] == [each.positions[each.start + 2].value for each in expected]
-    assert len(re.findall(r'<img class="paper" alt="[^"]+" src="data:image/svg', seen.stdout)) == 8

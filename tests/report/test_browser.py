@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 
 import pytest
 from tests._helpers import synthetic
+from tests._helpers.browser import BROWSER
 from tests.report.test_html import EVIL, Page
 
 from tutelage import records
@@ -18,7 +18,6 @@ from tutelage.report.against_teacher import by_class, certainty
 from tutelage.report.curves import by_epoch
 from tutelage.report.reading import read
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium, chromium-browser or google-chrome on the path")
 OUTSIDE = "http://tutelage-report.invalid/picture.png"
 
