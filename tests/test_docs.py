@@ -406,6 +406,19 @@ def test_the_readme_is_short_and_shows_the_report():
     assert "](docs/report.png)" in read("README.md")
 
 
+def test_the_figures_of_the_readme_are_on_the_pages_that_they_link():
+    """Or in the table beside, which `tutelage compare` wrote."""
+    rows = table("README.md", "What was measured")
+    assert len(rows) == 5
+    for what, result, _ in rows:
+        (page,) = re.findall(r"\]\(([^)#]+)", what)
+        figures = re.findall(r"\d+\.\d+", result)
+        assert figures
+        beside = (ROOT / page).parent.glob("table.md")
+        recorded = "".join([read(page), *(each.read_text(encoding="utf-8") for each in beside)])
+        assert [figure for figure in figures if figure not in recorded] == [], what
+
+
 def test_every_package_is_on_the_page_of_the_architecture():
     page = read("docs/architecture.md")
     rooms = {path.name for path in (ROOT / "src" / "tutelage").iterdir() if (path / "__init__.py").exists()}
