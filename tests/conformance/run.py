@@ -23,36 +23,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from adapters import divergences, layers, moving, ranked, sparse, views, vocabularies
+from adapters.case import Adapter, Case
 from draw import draw
 from torch import Tensor
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from tutelage import losses, targets
+from tutelage import losses
 from tutelage.objectives import projectors
 from tutelage.objectives.methods.fusion import Fusion, Generation
 from tutelage.types import Projection
 
 Row = Mapping[str, Any]
 Verdict = Literal["passed", "failed", "not built"]
-
-
-@dataclass(frozen=True)
-class Case:
-    """What an adapter sees of a row.
-
-    Attributes:
-        inputs: tensors by name, whatever their role; students and parameters require a gradient.
-        hyper: hyperparameters under the public code's own names.
-        aux: further integers, such as the signs of singular vectors.
-    """
-
-    inputs: Mapping[str, Tensor]
-    hyper: Mapping[str, Any]
-    aux: Mapping[str, Any]
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self.inputs[name]
 
 
 def _linear(case: Case, features: str, by: str) -> Tensor:
@@ -294,57 +278,8 @@ def _norm_direction(case: Case) -> Tensor:
     return case.hyper["nd_loss_factor"] * value
 
 
-def _by_definition(case: Case) -> Tensor:
-    return losses.divergence(case["z_s"], case["z_t"], **case.hyper).mean()
-
-
-def _kept(case: Case, values: Tensor) -> Tensor:
-    """The mean over the positions that the mask keeps, of all sequences together; NaN where it keeps none."""
-    return values[case["mask"] != 0].mean()
-
-
-def _token_divergence(case: Case, kind: str, **number: float) -> Tensor:
-    return _kept(case, losses.divergence(case["z_s"], case["z_t"], kind=kind, **number))
-
-
-def _token_cross_entropy(case: Case) -> Tensor:
-    return _kept(case, losses.cross_entropy(case["z_s"], case["z_t"].softmax(dim=-1)))
-
-
-def _gjsd(case: Case) -> Tensor:
-    """The ends are the two KL divergences; the temperature comes without its square.
-
-    Where nothing is kept the value is 0; without a mask the sum is divided by the sequences.
-    """
-    beta, temperature = case.hyper["beta"], case.hyper["temperature"]
-    how = {0.0: {"kind": "forward"}, 1.0: {"kind": "reverse"}}.get(beta, {"kind": "jensen_shannon", "beta": beta})
-    values = losses.divergence(case["z_s"] / temperature, case["z_t"] / temperature, **how)
-    if "mask" not in case.inputs:
-        return values.sum() / len(values)
-    kept = case["mask"] != 0
-    return (values * kept).sum() / kept.sum().clamp(min=1)
-
-
-def _symmetric_kl(case: Case) -> Tensor:
-    ratio = case.hyper["sym_kd_ratio"]
-    return ratio * _token_cross_entropy(case) + (1 - ratio) * _token_divergence(case, "reverse")
-
-
-def _skewed_cross_entropy(case: Case) -> Tensor:
-    """The skewed divergence and the teacher's entropy."""
-    entropy = _kept(case, targets.shannon_entropy(case["z_t"].log_softmax(dim=-1)))
-    return _token_divergence(case, "skew", alpha=case.hyper["lam"]) + entropy
-
-
-def _skewed_reverse(case: Case) -> Tensor:
-    """``KL(q || m)``: what is left of the Jensen-Shannon divergence without its other term."""
-    lam = case.hyper["lam"]
-    both = _token_divergence(case, "jensen_shannon", beta=1 - lam)
-    return (both - (1 - lam) * _token_divergence(case, "skew", alpha=1 - lam)) / lam
-
-
 # Recorded losses are means over the batch, ours are one value a sample.
-METHODS: Mapping[str, Callable[[Case], Tensor]] = {
+METHODS: Mapping[str, Adapter] = {
     # At a temperature of 1 `kd` is the KL divergence; the features are as they are there.
     "td.SRD": lambda c: (
         2 * losses.log_power(c["f_s"] - c["f_t"], exponent=c.hyper["exponent"])
@@ -353,15 +288,6 @@ METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     "KD": lambda c: losses.kd(c["z_s"], c["z_t"], temperature=c.hyper["T"]).mean(),
     "TTM": lambda c: losses.ttm(c["z_s"], c["z_t"], gamma=c.hyper["gamma"]).mean(),
     "WTTM": lambda c: losses.wttm(c["z_s"], c["z_t"], gamma=c.hyper["gamma"]).mean(),
-    "divergence": _by_definition,
-    "GJSD": _gjsd,
-    "FKL.llm": _token_cross_entropy,
-    "RKL.llm": lambda c: _token_divergence(c, "reverse"),
-    "SymKL.llm": _symmetric_kl,
-    "TVD.llm": lambda c: _token_divergence(c, "total_variation"),
-    "JSD.llm": lambda c: _token_divergence(c, "jensen_shannon", beta=1 - c.hyper["lam"]),
-    "SFKL.llm": _skewed_cross_entropy,
-    "SRKL.llm": _skewed_reverse,
     "CRD.contrast": lambda c: losses.contrast(c["x"].squeeze(2).log(), samples=c.hyper["n_data"]).mean(),
     "CRD": _crd,
     "ITRD.corr": lambda c: _itrd(c, correlation=1.0, mutual=0.0),
@@ -433,7 +359,15 @@ METHODS: Mapping[str, Callable[[Case], Tensor]] = {
     "OFD.feat": lambda c: losses.ofd(c["f_s"], c["f_t"], margins=c["margin"].flatten()).mean(),
     "OFD": _ofd,
     "ND": _norm_direction,
+    **divergences.METHODS,
+    **layers.METHODS,
+    **moving.METHODS,
+    **ranked.METHODS,
+    **sparse.METHODS,
+    **views.METHODS,
+    **vocabularies.METHODS,
 }
+"""By the recorded method's name; families that have a file of their own in `adapters` add theirs."""
 
 
 class UsageError(Exception):
@@ -461,7 +395,7 @@ def check(row: Row) -> Result:
     return Result(row["id"], row["method"], "failed" if faults else "passed", faults)
 
 
-def _faults(row: Row, adapter: Callable[[Case], Tensor]) -> Iterator[str]:
+def _faults(row: Row, adapter: Adapter) -> Iterator[str]:
     inputs = {name: torch.from_numpy(array) for name, array in draw(row["seed"], row["inputs"]).items()}
     for spec in row["inputs"]:
         if spec["role"] in ("student", "param"):
@@ -510,7 +444,7 @@ def _near(what: str, ours: float, theirs: float, tolerance: float) -> Iterator[s
         yield f"{what}: expected {theirs!r}, got {ours!r}, off by {abs(ours - theirs):.3g}, allowed {tolerance:.3g}"
 
 
-def _undefined(adapter: Callable[[Case], Tensor], case: Case) -> Iterator[str]:
+def _undefined(adapter: Adapter, case: Case) -> Iterator[str]:
     """Where the formula itself has no value, such as a pairwise loss of one sample, ours must not invent one."""
     try:
         loss = adapter(case)

@@ -1,0 +1,1 @@
+"""How the recorded values of a method are computed with our losses, one file a family."""
