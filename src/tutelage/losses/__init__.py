@@ -37,6 +37,11 @@ from tutelage.losses.guided import ofd as ofd
 from tutelage.losses.guided import ofd_margins as ofd_margins
 from tutelage.losses.guided import srrl_regression as srrl_regression
 from tutelage.losses.guided import srrl_statistics as srrl_statistics
+from tutelage.losses.layers import attention_relations as attention_relations
+from tutelage.losses.layers import cwd as cwd
+from tutelage.losses.layers import hidden_states as hidden_states
+from tutelage.losses.layers import vkd as vkd
+from tutelage.losses.layers import wkd_f as wkd_f
 from tutelage.losses.logits import confidence_penalty as confidence_penalty
 from tutelage.losses.logits import cross_entropy as cross_entropy
 from tutelage.losses.logits import ctkd as ctkd
