@@ -48,6 +48,7 @@ OF_ARGUMENTS = {
     "automatic_weight": "A weight: a number >= 0, a schedule, or `auto` for one found from the teacher's logits.",
     "text": "A name.",
     "names": "Names of features, one or several; see docs/models.md.",
+    "layers": "Pairs of layers: uniform, last, skip, top, or numbers such as [[0, 1], [1, 3]], the student's first.",
 }
 
 
@@ -245,6 +246,7 @@ def argument_kinds():
     """What arguments of presets may be, by `settings.objective.ARGUMENT_READERS`, beside the schedules of weights."""
     number = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
     text = {"type": "string", "minLength": 1}
+    pair = {"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "integer"}}
     found, auto = {}, {"const": "auto"}
     texts = meanings()
     texts[weights.Cosine] = texts[weights.Linear]
@@ -273,6 +275,7 @@ def argument_kinds():
         "automatic_weight": {"anyOf": [auto, ref("weight")]},
         "text": {"type": "string"},
         "names": {"anyOf": [text, {"type": "array", "minItems": 1, "items": text}]},
+        "layers": {"anyOf": [text, {"type": "array", "minItems": 1, "items": pair}]},
     }
 
 

@@ -11,6 +11,7 @@ A tap is written as
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError
-from tutelage.submodules import evaluation_mode, find_head, split_tap, unwrapped
+from tutelage.submodules import LAYER, evaluation_mode, find_head, input_of, layers_of, split_tap, unwrapped
 from tutelage.types import Hidden, Inputs
 from tutelage.views import map_views, views_of
 
@@ -72,10 +73,10 @@ class Taps:
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        self._names = tuple(dict.fromkeys(names))
+        found = find_all(network, names)
+        self._names = tuple(found)
         self.recorder = _Recorder()
-        for name in self._names:
-            module, is_input = find(network, name)
+        for name, (module, is_input) in found.items():
             hook = _Hook(self.recorder, name, is_input)
             handle = module.register_forward_pre_hook(hook) if is_input else module.register_forward_hook(hook)
             weakref.finalize(self, handle.remove)
@@ -144,6 +145,34 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
         instead = f"type one of {', '.join(some)}" if some else "name another network: this one has no submodules"
         raise InvalidValueError(f"tap {name}", expected, repr(name), instead)
     return modules[path], is_input
+
+
+def find_all(network: nn.Module, names: Iterable[str]) -> dict[str, tuple[nn.Module, bool]]:
+    """Return what `find` does for each tap by its name; a pattern's layers each have their own.
+
+    Raises:
+        ValueError: if there is no such submodule, or a pattern is the end of several.
+    """
+    taps = [tap for name in names for tap in (_layers(network, name) if LAYER in name else [name])]
+    return {tap: find(network, tap) for tap in taps}
+
+
+def _layers(network: nn.Module, name: str) -> list[str]:
+    """Return the taps of a pattern's layers."""
+    pattern, is_input = split_tap(name)
+    paths = [path for path, _ in unwrapped(network).named_modules() if path]
+    found = layers_of(pattern, paths)
+    if len(found) != 1:
+        who = getattr(getattr(network, "card", None), "name", type(network).__name__)
+        known = list(found) or list(
+            dict.fromkeys(re.sub(r"\d+", LAYER, path) for path in paths if re.search(r"\d", path))
+        )
+        some = get_close_matches(pattern, known, n=_SHOWN, cutoff=0.4) or known[:_SHOWN]
+        got = f"the end of {len(found)} of them" if found else repr(name)
+        instead = f"type one of {', '.join(some)}" if some else "name submodules: none of its has a number"
+        raise InvalidValueError(f"tap {name}", f"a pattern of submodules of {who}", got, instead)
+    (taps,) = found.values()
+    return [input_of(tap) for tap in taps] if is_input else taps
 
 
 def _on_card(card: Any, name: str) -> str:

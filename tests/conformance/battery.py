@@ -71,6 +71,9 @@ class Row:
 LOGITS = "zero shift samples classes"
 """The laws of a divergence between two distributions."""
 
+PARTS = ["layer*.grow", "layer*.grow", "layer*"]
+RELATED = {"student": PARTS, "teacher": PARTS}
+
 ROWS = [
     Row("cross_entropy", {"label_smoothing": 0.1}, "shift samples classes"),
     Row("confidence_penalty", {"weight": 0.2}, "shift samples classes"),
@@ -120,6 +123,11 @@ ROWS = [
     Row("cosine", {}, "zero samples classes"),
     Row("embedding_mse", {}, "zero samples classes"),
     Row("in_batch_similarity", {"temperature": 0.5}, "samples classes", alone="refused"),
+    Row("vkd"),
+    Row("cwd", {"student_tap": "card:stage.-1", "teacher_tap": "card:stage.-1", "temperature": 4.0}, "samples"),
+    Row("wkd_f"),
+    Row("hidden_states", {"student": "layer*", "teacher": "layer*"}, networks="tokens"),
+    Row("attention_relations", {"layers": "uniform", "heads": 2, **RELATED}, "zero samples", networks="tokens"),
 ]
 
 

@@ -204,9 +204,7 @@ def wkd_f(
     return torch.stack(distances).sum(0) / grid**2
 
 
-def hidden_states(
-    student_features: Tensor, teacher_features: Tensor, *, distance: str = "mean_square"
-) -> Tensor:
+def hidden_states(student_features: Tensor, teacher_features: Tensor, *, distance: str = "mean_square") -> Tensor:
     """Compute how far each token's hidden state is from the teacher's.
 
     ``mean_square`` is ``(1 / width) * sum_d (s[d] - t[d])**2``, ``cosine`` is ``1 - s t / (|s| |t|)``.

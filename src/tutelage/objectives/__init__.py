@@ -22,13 +22,15 @@ from tutelage.objectives.methods.contrastive import crd as crd
 from tutelage.objectives.methods.embeddings import cosine as cosine, embedding_mse as embedding_mse
 from tutelage.objectives.methods.embeddings import in_batch_similarity as in_batch_similarity
 from tutelage.objectives.methods.guided import srrl as srrl, ofd as ofd, kd_plus_plus as kd_plus_plus
+from tutelage.objectives.methods.layers import vkd as vkd, cwd as cwd, wkd_f as wkd_f, hidden_states as hidden_states
+from tutelage.objectives.methods.layers import attention_relations as attention_relations
 from tutelage.objectives.bound import BoundObjective as BoundObjective, count as count
 from tutelage.objectives.objective import Objective as Objective
 from tutelage.objectives.registry import PRESETS as PRESETS, Preset as Preset, from_recipe as from_recipe
 from tutelage.objectives.registry import from_spec as from_spec, is_built_in as is_built_in, preset as preset
 from tutelage.objectives.term import Apply as Apply, BindContext as BindContext, TermSpec as TermSpec
 from tutelage.objectives.term import WeightedTerm as WeightedTerm
-from tutelage.settings.objective import Names as Names
+from tutelage.settings.objective import LayerPairs as LayerPairs, Names as Names
 from tutelage.settings.weights import AUTO as AUTO, Automatic as Automatic, AutomaticNumber as AutomaticNumber
 from tutelage.settings.weights import AutomaticWeight as AutomaticWeight, Cosine as Cosine, CosineWarmUp as CosineWarmUp
 from tutelage.settings.weights import Linear as Linear, Schedule as Schedule, SignedWeight as SignedWeight

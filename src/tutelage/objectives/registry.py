@@ -21,6 +21,7 @@ from tutelage.settings.objective import (
     SIGNATURES,
     Argument,
     Exponent,
+    LayerPairs,
     Names,
     ObjectiveSpec,
     arguments_to_recipe,
@@ -40,6 +41,7 @@ KINDS: dict[Any, str] = {
     AutomaticNumber: "automatic_number",
     str: "text",
     Names: "names",
+    LayerPairs: "layers",
     Exponent: "exponent",
 }
 """Kinds of arguments, by annotation; any other is a number."""
@@ -65,7 +67,8 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
     """Register a function as a preset, whose objective remembers the call so that a recipe can hold it.
 
-    Its parameters are numbers; annotated as ``str`` they are text, as `Names` one name or several. Those annotated
+    Its parameters are numbers; annotated as ``str`` they are text, as `Names` one name or several, as `LayerPairs` a
+    rule or pairs of layers. Those annotated
     as `Weight` may also be schedules, and are at least 0; those annotated as `SignedWeight` may be negative. Those
     annotated as `AutomaticWeight` or `AutomaticNumber` may be ``auto``. They are checked at the call.
 
@@ -209,16 +212,20 @@ def _probe(parts: Sequence[WeightedTerm]) -> None:
     for part in parts:
         term = getattr(part.term, "inner", part.term)  # a description may wrap another
         if isinstance(term, Apply):
-            errors = [error for shape in _FEATURES if (error := _error(term, shape, batch))]
+            errors = []
             # A loss of features takes some of these shapes; a bad hyperparameter fails on all of them, and is what
             # the message is about if the shape fits.
-            if len(errors) == len(_FEATURES):
+            for shape in _FEATURES:
+                if (error := _error(term, shape, batch)) is None:
+                    break
+                errors.append(error)
+            else:
                 of_shapes = ("student_features", "teacher_features")
                 raise next((error for error in errors if not str(error).startswith(of_shapes)), errors[0])
 
 
-_FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3))
-"""Shapes of the features that losses are tried on: embeddings, tokens, maps."""
+_FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3), (2, 4, 64, 64))
+"""Shapes of the features that losses are tried on: embeddings, tokens, maps, and maps that are cut in many cells."""
 
 
 def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:

@@ -38,6 +38,7 @@ _NAME_A_STAGE = "name a stage of a convolutional network, such as card:stage.-1"
 KINDS: Mapping[str, tuple[tuple[int, ...], str, str]] = {
     "embedding": ((1,), "a feature (batch, width)", "name one after the pooling, such as card:embedding"),
     "map": ((3,), "a map (batch, channels, height, width)", _NAME_A_STAGE),
+    "tokens": ((2,), "features (batch, tokens, width)", "name a transformer's layers, such as encoder.layer.*"),
     "map or embedding": ((1, 3), "features (batch, channels, height, width) or (batch, width)", _NAME_A_STAGE),
 }
 """Kinds of features: numbers of axes without the batch, and what messages call them and suggest."""

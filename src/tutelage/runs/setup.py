@@ -196,11 +196,9 @@ def check_compatible(run_inputs: RunInputs) -> None:
             instead = f"{unmix}use an objective that takes them"
             raise RecipeError("data", expected, "soft labels" if soft else "the soft labels of mixed samples", instead)
         try:
-            for tap in needs.student_taps:
-                taps.find(run_inputs.student, tap)
+            taps.find_all(run_inputs.student, needs.student_taps)
             if teacher is not None:
-                for tap in needs.teacher_taps:
-                    taps.find(teacher, tap)
+                taps.find_all(teacher, needs.teacher_taps)
                 if needs.teacher_head:
                     taps.head(teacher)
                 for tap in needs.teacher_norms:

@@ -15,6 +15,9 @@ from tutelage.settings.numbers import FLOAT32, InSchema
 Names = str | Sequence[str]
 """Annotation of an argument that is one name or several: a string, or a list of strings."""
 
+LayerPairs = str | Sequence[Sequence[int]]
+"""Annotation of an argument that pairs layers: the name of a rule, or pairs of numbers, the student's first."""
+
 Exponent = Annotated[float, "exponent"]
 """Annotation of the exponent of a transformed teacher."""
 
@@ -284,7 +287,9 @@ def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]
 def arguments_to_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call's arguments as written in a recipe."""
     return {
-        name: list(value) if isinstance(value, tuple) else weights.weight_to_recipe(value)
+        name: [list(each) if isinstance(each, tuple) else each for each in value]
+        if isinstance(value, tuple)
+        else weights.weight_to_recipe(value)
         for name, value in arguments.items()
     }
 
@@ -342,6 +347,16 @@ def _names(value: Any, *, argument: str) -> tuple[str, ...]:
     return names
 
 
+def _layers(value: Any, *, argument: str) -> str | tuple[tuple[int, int], ...]:
+    if isinstance(value, str):
+        return value
+    pairs = value if isinstance(value, list | tuple) and value else [None]
+    if not all(isinstance(pair, list | tuple) and list(map(type, pair)) == [int, int] for pair in pairs):
+        expected = "a rule's name, or pairs of layers' numbers, the student's first"
+        raise InvalidTypeError(argument, expected, repr(value), f"for example {argument}=[[0, 1], [1, 3]]")
+    return tuple((ours, theirs) for ours, theirs in pairs)
+
+
 ARGUMENT_READERS: dict[str, Callable[..., Any]] = {
     "number": _number,
     "exponent": _number,
@@ -351,5 +366,6 @@ ARGUMENT_READERS: dict[str, Callable[..., Any]] = {
     "automatic_weight": functools.partial(weights.weight_from_recipe, automatic=True),
     "text": _text,
     "names": _names,
+    "layers": _layers,
 }
 """Readers of arguments, by kind."""

@@ -52,8 +52,6 @@ METHODS: Mapping[str, Adapter] = {
     "VkD.orthogonal": _orthogonal,
     "VkD.vidt": _vidt,
     "CWD": _cwd,
-    "CWD.spatial": lambda c: losses.cwd(
-        c["f_s"], c["f_t"], temperature=c.hyper["temperature"], over="channels"
-    ).mean(),
+    "CWD.spatial": lambda c: losses.cwd(c["f_s"], c["f_t"], temperature=c.hyper["temperature"], over="channels").mean(),
     "WKD-F": _wkd_f,
 }
