@@ -42,6 +42,9 @@ class _Recorder:
     def record(self, name: str, value: object) -> None:
         if self.features is None:
             return
+        # Numbered layers of older transformers return a tuple, the hidden states first.
+        if isinstance(value, tuple) and value and name.rpartition(".")[2].isdecimal():
+            value = value[0]
         if not isinstance(value, Tensor):
             instead = "name a submodule inside it or after it"
             raise InvalidTypeError(f"tap {name}", "a submodule that gives one tensor", type(value).__name__, instead)

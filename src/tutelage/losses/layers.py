@@ -286,6 +286,11 @@ def attention_relations(
     pairs = seen[:, None, :].expand(-1, tokens[1], -1)
     if attend == "earlier":
         pairs = pairs.tril()
+    if any(each.shape[2] % heads for each in (student, teacher)):
+        widths = [student.shape[2], teacher.shape[2]]
+        expected = f"a number that divides both networks' widths, {widths[0]} and {widths[1]}"
+        instead = f"type one that does, such as heads={math.gcd(*widths, heads)}"
+        raise InvalidValueError("heads", expected, heads, instead)
     scores = [
         _scores(vectors, keys, heads, f"{who}_features")
         for who, vectors, keys in (("student", student, student_keys), ("teacher", teacher, teacher_keys))
@@ -302,11 +307,7 @@ def attention_relations(
 
 def _scores(vectors: Tensor, keys: Tensor | None, heads: int, name: str) -> Tensor:
     """Return products of the tokens' parts, ``(batch, heads, tokens, tokens)``."""
-    width = vectors.shape[2]
-    if width % heads:
-        instead = f"type one that divides both networks' widths, such as heads={math.gcd(width, heads)}"
-        raise InvalidValueError("heads", f"a number that divides the width of {name}, {width}", heads, instead)
-    others = vectors
+    others, width = vectors, vectors.shape[2]
     if keys is not None:
         others = checks.features(keys, name.replace("features", "keys"), axes=checks.TOKENS)
         if others.shape != vectors.shape:
