@@ -28,7 +28,7 @@ from tutelage.runs.preflight import require_outputs, require_teacher
 from tutelage.runs.run import DEFAULTS, RunOptions
 from tutelage.runs.setup import RunInputs
 from tutelage.settings.outputs import BOUND, TOKEN_BOUND
-from tutelage.taps import feature_shapes
+from tutelage.taps import feature_shapes, find_all
 from tutelage.teacher_cache.cache import ROWS, TeacherCache, size_of
 from tutelage.teacher_cache.top_k import TopK
 from tutelage.training.agreement import Agreement
@@ -98,7 +98,7 @@ def record(
     inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     by_all(lambda: _check(recipe, inputs))
-    names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
+    names = tuple(find_all(network, (*wanted_taps(recipe), *taps)))
     if names and inputs.splits.train.per_position:
         expected = "logits alone of tokens"
         raise RecipeError("outputs", expected, f"taps {', '.join(names)}", "type outputs=null to ask the live teacher")
@@ -146,7 +146,13 @@ class _Recording:
             self._device, split, batch_size=self._inner, data_seed=recipe.data_seed, train=True
         )
         probe = next(self._batches.at(0, [np.arange(min(PROBED, len(split)))])).inputs
-        self._shapes = shapes = feature_shapes(network, names, inputs_for(network, probe, "teacher"))
+        read = inputs_for(network, probe, "teacher")
+        self._shapes = shapes = feature_shapes(network, names, read)
+        varying = [name for name, shape in shapes.items() if len(shape) > 1]
+        if varying and isinstance(read, Tensor) and not read.is_floating_point():
+            expected = "features of whole texts alone: a text's tokens are as many as those of the longest of its batch"
+            instead = "type outputs=null to ask the live teacher"
+            raise RecipeError("outputs", expected, f"taps {', '.join(varying)}", instead)
         # The main process decides, and has written it before another writes a chunk.
         self._size, outputs.form, outputs.rows = by_main(lambda: _choose_form(outputs, recipe, shapes, epochs, split))
         whole = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.ranges()]

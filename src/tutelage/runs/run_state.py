@@ -31,6 +31,7 @@ from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import PrunedError, RunOptions
 from tutelage.runs.start import Origin
 from tutelage.runs.trackers import Trackers
+from tutelage.taps import find_all
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.teacher_cache.served import ServedTeacher
 from tutelage.training import layers
@@ -215,7 +216,7 @@ class RunState:
                 gamma = setup.single_exponent(objective) if self.outputs.form else None
                 first, end = (self.first_epoch(each) for each in (stage, stage + 1))
                 for epoch in range(first, end) if self.outputs.varies else [0]:
-                    taps = objective.needs.teacher_taps
+                    taps = tuple(find_all(self.run_inputs.teacher, objective.needs.teacher_taps))
                     self.outputs.require(epoch, taps, gammas=[] if gamma is None else [gamma])
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
