@@ -271,10 +271,6 @@ class AttentionRelations(LayerTerm):
 
     def _check(self) -> None:
         super()._check()
-        if len(self.student_taps) % 3:
-            instead = "for example student=[q_proj, k_proj, v_proj], each with layers.*.self_attn. before it"
-            expected = "one pattern, or three: those of queries, keys and values"
-            raise InvalidValueError("student", expected, len(self.student_taps), instead)
         for each in self.relations:
             checks.known(each, "relations", [a + b for a in PARTS for b in PARTS], example="[qk, vv]")
         how = {"heads": self.heads, "attend": self.attend, "distance": self.distance}
@@ -282,7 +278,11 @@ class AttentionRelations(LayerTerm):
         losses.attention_relations(*[torch.ones(1, 1, 1)] * 2, **how | {"heads": 1})
 
 
-def _three(patterns: Names) -> tuple[str, ...]:
+def _three(who: str, patterns: Names) -> tuple[str, ...]:
+    """Return the patterns of queries, keys and values, given them or that of one layer that makes all three."""
+    if len(patterns) not in (1, 3):
+        expected = "one pattern, or three: those of queries, keys and values"
+        raise InvalidValueError(who, expected, len(patterns), f"for example {who}=[*.q_proj, *.k_proj, *.v_proj]")
     return tuple(patterns) * 3 if len(patterns) == 1 else tuple(patterns)
 
 
@@ -449,6 +449,6 @@ def attention_relations(
         mask: as of `hidden_states`.
     """
     how: dict[str, Any] = {"heads": heads, "relations": tuple(relations), "attend": attend, "distance": distance}
-    taps = {"student_taps": _three(student), "teacher_taps": _three(teacher)}
+    taps = {"student_taps": _three("student", student), "teacher_taps": _three("teacher", teacher)}
     term = AttentionRelations(layers=layers, mask=mask, **taps, **how)
     return objective_of(WeightedTerm("attention_relations", weight, term))
