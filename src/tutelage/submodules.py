@@ -1,8 +1,8 @@
 """Submodules of a network: how a tap names one, which is the head, the mode of each, and what is frozen.
 
 A *tap* is the path of a submodule, such as ``layer3``, for its output, or that path and ``:input``, such as
-``fc:input``, for its first input. A *pattern* has ``*`` in place of layers' numbers, ``encoder.layer.*``, and is the end of
-their paths, or all of them.
+``fc:input``, for its first input. A *pattern* has ``*`` in place of layers' numbers, ``encoder.layer.*``, and is the
+end of their paths, or all of them.
 """
 
 from __future__ import annotations

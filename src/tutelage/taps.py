@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,8 @@ class _Recorder:
         if self.features is None:
             return
         # Numbered layers of older transformers return a tuple, the hidden states first.
-        if isinstance(value, tuple) and value and name.rpartition(".")[2].isdecimal():
-            value = value[0]
+        if name.rpartition(".")[2].isdecimal() and isinstance(value, tuple) and value:
+            value = cast(object, value[0])
         if not isinstance(value, Tensor):
             instead = "name a submodule inside it or after it"
             raise InvalidTypeError(f"tap {name}", "a submodule that gives one tensor", type(value).__name__, instead)

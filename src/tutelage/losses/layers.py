@@ -1,4 +1,4 @@
-"""Losses on layers of maps and tokens: pooled and normalised, as distributions, as Gaussians, as relations of tokens."""
+"""Losses on layers of maps and tokens: pooled and normalised, as distributions, as Gaussians, as relations."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def vkd(student_features: Tensor, teacher_features: Tensor, *, normalise: str = 
 
     ``(1 / width) * sum_d h(s[d] - n(t)[d])`` with ``h(x) = x**2 / 2`` where ``|x| < 1``, else ``|x| - 1 / 2``, of
     features averaged over their positions. ``n`` takes the mean off and divides by ``sqrt(variance + 1e-5)``, over the
-    teacher's channels. With ``normalise="batch"``, for detection, nothing is averaged: both sides are standardised, each
-    channel over all positions of the batch, and what is returned is the mean over these too.
+    teacher's channels. With ``normalise="batch"``, for detection, nothing is averaged: both sides are standardised,
+    each channel over all positions of the batch, and what is returned is the mean over these too.
 
     Args:
         student_features: ``(batch, width)``, ``(batch, tokens, width)`` or ``(batch, width, height, width)``, mapped to
@@ -161,8 +161,8 @@ def wkd_f(
 
     ``(1 / grid**2) * sum_{cells, c} (mean_cov_ratio * (m_s[c] - m_t[c])**2 + (d_s[c] - d_t[c])**2)`` with ``m`` a
     channel's mean in a cell and ``d`` its deviation there, ``sqrt(variance + epsilon)``, the variance unbiased: a sum
-    over channels. The cells are those of adaptive pooling, which overlap where ``grid`` does not divide a side. A larger
-    map is averaged down first (`same_size`).
+    over channels. The cells are those of adaptive pooling, which overlap where ``grid`` does not divide a side. A
+    larger map is averaged down first (`same_size`).
 
     Args:
         student_features: ``(batch, channels, height, width)``.
@@ -212,8 +212,8 @@ def hidden_states(student_features: Tensor, teacher_features: Tensor, *, distanc
     Args:
         student_features: ``(batch, tokens, width)``, mapped to the teacher's width.
         teacher_features: the same shape.
-        distance: kind of distance. Patient knowledge distillation has the squared distance of vectors of length 1, which
-            is twice the ``cosine``.
+        distance: kind of distance. Patient knowledge distillation has the squared distance of vectors of length 1,
+            which is twice the ``cosine``.
 
     Returns:
         ``(batch, tokens)``; padding is for the caller to leave out.
@@ -246,10 +246,10 @@ def attention_relations(
 ) -> Tensor:
     """Compute how far the relations of a text's tokens are from those of the teacher, for each token.
 
-    ``(1 / heads) * sum_h KL(R_t[h, i] || R_s[h, i])`` with ``R[h, i] = softmax_j(a[h, i] . b[h, j] / sqrt(width / heads))``
-    for the vectors ``a`` and ``b`` of the tokens, cut in ``heads`` parts: queries, keys or values, and ``b = a`` but for
-    queries with keys, whose relations are the attention itself. Widths may differ. ``distance="mean_square"`` compares
-    what is in the softmax instead, with the mean over the tokens that are attended to.
+    ``(1 / heads) * sum_h KL(R_t[h, i] || R_s[h, i])`` with ``R[h, i] = softmax_j(a[h, i] . b[h, j] / sqrt(d))`` for the
+    vectors ``a`` and ``b`` of the tokens, cut in ``heads`` parts of width ``d``: queries, keys or values, and ``b = a``
+    but for queries with keys, whose relations are the attention itself. Widths may differ. ``distance="mean_square"``
+    compares what is in the softmax instead, with the mean over the tokens that are attended to.
 
     Args:
         student_features: ``(batch, tokens, width)``, ``a``.
@@ -301,7 +301,8 @@ def attention_relations(
         values = squares.sum(3) / pairs.sum(2).clamp(min=1)[:, None]
     else:
         least = torch.finfo(scores[0].dtype).min  # and not infinity: padding may have nothing to attend to
-        values = _kl(*(each.masked_fill(apart, least) for each in (scores[0], scores[1].detach())), 3).squeeze(3)
+        student, teacher = (each.masked_fill(apart, least) for each in (scores[0], scores[1].detach()))
+        values = _kl(student, teacher, 3).squeeze(3)
     return values.mean(1).masked_fill(~seen, 0.0)
 
 

@@ -26,8 +26,8 @@ from tutelage.objectives.term import (
     shape_of,
     teacher_logits,
 )
-from tutelage.submodules import LAYER
 from tutelage.settings.weights import Automatic, Schedule, WeightValue, scaled, weight_at
+from tutelage.submodules import LAYER
 from tutelage.types import UNLABELLED, Batch, Hidden, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
 CHUNK = 1 << 22

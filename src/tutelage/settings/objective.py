@@ -350,7 +350,7 @@ def _names(value: Any, *, argument: str) -> tuple[str, ...]:
 def _layers(value: Any, *, argument: str) -> str | tuple[tuple[int, int], ...]:
     if isinstance(value, str):
         return value
-    pairs = value if isinstance(value, list | tuple) and value else [None]
+    pairs: Sequence[Any] = value if isinstance(value, list | tuple) and value else [None]
     if not all(isinstance(pair, list | tuple) and list(map(type, pair)) == [int, int] for pair in pairs):
         expected = "a rule's name, or pairs of layers' numbers, the student's first"
         raise InvalidTypeError(argument, expected, repr(value), f"for example {argument}=[[0, 1], [1, 3]]")

@@ -198,7 +198,7 @@ def teacher(classes, channels):
 
 @pytest.fixture(scope="module")
 def pixels(tmp_path_factory):
-    """Pictures of dark and bright halves, which are the classes, with some pixels of no class; and a teacher of them."""
+    """Pictures of dark and bright halves, which are the classes, some pixels of no class, and a teacher of them."""
     root, random = tmp_path_factory.mktemp("pixels"), np.random.default_rng(0)
     for number in range(30):
         mask = (np.indices((12, 12))[number % 2] >= random.integers(3, 9)).astype(np.uint8)

@@ -34,7 +34,7 @@ RULES: Mapping[str, Callable[[int, int], list[tuple[int, int]]]] = {
 """Pairs of layers, counted from 0, of networks of some numbers of them."""
 PARTS = "qkv"
 """Queries, keys and values, by the letters that relations are written with."""
-EVERY_TOKEN = "none"
+NO_MASK = "none"
 """What is typed in place of a mask's key where every token counts."""
 
 
@@ -79,7 +79,7 @@ class LayerTerm(FeatureTerm):
     Which are read is known once a run is bound: the bound term needs no others.
     """
 
-    layers: str | tuple[tuple[int, int], ...]  # a rule of `RULES`, or pairs of numbers, the student's first
+    layers: LayerPairs  # a rule of `RULES`, or pairs of numbers, the student's first
     mask: str  # key of the inputs that says which tokens count, where they are a mapping
 
     def _check(self) -> None:
@@ -111,7 +111,7 @@ class LayerTerm(FeatureTerm):
         self, who: Literal["student", "teacher"], patterns: Sequence[str], shapes: Mapping[str, Any]
     ) -> list[tuple[str, ...]]:
         """Return the taps of each layer, one for each pattern."""
-        columns = []
+        columns: list[list[str]] = []
         for pattern in patterns:
             whole = layers_of(pattern, shapes)
             if len(whole) != 1:
@@ -137,7 +137,7 @@ class LayerTerm(FeatureTerm):
         """Return which tokens ``(batch, tokens, ...)`` are no padding; ``None`` where all count."""
         size = tokens.shape[:2]
         ids: Any = inputs
-        if self.mask == EVERY_TOKEN:
+        if self.mask == NO_MASK:
             return None
         if isinstance(inputs, Mapping):
             ids = inputs.get("student")
@@ -148,13 +148,13 @@ class LayerTerm(FeatureTerm):
                 raise InvalidValueError("student", "networks that read the same tokens", got, instead)
             if ids is None and any(_is_ids(view) for view in inputs.values()):
                 expected = "the key of the inputs that holds 1 for tokens and 0 for padding"
-                instead = f"type one of {', '.join(map(str, inputs))}, or mask={EVERY_TOKEN} where nothing is padded"
+                instead = f"type one of {', '.join(map(str, inputs))}, or mask={NO_MASK} where nothing is padded"
                 raise InvalidValueError("mask", expected, repr(self.mask), instead)
         if not _is_ids(ids):
             return None
         if ids.shape != size:
             expected = f"layers of the {tuple(ids.shape)} tokens that are read"
-            raise InvalidValueError("student", expected, tuple(size), f"name others, or type mask={EVERY_TOKEN}")
+            raise InvalidValueError("student", expected, tuple(size), f"name others, or type mask={NO_MASK}")
         return ids != PADDING
 
 
@@ -162,9 +162,9 @@ def _is_ids(view: Tensor | None) -> bool:
     return view is not None and view.ndim == 2 and not view.is_floating_point()
 
 
-def _pairs(layers: str | Sequence[tuple[int, int]], student: int, teacher: int) -> list[tuple[int, int]]:
+def _pairs(layers: LayerPairs, student: int, teacher: int) -> list[tuple[int, int]]:
     """Return the numbers of paired layers, given how many both networks have."""
-    pairs = RULES[layers](student, teacher) if isinstance(layers, str) else list(layers)
+    pairs = RULES[layers](student, teacher) if isinstance(layers, str) else [(ours, theirs) for ours, theirs in layers]
     inside = all(-student <= ours < student and -teacher <= theirs < teacher for ours, theirs in pairs)
     deeper = isinstance(layers, str) and layers != "last" and student > teacher
     if not pairs or not inside or deeper:
@@ -251,7 +251,7 @@ class _BoundRelations(BoundFeatures):
                 attend=self.spec.attend,
                 distance=self.spec.distance,
             )
-            for a, b in self.spec.relations
+            for a, b in map(tuple, self.spec.relations)
         ]
         return torch.stack(relations).sum(0)
 
@@ -338,11 +338,9 @@ def cwd(
     """
     if LOGITS in (student_tap, teacher_tap):
         return objective_of(WeightedTerm("cwd", weight, _of_logits(student_tap, teacher_tap, temperature, over)))
-    how = {"temperature": temperature, "over": over}
-    taps = {"student_tap": student_tap, "teacher_tap": teacher_tap}
-    return objective_of(
-        WeightedTerm("cwd", weight, Apply(losses.cwd, how, projection=projection, project_always=False, **taps))
-    )
+    of_maps = functools.partial(Apply, losses.cwd, projection=projection, project_always=False)
+    match = of_maps({"temperature": temperature, "over": over}, student_tap=student_tap, teacher_tap=teacher_tap)
+    return objective_of(WeightedTerm("cwd", weight, match))
 
 
 def _of_logits(student_tap: str, teacher_tap: str, temperature: float, over: str) -> ChannelWise:
@@ -365,8 +363,9 @@ def wkd_f(
 ) -> Objective:
     """``weight / grid**2 * sum(mean_cov_ratio * (m_s - m_t)**2 + (d_s - d_t)**2)``, means and deviations of cells.
 
-    It includes no cross-entropy. Published settings: CIFAR-100 weight 0.08, ratio 4, grid 1; ImageNet 0.02, 2, 4, with a
-    deeper projector, which is not here. A learned convolution with a batch norm and a ReLU maps the student's channels.
+    It includes no cross-entropy. Published settings: CIFAR-100 weight 0.08, ratio 4, grid 1; ImageNet 0.02, 2, 4, with
+    a deeper projector, which is not here. A learned convolution with a batch norm and a ReLU maps the student's
+    channels.
 
     Args:
         weight: weight of `losses.wkd_f`, a sum over channels.
@@ -396,8 +395,8 @@ def hidden_states(
     """``weight * sum_pairs mean_tokens(d(W s, t))``, of a transformer's layers, padding left out.
 
     It includes no cross-entropy. Published: TinyBERT, ``uniform``; DistilBERT, ``layers: last, distance: cosine``;
-    Patient KD, ``skip`` or ``top`` with ``distance: cosine, tokens: first``, where its squared distance is twice that. A
-    linear map W, one a pair, brings the student's width to the teacher's where they differ.
+    Patient KD, ``skip`` or ``top`` with ``distance: cosine, tokens: first``, where its squared distance is twice that.
+    A linear map W, one a pair, brings the student's width to the teacher's where they differ.
 
     Args:
         weight: weight of each pair.
@@ -406,7 +405,8 @@ def hidden_states(
             numbers from 0, such as ``[[0, 1], [1, 3]]``, the student's first.
         distance: kind of distance, ``mean_square`` or ``cosine``.
         tokens: ``all``, or ``first``, the class token.
-        student: pattern of the layers' paths or their ends, such as ``encoder.layer.*``; ``*`` for the only numbered ones.
+        student: pattern of the layers' paths or their ends, such as ``encoder.layer.*``; ``*`` for the only submodules
+            with numbers.
         teacher: likewise.
         mask: key of inputs of one's own that holds 1 for tokens and 0 for padding; ``none`` where nothing is padded.
 
@@ -440,8 +440,8 @@ def attention_relations(
         weight: weight of each relation of each pair of layers.
         layers: pairs of layers, as of `hidden_states`.
         heads: number of relation heads, which divides the widths; 48 as published for 768 wide teachers.
-        relations: of MiniLMv2 ``[qq, kk, vv]``; ``[qk, vv]`` of MiniLM, ``qk`` being the attention itself if ``heads`` is
-            the attention's and positions are not rotary.
+        relations: of MiniLMv2 ``[qq, kk, vv]``; ``[qk, vv]`` of MiniLM, ``qk`` being the attention itself if ``heads``
+            is the attention's and positions are not rotary.
         student: patterns of the queries', keys' and values' layers, or of one layer that makes all three.
         teacher: likewise.
         attend: ``all``; or ``earlier``, for attention to earlier tokens.
@@ -449,6 +449,6 @@ def attention_relations(
         mask: as of `hidden_states`.
     """
     how: dict[str, Any] = {"heads": heads, "relations": tuple(relations), "attend": attend, "distance": distance}
-    taps = {"student_taps": _three("student", student), "teacher_taps": _three("teacher", teacher)}
-    term = AttentionRelations(layers=layers, mask=mask, **taps, **how)
+    ours, theirs = _three("student", student), _three("teacher", teacher)
+    term = AttentionRelations(student_taps=ours, teacher_taps=theirs, layers=layers, mask=mask, **how)
     return objective_of(WeightedTerm("attention_relations", weight, term))
