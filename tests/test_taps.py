@@ -9,7 +9,8 @@ from tests._helpers.refusals import refused
 from torch import nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError
-from tutelage.taps import Taps, feature_shapes, find
+from tutelage.submodules import layers_of
+from tutelage.taps import Taps, feature_shapes, find, find_all
 
 
 class Small(nn.Module):
@@ -221,3 +222,68 @@ def test_a_network_in_place_of_the_first_is_called():
     outputs, seen = taps(nn.Sequential(network, nn.Softmax(-1)), x)
     assert torch.equal(outputs, network(x).softmax(-1))
     assert torch.equal(seen["first"], network.first(x))
+
+
+class Blocks(nn.Module):
+    """Eleven layers of two encoders, and one without a number."""
+
+    def __init__(self, *lists):
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        for path in lists:
+            holder = self
+            *above, last = path.split(".")
+            for name in above:
+                if not hasattr(holder, name):
+                    holder.add_module(name, nn.Module())
+                holder = holder.get_submodule(name)
+            holder.add_module(last, nn.ModuleList(nn.Linear(2, 2) for _ in range(11)))
+        self.lists = lists
+
+    def forward(self, x):
+        x = self.first(x)
+        for path in self.lists:
+            for layer in self.get_submodule(path):
+                x = layer(x)
+        return x
+
+
+@pytest.mark.parametrize("pattern", ["*", "layer.*", "encoder.layer.*", "bert.encoder.layer.*"])
+def test_a_pattern_is_all_layers_in_the_order_of_their_numbers(pattern):
+    network = Blocks("bert.encoder.layer")
+    paths = [f"bert.encoder.layer.{k}" for k in range(11)]
+    assert list(find_all(network, ["first", pattern])) == ["first", *paths]
+    assert list(find_all(network, [f"{pattern}:input"])) == [f"{path}:input" for path in paths]
+    _, features = Taps(network, [pattern, paths[2]])(network, torch.zeros(1, 2))
+    assert sorted(features) == sorted(paths)
+    assert layers_of(pattern, reversed(paths)) == {"bert.encoder.layer.*": paths}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "got", "suggests"),
+    [
+        ("layer.*", "2", ["encoder.layer.*", "decoder.layer.*"]),
+        ("*", "2", ["encoder.layer.*", "decoder.layer.*"]),
+        ("encoder.layers.*", "'encoder.layers.*'", "encoder.layer.*"),
+        ("coder.layer.*", "'coder.layer.*'", "encoder.layer.*"),
+    ],
+)
+def test_a_pattern_of_several_or_of_none_is_refused_with_those_that_there_are(pattern, got, suggests):
+    with refused(InvalidValueError, f"tap {pattern}", got=got, suggests=suggests):
+        find_all(Blocks("encoder.layer", "decoder.layer"), [pattern])
+
+
+def test_a_whole_pattern_counts_before_those_that_end_with_it():
+    assert list(find_all(Blocks("layer", "bert.layer"), ["layer.*"])) == [f"layer.{k}" for k in range(11)]
+
+
+def test_a_network_without_numbers_has_no_patterns():
+    with refused(InvalidValueError, "tap *", got="'*'"):
+        find_all(Small(), ["*"])
+
+
+def test_a_numbered_layer_may_return_a_tuple_whose_first_is_taken():
+    """As layers of older versions of transformers do."""
+    network = nn.Sequential(nn.Linear(2, 2), Pair())
+    _, features = Taps(network, ["1"])(network, torch.ones(1, 2))
+    assert features["1"].shape == (1, 2)

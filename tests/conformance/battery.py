@@ -124,7 +124,7 @@ ROWS = [
     Row("embedding_mse", {}, "zero samples classes"),
     Row("in_batch_similarity", {"temperature": 0.5}, "samples classes", alone="refused"),
     Row("vkd"),
-    Row("cwd", {"student_tap": "card:stage.-1", "teacher_tap": "card:stage.-1", "temperature": 4.0}, "samples"),
+    Row("cwd", {"student_tap": "card:stage.-1", "teacher_tap": "card:stage.-1", "temperature": 4.0}, "zero samples"),
     Row("wkd_f"),
     Row("hidden_states", {"student": "layer*", "teacher": "layer*"}, networks="tokens"),
     Row("attention_relations", {"layers": "uniform", "heads": 2, **RELATED}, "zero samples", networks="tokens"),

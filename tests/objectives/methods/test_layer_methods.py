@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from tests._helpers.launching import launch
 from tests._helpers.refusals import refused
-from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import tutelage
@@ -186,7 +185,6 @@ def test_a_grid_is_checked_where_it_is_typed_and_where_the_maps_are_known():
 # Dense prediction
 
 NETWORKS = """
-from torch import nn
 
 def student(classes, channels):
     return nn.Sequential(nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, classes, 1))
@@ -564,25 +562,3 @@ def test_what_layers_there_are_is_said():
         objectives.attention_relations(student=["a.*", "b.*"])
     with refused(InvalidValueError, "student", got=4, suggests="name"):
         objectives.attention_relations(student="layer.*", teacher="layer.*", heads=2).bind(context)
-
-
-def test_a_layer_that_returns_a_tuple_gives_its_first_tensor():
-    """As those of older versions of transformers do."""
-
-    class Layer(nn.Module):
-        def forward(self, x):
-            return x + 1, None
-
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.layers = nn.ModuleList(Layer() for _ in range(2))
-
-        def forward(self, x):
-            for layer in self.layers:
-                x = layer(x)[0]
-            return x[:, 0]
-
-    made = Net()
-    _, features = tutelage.taps.Taps(made, ["layers.*"])(made, torch.zeros(1, 2, 3))
-    assert [value.unique().item() for value in features.values()] == [1, 2]
