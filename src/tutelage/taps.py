@@ -219,8 +219,8 @@ def _linear_head(network: nn.Module, what: str) -> nn.Linear:
         name = getattr(getattr(network, "card", None), "name", type(network).__name__)
         got = "none" if found is None else "one of two heads" if found.joint else type(found.layer).__name__
         expected = f"a linear last layer of {name}, whose weights the objective reads"
-        whose = what if what == "teacher" else "network"
-        raise InvalidValueError(what, expected, got, f"take a {whose} that ends in one, or an objective that reads none")
+        instead = "take a network that ends in one, or an objective that reads none"
+        raise InvalidValueError(what, expected, got, instead)
     return found.layer
 
 

@@ -56,7 +56,7 @@ def ldrld(
     checks.positive(temperature, "temperature", example=4.0)
     k = min(k, student_logits.shape[-1])
     ranked = student_logits.detach().topk(k, dim=-1).indices
-    both = [logits / temperature for logits in (student_logits, teacher_logits)]
+    both = student_logits / temperature, teacher_logits / temperature
     top = [logits.gather(-1, ranked) for logits in both]
     first, second = torch.triu_indices(k, k, 1, device=ranked.device)
     pairs = [torch.stack((logits[..., first], logits[..., second]), dim=-1) for logits in top]

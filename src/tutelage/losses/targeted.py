@@ -120,8 +120,8 @@ def rld(
 
     ``alpha * A**2 * KL((max p, 1 - max p) || (q[y], 1 - q[y])) + beta * T**2 * KL(b || a)``, the first divergence at
     temperature ``A``, the second at ``T``. The student is to be as sure of the label as the teacher is of its own
-    likeliest class, right or wrong. ``a`` and ``b`` are the softmaxes over the classes with ``v[i] < v[y]`` alone: those
-    that the teacher takes for likelier than the label teach nothing. With none below, that divergence is 0.
+    likeliest class, right or wrong. ``a`` and ``b`` are the softmaxes over the classes with ``v[i] < v[y]`` alone, so
+    that those which the teacher takes for likelier than the label teach nothing. With none below, the second is 0.
 
     Args:
         student_logits: ``(..., classes)``, ``z``; at least two classes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from tutelage.losses.pooling import averaged
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
 from tutelage.objectives.term import LOCAL, Apply, BindContext, BoundFeatures, FeatureTerm, WeightedTerm
-from tutelage.settings.weights import Weight
+from tutelage.settings.weights import AUTO, Automatic, AutomaticNumber, Weight
 from tutelage.types import Batch, Progress, Requirements
 
 
@@ -24,12 +24,12 @@ def _kd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, tempe
     return losses.kd(student_logits, teacher_logits, temperature=temperature)
 
 
-BASES: Mapping[str, tuple[Callable[..., Tensor], tuple[str, ...]]] = {
-    "kd": (_kd, ("temperature",)),
-    "dkd": (losses.dkd, ("alpha", "beta", "temperature")),
-    "nkd": (losses.nkd, ("gamma", "temperature")),
+BASES: Mapping[str, tuple[Callable[..., Tensor], Mapping[str, float]]] = {
+    "kd": (_kd, {}),
+    "dkd": (losses.dkd, {"alpha": 1.0, "beta": 8.0}),
+    "nkd": (losses.nkd, {"gamma": 1.5}),
 }
-"""Losses of a region that `sdd` takes, and the numbers that each reads."""
+"""Losses of a region that `sdd` takes, with the defaults of their numbers besides the temperature."""
 
 
 class _BoundSDD(BoundFeatures):
@@ -43,8 +43,8 @@ class _BoundSDD(BoundFeatures):
                 raise InvalidValueError("finest", expected, self.spec.finest, instead)
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
-        regions = (self._regions(maps) for maps in (*student, *teacher))
-        return losses.sdd(*regions, batch.labels, base=self.spec.loss)
+        regions = [self._regions(maps) for maps in (*student, *teacher)]
+        return losses.sdd(regions[0], regions[1], batch.labels, base=self.spec.loss)
 
     def _regions(self, maps: Tensor) -> Tensor:
         """Return the logits ``(batch, regions, classes)`` of the whole, then of grids of twice as many cells a side."""
@@ -60,17 +60,24 @@ class SDD(FeatureTerm):
     one_pair: ClassVar = True
     base_needs: ClassVar = Requirements(teacher=True, labels="index")
     base: str  # name of the loss of a region
-    numbers: Mapping[str, float]  # its numbers
+    temperature: float  # its T
+    numbers: Mapping[str, float | Automatic]  # its further numbers; automatic: the default of `BASES`
     finest: int  # cells a side of the finest grid, a power of two
 
     @property
     def loss(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         """The loss of a region with its numbers."""
-        function, names = BASES[self.base]
-        return partial(function, **{name: self.numbers[name] for name in names})
+        function, defaults = BASES[self.base]
+        typed = {name: value for name, value in self.numbers.items() if not isinstance(value, Automatic)}
+        return partial(function, temperature=self.temperature, **{**defaults, **typed})
 
     def _check(self) -> None:
         checks.known(self.base, "base", BASES, example="kd")
+        for name in self.numbers.keys() - BASES[self.base][1]:
+            if not isinstance(self.numbers[name], Automatic):
+                of = " or ".join(f"base={base}" for base, (_, defaults) in BASES.items() if name in defaults)
+                expected, instead = f"auto with base {self.base}, which reads none", f"leave it out, or type {of}"
+                raise InvalidValueError(name, expected, self.numbers[name], instead)
         checks.whole_number(self.finest, "finest", example=2)
         if self.finest & (self.finest - 1):
             raise InvalidValueError("finest", "a power of two", self.finest, "for example finest=4")
@@ -83,9 +90,9 @@ def sdd(
     base: str = "kd",
     finest: int = 2,
     temperature: float = 4.0,
-    alpha: float = 1.0,
-    beta: float = 8.0,
-    gamma: float = 1.5,
+    alpha: AutomaticNumber = AUTO,
+    beta: AutomaticNumber = AUTO,
+    gamma: AutomaticNumber = AUTO,
     weight: Weight = 0.9,
     supervised: Weight = 0.1,
     student_tap: str = LOCAL,
@@ -106,9 +113,9 @@ def sdd(
         base: loss of a region: ``kd``, ``dkd`` or ``nkd``.
         finest: number of cells a side of the finest grid, a power of two: 2 for 5 regions, 4 for 21, 1 for ``base``.
         temperature: T > 0 of ``base``, on both sides.
-        alpha: weight of the label's divergence of ``dkd``, >= 0; others do not read it.
-        beta: weight of the others' divergence of ``dkd``, >= 0.
-        gamma: weight of the term on the classes that are not labelled of ``nkd``, >= 0.
+        alpha: weight of the label's divergence with ``dkd``, >= 0; ``auto`` is 1.
+        beta: weight of the others' divergence with ``dkd``, >= 0; ``auto`` is 8.
+        gamma: weight of the term on the classes that are not labelled with ``nkd``, >= 0; ``auto`` is 1.5.
         weight: weight of the mean over the regions.
         supervised: weight of the cross-entropy.
         student_tap: tap of local logits, such as ``head@layer4``.
@@ -118,8 +125,15 @@ def sdd(
     the finest, whose cells overlap there. With ``nkd``, its term of the classes that are not labelled runs over the
     labelled one too.
     """
-    numbers = {"temperature": temperature, "alpha": alpha, "beta": beta, "gamma": gamma}
-    term = SDD(student_taps=(student_tap,), teacher_taps=(teacher_tap,), base=base, numbers=numbers, finest=finest)
+    read = cast(Mapping[str, float | Automatic], {"alpha": alpha, "beta": beta, "gamma": gamma})  # by the decorator
+    term = SDD(
+        student_taps=(student_tap,),
+        teacher_taps=(teacher_tap,),
+        base=base,
+        temperature=temperature,
+        numbers=read,
+        finest=finest,
+    )
     return objective_of(supervised_part(supervised), WeightedTerm("sdd", weight, term))
 
 
