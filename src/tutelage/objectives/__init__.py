@@ -8,6 +8,7 @@ from tutelage.objectives.methods.logits import transformed_matching as transform
 from tutelage.objectives.methods.logits import ctkd as ctkd
 from tutelage.objectives.methods.logits import teacher_free_kd as teacher_free_kd, kd_matched_to as kd_matched_to
 from tutelage.objectives.methods.targeted import dkd as dkd, nkd as nkd, rld as rld, wsld as wsld
+from tutelage.objectives.methods.ranked import ldrld as ldrld, sdd as sdd
 from tutelage.objectives.methods.batch_logits import dist as dist, mlkd as mlkd
 from tutelage.objectives.methods.features import fitnet as fitnet, attention_transfer as attention_transfer, vid as vid
 from tutelage.objectives.methods.features import vitkd as vitkd
@@ -17,7 +18,6 @@ from tutelage.objectives.methods.fusion import reviewkd as reviewkd, mgd as mgd
 from tutelage.objectives.methods.channels import nst as nst, ickd as ickd
 from tutelage.objectives.methods.pairwise import rkd as rkd, pkt as pkt, similarity as similarity
 from tutelage.objectives.methods.pairwise import correlation as correlation
-from tutelage.objectives.methods.ranked import ldrld as ldrld, sdd as sdd
 from tutelage.objectives.methods.relations import itrd as itrd, srd as srd
 from tutelage.objectives.methods.contrastive import crd as crd
 from tutelage.objectives.methods.embeddings import cosine as cosine, embedding_mse as embedding_mse

@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_refused(call, refusal):
         call()
 
 
-# ------------------------------------------------------------------------------------------------- the logits of regions
+# ------------------------------------------------------------------------------------------------ the logits of regions
 
 CLASSES, WHERE = 4, {"student_tap": "head@1", "teacher_tap": "head@1"}
 
@@ -265,7 +265,7 @@ def test_two_processes_train_what_one_does(tmp_path):
             torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
 
 
-# ------------------------------------------------------------------------------------------------------------ whole runs
+# ----------------------------------------------------------------------------------------------------------- whole runs
 
 
 @pytest.fixture(scope="module")
