@@ -115,7 +115,8 @@ class _LocalLogits:
 
     def __call__(self, maps: Tensor) -> Tensor:
         """Return ``(batch, classes, height, width)`` of maps ``(batch, channels, height, width)``."""
-        logits, outputs = self.layer(maps.movedim(1, -1)), getattr(self._network, "outputs", None)
+        cells, outputs = maps.movedim(1, -1), getattr(self._network, "outputs", None)
+        logits = self.layer(cells.flatten(0, 2)).unflatten(0, cells.shape[:3])
         return (logits if outputs is None else logits.index_select(-1, outputs)).movedim(-1, 1)
 
 
@@ -372,13 +373,13 @@ def _require_mean(network: nn.Module, name: str, inputs: Inputs) -> None:
     """Refuse local logits whose mean is not the network's logits, or would not be after training."""
     place, local = name.removeprefix(HEAD), _LocalLogits(network, name)
     paths = {module: path for path, module in unwrapped(network).named_modules()}
-    taps, read, means = Taps(network, (place,)), list[Tensor](), dict[str, Tensor]()
+    taps, read, means = Taps(network, (place,)), list[Any](), dict[str, Tensor]()
     behind = ""
 
     def note(module: nn.Module, given: Any, made: Any) -> None:
         nonlocal behind
         if module is local.layer:
-            read.append(given[0])
+            read.append(given[0] if given else None)
         elif local.layer not in set(module.modules()):
             # Values do not tell of what is there with a state: a fresh batch norm hardly changes them.
             if any(True for _ in (*module.parameters(False), *module.buffers(False))):
