@@ -91,6 +91,11 @@ ROWS = [
     Row("vitkd", {}, "", networks="tokens"),
     Row("dkd", {}, LOGITS),
     Row("nkd", {}, "shift samples classes"),
+    # Not 0 where the label is not the likeliest class.
+    Row("rld", {}, "shift samples classes"),
+    Row("ldrld", {"k": 3}, LOGITS),
+    # Its taps are logits too, which the laws of logits leave alone.
+    Row("sdd", {"base": "dkd"}, "zero samples"),
     # The weight of a sample is detached.
     Row("wsld", {}, "shift samples classes", gradcheck=False),
     # A 1e-8 in its correlations shows where all samples give a class nearly the same probability.

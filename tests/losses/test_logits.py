@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -57,6 +58,7 @@ MATCHING = {
     "transformed_matching weighted": lambda z, v, y: losses.transformed_matching(
         z, v, transform=LOGARITHM, sample_weight=ENTROPY
     ),
+    "ldrld": lambda z, v, y: losses.ldrld(z, v, k=3, alpha=2.0, beta=3.0, temperature=2.0),
     "kl_divergence": lambda z, v, y: losses.kl_divergence(torch.log_softmax(z, -1), torch.log_softmax(v, -1)),
 }
 ALONE = {
@@ -342,7 +344,7 @@ def test_weight_of_wttm_stays_within_its_bounds(gamma):
 # Laws that hold for many
 
 
-@pytest.mark.parametrize("name", ["kd", "kl_divergence"])
+@pytest.mark.parametrize("name", ["kd", "kl_divergence", "ldrld"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_zero_at_equality(name, dtype):
     z, _, y = draw_logits(3, dtype=dtype)
@@ -586,6 +588,7 @@ def test_labels_are_not_changed():
         (losses.weighted_kd, "temperature", "4.0"),
         (losses.ttm, "gamma", "0.1"),
         (losses.wttm, "gamma", "0.1"),
+        (partial(losses.ldrld, k=7, alpha=10.5, beta=7.0), "temperature", "4.0"),
     ],
 )
 def test_bad_hyperparameter(call, name, example, value):

@@ -13,12 +13,13 @@ from tutelage.errors import InvalidTypeError, InvalidValueError
 LOSSES = {
     "dkd": lambda z, v, y: losses.dkd(z, v, y, alpha=0.5, beta=3.0, temperature=2.0),
     "nkd": lambda z, v, y: losses.nkd(z, v, y, gamma=1.5, temperature=2.0),
+    "rld": lambda z, v, y: losses.rld(z, v, y, alpha=0.5, beta=3.0, temperature=2.0, alpha_temperature=1.5),
     "wsld": lambda z, v, y: losses.wsld(z, v, y, temperature=2.0),
     "teacher_free_kd": lambda z, v, y: losses.teacher_free_kd(z, y, correct=0.9, temperature=2.0),
 }
 every = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-of_a_teacher = pytest.mark.parametrize("loss", [LOSSES[name] for name in ("dkd", "nkd", "wsld")])
-about_the_index = pytest.mark.parametrize("loss", [LOSSES[name] for name in ("dkd", "teacher_free_kd")])
+of_a_teacher = pytest.mark.parametrize("loss", [LOSSES[name] for name in ("dkd", "nkd", "rld", "wsld")])
+about_the_index = pytest.mark.parametrize("loss", [LOSSES[name] for name in ("dkd", "rld", "teacher_free_kd")])
 
 
 def drawn(shape=(6, 5), scale=2.0, dtype=torch.float64, seed=0):
@@ -50,6 +51,13 @@ def nkd(z, v, y):
     return -p[y] * np.log(q[y]) - 1.5 * 4 * (b * np.log(a)).sum()
 
 
+def rld(z, v, y):
+    sure, teacher_sure = softmax(z / 1.5)[y], softmax(v / 1.5).max()
+    value = 0.5 * 1.5**2 * kl(np.array([teacher_sure, 1 - teacher_sure]), np.array([sure, 1 - sure]))
+    below = v < v[y]
+    return value + (3 * 4 * kl(softmax(v[below] / 2), softmax(z[below] / 2)) if below.any() else 0.0)
+
+
 def wsld(z, v, y):
     w = 1 - np.exp(-np.log(softmax(z)[y]) / (np.log(softmax(v)[y]) - 1e-7))
     return 4 * w * -(softmax(v / 2) * np.log(softmax(z / 2))).sum()
@@ -61,7 +69,7 @@ def teacher_free_kd(z, v, y):
     return kl(softmax(u / 2), softmax(z))
 
 
-TRUTH = {"dkd": dkd, "nkd": nkd, "wsld": wsld, "teacher_free_kd": teacher_free_kd}
+TRUTH = {"dkd": dkd, "nkd": nkd, "rld": rld, "wsld": wsld, "teacher_free_kd": teacher_free_kd}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -143,6 +151,48 @@ def test_dkd_is_0_at_equality_and_least_there():
     values.sum().backward()
     torch.testing.assert_close(values, torch.zeros_like(values), rtol=0, atol=1e-12)
     torch.testing.assert_close(z.grad, torch.zeros_like(z), rtol=0, atol=1e-12)
+
+
+def test_rld_is_0_at_equality_where_the_label_is_the_teachers_own():
+    z, _, _ = drawn()
+    values = LOSSES["rld"](z, z.detach(), z.argmax(-1))
+    values.sum().backward()
+    torch.testing.assert_close(values, torch.zeros_like(values), rtol=0, atol=1e-12)
+    torch.testing.assert_close(z.grad, torch.zeros_like(z), rtol=0, atol=1e-12)
+
+
+def test_rld_reads_no_class_that_the_teacher_puts_above_the_label():
+    """Of these the student moves, and so does its certainty of the label, but not the second divergence."""
+    v = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
+    z = torch.tensor([[0.5, -1.0, 2.0, 0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    losses.rld(z, v, torch.tensor([2]), alpha=0.0, beta=1.0, temperature=1.0, alpha_temperature=1.0).backward()
+    assert not z.grad[0, :3].any()
+    assert z.grad[0, 3:].all()
+
+
+@pytest.mark.parametrize("lowest", [-1.0, -torch.inf])
+def test_rld_with_nothing_below_the_label_teaches_certainty_alone(lowest):
+    z, v, _ = drawn((1, 4))
+    v[0, 1:] = torch.tensor([5.0, lowest, lowest])
+    for label in (2, 3):  # equal to the other: not below it
+        y = torch.tensor([label])
+        whole, certainty = (
+            losses.rld(z, v, y, alpha=1.0, beta=beta, temperature=2.0, alpha_temperature=1.0) for beta in (8.0, 0.0)
+        )
+        assert torch.equal(whole, certainty)
+        gradient = torch.autograd.grad(whole.sum(), z)[0]
+        assert gradient.isfinite().all()
+        assert gradient[0, label] != 0
+
+
+def test_rld_where_all_below_are_ruled_out():
+    z, v, _ = drawn((2, 4))
+    v[:, 2:] = -torch.inf
+    v[:, 1], v[:, 0] = 0.0, 3.0
+    values = losses.rld(z, v, torch.tensor([1, 1]), alpha=0.0, beta=1.0, temperature=2.0, alpha_temperature=1.0)
+    values.sum().backward()
+    assert not values.any()
+    assert not z.grad.any()
 
 
 def test_dkd_weighted_by_what_the_teacher_leaves_to_the_others_is_kd():

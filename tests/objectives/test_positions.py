@@ -30,6 +30,8 @@ def built(name):
     """The preset, with 1 for what has no default and 2 for a number that is found on training samples."""
     required = {key: 1.0 for key, each in SIGNATURES[name].items() if each.default is REQUIRED}
     balanced = {key: 2.0 for key, each in SIGNATURES[name].items() if each.default is AUTO and key != "share"}
+    if name == "sdd":  # Its numbers are those of one base or of another.
+        balanced = {}
     return PRESETS[name].build(**required, **balanced)
 
 

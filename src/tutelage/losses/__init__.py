@@ -65,10 +65,13 @@ from tutelage.losses.pairwise import pkt as pkt
 from tutelage.losses.pairwise import rkd_angle as rkd_angle
 from tutelage.losses.pairwise import rkd_distance as rkd_distance
 from tutelage.losses.pairwise import similarity as similarity
+from tutelage.losses.ranked import ldrld as ldrld
+from tutelage.losses.ranked import sdd as sdd
 from tutelage.losses.relations import itrd_correlation as itrd_correlation
 from tutelage.losses.relations import itrd_mutual as itrd_mutual
 from tutelage.losses.relations import log_power as log_power
 from tutelage.losses.relations import log_sum as log_sum
 from tutelage.losses.targeted import dkd as dkd
 from tutelage.losses.targeted import nkd as nkd
+from tutelage.losses.targeted import rld as rld
 from tutelage.losses.targeted import wsld as wsld

@@ -32,6 +32,7 @@ EMBEDDING = "card:embedding"
 STAGES = ("card:stage.-3", "card:stage.-2", "card:stage.-1")
 WITH_STEM = ("card:stage.-4", *STAGES)
 BEFORE = ("card:before.-3", "card:before.-2", "card:before.-1")
+LOCAL = "head@card:stage.-1"
 """Taps with which methods were published."""
 
 _NAME_A_STAGE = "name a stage of a convolutional network, such as card:stage.-1"
