@@ -12,7 +12,8 @@ from tutelage import losses, targets
 
 
 def _by_definition(case: Case) -> Tensor:
-    return losses.divergence(case["z_s"], case["z_t"], **case.hyper).mean()
+    cost = {name: case[name] for name in case.inputs if name == "cost"}
+    return losses.divergence(case["z_s"], case["z_t"], **case.hyper, **cost).mean()
 
 
 def _token_divergence(case: Case, kind: str, **number: float) -> Tensor:
