@@ -315,7 +315,8 @@ def _rise(start: Tensor, end: Tensor, step: float, d: Tensor) -> Tensor:
         size = start.exp()
         return size * d.masked_fill(size == 0, 0.0)
     t = step * d
-    grown = torch.where(t > 0, -torch.expm1(-t.clamp(min=0)), torch.expm1(t.clamp(max=0)))
+    falls, rises = torch.expm1(t.masked_fill(t > 0, 0.0)), -torch.expm1(-t.masked_fill(t < 0, 0.0))
+    grown = torch.where(t > 0, rises, falls)
     return torch.maximum(start, end).exp() * grown / step
 
 

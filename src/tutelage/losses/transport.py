@@ -29,11 +29,11 @@ def transport(
     shifted by the largest entry, so they neither overflow nor underflow while ``C / sinkhorn_lambda`` is below 80.
 
     What leaves a class of the student is exactly ``q``, but what arrives is ``p`` only in the limit of many iterations,
-    and then the cost of the plan is above the smallest one by at most ``sinkhorn_lambda * log(classes)``. So the value
-    is not 0 at ``q = p``. The default of 10 iterations is the published one and does not converge for flat
-    distributions: for drawn classifiers of 20 classes and logits at temperature 8, a tenth of the mass arrives where
-    it should not, and the value is a fifth to a third below the smallest cost; 100 iterations converge, and end above
-    it by 1 to 4 hundredths. At temperature 2 the error is at most 2 hundredths.
+    and then the value is above the smallest possible cost by at most ``sinkhorn_lambda * log(classes)``. So it is not 0
+    at ``q = p``. The default of 10 iterations is the published one and does not converge for flat distributions. With
+    drawn classifiers of 20 classes, and logits of sizes 1 and 3 at temperature 8, what arrives is off by 9 to 17
+    hundredths in L1, and the value is 14 to 70 hundredths below the smallest cost; 100 iterations all but converge, to 4 to 10
+    hundredths above it. At temperature 2, ten end between 11 hundredths below and 2 above.
 
     Args:
         student_log_probs: ``(..., classes)``, ``log q``, normalised (not checked); ``-inf`` means probability 0.
