@@ -58,7 +58,7 @@ def weight(value: float, name: str, *, example: float) -> None:
 
 def finite(value: float, name: str, *, example: float) -> None:
     """Refuse a hyperparameter that is not a finite number."""
-    _number(value, name, example, math.isfinite, "a finite number")
+    _number(value, name, example, lambda x: abs(x) < math.inf, "a finite number")
 
 
 def order(value: float) -> None:

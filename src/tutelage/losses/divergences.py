@@ -278,10 +278,13 @@ class _AlphaBeta(torch.autograd.Function):
     def forward(log_q: Tensor, log_p: Tensor, alpha: float, beta: float) -> Tensor:
         d, total = log_q - log_p, alpha + beta
         x, y, z = _power(log_p, total), _power(log_p, alpha) + _power(log_q, beta), _power(log_q, total)
-        # The two points that are farthest apart come first and last; a step is a distance divided by d.
-        (first, middle, last), (one, two) = max(
-            ((x, y, z), (beta, alpha)), ((x, z, y), (total, -alpha)), ((y, x, z), (-beta, total)), key=lambda o: abs(sum(o[1]))
-        )
+        # The points that are farthest apart come first and last; ``one`` and ``two`` are the distances over d.
+        if alpha * beta >= 0:
+            first, middle, last, one, two = x, y, z, beta, alpha
+        elif abs(alpha) >= abs(beta):
+            first, middle, last, one, two = y, x, z, -beta, total
+        else:
+            first, middle, last, one, two = x, z, y, total, -alpha
         width = one + two
         if width == 0:
             return 0.5 * d * d
