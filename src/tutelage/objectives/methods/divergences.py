@@ -222,12 +222,12 @@ def wkd_l(
         label: weight of the label's term, at temperature 1.
         supervised: weight of the cross-entropy.
 
-    Differs from: the authors' configurations, whose cost comes from a file of CKA between classes that their code
-        offers this one beside; and their code, which adds 1e-8 to costs and denominators.
+    Differs from: the authors' configurations, which read a cost by CKA between classes from a file; theirs from the
+        last layer is an option. Their code adds 1e-8 to costs and denominators.
     """
     plan = WKDL(
         temperature=temperature, sinkhorn_lambda=sinkhorn_lambda, sinkhorn_iter=sinkhorn_iter, sharpen=sharpen
     )
     of_label = Apply(losses.nkd, {"gamma": 0.0, "temperature": 1.0}, soft_labels=True)
-    terms = WeightedTerm("label", label, of_label), WeightedTerm("wkd_l", gamma, plan)
+    terms = WeightedTerm("wkd_l_label", label, of_label), WeightedTerm("wkd_l", gamma, plan)
     return objective_of(supervised_part(supervised), *terms)

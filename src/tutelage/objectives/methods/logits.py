@@ -189,7 +189,7 @@ class _BoundMatching(nn.Module):
             mean = self.resolved["mean_weight"] = automatic.mean_weight(weight, context)
         self._weight = weight if spec.weight_by != "constant" else None
         self._temperature, self._divisor = spec.temperature, mean / spec.temperature**2
-        self._divergence, self._parameters = spec.divergence, spec.parameters
+        self._divergence, self._of_kind = spec.divergence, spec.parameters
         if self.needs.teacher_head:
             self.register_buffer("cost", head_cost(context), persistent=False)
 
@@ -203,7 +203,7 @@ class _BoundMatching(nn.Module):
             normalise=self.needs.coupled,
             kind=self._divergence,
             cost=getattr(self, "cost", None),
-            **self._parameters,
+            **self._of_kind,
         )
         return values / self._divisor
 
