@@ -26,7 +26,7 @@ DIGITS = 50
 # What is left of an exact 0: differentiation is good to about the digits that are computed with.
 NOISE = mpf(10) ** -40
 
-LAMBDA = mpf(0.05)  # as the double that it is there
+LAMBDA, ITERATIONS = mpf(0.05), 10  # the first as the double that it is there
 
 Probabilities = Sequence[mpf]
 
@@ -88,7 +88,11 @@ def class_wise(p: Probabilities, q: Probabilities, held: Probabilities) -> mpf:
 
 
 def wasserstein(
-    p: Probabilities, q: Probabilities, cost: Sequence[Sequence[mpf]], sinkhorn_lambda: mpf = LAMBDA, sinkhorn_iter: mpf = mpf(10)
+    p: Probabilities,
+    q: Probabilities,
+    cost: Sequence[Sequence[mpf]],
+    sinkhorn_lambda: mpf = LAMBDA,
+    sinkhorn_iter: mpf | int = ITERATIONS,
 ) -> mpf:
     classes = range(len(p))
     kernel = [[mpmath.exp(-each / sinkhorn_lambda) for each in row] for row in cost]
@@ -175,7 +179,14 @@ def recipes() -> Iterator[dict[str, Any]]:
                 theirs = {"draw": "copy", "of": "z_s", "scale": 1.0}
                 if teacher is not None:
                     theirs = {"draw": "normal", "shape": shape, "scale": teacher}
-                cost = {"name": "cost", "role": "teacher", "draw": "uniform", "shape": shape[1:] * 2, "low": 0.0, "high": 1.0}
+                cost = {
+                    "name": "cost",
+                    "role": "teacher",
+                    "draw": "uniform",
+                    "shape": shape[1:] * 2,
+                    "low": 0.0,
+                    "high": 1.0,
+                }
                 yield {
                     "id": f"def-{number:04d}",
                     "method": METHOD,

@@ -21,7 +21,9 @@ LOSSES = {
 COST = torch.rand(100, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 every = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 of_a_teacher = pytest.mark.parametrize("loss", [LOSSES[name] for name in ("dkd", "nkd", "wsld", "abdkd", "wkd_l")])
-about_the_index = pytest.mark.parametrize("loss", [LOSSES[name] for name in ("dkd", "teacher_free_kd", "abdkd", "wkd_l")])
+about_the_index = pytest.mark.parametrize(
+    "loss", [LOSSES[name] for name in ("dkd", "teacher_free_kd", "abdkd", "wkd_l")]
+)
 
 
 def drawn(shape=(6, 5), scale=2.0, dtype=torch.float64, seed=0):
@@ -183,7 +185,10 @@ def test_abdkd_at_exponents_1_and_0_is_dkd():
     z, v, y = drawn()
     numbers = {"alpha": 0.5, "beta": 3.0, "temperature": 2.0}
     torch.testing.assert_close(
-        losses.abdkd(z, v, y, ab_alpha=1.0, ab_beta=0.0, **numbers), losses.dkd(z, v, y, **numbers), rtol=1e-12, atol=1e-12
+        losses.abdkd(z, v, y, ab_alpha=1.0, ab_beta=0.0, **numbers),
+        losses.dkd(z, v, y, **numbers),
+        rtol=1e-12,
+        atol=1e-12,
     )
 
 
@@ -264,9 +269,7 @@ def test_soft_labels_of_wsld_that_are_hard_are_the_index():
             refused(InvalidValueError, "student_logits", got=1),
         ),
         (
-            lambda z, v, y: losses.abdkd(
-                z, v, y, alpha=1.0, beta=1.0, ab_alpha=np.nan, ab_beta=0.3, temperature=1.0
-            ),
+            lambda z, v, y: losses.abdkd(z, v, y, alpha=1.0, beta=1.0, ab_alpha=np.nan, ab_beta=0.3, temperature=1.0),
             refused(InvalidValueError, "ab_alpha", got="nan", suggests="ab_alpha=0.5"),
         ),
         (

@@ -53,8 +53,11 @@ def _ttm(*, gamma: float, power_sum: bool = False) -> Divergence:
 
 def _divergence(*, kind: str, temperature: float = 1.0, **parameters: Any) -> Divergence | None:
     checks.positive(temperature, "temperature", example=4.0)
-    values = parameters_of(kind, **parameters)  # of the kinds here at most one
-    return Divergence(kind, *map(float, values.values())) if kind in KINDS and temperature == 1 else None
+    values = parameters_of(kind, **parameters)
+    if kind not in KINDS or temperature != 1:
+        return None
+    (mixture,) = values.values() or (0.0,)
+    return Divergence(kind, float(mixture))
 
 
 FUSED: Mapping[Callable[..., Tensor], tuple[Callable[..., Divergence | None], tuple[str, ...]]] = {

@@ -51,8 +51,8 @@ def divergence(
       ``a`` and ``b`` for ``alpha`` and ``beta``; ``g - q * sum_i g[i]`` with ``g = (q**(a + b) - p**a * q**b) / a``.
       Where ``a``, ``b`` or ``a + b`` is 0 it is the limit. ``forward`` is (1, 0), ``reverse`` (0, 1), and (0, 0) is
       ``0.5 * sum_i log(q[i] / p[i])**2``.
-    * ``adaptive``: ``w * KL(p || q) + (1 - w) * KL(q || p)``, where ``w`` is the part of ``sum_i |p[i] - q[i]|`` that is
-      in the teacher's head: its likeliest class, and those down to which the probabilities add up to at most ``mu``.
+    * ``adaptive``: ``w * KL(p || q) + (1 - w) * KL(q || p)``, where ``w`` is the part of ``sum_i |p[i] - q[i]|`` that
+      is in the teacher's head: its likeliest class, and those down to which probabilities add up to at most ``mu``.
     * ``class_wise``: ``sum_i (w[i] * p[i] * log(p[i] / q[i]) + (1 - w[i]) * q[i] * log(q[i] / p[i]))`` with
       ``w = p / (p + q)``. Its value is ``KL(p || q) + KL(q || p)``, its gradient is not: see below.
     * ``wasserstein``: the cost of moving ``q`` to ``p`` by `transport`.
@@ -247,7 +247,9 @@ def _adaptive(log_q: Tensor, log_p: Tensor, *, mu: float) -> Tensor:
     shares = parts / parts.sum(dim=0).clamp(min=torch.finfo(gaps.dtype).tiny)
     values = kl_divergence(log_q, log_p), _reverse(log_q, log_p)
     # A divergence that has no share may be infinite.
-    forward, reverse = ((share * value).masked_fill(share == 0, 0.0) for share, value in zip(shares, values, strict=True))
+    forward, reverse = (
+        (share * value).masked_fill(share == 0, 0.0) for share, value in zip(shares, values, strict=True)
+    )
     return forward + reverse
 
 
@@ -262,16 +264,16 @@ def _class_wise(log_q: Tensor, log_p: Tensor) -> Tensor:
 def _alpha_beta(log_q: Tensor, log_p: Tensor, *, alpha: float, beta: float) -> Tensor:
     absent = (log_q == -math.inf) & (log_p == -math.inf)
     terms = _AlphaBeta.apply(log_q.masked_fill(absent, 0.0), log_p.masked_fill(absent, 0.0), alpha, beta)
-    return terms.masked_fill(absent, 0.0).sum(dim=-1)  # type: ignore[no-any-return]
+    return terms.masked_fill(absent, 0.0).sum(dim=-1)
 
 
 class _AlphaBeta(torch.autograd.Function):
     """Each class's term of the alpha-beta divergence, and its slope, both without cancellation.
 
-    With ``x, y, z = (a + b) * log p, a * log p + b * log q, (a + b) * log q`` and ``d = log q - log p`` the term is ``d**2``
-    times the second divided difference of the exponential at the three points, and its slope by ``log q`` is ``d``
-    times the first at ``y`` and ``z``. Divided differences are continuous where points coincide, at exponents of 0 and
-    at ``p = q``, and do not depend on the points' order.
+    With ``d = log q - log p`` and the points ``x = (a + b) * log p``, ``y = a * log p + b * log q`` and
+    ``z = (a + b) * log q``, the term is ``d**2`` times the second divided difference of the exponential at all three,
+    and its slope by ``log q`` is ``d`` times the first at ``y`` and ``z``. Divided differences are continuous where
+    points coincide, at exponents of 0 and at ``p = q``, and do not depend on the points' order.
     """
 
     @staticmethod
@@ -300,7 +302,7 @@ class _AlphaBeta(torch.autograd.Function):
         ctx.save_for_backward(log_q, log_p)
 
     @staticmethod
-    def backward(ctx: Any, of_terms: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, of_terms: Tensor) -> tuple[Tensor, None, None, None]:
         log_q, log_p = ctx.saved_tensors
         y = _power(log_p, ctx.alpha) + _power(log_q, ctx.beta)
         slope = _rise(y, _power(log_q, ctx.alpha + ctx.beta), ctx.alpha, log_q - log_p)

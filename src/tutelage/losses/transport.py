@@ -51,8 +51,8 @@ def transport(
     Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Cuturi, "Sinkhorn Distances: Lightspeed Computation of Optimal Transport", arXiv 1306.0895; Lv et al.,
         "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation", arXiv 2412.08139.
-    Differs from: the code of the latter, which adds 1e-8 to each cost and each denominator. Where sure networks disagree
-        about classes at a cost near 1, this loses up to a third of the mass, and so of the value.
+    Differs from: the code of the latter, which adds 1e-8 to each cost and each denominator. Where sure networks
+        disagree about classes at a cost near 1, this loses up to a third of the mass, and so of the value.
 
     Example:
         >>> q, p = torch.tensor([[0.9, 0.1]]), torch.tensor([[0.2, 0.8]])

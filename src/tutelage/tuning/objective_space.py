@@ -34,8 +34,8 @@ TEMPERATURE = (1.0, 20.0)
 def dimensions() -> list[Dimension]:
     """Return the parts and their numbers, each asked for only where it is there.
 
-    All divergences but ``wasserstein``: it reads the teacher's last layer, which a recorded teacher has not, and its unit
-    is that of a cost, for which ``beta`` would need a range of its own.
+    All divergences but ``wasserstein``: it reads the teacher's last layer, which a recorded teacher has not, and its
+    unit is that of a cost, for which ``beta`` would need a range of its own.
     """
     sure, some = ["constant", "power_sum"], [name for name in REGULARISERS if name != "none"]
     graded = [name for name in targets.WEIGHTS if name not in sure]

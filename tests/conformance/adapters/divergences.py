@@ -77,7 +77,8 @@ def _adaptive_with_the_class_that_crosses(case: Case) -> Tensor:
     """The rest is what adds up to at most alpha from the least likely class on; a sum over tokens."""
     temperature = case.hyper["kd_temp"]
     values = [
-        losses.divergence(case["z_s"], case["z_t"], kind=kind, temperature=temperature) for kind in ("forward", "reverse")
+        losses.divergence(case["z_s"], case["z_t"], kind=kind, temperature=temperature)
+        for kind in ("forward", "reverse")
     ]
     q, p = ((case[z].detach() / temperature).softmax(dim=-1) for z in ("z_s", "z_t"))
     ascending, order = p.sort(dim=-1)

@@ -20,7 +20,9 @@ HEAD = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch
 FORMULAS = {
     "abkd": lambda z, v, y: 32 * losses.divergence(z / 4, v / 4, kind="alpha_beta", alpha=0.8, beta=0.3),
     "abttm": lambda z, v, y: 76 * losses.divergence(z, 0.1 * v, kind="alpha_beta", alpha=0.8, beta=0.3),
-    "abdkd": lambda z, v, y: losses.abdkd(z, v, y, alpha=1.0, beta=8.0, ab_alpha=0.8, ab_beta=0.3, temperature=4.0) / 20,
+    "abdkd": lambda z, v, y: (
+        losses.abdkd(z, v, y, alpha=1.0, beta=8.0, ab_alpha=0.8, ab_beta=0.3, temperature=4.0) / 20
+    ),
     "akl": lambda z, v, y: losses.divergence(z, v, kind="adaptive"),
     "todi": lambda z, v, y: 0.5 * losses.divergence(z / 2, v / 2, kind="class_wise"),
     "wkd_l": lambda z, v, y: (
@@ -94,7 +96,9 @@ def test_it_reads_whole_rows_and_no_kernel_takes_it_for_another(name):
         assert applied is None or applied.func is losses.cross_entropy or divergence_of(applied) is None
 
 
-@pytest.mark.parametrize(("kind", "more"), [("alpha_beta", {"alpha": 0.8}), ("adaptive", {"mu": 0.2}), ("class_wise", {})])
+@pytest.mark.parametrize(
+    ("kind", "more"), [("alpha_beta", {"alpha": 0.8}), ("adaptive", {"mu": 0.2}), ("class_wise", {})]
+)
 def test_the_fused_step_computes_a_kind_that_it_has_no_form_for(kind, more):
     z, v, y = draw()
     loss = partial(losses.divergence, kind=kind, **more)
@@ -113,7 +117,9 @@ def test_a_temperature_of_reverse_is_not_lost_in_the_fused_forms():
 
 def test_abls_is_abkd_on_standardised_logits_with_t_squared_in_its_weight():
     z, v, y = draw()
-    objective = objectives.abkd(temperature=2, ab_alpha=0.9, ab_beta=0.3, weight=36, supervised=0.1, logits="standardised")
+    objective = objectives.abkd(
+        temperature=2, ab_alpha=0.9, ab_beta=0.3, weight=36, supervised=0.1, logits="standardised"
+    )
     numbers = {"kind": "alpha_beta", "alpha": 0.9, "beta": 0.3}
     matched = 2.0**2 * losses.divergence(losses.standardise(z) / 2, losses.standardise(v) / 2, **numbers)
     expected = 0.1 * losses.cross_entropy(z, y) + 9 * matched
@@ -129,7 +135,9 @@ def test_abttm_at_exponents_1_and_0_is_ttm():
 
 def test_the_transport_of_wkd_l_fades_from_the_150th_of_240_epochs_on():
     assert objectives.wkd_l().weights()["wkd_l"] == WKD_GAMMA.to_recipe()
-    assert [WKD_GAMMA(Progress(fraction=epoch / 240)) for epoch in (0, 149, 195, 240)] == pytest.approx([600, 600, 300, 0])
+    assert [WKD_GAMMA(Progress(fraction=epoch / 240)) for epoch in (0, 149, 195, 240)] == pytest.approx(
+        [600, 600, 300, 0]
+    )
 
 
 def test_the_cost_of_wkd_l_is_the_teacher_s_and_is_read_again():

@@ -23,7 +23,9 @@ def draw():
 
 def value_and_gradient(objective):
     z, v, batch = draw()
-    bound = objective.bind(BindContext(samples=6, classes=5, labels=batch.labels, teacher_logits=v, teacher_head=(HEAD, None)))
+    bound = objective.bind(
+        BindContext(samples=6, classes=5, labels=batch.labels, teacher_logits=v, teacher_head=(HEAD, None))
+    )
     loss = bound(Outputs(z.requires_grad_()), Outputs(v), batch)
     loss.total.backward()
     return loss.total.detach(), z.grad, bound
@@ -45,11 +47,10 @@ HEAD = torch.randn(5, 3, generator=torch.Generator().manual_seed(1))
 
 def typed(kind, parameters):
     """The arguments of `matching` for parameters of a kind of `losses.divergence`."""
-    if kind in ("jensen_shannon", "skew"):
-        return {"share": value for value in parameters.values()}
-    if kind == "skew_reverse":  # the parameter is the student's share
-        return {"share": 1 - value for value in parameters.values()}
-    return {f"ab_{name}" if kind == "alpha_beta" else name: value for name, value in parameters.items()}
+    if kind == "skew_reverse" and parameters:  # the parameter is the student's share
+        return {"share": 1 - parameters["alpha"]}
+    names = {"jensen_shannon": "share", "skew": "share", "alpha_beta": "ab_{}"}
+    return {names.get(kind, "{}").format(name): value for name, value in parameters.items()}
 
 
 POINTS = {
@@ -160,7 +161,9 @@ def test_what_has_a_faster_form_or_reads_top_classes_keeps_it():
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("forward", "wasserstein")])
 def test_at_exponent_and_temperature_1_it_is_the_plain_divergence_to_the_bit(kind):
-    numbers = {"alpha_beta": {"alpha": 0.8, "beta": 0.3}, "adaptive": {"mu": 0.7}, "skew_reverse": {"alpha": 0.25}}.get(kind, {})
+    numbers = {"alpha_beta": {"alpha": 0.8, "beta": 0.3}, "adaptive": {"mu": 0.7}, "skew_reverse": {"alpha": 0.25}}.get(
+        kind, {}
+    )
     plain = Apply(losses.divergence, {"kind": kind, **numbers})
     expected = Objective.of(WeightedTerm("ce", 1.0, Apply(losses.cross_entropy)), WeightedTerm("d", 2.0, plain))
     ours = objectives.matching(divergence=kind, gamma=1, beta=2, **typed(kind, numbers))
@@ -172,7 +175,7 @@ def test_a_transport_reads_the_teacher_s_last_layer():
     objective = objectives.matching(divergence="wasserstein", gamma=1, beta=30, supervised=0)
     assert objective.needs.teacher_head
     value, _, bound = value_and_gradient(objective)
-    z, v, batch = draw()
+    z, v, _ = draw()
     plain = losses.divergence(z, v, kind="wasserstein", cost=losses.class_cost(HEAD))
     torch.testing.assert_close(value, 30 * plain.mean())
     assert not bound.state_dict()  # the cost is read again

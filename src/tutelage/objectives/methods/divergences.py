@@ -76,7 +76,7 @@ def abttm(
         weight: weight of the divergence.
         supervised: weight of the cross-entropy.
 
-    Differs from: the authors' code as published, which ends with an error: no option defines the exponent that it reads.
+    Differs from: the authors' code as published, which ends in an error: no option defines the exponent that it reads.
     """
     match = Matching(gamma=gamma, divergence="alpha_beta", ab_alpha=ab_alpha, ab_beta=ab_beta)
     return objective_of(supervised_part(supervised), WeightedTerm("abttm", weight, match.simplest()))
@@ -112,9 +112,7 @@ def abdkd(
 
 
 @preset("Wu et al. 2024, arXiv:2404.02657")
-def akl(
-    *, mu: float = 0.5, temperature: float = 1.0, weight: Weight = 1.0, supervised: Weight = 1.0
-) -> Objective:
+def akl(*, mu: float = 0.5, temperature: float = 1.0, weight: Weight = 1.0, supervised: Weight = 1.0) -> Objective:
     """``supervised * CE(y, q) + weight * (w * KL(p_T || q_T) + (1 - w) * KL(q_T || p_T))``: there is no ``T**2``.
 
     ``w`` is the part of the distance between the distributions that is in the teacher's head; it has no gradient. Made
@@ -225,9 +223,7 @@ def wkd_l(
     Differs from: the authors' configurations, which read a cost by CKA between classes from a file; theirs from the
         last layer is an option. Their code adds 1e-8 to costs and denominators.
     """
-    plan = WKDL(
-        temperature=temperature, sinkhorn_lambda=sinkhorn_lambda, sinkhorn_iter=sinkhorn_iter, sharpen=sharpen
-    )
+    plan = WKDL(temperature=temperature, sinkhorn_lambda=sinkhorn_lambda, sinkhorn_iter=sinkhorn_iter, sharpen=sharpen)
     of_label = Apply(losses.nkd, {"gamma": 0.0, "temperature": 1.0}, soft_labels=True)
     terms = WeightedTerm("wkd_l_label", label, of_label), WeightedTerm("wkd_l", gamma, plan)
     return objective_of(supervised_part(supervised), *terms)

@@ -79,7 +79,10 @@ class Matching:
         checks.known(self.divergence, "divergence", KINDS, example="forward")
         if not isinstance(self.share, Automatic):
             if self.divergence not in MIXTURES:
-                expected, instead = f"auto with divergence {self.divergence}, which mixes nothing", " or ".join(MIXTURES)
+                expected, instead = (
+                    f"auto with divergence {self.divergence}, which mixes nothing",
+                    " or ".join(MIXTURES),
+                )
                 raise InvalidValueError("share", expected, self.share, f"leave it out, or type divergence={instead}")
             ((_, known),) = PARAMETERS[self.divergence].items()
             example = 1 - known.default if self.divergence == "skew_reverse" else known.default
@@ -130,9 +133,13 @@ class Matching:
     @property
     def parameters(self) -> dict[str, Any]:
         """The keyword arguments of `losses.divergence` that are not the kind's defaults."""
-        found = {name: getattr(self, argument) for argument, (kind, name) in PARAMETERS_OF.items() if kind == self.divergence}
+        found = {
+            name: getattr(self, argument) for argument, (kind, name) in PARAMETERS_OF.items() if kind == self.divergence
+        }
         if self.divergence in MIXTURES:
-            share = self.share if isinstance(self.share, Automatic) or self.divergence != "skew_reverse" else 1 - self.share
+            share = (
+                self.share if isinstance(self.share, Automatic) or self.divergence != "skew_reverse" else 1 - self.share
+            )
             found = dict.fromkeys(PARAMETERS[self.divergence], share)
         return {name: value for name, value in found.items() if not isinstance(value, Automatic)}
 
