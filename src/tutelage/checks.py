@@ -56,6 +56,11 @@ def weight(value: float, name: str, *, example: float) -> None:
     _number(value, name, example, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
 
 
+def finite(value: float, name: str, *, example: float) -> None:
+    """Refuse a hyperparameter that is not a finite number."""
+    _number(value, name, example, lambda x: abs(x) < math.inf, "a finite number")
+
+
 def order(value: float) -> None:
     """Refuse a negative order of a Rényi entropy; infinity is allowed."""
     _number(value, "order", 0.25, lambda x: x >= 0, "a number of at least 0 (1 is Shannon)", float32=False)
@@ -102,6 +107,21 @@ def per_class(logits: Tensor, class_weights: Tensor) -> Tensor:
         instead = "give one for each class, in the order of the logits"
         raise InvalidValueError("class_weights", expected, tuple(class_weights.shape), instead)
     return class_weights
+
+
+def cost_matrix(cost: Tensor | None, name: str = "cost", *, example: object = None) -> None:
+    """Refuse what is no matrix ``(classes, classes)`` of floats."""
+    if not isinstance(cost, Tensor):
+        got, instead = (
+            "none" if cost is None else type(cost).__name__,
+            f"type {name}=losses.class_cost(last_layer.weight)",
+        )
+        raise InvalidTypeError(name, "a torch.Tensor (classes, classes)", got, instead)
+    if not cost.is_floating_point():
+        raise InvalidTypeError(name, "a floating dtype", cost.dtype, f"type {name}.float()")
+    if cost.ndim != 2 or cost.shape[0] != cost.shape[1]:
+        instead = "give a row for each class of the student, a column for each of the teacher"
+        raise InvalidValueError(name, "shape (classes, classes)", tuple(cost.shape), instead)
 
 
 def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:

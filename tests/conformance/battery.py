@@ -84,6 +84,14 @@ ROWS = [
     Row("weighted_kd", {"weight": 0.9}, LOGITS),
     Row("transformed_matching", {"weight_by": "entropy", "normalise": "batch"}, "shift samples classes"),
     Row("matching", {"divergence": "jensen_shannon", "gamma": 0.5, "weight_by": "entropy"}, "shift samples classes"),
+    Row("abkd", {}, LOGITS),
+    Row("abttm", {}, "shift samples classes"),
+    Row("abdkd", {}, LOGITS),
+    # The weights of their divergences are detached.
+    Row("akl", {}, LOGITS, gradcheck=False),
+    Row("todi", {}, LOGITS, gradcheck=False),
+    # A plan's entropy has a price at equality, and the cost is between the teacher's classes, in their order.
+    Row("wkd_l", {}, "shift samples"),
     # Its negatives are drawn by the order of the samples.
     Row("crd", {"negatives": 3, "dimension": 5}, ""),
     Row("itrd", {}, alone="refused"),

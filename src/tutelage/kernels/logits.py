@@ -29,9 +29,10 @@ def cross_entropy_and(
 ) -> tuple[Tensor, Tensor]:
     """Compute `losses.cross_entropy` and a loss of both networks' logits together.
 
-    `losses.kd`, `losses.weighted_kd`, `losses.ttm`, `losses.wttm` and `losses.divergence` have a form that sweeps over
-    the logits once forward (twice for the kinds that mix the two distributions) and once backward, computes in float32,
-    and allocates nothing as large as the logits except one gradient:
+    `losses.kd`, `losses.weighted_kd`, `losses.ttm`, `losses.wttm` and some kinds of `losses.divergence`
+    (`divergence.KINDS`, at temperature 1) have a form that sweeps over the logits once forward (twice for the kinds
+    that mix the two distributions) and once backward, computes in float32, and allocates nothing as large as the logits
+    except one gradient:
 
     * on CUDA with Triton all of them, in float32, bfloat16 and float16, with dense logits or `types.Sparse` ones;
     * on the CPU `losses.wttm`, in every floating dtype, from 2**17 logits on; fewer are faster without it.

@@ -71,7 +71,11 @@ from tutelage.losses.relations import itrd_correlation as itrd_correlation
 from tutelage.losses.relations import itrd_mutual as itrd_mutual
 from tutelage.losses.relations import log_power as log_power
 from tutelage.losses.relations import log_sum as log_sum
+from tutelage.losses.targeted import abdkd as abdkd
 from tutelage.losses.targeted import dkd as dkd
 from tutelage.losses.targeted import nkd as nkd
 from tutelage.losses.targeted import rld as rld
+from tutelage.losses.targeted import wkd_l as wkd_l
 from tutelage.losses.targeted import wsld as wsld
+from tutelage.losses.transport import class_cost as class_cost
+from tutelage.losses.transport import transport as transport

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from tutelage.losses.divergences import KINDS, PARAMETERS
 from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
-from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, present
+from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, missing, present
 from tutelage.settings.objective import MATCHED, MATCHED_TO, Exponent, matched_kd
 from tutelage.settings.weights import (
     AUTO,
@@ -35,6 +36,18 @@ REGULARISERS = ("none", "confidence", "renyi")
 NORMALISE = ("none", "batch", "training")
 LOGITS = ("raw", "standardised")
 """Forms of the networks' logits that a term may read: unchanged or standardised."""
+MIXTURES = ("jensen_shannon", "skew", "skew_reverse")
+"""Divergences from a mixture of both distributions."""
+PARAMETERS_OF: Mapping[str, tuple[str, str]] = {
+    "ab_alpha": ("alpha_beta", "alpha"),
+    "ab_beta": ("alpha_beta", "beta"),
+    "mu": ("adaptive", "mu"),
+    "sinkhorn_lambda": ("wasserstein", "sinkhorn_lambda"),
+    "sinkhorn_iter": ("wasserstein", "sinkhorn_iter"),
+}
+"""A divergence's kind and parameter by the argument of a `Matching` that they are; of mixtures see its ``share``."""
+MOST_CLASSES = 10_000
+"""Largest number of classes between which a transport is computed."""
 CTKD_REVERSAL = CosineWarmUp(-1.0, 10)
 """Factor of the temperature's gradient over the CTKD authors' run."""
 
@@ -56,18 +69,33 @@ class Matching:
     temperature: float = 1.0  # T of the student; values are times its square
     divergence: str = "forward"  # name of D, `losses.divergence`
     share: float | Automatic = AUTO  # teacher's share of a divergence's mixture; automatic: the kind's default
+    ab_alpha: float | Automatic = AUTO  # parameters of other divergences, `PARAMETERS_OF`; likewise
+    ab_beta: float | Automatic = AUTO
+    mu: float | Automatic = AUTO
+    sinkhorn_lambda: float | Automatic = AUTO
+    sinkhorn_iter: float | Automatic = AUTO
 
     def __post_init__(self) -> None:
         checks.known(self.divergence, "divergence", KINDS, example="forward")
         if not isinstance(self.share, Automatic):
-            if self.divergence not in PARAMETERS:
+            if self.divergence not in MIXTURES:
                 expected, instead = (
                     f"auto with divergence {self.divergence}, which mixes nothing",
-                    " or ".join(PARAMETERS),
+                    " or ".join(MIXTURES),
                 )
                 raise InvalidValueError("share", expected, self.share, f"leave it out, or type divergence={instead}")
+            ((_, known),) = PARAMETERS[self.divergence].items()
+            example = 1 - known.default if self.divergence == "skew_reverse" else known.default
             ends = "divergence=forward or divergence=reverse"
-            checks.mixture_weight(self.share, "share", example=PARAMETERS[self.divergence][1], ends=ends)
+            checks.mixture_weight(self.share, "share", example=example, ends=ends)
+        for argument, (kind, name) in PARAMETERS_OF.items():
+            value = getattr(self, argument)
+            if isinstance(value, Automatic):
+                continue
+            if self.divergence != kind:
+                expected = f"auto with divergence {self.divergence}, which has none"
+                raise InvalidValueError(argument, expected, value, f"leave it out, or type divergence={kind}")
+            PARAMETERS[kind][name].check(value, argument, example=PARAMETERS[kind][name].default)
         checks.positive(self.temperature, "temperature", example=4.0)
         checks.known(self.normalise, "normalise", NORMALISE, example="batch")
         self.weight(targets.Pointwise(self.transform, gamma=1 if isinstance(self.gamma, Automatic) else self.gamma))
@@ -81,6 +109,7 @@ class Matching:
             labels="none",
             coupled=self.normalise == "batch",
             teacher_statistics=automatic_gamma or self.normalise == "training",
+            teacher_head=self.divergence == "wasserstein",
         )
 
     @property
@@ -102,9 +131,17 @@ class Matching:
         )
 
     @property
-    def mixture(self) -> dict[str, float]:
-        """The keyword argument of `losses.divergence` that the share is; none if it is the kind's default."""
-        return {} if isinstance(self.share, Automatic) else {PARAMETERS[self.divergence][0]: self.share}
+    def parameters(self) -> dict[str, Any]:
+        """The keyword arguments of `losses.divergence` that are not the kind's defaults."""
+        found = {
+            name: getattr(self, argument) for argument, (kind, name) in PARAMETERS_OF.items() if kind == self.divergence
+        }
+        if self.divergence in MIXTURES:
+            share = (
+                self.share if isinstance(self.share, Automatic) or self.divergence != "skew_reverse" else 1 - self.share
+            )
+            found = dict.fromkeys(PARAMETERS[self.divergence], share)
+        return {name: value for name, value in found.items() if not isinstance(value, Automatic)}
 
     def simplest(self) -> TermSpec:
         """Return the term of a named loss if there is one that computes the same, or else this one.
@@ -124,7 +161,9 @@ class Matching:
                 return Apply(loss, {"temperature": self.temperature}, target_gamma=gamma)
             return Apply(losses.wttm if weighted else losses.ttm, {"gamma": gamma}, target_gamma=gamma)
         at_one = gamma == 1 and self.temperature == 1  # where the power sum is 1
-        return Divergence(losses.divergence, {"kind": self.divergence, **self.mixture}, 1.0) if at_one else self
+        if not at_one or self.needs.teacher_head:
+            return self
+        return Divergence(losses.divergence, {"kind": self.divergence, **self.parameters}, 1.0)
 
     def weight(self, transform: targets.Pointwise) -> targets.SampleWeight:
         """Return the sample weight for a mapping."""
@@ -157,7 +196,9 @@ class _BoundMatching(nn.Module):
             mean = self.resolved["mean_weight"] = automatic.mean_weight(weight, context)
         self._weight = weight if spec.weight_by != "constant" else None
         self._temperature, self._divisor = spec.temperature, mean / spec.temperature**2
-        self._divergence, self._mixture = spec.divergence, spec.mixture
+        self._divergence, self._of_kind = spec.divergence, spec.parameters
+        if self.needs.teacher_head:
+            self.register_buffer("cost", head_cost(context), persistent=False)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         z = student.logits
@@ -168,9 +209,26 @@ class _BoundMatching(nn.Module):
             sample_weight=self._weight,
             normalise=self.needs.coupled,
             kind=self._divergence,
-            **self._mixture,
+            cost=getattr(self, "cost", None),
+            **self._of_kind,
         )
         return values / self._divisor
+
+
+def head_cost(context: BindContext, sharpen: float = 1.0) -> Tensor:
+    """Return `losses.class_cost` of the teacher's last layer, ``(classes, classes)``.
+
+    Raises:
+        ValueError: if it is not known, or has more than 10,000 classes, whose matrix no transport could be run with.
+    """
+    if context.teacher_head is None:
+        raise missing("teacher_head, the weights of the teacher's last layer")
+    weight = context.teacher_head[0].detach()
+    if len(weight) > MOST_CLASSES:
+        expected = f"at most {MOST_CLASSES} classes for a transport, whose cost is a matrix of them"
+        instead = "choose a divergence that needs no cost, such as alpha_beta"
+        raise InvalidValueError("teacher_head", expected, len(weight), instead)
+    return losses.class_cost(weight.flatten(1), sharpen=sharpen)
 
 
 @dataclass(frozen=True)
@@ -481,6 +539,11 @@ def matching(
     regulariser_weight: SignedWeight = 0.1,
     regulariser_order: float = 1.0,
     share: AutomaticNumber = AUTO,
+    ab_alpha: AutomaticNumber = AUTO,
+    ab_beta: AutomaticNumber = AUTO,
+    mu: AutomaticNumber = AUTO,
+    sinkhorn_lambda: AutomaticNumber = AUTO,
+    sinkhorn_iter: AutomaticNumber = AUTO,
     weight_of: str = "teacher",
     order: float = 1.0,
     normalise: str = "none",
@@ -492,7 +555,10 @@ def matching(
     docs/methods.md. A point that is a named loss is computed by it.
 
     Args:
-        divergence: name of D: ``forward``, ``reverse``, ``jensen_shannon``, ``skew`` or ``total_variation``.
+        divergence: name of D: ``forward``, ``reverse``, ``jensen_shannon``, ``skew``, ``skew_reverse``,
+            ``total_variation``, ``alpha_beta``, ``adaptive``, ``class_wise``, or ``wasserstein``, whose cost between
+            classes is ``1 - exp(cos - 1)`` of the rows of the teacher's last layer; see `losses.divergence`. All work
+            token by token, the last one where there are at most 10,000 classes.
         target: name of f, which makes the target ``p_f``: ``power``, ``rational``, ``logarithm`` or ``complement``.
         gamma: parameter of f; 1 changes nothing, and the smaller the flatter. ``auto`` is as flat as the power at
             0.25, a temperature of 4.
@@ -504,8 +570,14 @@ def matching(
             Rényi entropy.
         regulariser_weight: weight of R, any finite number; below 0 it rewards low entropy.
         regulariser_order: order of the Rényi entropy, > 0; 1 is Shannon's.
-        share: teacher's share of the mixture of ``jensen_shannon`` and ``skew``, above 0 and below 1; ``auto`` is 0.5
-            for the one and 0.1 for the other.
+        share: teacher's share of the mixture of ``jensen_shannon``, ``skew`` and ``skew_reverse``, above 0 and below 1;
+            ``auto`` is 0.5, 0.1 and 0.9.
+        ab_alpha: exponent of the target in ``alpha_beta``, any finite number; ``auto`` is 0.5.
+        ab_beta: exponent of the student in ``alpha_beta``, any finite number; ``auto`` is 0.5.
+        mu: mass of the head of ``adaptive``, in [0, 1); ``auto`` is 0.5.
+        sinkhorn_lambda: weight of the plan's entropy in ``wasserstein``, > 0; ``auto`` is 0.05.
+        sinkhorn_iter: number of iterations of ``wasserstein``; ``auto`` is 10, which do not converge at high
+            temperatures: see `losses.transport`.
         weight_of: distribution that the entropy or the top is of: the ``teacher``'s p or the ``target`` p_f.
         order: order of the entropy that weighs; 1 is Shannon's.
         normalise: divisor of w: ``none``, or its mean over the ``batch``, which couples a batch's samples, or over the
@@ -514,9 +586,18 @@ def matching(
             number.
     """
     checks.known(target, "target", targets.TRANSFORMS, example="power")
-    exponent, teacher_share = cast(tuple[float | Automatic, float | Automatic], (gamma, share))  # by the decorator
-    match = Matching(gamma=exponent, transform=target, weight_by=weight_by, weight_of=weight_of, order=order)
-    match = replace(match, divergence=divergence, share=teacher_share, temperature=temperature, normalise=normalise)
+    given = {"gamma": gamma, "share": share, "ab_alpha": ab_alpha, "ab_beta": ab_beta, "mu": mu}
+    given |= {"sinkhorn_lambda": sinkhorn_lambda, "sinkhorn_iter": sinkhorn_iter}
+    match = Matching(
+        transform=target,
+        weight_by=weight_by,
+        weight_of=weight_of,
+        order=order,
+        divergence=divergence,
+        temperature=temperature,
+        normalise=normalise,
+        **cast(dict[str, float | Automatic], given),  # by the decorator
+    )
     beta = _in_betas(beta, temperature, "beta")
     term = WeightedTerm("matching", beta, on_logits(logits, match.simplest(), beta))
     penalty = regulariser_part(regulariser, regulariser_weight, regulariser_order)
