@@ -67,3 +67,6 @@ from tutelage.losses.relations import log_sum as log_sum
 from tutelage.losses.targeted import dkd as dkd
 from tutelage.losses.targeted import nkd as nkd
 from tutelage.losses.targeted import wsld as wsld
+from tutelage.losses.views import crld as crld
+from tutelage.losses.views import hard_label as hard_label
+from tutelage.losses.views import weak_views as weak_views
