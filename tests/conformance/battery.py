@@ -120,6 +120,12 @@ ROWS = [
     Row("cosine", {}, "zero samples classes"),
     Row("embedding_mse", {}, "zero samples classes"),
     Row("in_batch_similarity", {"temperature": 0.5}, "samples classes", alone="refused"),
+    # Neighbours in a batch are a sample's two views.
+    Row("crld", {"tau_w": 0.4, "tau_s": 0.3}, "shift classes", alone="refused"),
+    Row("two_view_mlkd", {}, "zero shift classes", alone="refused"),
+    Row("hard_labels", {}, "shift samples classes"),
+    # Both tokens have one place here.
+    Row("deit", {"class_token": "fc", "distillation_token": "fc"}),
 ]
 
 

@@ -115,6 +115,6 @@ def _pairs(logits: Tensor) -> Tensor:
     """Return ``(samples, 2, classes)``."""
     if logits.ndim != 2 or len(logits) % 2:
         expected = "(2 * samples, classes), each sample's weak view and then its strong one"
-        instead = "type data.strong={} in a recipe, or stack both views: torch.stack((weak, strong), 1).flatten(0, 1)"
+        instead = "type data.strong={randaugment: {}} in a recipe, or stack both views: torch.stack((weak, strong), 1).flatten(0, 1)"
         raise InvalidValueError("logits", expected, tuple(logits.shape), instead)
     return logits.unflatten(0, (-1, 2))

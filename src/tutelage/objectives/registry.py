@@ -217,8 +217,8 @@ def _probe(parts: Sequence[WeightedTerm]) -> None:
                 raise next((error for error in errors if not str(error).startswith(of_shapes)), errors[0])
 
 
-_FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3))
-"""Shapes of the features that losses are tried on: embeddings, tokens, maps."""
+_FEATURES = ((2, 3), (2, 4), (2, 4, 3), (2, 4, 3, 3))
+"""Shapes of the features that losses are tried on: logits, embeddings, tokens, maps."""
 
 
 def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:

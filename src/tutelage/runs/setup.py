@@ -190,7 +190,7 @@ def check_compatible(run_inputs: RunInputs) -> None:
             raise RecipeError("data", expected, f"none among {len(splits.train)} training samples", instead)
         if needs.views > splits.train.views:
             expected = f"{needs.views} views of each training sample for objective {name}, which compares them"
-            instead = "type data.strong={}, or use an objective of one view"
+            instead = "type data.strong={randaugment: {}}, or use an objective of one view"
             raise RecipeError("data.strong", expected, splits.train.views, instead)
         if splits.task == "labels":
             _check_of_labels(objective)

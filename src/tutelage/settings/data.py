@@ -34,8 +34,8 @@ class RandAugment:
 class StrongView:
     """How the second, strong view of a training sample differs from the first; it is drawn by itself."""
 
-    randaugment: RandAugment | None = RandAugment()
-    """RandAugment of the strong view; unset does what the other view does."""
+    randaugment: RandAugment | None = None
+    """Random operations on the strong view; unset does those of the other view."""
     random_erasing: Annotated[Real, Range("a probability in [0, 1], or null", least=0, most=1, example=0.5)] | None = (
         None
     )
