@@ -69,4 +69,3 @@ from tutelage.losses.targeted import nkd as nkd
 from tutelage.losses.targeted import wsld as wsld
 from tutelage.losses.views import crld as crld
 from tutelage.losses.views import hard_label as hard_label
-from tutelage.losses.views import weak_views as weak_views

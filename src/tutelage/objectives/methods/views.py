@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from tutelage import checks, losses
+from tutelage.losses.views import weak_views
 from tutelage.objectives.methods.batch_logits import mean_over_temperatures
 from tutelage.objectives.methods.logits import on_logits
 from tutelage.objectives.objective import Objective
@@ -133,10 +134,11 @@ def deit(
     Differs from: the published code, whose soft form is divided by the number of classes too; the paper's is not.
     """
     checks.known(form, "form", FORMS, example="hard")
-    loss: Callable[..., Tensor] = losses.hard_label if form == "hard" else partial(losses.kd, temperature=temperature)
+    soft = {"loss": losses.kd, "temperature": temperature}
+    match = Apply(_teacher_of_tap, soft if form == "soft" else {"loss": losses.hard_label}, student_tap=distillation_token)
     return objective_of(
         WeightedTerm("ce", supervised, Apply(_label_of_tap, soft_labels=True, student_tap=class_token)),
-        WeightedTerm(f"deit_{form}", weight, Apply(_teacher_of_tap, {"loss": loss}, student_tap=distillation_token)),
+        WeightedTerm(f"deit_{form}", weight, match),
     )
 
 
@@ -145,12 +147,14 @@ def _crld_mean(student_logits: Tensor, teacher_logits: Tensor, **arguments: Any)
 
 
 def _mean_of_weak(student_logits: Tensor, teacher_logits: Tensor, *, loss: Callable[..., Tensor]) -> Tensor:
-    return mean_over_temperatures(losses.weak_views(student_logits), losses.weak_views(teacher_logits), loss=loss)
+    return mean_over_temperatures(weak_views(student_logits), weak_views(teacher_logits), loss=loss)
 
 
 def _label_of_tap(student_features: Tensor, labels: Tensor) -> Tensor:
     return losses.cross_entropy(student_features, labels)
 
 
-def _teacher_of_tap(student_features: Tensor, teacher_logits: Tensor, *, loss: Callable[..., Tensor]) -> Tensor:
-    return loss(student_features, teacher_logits)
+def _teacher_of_tap(
+    student_features: Tensor, teacher_logits: Tensor, *, loss: Callable[..., Tensor], **arguments: float
+) -> Tensor:
+    return loss(student_features, teacher_logits, **arguments)
