@@ -125,7 +125,7 @@ ROWS = [
     Row("two_view_mlkd", {}, "zero shift classes", alone="refused"),
     Row("hard_labels", {}, "shift samples classes"),
     # Both tokens have one place here.
-    Row("deit", {"class_token": "fc", "distillation_token": "fc"}),
+    Row("deit", {"class_tap": "fc", "distillation_tap": "fc"}),
 ]
 
 

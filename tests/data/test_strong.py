@@ -1,4 +1,4 @@
-"""A second, strong view of each training sample: its rows in batches, on the host and for devices, and what it refuses."""
+"""A second, strong view of each training sample: its rows in batches, on the host and for devices; refusals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def digits(**settings):
 def folder(tmp_path_factory):
     """Digits as files: three classes of 15."""
     root = tmp_path_factory.mktemp("images")
-    for number, (pixels, target) in enumerate(zip(*load_digits(n_class=3, return_X_y=True), strict=True)):
+    for number, (pixels, _) in enumerate(zip(*load_digits(n_class=3, return_X_y=True), strict=True)):
         if number < 45:
             path = root / f"class{number % 3}" / f"{number}.png"
             path.parent.mkdir(exist_ok=True)

@@ -260,7 +260,8 @@ def test_vanilla_kd_on_imagenet_has_the_settings_of_its_commands(planned):
     recipes = {job.name.rpartition("/")[2]: job.recipe for job in planned["vanillakd-imagenet"]}
     a2, a1 = recipes["kd-A2-seed0"], recipes["kd-A1-seed0"]
     for recipe, epochs, decay, mixup, smoothing in ((a2, 300, 0.02, 0.1, 0.0), (a1, 600, 0.01, 0.2, 0.1)):
-        assert (recipe.epochs, recipe.batch_size, recipe.schedule.name, recipe.schedule.warmup) == (epochs, 2048, "cosine", 5)
+        assert (recipe.epochs, recipe.batch_size) == (epochs, 2048)
+        assert (recipe.schedule.name, recipe.schedule.warmup) == ("cosine", 5)
         assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.weight_decay) == ("timm:lamb", 5e-3, decay)
         data = recipe.data
         assert (data.mixup, data.cutmix, data.test_crop, data.randaugment.magnitude) == (mixup, 1.0, 0.95, 7)

@@ -1,7 +1,7 @@
 """Losses of two views of each sample, and of a teacher's hard label, which a student of several heads may learn.
 
-Precision and notation are those of `tutelage.losses.logits`. Rows of two views are neighbours: a sample's weak view, then
-its strong one, as batches of data with ``data.strong`` have them.
+Precision and notation are those of `tutelage.losses.logits`. Rows of two views are neighbours: a sample's weak view,
+then its strong one, as batches of data with ``data.strong`` have them.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ def crld(
 ) -> Tensor:
     """Compute the consistency of a student's two views with a teacher's, within each view and across them.
 
-    ``sum_v m_v * (within * KD(z_v, v_v) + across * KD(z_u, v_v))`` over the views ``v`` of the teacher, weak and strong,
-    with ``u`` the other one, ``KD = T**2 * KL(p_T || q_T)`` and ``m_v = 1`` where the teacher's largest probability in
-    ``v``, at temperature 1, is at least ``tau_w`` (weak) or ``tau_s`` (strong), else 0.
+    ``sum_a m_a * (within * KD(z_a, v_a) + across * KD(z_b, v_a))`` over the views ``a`` that the teacher reads, weak
+    and strong, with ``b`` the other one and ``KD = T**2 * KL(p_T || q_T)``. ``m_a`` is 1 where the teacher's largest
+    probability in ``a``, at temperature 1, is at least ``tau_w`` (weak) or ``tau_s`` (strong), else 0.
 
     Args:
         student_logits: ``(2 * samples, classes)``: each sample's weak view, then its strong one.
@@ -43,17 +43,17 @@ def crld(
         across: weight where they read different ones, likewise.
         tau_w: smallest confidence of the teacher in a weak view, in [0, 1].
         tau_s: that in a strong view.
-        masked_by: whose confidence decides: ``"target"``, that of the view whose answer is learned; ``"pair"``, that of
-            the weak view for both terms within a view, of the strong view for both across.
+        masked_by: whose confidence decides: ``"target"``, that in the view whose answer is learned; ``"pair"``, that in
+            the weak view for both terms within a view, in the strong view for both across.
 
     Returns:
         ``(samples,)`` nats times ``T**2``.
 
     Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Zhang et al., "Cross-View Consistency Regularisation for Knowledge Distillation", arXiv 2412.16493.
-    Differs from: the published code, which masks as ``"pair"``: an unsure answer to the strong view is learned where the
-        weak one is sure. The abstract selects the teacher's reliable answers, which ``"target"`` does; its thresholds
-        were chosen with the other. The code adds the cross-entropies of both views.
+    Differs from: the published code, which masks as ``"pair"``: an unsure answer to the strong view is learned where
+        the weak one is sure. Selecting what the teacher says reliably, as the abstract has it, is ``"target"``; but the
+        published thresholds were chosen with the other. The code adds the cross-entropies of both views.
 
     Example:
         >>> student, teacher = torch.zeros(2, 2), torch.tensor([[4.0, 0.0], [1.0, 0.0]])
@@ -100,7 +100,7 @@ def hard_label(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
 
 
 def weak_views(logits: Tensor) -> Tensor:
-    """Return the rows of the weak views, ``(samples, classes)``, of those of two views, ``(2 * samples, classes)``.
+    """Return the weak views' rows, ``(samples, classes)``, of the rows of both, ``(2 * samples, classes)``.
 
     Raises: ValueError if the rows are no pairs.
 
@@ -115,6 +115,7 @@ def _pairs(logits: Tensor) -> Tensor:
     """Return ``(samples, 2, classes)``."""
     if logits.ndim != 2 or len(logits) % 2:
         expected = "(2 * samples, classes), each sample's weak view and then its strong one"
-        instead = "type data.strong={randaugment: {}} in a recipe, or stack both views: torch.stack((weak, strong), 1).flatten(0, 1)"
+        stacked = "torch.stack((weak, strong), 1).flatten(0, 1)"
+        instead = "type data.strong={randaugment: {}} in a recipe, or stack both views: " + stacked
         raise InvalidValueError("logits", expected, tuple(logits.shape), instead)
     return logits.unflatten(0, (-1, 2))

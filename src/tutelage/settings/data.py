@@ -322,8 +322,9 @@ def check(settings: DataSettings) -> DataSettings:
         for name, good, expected, example in rows
         if not good
     ]
-    sections = {"": s, "randaugment.": s.randaugment, "unlabelled.": s.unlabelled, "tokenizer.": s.tokenizer}
-    sections |= {"strong.": s.strong, "strong.randaugment.": s.strong.randaugment} if s.strong is not None else {}
+    sections: dict[str, Any] = {"": s, "randaugment.": s.randaugment, "strong.": s.strong}
+    sections |= {"unlabelled.": s.unlabelled, "tokenizer.": s.tokenizer}
+    sections["strong.randaugment."] = s.strong and s.strong.randaugment
     errors += [
         InvalidValueError(f"data.{prefix}{name}", known.words, repr(value), f"type data.{prefix}{name}={known.example}")
         for prefix, section in sections.items()
@@ -367,9 +368,10 @@ def _wrong_strong(s: DataSettings) -> list[InvalidValueError]:
         return []
     expected, instead = "null where each sample is an image and a text", "type data.strong=null"
     errors = [InvalidValueError("data.strong", expected, "a second view", instead)] if s.is_pair else []
+    unmixed = "0 with data.strong, as no view of a sample is mixed"
     return errors + [
-        InvalidValueError(f"data.{name}", "0 with data.strong, as no view of a sample is mixed", getattr(s, name), instead)
-        for name, instead in (("mixup", "type data.mixup=0"), ("cutmix", "type data.cutmix=0"))
+        InvalidValueError(f"data.{name}", unmixed, getattr(s, name), f"type data.{name}=0")
+        for name in ("mixup", "cutmix")
         if getattr(s, name)
     ]
 

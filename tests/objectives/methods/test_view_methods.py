@@ -120,7 +120,7 @@ def test_a_distilled_vision_transformer_learns_by_each_of_its_heads():
     teacher, objective = nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), objectives.deit()
     images = torch.rand(6, 1, 8, 8)
     context = network_context(objective, network, teacher, images, classes=4)
-    distiller, batch = Distiller(network, objective, context).train(), Batch(torch.arange(6), images, torch.arange(6) % 4)
+    distiller, batch = Distiller(network, objective, context), Batch(torch.arange(6), images, torch.arange(6) % 4)
     output = distiller(batch, FrozenTeacher(teacher)(batch))
     heads = network.network.head, network.network.head_dist
     output.loss.total.backward()

@@ -32,12 +32,12 @@ def crld(
     masked_by: str = "target",
     supervised: Weight = 2.0,
 ) -> Objective:
-    """``supervised * CE(y, q) + sum_v m_v * (within * KD(z_v, v_v) + across * KD(z_u, v_v))``, ``v`` weak and strong.
+    """``supervised * CE(y, q) + sum_a m_a * (within * KD(z_a, v_a) + across * KD(z_b, v_a))``, ``a`` weak and strong.
 
-    ``KD = T**2 * KL(p_T || q_T)``; ``u`` is the view that is not ``v``; ``m_v`` is 1 where the teacher is sure of ``v``,
-    else 0. It needs two views of a sample: ``data: {crop_padding: 4, flip: true, strong: {randaugment: {magnitude:
-    10}}}``; the published strong view erases a square in the end, as ``random_erasing`` does a rectangle. Published
-    settings: CIFAR-100 these, ImageNet T=1 and a supervised weight of 4.
+    ``KD = T**2 * KL(p_T || q_T)``, ``b`` is the view that is not ``a``, and ``m_a`` is 1 where the teacher is sure of
+    ``a``, else 0. It needs two views of a sample: ``data: {crop_padding: 4, flip: true, strong: {randaugment:
+    {magnitude: 10}, random_erasing: 0.5}}``; the published strong view erases a grey square of up to half a side in the
+    end. Published settings: CIFAR-100 these, ImageNet T=1 and a supervised weight of 4.
 
     Args:
         temperature: T > 0, on both sides.
@@ -57,7 +57,7 @@ def crld(
     )
 
 
-@preset("Jin et al. 2023, CVPR, Multi-Level Logit Distillation; of standardised logits: Sun et al. 2024, arXiv:2403.01427")
+@preset("Jin et al. 2023, CVPR, Multi-Level Logit Distillation; Sun et al. 2024, arXiv:2403.01427")
 def two_view_mlkd(
     *,
     instance: Weight = 9.0,
@@ -68,20 +68,20 @@ def two_view_mlkd(
 ) -> Objective:
     """``supervised * CE(y, q) + mean_T(instance * T**2 * KL + batch * ||G_b||**2 / N + classes * ||G_c||**2 / K)``.
 
-    `mlkd` of two views, which data with ``data.strong`` have: cross-entropy and KL are means over both, the Gram matrices
-    of samples and of classes those of the weak view. It couples the samples of a batch.
+    `mlkd` of two views, which data with ``data.strong`` have: cross-entropy and KL are means over both, the Gram
+    matrices of samples and of classes those of the weak view. It couples the samples of a batch.
 
     Args:
-        instance: weight of the KL. The authors have 0.9 for each view and temperature, so 9 here; on standardised logits
-            9 each, so 90, with 45 for the other two.
+        instance: weight of the KL. The authors have 0.9 for each view and temperature, so 9 here; on standardised
+            logits 9 each, so 90, with 45 for the other two.
         batch: weight of `losses.mlkd_batch`.
         classes: weight of `losses.mlkd_class`.
         supervised: weight of the cross-entropy; the authors have 0.1 for each view.
         logits: form of the logits in the KL: ``raw`` or ``standardised``.
 
-    Differs from: the authors' trainers, whose sum over the strong view's temperatures reads the weak view at T = 2 and 6;
-    which multiply the weak view's terms by the shares of samples and classes below the median confidence, as a mask that
-    comes after the mean; and which compute the strong view's Gram matrices and drop them.
+    Differs from: the authors' trainers, whose sum over the strong view's temperatures reads the weak view at T = 2 and
+    6; which multiply the weak view's terms by the shares of samples and classes below the median confidence, as a mask
+    that comes after the mean; and which compute the strong view's Gram matrices and drop them.
     """
     of_each = on_logits(logits, Apply(mean_over_temperatures, {"loss": losses.kd}, views=2), instance)
     of_weak = partial(Apply, _mean_of_weak, coupled=True, views=2)
@@ -114,8 +114,8 @@ def deit(
     temperature: float = 3.0,
     weight: Weight = 0.5,
     supervised: Weight = 0.5,
-    class_token: str = "head",
-    distillation_token: str = "head_dist",
+    class_tap: str = "head",
+    distillation_tap: str = "head_dist",
 ) -> Objective:
     """``supervised * CE(y, q_class) + weight * CE(argmax v, q_dist)``, or ``weight * T**2 * KL(p_T || q_dist,T)``.
 
@@ -128,16 +128,16 @@ def deit(
         temperature: T > 0, on both sides, of the soft form.
         weight: weight of the distillation token's loss.
         supervised: weight of the class token's cross-entropy.
-        class_token: tap of the logits of the class token.
-        distillation_token: tap of those of the distillation token.
+        class_tap: tap of the logits of the class token.
+        distillation_tap: tap of those of the distillation token.
 
     Differs from: the published code, whose soft form is divided by the number of classes too; the paper's is not.
     """
     checks.known(form, "form", FORMS, example="hard")
-    soft = {"loss": losses.kd, "temperature": temperature}
-    match = Apply(_teacher_of_tap, soft if form == "soft" else {"loss": losses.hard_label}, student_tap=distillation_token)
+    numbers = {"loss": losses.kd, "temperature": temperature} if form == "soft" else {"loss": losses.hard_label}
+    match = Apply(_teacher_of_tap, numbers, student_tap=distillation_tap)
     return objective_of(
-        WeightedTerm("ce", supervised, Apply(_label_of_tap, soft_labels=True, student_tap=class_token)),
+        WeightedTerm("ce", supervised, Apply(_label_of_tap, soft_labels=True, student_tap=class_tap)),
         WeightedTerm(f"deit_{form}", weight, match),
     )
 
