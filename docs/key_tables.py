@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from tutelage import config, objectives
 from tutelage.settings import weights as schedules
-from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment, Unlabelled
+from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment, StrongView, Unlabelled
 from tutelage.settings.fit import (
     EMA,
     SGD,
@@ -47,6 +47,7 @@ NAMES = {
     ),
     DataSettings: "data",
     RandAugment: "randaugment",
+    StrongView: "strong",
     LearnedTokenizer: "`{bpe: ...}`",
     Unlabelled: "text or `{source: ...}`",
     OnPolicy: "number or `{share: ...}`",
@@ -144,6 +145,7 @@ KINDS = {
     "Data": DataSettings,
     "Unlabelled data": Unlabelled,
     "randaugment": RandAugment,
+    "strong": StrongView,
     "Models": config.schema.Network,
     "lora": config.schema.LoRA,
     "init": config.schema.Init,

@@ -46,7 +46,8 @@ class Batch(NamedTuple):
     many. Logits are ``(batch, *positions, classes)``.
 
     Attributes:
-        index: indices of the samples in their data set, ``(batch,)`` int64.
+        index: indices of the samples in their data set, ``(batch,)`` int64; a sample with two views has two rows, one
+            after the other: its weak view, then its strong one.
         inputs: inputs of the networks, ``(batch, ...)``, or a mapping of views by the name of the network that reads
             each; images are ``(batch, channels, height, width)``, in [0, 1]; token ids ``(batch, tokens)`` int64,
             `PADDING` behind a text.
@@ -205,6 +206,7 @@ class Requirements:
         sparse: whether it reads a teacher's logits as `Sparse` too.
         embeddings: whether it reads outputs as embeddings, which are no logits of classes.
         members: taps of the teacher, among ``teacher_taps``, that are logits: those of an ensemble's members.
+        views: number of views of each sample that it compares, neighbours in a batch.
     """
 
     teacher: bool
@@ -223,6 +225,7 @@ class Requirements:
     sparse: bool = False
     embeddings: bool = False
     members: tuple[str, ...] = ()
+    views: int = 1
 
 
 class Metric(Protocol):

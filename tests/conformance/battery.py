@@ -141,6 +141,12 @@ ROWS = [
     Row("wkd_f"),
     Row("hidden_states", {"student": "layer*", "teacher": "layer*"}, networks="tokens"),
     Row("attention_relations", {"layers": "uniform", "heads": 2, **RELATED}, "zero samples", networks="tokens"),
+    # Neighbours in a batch are a sample's two views.
+    Row("crld", {"tau_w": 0.4, "tau_s": 0.3}, "shift classes", alone="refused"),
+    Row("two_view_mlkd", {}, "zero shift classes", alone="refused"),
+    Row("hard_labels", {}, "shift samples classes"),
+    # Both tokens have one place here.
+    Row("deit", {"class_tap": "fc", "distillation_tap": "fc"}),
 ]
 
 

@@ -70,6 +70,7 @@ ALONE = {
     "renyi_penalty 0.25": lambda z, v, y: losses.renyi_penalty(z, order=0.25),
     "renyi_penalty 1": lambda z, v, y: losses.renyi_penalty(z, order=1.0),
     "renyi_penalty 2": lambda z, v, y: losses.renyi_penalty(z, order=2.0),
+    "hard_label": lambda z, v, y: losses.hard_label(z, v),
 }
 EVERY = MATCHING | ALONE
 

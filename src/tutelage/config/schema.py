@@ -439,7 +439,8 @@ class Training(_Section):
     """How a teacher is to be trained before the run that needs it.
 
     What is not set is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
-    every label. The data are that run's, without its unlabelled ones; for embeddings it learns their classes.
+    every label. The data are that run's, without its unlabelled ones and in one view; for embeddings it learns their
+    classes.
     """
 
     model: Annotated[NetworkField, pydantic.AfterValidator(_not_made), _without("classes", "init")] = Field(
@@ -726,6 +727,7 @@ class Recipe(_Section):
                 self.data,
                 labelled=keys.pop("labelled", None),
                 unlabelled=unlabelled,
+                strong=None,
                 tokenizer=tokenizer,
                 teacher_tokenizer=None,
                 embedding=None,

@@ -79,3 +79,5 @@ from tutelage.losses.targeted import wkd_l as wkd_l
 from tutelage.losses.targeted import wsld as wsld
 from tutelage.losses.transport import class_cost as class_cost
 from tutelage.losses.transport import transport as transport
+from tutelage.losses.views import crld as crld
+from tutelage.losses.views import hard_label as hard_label

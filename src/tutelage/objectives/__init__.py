@@ -28,6 +28,8 @@ from tutelage.objectives.methods.embeddings import in_batch_similarity as in_bat
 from tutelage.objectives.methods.guided import srrl as srrl, ofd as ofd, kd_plus_plus as kd_plus_plus
 from tutelage.objectives.methods.layers import vkd as vkd, cwd as cwd, wkd_f as wkd_f, hidden_states as hidden_states
 from tutelage.objectives.methods.layers import attention_relations as attention_relations
+from tutelage.objectives.methods.views import crld as crld, two_view_mlkd as two_view_mlkd
+from tutelage.objectives.methods.views import hard_labels as hard_labels, deit as deit
 from tutelage.objectives.bound import BoundObjective as BoundObjective, count as count
 from tutelage.objectives.objective import Objective as Objective
 from tutelage.objectives.registry import PRESETS as PRESETS, Preset as Preset, from_recipe as from_recipe

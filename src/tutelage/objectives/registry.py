@@ -224,8 +224,8 @@ def _probe(parts: Sequence[WeightedTerm]) -> None:
                 raise next((error for error in errors if not str(error).startswith(of_shapes)), errors[0])
 
 
-_FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3), (2, 4, 64, 64))
-"""Shapes of the features that losses are tried on: embeddings, tokens, maps, and maps that are cut in many cells."""
+_FEATURES = ((2, 3), (2, 4), (2, 4, 3), (2, 4, 3, 3), (2, 4, 64, 64))
+"""Shapes of the features that losses are tried on: logits, embeddings, tokens, maps, and maps of many cells."""
 
 
 def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:

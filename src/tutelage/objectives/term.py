@@ -153,6 +153,7 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         sparse=all(n.sparse for n in needs if n.teacher),
         embeddings=any(n.embeddings for n in needs),
         members=_unique(tap for n in needs for tap in n.members),
+        views=max((n.views for n in needs), default=1),
     )
 
 
@@ -172,6 +173,8 @@ class Apply:
         teacher_tap: tap of ``teacher_features``.
         projection: kind of a learned map of the student's features, one of `projectors.KINDS`.
         project_always: whether to map even if the shapes agree.
+        views: number of views of each sample that it compares, neighbours in a batch, as data with `data.strong` have
+            two.
 
     Raises:
         TypeError: if a positional parameter of the loss is named after nothing that a term can read, or the loss reads
@@ -188,6 +191,7 @@ class Apply:
     teacher_tap: str = ""
     projection: str | None = None
     project_always: bool = True
+    views: int = 1
 
     def __post_init__(self) -> None:
         for name in self.reads:
@@ -220,6 +224,7 @@ class Apply:
             min_batch=self.min_batch,
             sparse=self.loss in READ_SPARSE,
             embeddings="student_embeddings" in reads,
+            views=self.views,
         )
 
     @property
