@@ -20,8 +20,12 @@ from tutelage.losses.contrastive import moved as moved
 from tutelage.losses.divergences import divergence as divergence
 from tutelage.losses.divergences import transformed_matching as transformed_matching
 from tutelage.losses.embeddings import cosine_distance as cosine_distance
+from tutelage.losses.embeddings import embedding_distance as embedding_distance
 from tutelage.losses.embeddings import embedding_mse as embedding_mse
+from tutelage.losses.embeddings import feature_cosine as feature_cosine
 from tutelage.losses.embeddings import in_batch_similarity as in_batch_similarity
+from tutelage.losses.embeddings import margin_mse as margin_mse
+from tutelage.losses.embeddings import score_kl as score_kl
 from tutelage.losses.features import attention_transfer as attention_transfer
 from tutelage.losses.features import hide as hide
 from tutelage.losses.features import hint as hint
@@ -67,3 +71,5 @@ from tutelage.losses.relations import log_sum as log_sum
 from tutelage.losses.targeted import dkd as dkd
 from tutelage.losses.targeted import nkd as nkd
 from tutelage.losses.targeted import wsld as wsld
+from tutelage.losses.vocabularies import gold as gold
+from tutelage.losses.vocabularies import uld as uld
