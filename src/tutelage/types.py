@@ -36,7 +36,8 @@ class View(NamedTuple):
 
 Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 """Inputs ``(batch, ...)`` of every network, or views of the same samples by the name of the network that reads each:
-``student`` and ``teacher``."""
+``student`` and ``teacher``. Where the teacher's positions are its own, such as the tokens of another vocabulary, a bool
+``teacher_counted`` beside them says which count (`views.counted_of`)."""
 
 
 class Batch(NamedTuple):
@@ -205,6 +206,8 @@ class Requirements:
         sparse: whether it reads a teacher's logits as `Sparse` too.
         embeddings: whether it reads outputs as embeddings, which are no logits of classes.
         members: taps of the teacher, among ``teacher_taps``, that are logits: those of an ensemble's members.
+        other_vocabulary: whether it takes a teacher of other classes, at positions of its own.
+        same_tokens: whether its binding reads which classes of both networks are the same.
     """
 
     teacher: bool
@@ -223,6 +226,8 @@ class Requirements:
     sparse: bool = False
     embeddings: bool = False
     members: tuple[str, ...] = ()
+    other_vocabulary: bool = False
+    same_tokens: bool = False
 
 
 class Metric(Protocol):

@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, overload
 
 from tutelage.errors import InvalidValueError
 
+COUNTED = "{}_counted"
+"""Name beside the views under which a batch has the counted positions of one network's own."""
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -45,6 +48,12 @@ def map_views(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs: .
 def map_views(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     """Apply a function to every view."""
     return {k: function(view) for k, view in inputs.items()} if isinstance(inputs, Mapping) else function(inputs)
+
+
+def counted_of(batch: Batch, name: str) -> Tensor | None:
+    """Return which positions count of the view that a network of this name reads: those of its own, or the batch's."""
+    own = batch.inputs.get(COUNTED.format(name)) if isinstance(batch.inputs, Mapping) else None
+    return batch.counted if own is None else own
 
 
 def with_own_inputs(batch: Batch) -> Batch:

@@ -119,6 +119,9 @@ ROWS = [
     Row("mgd", {}, ""),
     Row("cosine", {}, "zero samples classes"),
     Row("embedding_mse", {}, "zero samples classes"),
+    Row("embedding_distance", {}, "zero samples classes"),
+    Row("uld", {}, LOGITS),
+    Row("gold", {}, LOGITS),
     Row("in_batch_similarity", {"temperature": 0.5}, "samples classes", alone="refused"),
 ]
 

@@ -16,14 +16,17 @@ from tutelage.kernels.logits import READ_SPARSE
 from tutelage.objectives import projectors
 from tutelage.settings.weights import Automatic, AutomaticWeight, WeightValue, value_of
 from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Sparse, Term
+from tutelage.views import counted_of
 
-LOSS_INPUTS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor | Sparse]] = {
+LOSS_INPUTS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor | Sparse | None]] = {
     "student_logits": lambda term, student, teacher, batch: student.logits,
     "teacher_logits": lambda term, student, teacher, batch: teacher_logits(teacher),
     "student_features": lambda term, student, teacher, batch: student.taps[term.student_feature],
     "teacher_features": lambda term, student, teacher, batch: present(teacher).taps[term.teacher_tap],
     "student_embeddings": lambda term, student, teacher, batch: student.logits,
     "teacher_embeddings": lambda term, student, teacher, batch: present(teacher).logits,
+    "student_counted": lambda term, student, teacher, batch: batch.counted,
+    "teacher_counted": lambda term, student, teacher, batch: counted_of(batch, "teacher"),
     "labels": lambda term, student, teacher, batch: batch.labels,
 }
 """Readers of a loss's positional arguments, by name: a loss's signature says what it reads."""
@@ -59,6 +62,8 @@ class BindContext:
         teacher_head: weight ``(classes, width)`` and bias of the teacher's last layer.
         teacher_norms: weight and bias ``(channels,)`` of the teacher's batch norms, by tap.
         class_means: means of the teacher's features per class, by tap, float32 ``(classes, width)``.
+        same_tokens: classes of the student and of the teacher that are the same, ``(pairs, 2)`` int64; ``None`` where
+            both have the same classes.
         seed: seed of what a term draws in training, such as CRD's negatives, by epoch and sample.
     """
 
@@ -71,6 +76,7 @@ class BindContext:
     teacher_head: tuple[Tensor, Tensor | None] | None = None
     teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
+    same_tokens: Tensor | None = None
     seed: int = 0
 
 
@@ -151,6 +157,8 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         sparse=all(n.sparse for n in needs if n.teacher),
         embeddings=any(n.embeddings for n in needs),
         members=_unique(tap for n in needs for tap in n.members),
+        other_vocabulary=all(n.other_vocabulary for n in needs if n.teacher),
+        same_tokens=any(n.same_tokens for n in needs),
     )
 
 
@@ -218,6 +226,7 @@ class Apply:
             min_batch=self.min_batch,
             sparse=self.loss in READ_SPARSE,
             embeddings="student_embeddings" in reads,
+            other_vocabulary="teacher_counted" in reads,
         )
 
     @property
