@@ -13,6 +13,7 @@ from torch import Tensor
 from tutelage.data.datasets import Split
 from tutelage.rng import bucketed
 from tutelage.types import PADDING, UNLABELLED, Inputs, View
+from tutelage.views import COUNTED
 
 
 @dataclass(frozen=True)
@@ -55,11 +56,19 @@ class TokenSplit(Split):
         bucket_batches: batches in a window of `order`, inside which samples of similar length share a batch.
         targets_counted: whether the loss counts each id of the one array as a target, ``(tokens,)``, if every token has
             a label, the one behind it, which is then in the array behind each row; ``None`` if each text has one.
+        teachers: the same samples as a teacher of another vocabulary reads them, with targets of its own; ``None``
+            where all networks have the same targets.
     """
 
     rows: Mapping[str, TokenRows]
     bucket_batches: int = 1
     targets_counted: NDArray[np.bool_] | None = None
+    teachers: TokenSplit | None = None
+
+    @property
+    def for_teacher(self) -> TokenSplit:
+        """The samples as the teacher reads them, with the targets that it has."""
+        return self.teachers or self
 
     @property
     def per_position(self) -> bool:
@@ -69,7 +78,7 @@ class TokenSplit(Split):
     @property
     def longest(self) -> int:
         """Largest number of tokens of a sample."""
-        return max(int(rows.lengths.max(initial=0)) for rows in self.rows.values())
+        return int(self._lengths.max(initial=0))
 
     def largest(self, count: int) -> NDArray[np.int64]:
         """Return the indices of the longest samples, at most so many."""
@@ -78,7 +87,8 @@ class TokenSplit(Split):
     @property
     def _lengths(self) -> NDArray[np.int64]:
         """Largest number of tokens of each sample."""
-        return np.max([rows.lengths for rows in self.rows.values()], axis=0)
+        others = [] if self.teachers is None else [self.teachers._lengths]
+        return np.max([*(rows.lengths for rows in self.rows.values()), *others], axis=0)
 
     def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
         """Return the order of the training samples in an epoch, in buckets of the longest tokens' number.
@@ -102,7 +112,13 @@ class TokenSplit(Split):
         for name, rows in self.rows.items():
             places, present = rows.places(index)
             ids[name] = torch.from_numpy(np.where(present, rows.taken(places), PADDING))
-        return ids.get("", ids)
+        if self.teachers is None:
+            return ids.get("", ids)
+        theirs = self.teachers.fetch(index)
+        _, counted = self.teachers.targets(torch.from_numpy(index), theirs)
+        assert isinstance(theirs, Tensor)
+        assert counted is not None
+        return {"student": ids[""], "teacher": theirs, COUNTED.format("teacher"): counted}
 
     def targets(self, index: Tensor, inputs: Inputs, view: View | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the labels of samples, and which of their positions count, as in `types.Batch`.
