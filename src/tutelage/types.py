@@ -36,8 +36,9 @@ class View(NamedTuple):
 
 Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 """Inputs ``(batch, ...)`` of every network, or views of the same samples by the name of the network that reads each:
-``student`` and ``teacher``. Where the teacher's positions are its own, such as the tokens of another vocabulary, a bool
-``teacher_counted`` beside them says which count (`views.counted_of`)."""
+``student`` and ``teacher``. Where the teacher's positions are its own, such as the tokens of another vocabulary, bool
+``teacher_counted`` beside them says which count, and ``student_aligned`` and ``teacher_aligned`` at which both networks
+have read the same text (`views.positions_of`)."""
 
 
 class Batch(NamedTuple):

@@ -7,9 +7,6 @@ from typing import TYPE_CHECKING, overload
 
 from tutelage.errors import InvalidValueError
 
-COUNTED = "{}_counted"
-"""Name beside the views under which a batch has the counted positions of one network's own."""
-
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -50,9 +47,12 @@ def map_views(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return {k: function(view) for k, view in inputs.items()} if isinstance(inputs, Mapping) else function(inputs)
 
 
-def counted_of(batch: Batch, name: str) -> Tensor | None:
-    """Return which positions count of the view that a network of this name reads: those of its own, or the batch's."""
-    own = batch.inputs.get(COUNTED.format(name)) if isinstance(batch.inputs, Mapping) else None
+def positions_of(batch: Batch, name: str, which: str = "counted") -> Tensor | None:
+    """Return which positions count, or are aligned, of the view that a network of this name reads.
+
+    They are those beside the views, as ``teacher_counted``, or else the batch's.
+    """
+    own = batch.inputs.get(f"{name}_{which}") if isinstance(batch.inputs, Mapping) else None
     return batch.counted if own is None else own
 
 

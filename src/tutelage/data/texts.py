@@ -406,6 +406,12 @@ def _predicted(
     student, *teachers = (
         _as_split([samples[k] for samples in kept], each) for k, each in enumerate(by_name.values())
     )
+    if teachers:
+        aligned = zip(*(_aligned(*samples) for samples in kept), strict=True)
+        student, *teachers = (
+            replace(split, targets_aligned=np.concatenate(parts))
+            for split, parts in zip((student, *teachers), aligned, strict=True)
+        )
     if learned and part.answers:
         answers = [sample.answers for sample, *_ in kept if sample and sample.answers]
         named = f"{source}, column {settings.top_logprobs}"
@@ -450,7 +456,8 @@ class _Continued(NamedTuple):
 
     ids: NDArray[np.int32]
     counted: NDArray[np.bool_]  # which tokens are counted as targets
-    size: int  # length of those in UTF-8
+    behind: NDArray[np.int64]  # length of the text, in characters, that each token comes behind
+    size: int  # length of the counted tokens in UTF-8
     answers: Answers | None  # a served teacher's, for them
     prompt: int  # number of tokens before the last part that is learned
 
@@ -486,10 +493,32 @@ def _continued(
         yield _Continued(
             np.array(ids[: len(counted)], np.int32),
             counted,
+            np.maximum.accumulate(np.concatenate([[0], ends, [0]]))[: len(counted)],
             int(sizes[: len(counted)][counted].sum()),
             given and given.first(int(counted.sum())),
             max(1, known[-1]),
         )
+
+
+def _aligned(first: _Continued, second: _Continued) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which counted tokens of each come behind the same text as one of the other.
+
+    Of several that come behind the same characters, those before the last come behind a part of a character.
+    """
+    ends = []
+    for each in (first, second):
+        places = np.flatnonzero(each.counted)
+        last = np.append(np.diff(each.behind[places]) > 0, True)
+        ends.append(places[last])
+    _, of_first, of_second = np.intersect1d(
+        *(each.behind[places] for each, places in zip((first, second), ends, strict=True)), return_indices=True
+    )
+    masks = []
+    for each, places in zip((first, second), (ends[0][of_first], ends[1][of_second]), strict=True):
+        mask = np.zeros(len(each.counted), np.bool_)
+        mask[places] = True
+        masks.append(mask)
+    return masks[0], masks[1]
 
 
 def _sizes(text: str, ends: NDArray[np.int64]) -> NDArray[np.int64]:

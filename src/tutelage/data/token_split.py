@@ -13,7 +13,6 @@ from torch import Tensor
 from tutelage.data.datasets import Split
 from tutelage.rng import bucketed
 from tutelage.types import PADDING, UNLABELLED, Inputs, View
-from tutelage.views import COUNTED
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,7 @@ class TokenSplit(Split):
         bucket_batches: batches in a window of `order`, inside which samples of similar length share a batch.
         targets_counted: whether the loss counts each id of the one array as a target, ``(tokens,)``, if every token has
             a label, the one behind it, which is then in the array behind each row; ``None`` if each text has one.
+        targets_aligned: which of these targets come behind the same text as one of another vocabulary does.
         teachers: the same samples as a teacher of another vocabulary reads them, with targets of its own; ``None``
             where all networks have the same targets.
     """
@@ -63,6 +63,7 @@ class TokenSplit(Split):
     rows: Mapping[str, TokenRows]
     bucket_batches: int = 1
     targets_counted: NDArray[np.bool_] | None = None
+    targets_aligned: NDArray[np.bool_] | None = None
     teachers: TokenSplit | None = None
 
     @property
@@ -114,11 +115,14 @@ class TokenSplit(Split):
             ids[name] = torch.from_numpy(np.where(present, rows.taken(places), PADDING))
         if self.teachers is None:
             return ids.get("", ids)
+        masks = {
+            "teacher_counted": self.teachers._at(index, self.teachers.targets_counted),
+            "student_aligned": self._at(index, self.targets_aligned),
+            "teacher_aligned": self.teachers._at(index, self.teachers.targets_aligned),
+        }
         theirs = self.teachers.fetch(index)
-        _, counted = self.teachers.targets(torch.from_numpy(index), theirs)
         assert isinstance(theirs, Tensor)
-        assert counted is not None
-        return {"student": ids[""], "teacher": theirs, COUNTED.format("teacher"): counted}
+        return {"student": ids[""], "teacher": theirs} | {k: torch.from_numpy(mask) for k, mask in masks.items()}
 
     def targets(self, index: Tensor, inputs: Inputs, view: View | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the labels of samples, and which of their positions count, as in `types.Batch`.
@@ -128,7 +132,14 @@ class TokenSplit(Split):
         if self.targets_counted is None:
             return self.labels[index], None
         (rows,) = self.rows.values()
-        places, present = rows.places(index.numpy())
-        counted = present & self.targets_counted[places + 1]
+        places, _ = rows.places(index.numpy())
+        counted = self._at(index.numpy(), self.targets_counted)
         labels = np.where(counted, rows.taken(places + 1), UNLABELLED)
         return torch.from_numpy(labels), torch.from_numpy(counted)
+
+    def _at(self, index: NDArray[np.int64], targets: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        """Return which positions of samples have a target that is one of these, ``(batch, tokens)``."""
+        (rows,) = self.rows.values()
+        places, present = rows.places(index)
+        assert targets is not None
+        return present & targets[places + 1]

@@ -16,17 +16,14 @@ from tutelage.kernels.logits import READ_SPARSE
 from tutelage.objectives import projectors
 from tutelage.settings.weights import Automatic, AutomaticWeight, WeightValue, value_of
 from tutelage.types import Batch, Outputs, Progress, Projection, Requirements, Sparse, Term
-from tutelage.views import counted_of
 
-LOSS_INPUTS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor | Sparse | None]] = {
+LOSS_INPUTS: dict[str, Callable[[Apply, Outputs, Outputs | None, Batch], Tensor | Sparse]] = {
     "student_logits": lambda term, student, teacher, batch: student.logits,
     "teacher_logits": lambda term, student, teacher, batch: teacher_logits(teacher),
     "student_features": lambda term, student, teacher, batch: student.taps[term.student_feature],
     "teacher_features": lambda term, student, teacher, batch: present(teacher).taps[term.teacher_tap],
     "student_embeddings": lambda term, student, teacher, batch: student.logits,
     "teacher_embeddings": lambda term, student, teacher, batch: present(teacher).logits,
-    "student_counted": lambda term, student, teacher, batch: batch.counted,
-    "teacher_counted": lambda term, student, teacher, batch: counted_of(batch, "teacher"),
     "labels": lambda term, student, teacher, batch: batch.labels,
 }
 """Readers of a loss's positional arguments, by name: a loss's signature says what it reads."""
@@ -226,7 +223,6 @@ class Apply:
             min_batch=self.min_batch,
             sparse=self.loss in READ_SPARSE,
             embeddings="student_embeddings" in reads,
-            other_vocabulary="teacher_counted" in reads,
         )
 
     @property

@@ -2,38 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import ClassVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from tutelage import losses
+from tutelage import checks, losses
+from tutelage.errors import InvalidValueError
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
-from tutelage.objectives.term import Apply, BindContext, WeightedTerm, present
+from tutelage.objectives.term import BindContext, WeightedTerm, present
 from tutelage.settings.weights import Weight
 from tutelage.types import Batch, Outputs, Progress, Requirements, Term
-from tutelage.views import counted_of
+from tutelage.views import positions_of
 
 
 @preset("Boizard et al. 2024, arXiv:2402.12030")
-def uld(*, temperature: float = 1.0, weight: Weight = 1.5, supervised: Weight = 1.0) -> Objective:
+def uld(
+    *, positions: str = "order", temperature: float = 1.0, weight: Weight = 1.5, supervised: Weight = 1.0
+) -> Objective:
     """``supervised * CE(y, q) + weight * sum_i |sort(q)[i] - sort(p)[i]|``, of a teacher of any vocabulary.
 
-    Positions stand side by side from the first of the answer on; the mean over them is taken sample by sample.
-
     Args:
+        positions: which stand side by side: as in the paper the k-th of both answers (``order``), or those at which
+            both networks have read the same text (``text``).
         temperature: T > 0, on both sides, without ``T**2``.
-        weight: weight of `losses.uld`; 1.5 in the paper.
+        weight: weight of `losses.uld`, which is the mean over the positions of each sample; 1.5 in the paper.
         supervised: weight of the cross-entropy.
     """
-    return objective_of(
-        supervised_part(supervised), WeightedTerm("uld", weight, Apply(losses.uld, {"temperature": temperature}))
-    )
+    match = SideBySide(losses.uld, positions, {"temperature": temperature})
+    return objective_of(supervised_part(supervised), WeightedTerm("uld", weight, match))
 
 
 @preset("Patiño et al. 2025, and TRL's trainer of that name")
-def gold(*, beta: float = 0.5, temperature: float = 1.0, weight: Weight = 1.0, supervised: Weight = 0.0) -> Objective:
+def gold(
+    *,
+    positions: str = "text",
+    beta: float = 0.5,
+    temperature: float = 1.0,
+    weight: Weight = 1.0,
+    supervised: Weight = 1.0,
+) -> Objective:
     """``supervised * CE(y, q) + weight * (r * D(p[m] || q[m]) + (1 - r) * uld(q[u], p[u]))``.
 
     ``m`` are the tokens that both vocabularies have, by their bytes, and those that end a text; ``u`` are the others,
@@ -41,50 +51,71 @@ def gold(*, beta: float = 0.5, temperature: float = 1.0, weight: Weight = 1.0, s
     vocabulary here, and T = 0.9 for what the student writes.
 
     Args:
+        positions: which stand side by side: those at which both networks have read the same text (``text``), or the
+            k-th of both answers (``order``).
         beta: teacher's share of the generalised Jensen-Shannon divergence D, in [0, 1]: ``KL(p || q)`` at 0, ``KL(q ||
             p)`` at 1.
         temperature: T > 0, on both sides, without ``T**2``.
-        weight: weight of `losses.gold`.
+        weight: weight of `losses.gold`, which is the mean over the positions of each sample.
         supervised: weight of the cross-entropy.
+
+    Differs from: TRL, which joins positions until both networks have read the same text, and multiplies the
+        probabilities of the tokens between; here those inside a token of the teacher are learned from the labels alone,
+        so that the cross-entropy has a weight, which TRL's default leaves out.
     """
-    return objective_of(supervised_part(supervised), WeightedTerm("gold", weight, Gold(beta, temperature)))
+    match = SideBySide(losses.gold, positions, {"beta": beta, "temperature": temperature}, same_tokens=True)
+    return objective_of(supervised_part(supervised), WeightedTerm("gold", weight, match))
+
+
+POSITIONS = {"order": "counted", "text": "aligned"}
+"""What a batch calls the positions that stand side by side."""
 
 
 @dataclass(frozen=True)
-class Gold:
-    """`losses.gold`, bound to the tokens that both networks of a run have; the fields are the preset's arguments."""
+class SideBySide:
+    """A loss of networks whose vocabularies and positions may differ, such as `losses.uld`.
 
-    beta: float
-    temperature: float
+    Attributes:
+        loss: function of both networks' logits and of which of their positions are compared.
+        positions: which those are, one of `POSITIONS`.
+        arguments: keyword arguments of the loss.
+        same_tokens: whether it reads which tokens are the same.
+    """
+
+    loss: Callable[..., Tensor]
+    positions: str
+    arguments: Mapping[str, Any]
+    same_tokens: bool = False
 
     target_gamma: ClassVar[None] = None  # what it matches is not one distribution
 
+    def __post_init__(self) -> None:
+        checks.known(self.positions, "positions", POSITIONS, example='"text"')
+
     @property
     def needs(self) -> Requirements:
-        """The requirements of the loss, and the pairs of tokens."""
-        return replace(Apply(losses.gold).needs, same_tokens=True)
+        """The requirements of the loss."""
+        return Requirements(teacher=True, labels="none", other_vocabulary=True, same_tokens=self.same_tokens)
 
     def bind(self, context: BindContext) -> Term:
         """Build the term for one run."""
-        return _Gold(self, context)
+        return _SideBySide(self, context.same_tokens)
 
 
-class _Gold(nn.Module):
-    user_code: ClassVar[None] = None  # it has no function of the user's
-
-    def __init__(self, spec: Gold, context: BindContext) -> None:
+class _SideBySide(nn.Module):
+    def __init__(self, spec: SideBySide, same_tokens: Tensor | None) -> None:
         super().__init__()
         self.needs, self._spec = spec.needs, spec
         self.same_tokens: Tensor | None
-        self.register_buffer("same_tokens", context.same_tokens, persistent=False)
+        self.register_buffer("same_tokens", same_tokens, persistent=False)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
-        return losses.gold(
-            student.logits,
-            present(teacher).logits,
-            batch.counted,
-            counted_of(batch, "teacher"),
-            same_tokens=self.same_tokens,
-            beta=self._spec.beta,
-            temperature=self._spec.temperature,
-        )
+        names, which = ("student", "teacher"), POSITIONS[self._spec.positions]
+        if which == "aligned" and isinstance(batch.inputs, Mapping) and "teacher_counted" in batch.inputs:
+            if missing := [name for name in names if f"{name}_aligned" not in batch.inputs]:
+                expected = f"{missing[0]}_aligned beside teacher_counted: where both networks have read the same text"
+                got, instead = f"{', '.join(batch.inputs)}", "give it, or type positions='order'"
+                raise InvalidValueError("batch.inputs", expected, got, instead)
+        masks = (positions_of(batch, name, which) for name in names)
+        more = {"same_tokens": self.same_tokens} if self._spec.same_tokens else {}
+        return self._spec.loss(student.logits, present(teacher).logits, *masks, **self._spec.arguments, **more)
