@@ -154,7 +154,7 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         sparse=all(n.sparse for n in needs if n.teacher),
         embeddings=any(n.embeddings for n in needs),
         members=_unique(tap for n in needs for tap in n.members),
-        other_vocabulary=all(n.other_vocabulary for n in needs if n.teacher),
+        other_vocabulary={n.other_vocabulary for n in needs if n.teacher} == {True},
         same_tokens=any(n.same_tokens for n in needs),
     )
 
