@@ -88,9 +88,7 @@ def test_features_have_a_cosine_at_each_position():
 
 def test_margins_do_not_read_the_level_of_scores():
     s, t = drawn(4, 5, seed=0), drawn(4, 5, seed=1)
-    wanted = [
-        sum(((s[n, 0] - s[n, j]) - (t[n, 0] - t[n, j])) ** 2 for j in range(1, 5)) / 4 for n in range(4)
-    ]
+    wanted = [sum(((s[n, 0] - s[n, j]) - (t[n, 0] - t[n, j])) ** 2 for j in range(1, 5)) / 4 for n in range(4)]
     torch.testing.assert_close(losses.margin_mse(s, t), torch.stack(wanted))
     torch.testing.assert_close(losses.margin_mse(s + 3, t - 2), losses.margin_mse(s, t))
     assert losses.margin_mse(t, t).tolist() == [0, 0, 0, 0]

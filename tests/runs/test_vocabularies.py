@@ -26,7 +26,22 @@ from tutelage.types import PADDING, UNLABELLED
 pytest.importorskip("transformers", reason="the optional package transformers is not installed")
 SMALL = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 LARGE = {**SMALL, "hidden_size": 32, "num_hidden_layers": 2}
-WORDS = "the red green small house tree river cat runs sleeps near under café naïve 日本".split()
+WORDS = (
+    "the",
+    "red",
+    "green",
+    "small",
+    "house",
+    "tree",
+    "river",
+    "cat",
+    "runs",
+    "near",
+    "under",
+    "café",
+    "naïve",
+    "日本",
+)
 
 
 @pytest.fixture(scope="module")
@@ -203,7 +218,10 @@ def test_two_processes_train_as_one(lines, teacher, tmp_path, objective):
 # Refused
 
 
-@pytest.mark.parametrize("objective", ["kd", {"ttm": {"gamma": 1, "beta": 1}}, ["uld", {"confidence_penalty": {}}, {"kd": {"supervised": 0}}]])  # fmt: skip
+SAME = ["kd", {"ttm": {"gamma": 1, "beta": 1}}, ["uld", {"kd": {"supervised": 0}}]]
+
+
+@pytest.mark.parametrize("objective", SAME)
 def test_an_objective_that_compares_the_same_tokens_is_refused(lines, teacher, objective):
     inputs = setup.build_inputs(recipe(lines, teacher=str(teacher), objective=objective))
     name = inputs.objectives[0].name

@@ -403,9 +403,7 @@ def _predicted(
     keys = {"teacher": "data.teacher_tokenizer"}
     read = [[*_continued(part, each, settings, keys.get(name, "data.tokenizer"))] for name, each in by_name.items()]
     kept = [samples for samples in zip(*read, strict=True) if None not in samples]
-    student, *teachers = (
-        _as_split([samples[k] for samples in kept], each) for k, each in enumerate(by_name.values())
-    )
+    student, *teachers = (_as_split([samples[k] for samples in kept], each) for k, each in enumerate(by_name.values()))
     if teachers:
         aligned = zip(*(_aligned(*samples) for samples in kept), strict=True)
         student, *teachers = (

@@ -135,7 +135,8 @@ def _beside(
         raise InvalidValueError("teacher_logits", expected, len(v), "feed both networks the same batch")
     length = min(z.shape[1], v.shape[1])
     shared = torch.arange(length, device=z.device) < torch.minimum(ours.sum(1), theirs.sum(1))[:, None]
-    return *((_first(x, counted, length) / temperature).log_softmax(-1) for x, counted in ((z, ours), (v, theirs))), shared
+    log_q, log_p = ((_first(x, mask, length) / temperature).log_softmax(-1) for x, mask in ((z, ours), (v, theirs)))
+    return log_q, log_p, shared
 
 
 def _answer(logits: Tensor, counted: Tensor | None, who: str) -> tuple[Tensor, Tensor]:

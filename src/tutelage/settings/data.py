@@ -393,9 +393,7 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     if s.per_token:
         untold = "null for a language model, whose labels are the next tokens"
         rows += [
-            (name, untold, f"type data.{name}=null")
-            for name in ("label", "labelled")
-            if getattr(s, name) is not None
+            (name, untold, f"type data.{name}=null") for name in ("label", "labelled") if getattr(s, name) is not None
         ]
         rows += [("teacher_tokenizer", *why) for why in _one_vocabulary(s) if s.teacher_tokenizer is not None]
     rows += [

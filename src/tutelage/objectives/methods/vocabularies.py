@@ -110,12 +110,18 @@ class _SideBySide(nn.Module):
         self.register_buffer("same_tokens", same_tokens, persistent=False)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
-        names, which = ("student", "teacher"), POSITIONS[self._spec.positions]
-        if which == "aligned" and isinstance(batch.inputs, Mapping) and "teacher_counted" in batch.inputs:
-            if missing := [name for name in names if f"{name}_aligned" not in batch.inputs]:
-                expected = f"{missing[0]}_aligned beside teacher_counted: where both networks have read the same text"
-                got, instead = f"{', '.join(batch.inputs)}", "give it, or type positions='order'"
-                raise InvalidValueError("batch.inputs", expected, got, instead)
-        masks = (positions_of(batch, name, which) for name in names)
+        which = POSITIONS[self._spec.positions]
+        if which == "aligned":
+            _require_aligned(batch)
+        masks = (positions_of(batch, name, which) for name in ("student", "teacher"))
         more = {"same_tokens": self.same_tokens} if self._spec.same_tokens else {}
         return self._spec.loss(student.logits, present(teacher).logits, *masks, **self._spec.arguments, **more)
+
+
+def _require_aligned(batch: Batch) -> None:
+    """Refuse a teacher's own positions of which nothing says where both networks have read the same text."""
+    given = batch.inputs if isinstance(batch.inputs, Mapping) else {}
+    if "teacher_counted" in given and not {"student_aligned", "teacher_aligned"} <= given.keys():
+        expected = "student_aligned and teacher_aligned beside teacher_counted: where both have read the same text"
+        instead = "give them, or type positions='order' in the objective"
+        raise InvalidValueError("batch.inputs", expected, ", ".join(given), instead)
