@@ -36,7 +36,9 @@ class View(NamedTuple):
 
 Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 """Inputs ``(batch, ...)`` of every network, or views of the same samples by the name of the network that reads each:
-``student`` and ``teacher``."""
+``student`` and ``teacher``. Where the teacher's positions are its own, such as the tokens of another vocabulary, bool
+``teacher_counted`` beside them says which count, and ``student_aligned`` and ``teacher_aligned`` at which both networks
+have read the same text (`views.positions_of`)."""
 
 
 class Batch(NamedTuple):
@@ -207,6 +209,8 @@ class Requirements:
         embeddings: whether it reads outputs as embeddings, which are no logits of classes.
         members: taps of the teacher, among ``teacher_taps``, that are logits: those of an ensemble's members.
         views: number of views of each sample that it compares, neighbours in a batch.
+        other_vocabulary: whether it takes a teacher of other classes, at positions of its own.
+        same_tokens: whether its binding reads which classes of both networks are the same.
     """
 
     teacher: bool
@@ -226,6 +230,8 @@ class Requirements:
     embeddings: bool = False
     members: tuple[str, ...] = ()
     views: int = 1
+    other_vocabulary: bool = False
+    same_tokens: bool = False
 
 
 class Metric(Protocol):

@@ -882,7 +882,8 @@ def parse(
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
     if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
-    if errors := [*_of_served(recipe), *_of_on_policy(recipe), *_of_pairs(recipe), *_of_masks(recipe)]:
+    kinds = (_of_served, _of_on_policy, _of_pairs, _of_masks, _of_vocabularies)
+    if errors := [error for kind in kinds for error in kind(recipe)]:
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
     return recipe
 
@@ -931,6 +932,21 @@ def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
     if recipe.outputs is not None:
         expected = "null with a served teacher, whose answers are in the data"
         yield InvalidValueError("outputs", expected, repr(recipe.outputs), "type outputs=null")
+
+
+def _of_vocabularies(recipe: Recipe) -> Iterator[InvalidValueError]:
+    """Yield what does not go together with a teacher whose tokens are others than the student's."""
+    if not (recipe.data.per_token and recipe.data.teacher_tokenizer):
+        return
+    because = "with data.teacher_tokenizer, as the teacher's tokens are others than the student's"
+    values = {"outputs": recipe.outputs, "student.init": recipe.student.init}
+    for key, value in values.items():
+        if value is not None:
+            instead = f"type {key}=null, or data.teacher_tokenizer=null for a teacher of the student's tokens"
+            yield InvalidValueError(key, f"null {because}", repr(value), instead)
+    if any(fit.on_policy for fit in recipe.fits()):
+        instead = "leave on_policy out, or type data.teacher_tokenizer=null for a teacher of the student's tokens"
+        yield InvalidValueError("on_policy", f"0 {because}", "a share above 0", instead)
 
 
 def _of_masks(recipe: Recipe) -> Iterator[InvalidValueError]:

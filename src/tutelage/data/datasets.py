@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -131,6 +131,11 @@ class Split(ABC):
     def per_position(self) -> bool:
         """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""
         return False
+
+    @property
+    def for_teacher(self) -> Split:
+        """The samples as the teacher reads them, where its positions and classes are its own; else itself."""
+        return self
 
     @property
     def labelled(self) -> int:
@@ -320,6 +325,24 @@ class Splits:
     task: Task = "classes"
     licence: str | None = None
     beside: Splits | None = None
+
+    @property
+    def for_teacher(self) -> Splits:
+        """The data as the teacher reads them: with the classes of its vocabulary, where that is another; else itself.
+
+        A `Batch` of it is the teacher's alone.
+        """
+        if self.train.for_teacher is self.train:
+            return self
+        text = self.text["teacher"]
+        return replace(
+            self,
+            train=self.train.for_teacher,
+            validation=self.validation and self.validation.for_teacher,
+            test=self.test.for_teacher,
+            classes=text.tokenizer.size,
+            text={"student": text, "teacher": text},
+        )
 
     @property
     def outputs(self) -> int:

@@ -20,8 +20,12 @@ from tutelage.losses.contrastive import moved as moved
 from tutelage.losses.divergences import divergence as divergence
 from tutelage.losses.divergences import transformed_matching as transformed_matching
 from tutelage.losses.embeddings import cosine_distance as cosine_distance
+from tutelage.losses.embeddings import embedding_distance as embedding_distance
 from tutelage.losses.embeddings import embedding_mse as embedding_mse
+from tutelage.losses.embeddings import feature_cosine as feature_cosine
 from tutelage.losses.embeddings import in_batch_similarity as in_batch_similarity
+from tutelage.losses.embeddings import margin_mse as margin_mse
+from tutelage.losses.embeddings import score_kl as score_kl
 from tutelage.losses.features import attention_transfer as attention_transfer
 from tutelage.losses.features import hide as hide
 from tutelage.losses.features import hint as hint
@@ -81,3 +85,5 @@ from tutelage.losses.transport import class_cost as class_cost
 from tutelage.losses.transport import transport as transport
 from tutelage.losses.views import crld as crld
 from tutelage.losses.views import hard_label as hard_label
+from tutelage.losses.vocabularies import gold as gold
+from tutelage.losses.vocabularies import uld as uld

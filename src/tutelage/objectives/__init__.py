@@ -25,6 +25,8 @@ from tutelage.objectives.methods.relations import itrd as itrd, srd as srd
 from tutelage.objectives.methods.contrastive import crd as crd
 from tutelage.objectives.methods.embeddings import cosine as cosine, embedding_mse as embedding_mse
 from tutelage.objectives.methods.embeddings import in_batch_similarity as in_batch_similarity
+from tutelage.objectives.methods.embeddings import embedding_distance as embedding_distance
+from tutelage.objectives.methods.vocabularies import uld as uld, gold as gold
 from tutelage.objectives.methods.guided import srrl as srrl, ofd as ofd, kd_plus_plus as kd_plus_plus
 from tutelage.objectives.methods.layers import vkd as vkd, cwd as cwd, wkd_f as wkd_f, hidden_states as hidden_states
 from tutelage.objectives.methods.layers import attention_relations as attention_relations

@@ -61,6 +61,8 @@ class BindContext:
         teacher_head: weight ``(classes, width)`` and bias of the teacher's last layer.
         teacher_norms: weight and bias ``(channels,)`` of the teacher's batch norms, by tap.
         class_means: means of the teacher's features per class, by tap, float32 ``(classes, width)``.
+        same_tokens: classes of the student and of the teacher that are the same, ``(pairs, 2)`` int64; ``None`` where
+            both have the same classes.
         seed: seed of what a term draws in training, such as CRD's negatives, by epoch and sample.
     """
 
@@ -73,6 +75,7 @@ class BindContext:
     teacher_head: tuple[Tensor, Tensor | None] | None = None
     teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
+    same_tokens: Tensor | None = None
     seed: int = 0
 
 
@@ -154,6 +157,8 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         embeddings=any(n.embeddings for n in needs),
         members=_unique(tap for n in needs for tap in n.members),
         views=max((n.views for n in needs), default=1),
+        other_vocabulary={n.other_vocabulary for n in needs if n.teacher} == {True},
+        same_tokens=any(n.same_tokens for n in needs),
     )
 
 

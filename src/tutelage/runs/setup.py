@@ -183,6 +183,10 @@ def check_compatible(run_inputs: RunInputs) -> None:
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
         _check_task(objective, splits)
+        if splits.for_teacher is not splits and needs.teacher and not needs.other_vocabulary:
+            expected = "one that takes a teacher of another vocabulary, which data.teacher_tokenizer gives it"
+            instead = "type objective=uld or objective=gold, or data.teacher_tokenizer=null for one of the same tokens"
+            raise RecipeError(f"objective {name}", expected, "one that compares the same tokens", instead)
         unlabelled = not soft and not splits.train.labelled
         if needs.labels != "none" and unlabelled:
             expected = f"labels for the supervised objective {name}"
@@ -212,7 +216,7 @@ def check_compatible(run_inputs: RunInputs) -> None:
     if teacher is not None and splits.task == "embedding":
         check_width(teacher, splits, run_inputs.objectives)
     elif teacher is not None:
-        check_classes(teacher, splits)
+        check_classes(teacher, splits.for_teacher)
 
 
 def _check_task(objective: Objective, splits: data.Splits) -> None:
@@ -341,7 +345,7 @@ def probe_inputs(recipe: Recipe, run_inputs: RunInputs) -> Inputs | None:
 
 def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs | None) -> None:
     """Refuse a teacher that does not take the data's ``inputs``, or gives logits for other classes."""
-    teacher = run_inputs.teacher
+    teacher, splits = run_inputs.teacher, run_inputs.splits
     if teacher is None or inputs is None:
         return
     device = trial_device(recipe, "teacher")
@@ -349,7 +353,7 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs 
         teacher.to(device),
         f"teacher {teacher.card.name}",
         map_views(lambda view: view.to(device), inputs_for(teacher, inputs, "teacher")),
-        classes=teacher.card.classes if run_inputs.splits.task == "embedding" else run_inputs.splits.classes,
+        classes=teacher.card.classes if splits.task == "embedding" else splits.for_teacher.classes,
         settings=recipe.fits()[0].settings,
         instead="name a teacher that was trained on these classes",
     )
@@ -469,7 +473,16 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
         labels=train.labels,
         teacher_logits=teacher_logits,
         class_means=_class_means(run_inputs, asked or teacher, needs.class_means),
+        same_tokens=_same_tokens(splits) if needs.same_tokens else None,
     )
+
+
+def _same_tokens(splits: data.Splits) -> torch.Tensor | None:
+    """Return the tokens of both vocabularies that are the same; ``None`` where the classes are."""
+    if splits.for_teacher is splits:
+        return None
+    student, teacher = (splits.text[name].tokenizer for name in ("student", "teacher"))
+    return torch.tensor(student.same_tokens(teacher), dtype=torch.int64).reshape(-1, 2)
 
 
 STATISTICS = 10_000
@@ -677,6 +690,10 @@ def ask_teacher(
     recipe: Recipe, teacher: nn.Module, batches: Batches, split: data.Split, metric: Metric | None = None
 ) -> TeacherOutputs:
     """Evaluate the teacher on a held-out set, and keep its logits; of many positions, when needed."""
+    if (own := split.for_teacher) is not split:
+        device = accelerator_on(recipe.device).device
+        alone = data.loader_on(device, own, batch_size=held_out_batch(recipe, own), train=False)
+        return ask_teacher(recipe, teacher, alone, own, metric)._replace(logits=None)
     kept, text_bytes = KeptLogits(), split.text_bytes
     evaluation = evaluate_network(
         recipe,

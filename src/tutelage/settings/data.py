@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -129,8 +130,9 @@ class DataSettings:
     tokenizer: str | LearnedTokenizer | None = None
     """Tokenizer of texts: a ``tokenizer.json``, a folder with one, ``package:<package>/<folder>``, a Hub id, or
     ``{bpe: 2000}``, which is learned from the training split."""
-    teacher_tokenizer: str | None = None
-    """The teacher's own tokenizer, where it reads the texts by another; unset gives it the student's tokens."""
+    teacher_tokenizer: str | LearnedTokenizer | None = None
+    """The teacher's own tokenizer, where it reads the texts by another; unset gives it the student's tokens. Language
+    models of two tokenizers have two vocabularies, which ``objective: uld`` or ``gold`` matches."""
     max_tokens: Annotated[Whole, Range(_TEXT, least=1, most=_LARGEST_TEXT, example=128)] = 128
     """Largest number of tokens of a sample, in [1, 1000000]; a longer text is cut."""
     pack: (
@@ -325,6 +327,7 @@ def check(settings: DataSettings) -> DataSettings:
     sections: dict[str, Any] = {"": s, "randaugment.": s.randaugment, "strong.": s.strong}
     sections |= {"unlabelled.": s.unlabelled, "tokenizer.": s.tokenizer}
     sections["strong.randaugment."] = s.strong and s.strong.randaugment
+    sections["teacher_tokenizer."] = s.teacher_tokenizer
     errors += [
         InvalidValueError(f"data.{prefix}{name}", known.words, repr(value), f"type data.{prefix}{name}={known.example}")
         for prefix, section in sections.items()
@@ -439,10 +442,9 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     if s.per_token:
         untold = "null for a language model, whose labels are the next tokens"
         rows += [
-            (name, untold, f"type data.{name}=null")
-            for name in ("label", "labelled", "teacher_tokenizer")
-            if getattr(s, name) is not None
+            (name, untold, f"type data.{name}=null") for name in ("label", "labelled") if getattr(s, name) is not None
         ]
+        rows += [("teacher_tokenizer", *why) for why in _one_vocabulary(s) if s.teacher_tokenizer is not None]
     rows += [
         (name, f"its default, {_typed(_DEFAULTS[name])}, for texts", f"leave data.{name} out")
         for name in _OF_IMAGES
@@ -454,6 +456,18 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
         InvalidValueError(f"data.{name}", want, _typed(getattr(s, name)), instead) for name, want, instead in rows
     ]
     return errors + _wrong_unlabelled(s)
+
+
+def _one_vocabulary(s: DataSettings) -> Iterator[tuple[str, str]]:
+    """Yield why a language model's teacher reads by the student's tokenizer, and what to type."""
+    prompts = "name the columns of prompts and completions, data.prompt and data.completion, or type {}"
+    null = "data.teacher_tokenizer=null"
+    if s.pack is not None:
+        yield "null with data.pack, as one tokenizer cuts the rows", prompts.format(null)
+    if s.messages is not None:
+        yield "null with data.messages, as one tokenizer's template writes conversations", prompts.format(null)
+    if s.top_logprobs is not None:
+        yield "null with data.top_logprobs, whose tokens are data.tokenizer's", f"type {null}"
 
 
 def _wrong_with_masks(s: DataSettings) -> list[InvalidValueError]:

@@ -14,6 +14,7 @@ from tutelage.losses.sparse import sparse_matching
 from tutelage.modules import StepOutput
 from tutelage.objectives import BoundObjective
 from tutelage.types import UNLABELLED, Batch, Outputs, Totals
+from tutelage.views import positions_of
 
 COUNTED = ("correct", "labelled", "entropy", "kl", "agree", "samples", "positions", "skipped")
 """Names of the sums: over positions that count, but for the number of samples and that of skipped steps."""
@@ -69,7 +70,9 @@ class EpochMetrics:
         else:
             logits = widened(student.logits)
             log_q, predicted = logits.log_softmax(-1), logits.argmax(-1)
-            if teacher is not None and (sparse := teacher.sparse) is not None:
+            if teacher is not None and positions_of(batch, "teacher") is not counted:
+                kl = agree = zero + torch.nan  # At positions of its own it answers nothing that the student does.
+            elif teacher is not None and (sparse := teacher.sparse) is not None:
                 top = sparse.index.gather(-1, sparse.values.argmax(-1, keepdim=True))[..., 0]
                 agree = summed(predicted == top)
                 if self.objective.target_gamma is not None:
