@@ -119,6 +119,9 @@ ROWS = [
     Row("mgd", {}, ""),
     Row("cosine", {}, "zero samples classes"),
     Row("embedding_mse", {}, "zero samples classes"),
+    # Its target is made of the student's logits, detached.
+    Row("taid", {}, LOGITS, gradcheck=False),
+    Row("distillm2", {"anchor": 0.05, "share": 0.3}, LOGITS, gradcheck=False),
     Row("in_batch_similarity", {"temperature": 0.5}, "samples classes", alone="refused"),
 ]
 

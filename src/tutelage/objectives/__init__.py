@@ -22,6 +22,7 @@ from tutelage.objectives.methods.contrastive import crd as crd
 from tutelage.objectives.methods.embeddings import cosine as cosine, embedding_mse as embedding_mse
 from tutelage.objectives.methods.embeddings import in_batch_similarity as in_batch_similarity
 from tutelage.objectives.methods.guided import srrl as srrl, ofd as ofd, kd_plus_plus as kd_plus_plus
+from tutelage.objectives.methods.moving import taid as taid, distillm2 as distillm2
 from tutelage.objectives.bound import BoundObjective as BoundObjective, count as count
 from tutelage.objectives.objective import Objective as Objective
 from tutelage.objectives.registry import PRESETS as PRESETS, Preset as Preset, from_recipe as from_recipe
