@@ -30,7 +30,7 @@ LAYERS = (
         ("images", "checks", "rng", "submodules", "tensor_files", "text", "views"),
         ("settings", "hub_files"),
         ("types", "records"),
-        ("connection", "plain_files"),
+        ("connection", "plain_files", "user_code"),
         ("interruption",),
         ("launcher",),
         ("errors", "intervals", "lazy", "version"),

@@ -25,8 +25,9 @@ from tutelage.objectives.methods.guided import srrl as srrl, ofd as ofd, kd_plus
 from tutelage.objectives.methods.moving import taid as taid, distillm2 as distillm2
 from tutelage.objectives.bound import BoundObjective as BoundObjective, count as count
 from tutelage.objectives.objective import Objective as Objective
-from tutelage.objectives.registry import PRESETS as PRESETS, Preset as Preset, from_recipe as from_recipe
-from tutelage.objectives.registry import from_spec as from_spec, is_built_in as is_built_in, preset as preset
+from tutelage.objectives.reading import from_recipe as from_recipe, from_spec as from_spec
+from tutelage.objectives.registry import PRESETS as PRESETS, Preset as Preset, is_built_in as is_built_in
+from tutelage.objectives.registry import preset as preset
 from tutelage.objectives.term import Apply as Apply, BindContext as BindContext, TermSpec as TermSpec
 from tutelage.objectives.term import WeightedTerm as WeightedTerm
 from tutelage.settings.objective import Names as Names
