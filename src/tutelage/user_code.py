@@ -13,8 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from tutelage import plain_files
 from tutelage.errors import InvalidValueError, NotFoundError, UserCodeError, explaining
 
+LIMIT = 1 << 24
+"""Bytes of a file of code that are read."""
 PREFIX = "file:"
 """How names of functions in files begin."""
 
@@ -49,7 +52,7 @@ def require_file(name: str, what: str, file: Path) -> None:
 def digest(file: Path) -> str:
     """Return the first 16 digits of a file's SHA-256, in hexadecimal, by which records know what it held."""
     with explaining():
-        return hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+        return hashlib.sha256(plain_files.read(file, LIMIT)).hexdigest()[:16]
 
 
 def execute(file: Path, what: str) -> ModuleType:

@@ -322,7 +322,7 @@ def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]
     def key(what: str) -> str:
         if what.partition(":")[0] in arguments:
             return f"objective.{preset}.{what}"
-        return f"objective.{preset}" if what == "objective" else f"objective.{preset}: {what}"
+        return f"objective.{preset}" if what in ("objective", preset) else f"objective.{preset}: {what}"
 
     return error.renamed(key)
 
