@@ -149,7 +149,8 @@ def distill(
             ``"trackio"``, or an object of a class of ``accelerate.tracking``; by default none, and nothing is sent.
         display: what shows the progress: ``"auto"``, a bar in a terminal and in Jupyter, and lines elsewhere, on
             standard error; ``None``, nothing; or a `Reporter`.
-        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models and ``file:`` objectives, which run code: all of them, or
+            those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
@@ -459,7 +460,8 @@ def compare(
         track: trackers by name that are handed what is recorded, each run to its own, as of `distill`.
         display: what shows the progress: ``"auto"``, a bar in a terminal and in Jupyter, and lines elsewhere, on
             standard error; ``None``, nothing; or a `Reporter`.
-        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models and ``file:`` objectives, which run code: all of them, or
+            those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
@@ -524,7 +526,8 @@ def tune(
         name: of the search; by default the student's and the objective's.
         runs: the folder of all runs.
         display: what shows the progress, as of `distill`.
-        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models and ``file:`` objectives, which run code: all of them, or
+            those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:

@@ -49,6 +49,16 @@ def require_file(name: str, what: str, file: Path) -> None:
         )
 
 
+def require_unchanged(what: str, file: Path, sha256: str | None) -> str:
+    """Return the `digest` of a file; refuse another one than a recipe knows, if it knows one."""
+    now = digest(file)
+    if sha256 not in (None, now):
+        expected = f"{file.name} as the recipe knows it, sha256 {sha256}"
+        instead = "restore it; for the file as it is now, leave sha256 out, and choose another name for the run"
+        raise InvalidValueError(what, expected, f"a changed one, sha256 {now}", instead)
+    return now
+
+
 def digest(file: Path) -> str:
     """Return the first 16 digits of a file's SHA-256, in hexadecimal, by which records know what it held."""
     with explaining():

@@ -37,7 +37,10 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
 TrustCode = Annotated[
     bool,
-    typer.Option("--trust-code", help="Allow what runs code: file: and export: models, and modules of your own."),
+    typer.Option(
+        "--trust-code",
+        help="Allow what runs code: file: and export: models, file: objectives, and modules of your own.",
+    ),
 ]
 Track = Annotated[
     list[str] | None,
@@ -66,9 +69,7 @@ _NETWORK = r"(?:pairs\.[^.]+\.)?(?:student|model|teacher(?:\.train\.model|(?:\.m
 """Pattern of a key whose value names a network."""
 
 
-_OBJECTIVE = (
-    r"(?:(?:(?:stages\.[0-9]+|teacher\.train|methods\.[^.]+)\.)?objective|objectives\.[^.]+|methods\.[^.]+)(?:\.[0-9]+)?"
-)
+_OBJECTIVE = r"(?:(?:(?:stages\.[0-9]+|teacher\.train|methods\.[^.]+)\.)?objective|objectives\.[^.]+|methods\.[^.]+)(?:\.[0-9]+)?"
 """Pattern of a key whose value is an objective, or an entry of one."""
 
 

@@ -21,6 +21,7 @@ from tutelage.settings.objective import (
     SIGNATURES,
     ObjectiveSpec,
     PresetSpec,
+    Signature,
     is_own,
     read_objective,
     with_recipe_keys,
@@ -92,7 +93,7 @@ def _build(preset: Preset, entry: str) -> Objective:
 # Functions of the user's own
 
 
-_OWN: dict[tuple[str, str], Preset] = {}
+_OWN: dict[tuple[str, str], tuple[Preset, Signature]] = {}
 """Presets of the user's own that were made in this process, by name and digest of the file."""
 
 
@@ -102,22 +103,18 @@ def _own(call: PresetSpec, trust_code: Trust) -> Preset:
     file, function = user_code.split(name, "objective", example=OWN_EXAMPLE)
     if trust_code is not None:
         user_code.require_trust(name, "objective", trust_code)
-    if call.sha256 is None or (name, call.sha256) not in _OWN:
+    sha256 = call.sha256
+    if sha256 is None or (name, sha256) not in _OWN:
         user_code.require_file(name, "objective", file)
-        now = user_code.digest(file)
-        if call.sha256 not in (None, now):
-            expected, got = f"{file.name} as the recipe knows it, sha256 {call.sha256}", f"a changed one, sha256 {now}"
-            instead = "restore it; for the file as it is now, leave sha256 out, and choose another name for the run"
-            raise InvalidValueError(f"objective {name}", expected, got, instead)
-        if (name, now) not in _OWN:
+        sha256 = user_code.require_unchanged(f"objective {name}", file, call.sha256)
+        if (name, sha256) not in _OWN:
             user_code.require_trust(name, "objective", bool(trust_code))
-            _OWN[name, now], SIGNATURES[name] = _read(name, file, function, now)
-            PRESETS[name] = _OWN[name, now]
-        return _OWN[name, now]
-    return _OWN[name, call.sha256]
+            _OWN[name, sha256] = _read(name, file, function, sha256)
+    PRESETS[name], SIGNATURES[name] = _OWN[name, sha256]
+    return PRESETS[name]
 
 
-def _read(name: str, file: Path, function: str, sha256: str) -> tuple[Preset, Any]:
+def _read(name: str, file: Path, function: str, sha256: str) -> tuple[Preset, Signature]:
     """Run a file, and return the preset that its function is, or makes a loss into."""
     with _own_presets_aside():
         found = user_code.function_of(user_code.execute(file, "objective"), function, file, "objective")

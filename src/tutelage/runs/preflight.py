@@ -13,7 +13,7 @@ from tutelage.data import names as data_names
 from tutelage.errors import RecipeError, TutelageError, raise_all
 from tutelage.models import names as model_names
 from tutelage.settings.data import DataSettings
-from tutelage.settings.objective import OWN_EXAMPLE, ObjectiveSpec, own_presets
+from tutelage.settings.objective import OWN_EXAMPLE, ObjectiveSpec, is_own
 
 T = TypeVar("T")
 
@@ -51,10 +51,13 @@ def code_errors(
     objectives: Iterable[ObjectiveSpec], *, trust_code: bool | frozenset[str] = False
 ) -> Iterable[TutelageError]:
     """Yield what is wrong with the functions of the user's own that objectives name; none is run."""
-    for name in dict.fromkeys(name for objective in objectives for name in own_presets(objective)):
+    calls = [call for objective in objectives for call in objective.presets if is_own(call.preset)]
+    for name, sha256 in dict.fromkeys((call.preset, call.sha256) for call in calls):
         try:
             user_code.require_trust(name, "objective", trust_code)
-            user_code.require_file(name, "objective", user_code.split(name, "objective", example=OWN_EXAMPLE)[0])
+            file, _ = user_code.split(name, "objective", example=OWN_EXAMPLE)
+            user_code.require_file(name, "objective", file)
+            user_code.require_unchanged(f"objective {name}", file, sha256)
         except TutelageError as error:
             yield error
 

@@ -70,9 +70,9 @@ class RunInputs:
 
 
 def parse(
-    kind: type[R], value: Mapping[str, Any], *, where: str = "recipe", trust_code: bool | frozenset[str] = False
+    kind: type[R], value: Mapping[str, Any], *, where: str = "recipe", trust_code: bool | frozenset[str] | None = None
 ) -> R:
-    """Check a recipe as `config.parse` does, and that its objectives can be built."""
+    """Check a recipe as `config.parse` does, and that its objectives can be built; see `from_spec`."""
     return config.parse(kind, value, where=where, check=partial(from_spec, trust_code=trust_code))
 
 

@@ -279,11 +279,6 @@ def is_own(name: object) -> bool:
     return isinstance(name, str) and name.startswith(user_code.PREFIX)
 
 
-def own_presets(spec: ObjectiveSpec) -> list[str]:
-    """Return the functions of the user's own that an objective names."""
-    return [call.preset for call in spec.presets if is_own(call.preset)]
-
-
 OWN_EXAMPLE = "file:my_method.py:my_loss"
 
 
