@@ -78,7 +78,8 @@ def test_a_source_is_told_as_that_of_a_model_is(method):
 
 def test_a_loss_of_labels_takes_the_place_of_the_cross_entropy(method):
     name = method(
-        "def ours(student_logits, labels):\n    return (student_logits.argmax(-1) != labels) + 0 * student_logits.sum(-1)\n"
+        "def ours(student_logits, labels):\n"
+        "    return (student_logits.argmax(-1) != labels) + 0 * student_logits.sum(-1)\n"
     )
     assert from_recipe(name, trust_code=True).weights() == {"ours": 1.0}
     assert from_recipe({name: {"supervised": 1}}).weights() == {"ce": 1.0, "ours": 1.0}

@@ -39,7 +39,7 @@ TrustCode = Annotated[
     bool,
     typer.Option(
         "--trust-code",
-        help="Allow what runs code: file: and export: models, file: objectives, and modules of your own.",
+        help="Allow what runs code: file: and export: models, file: objectives, modules of your own.",
     ),
 ]
 Track = Annotated[
@@ -69,7 +69,8 @@ _NETWORK = r"(?:pairs\.[^.]+\.)?(?:student|model|teacher(?:\.train\.model|(?:\.m
 """Pattern of a key whose value names a network."""
 
 
-_OBJECTIVE = r"(?:(?:(?:stages\.[0-9]+|teacher\.train|methods\.[^.]+)\.)?objective|objectives\.[^.]+|methods\.[^.]+)(?:\.[0-9]+)?"
+_ENTRY = r"(?:(?:stages\.[0-9]+|teacher\.train|methods\.[^.]+)\.)?objective|objectives\.[^.]+|methods\.[^.]+"
+_OBJECTIVE = rf"(?:{_ENTRY})(?:\.[0-9]+)?"
 """Pattern of a key whose value is an objective, or an entry of one."""
 
 
