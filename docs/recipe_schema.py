@@ -42,7 +42,8 @@ WITHOUT_A_TABLE = {
 }
 OF_ARGUMENTS = {
     "number": "A number.",
-    "exponent": "Exponent of the teacher's distribution, 1 / T.",
+    "exponent": "Exponent of the teacher's distribution, 1 / T: a number or a schedule.",
+    "scheduled_number": "A number above 0, or a schedule of such numbers.",
     "automatic_number": "A number, or `auto` for one that is found from the teacher's logits.",
     "weight": "A weight: a number >= 0, or a schedule such as {schedule: linear, start: 1, end: 0}.",
     "signed_weight": "A weight of either sign: a number, or a schedule such as {schedule: linear, start: 1, end: 0}.",
@@ -269,7 +270,8 @@ def argument_kinds():
     return {
         **found,
         "number": number,
-        "exponent": number,
+        "exponent": {"anyOf": [number, ref("weight")]},
+        "scheduled_number": {"anyOf": [number, ref("weight")]},
         "automatic_number": {"anyOf": [auto, number]},
         "automatic_weight": {"anyOf": [auto, ref("weight")]},
         "text": {"type": "string"},

@@ -33,5 +33,6 @@ from tutelage.objectives.term import WeightedTerm as WeightedTerm
 from tutelage.settings.objective import Names as Names
 from tutelage.settings.weights import AUTO as AUTO, Automatic as Automatic, AutomaticNumber as AutomaticNumber
 from tutelage.settings.weights import AutomaticWeight as AutomaticWeight, Cosine as Cosine, CosineWarmUp as CosineWarmUp
+from tutelage.settings.weights import ScheduledNumber as ScheduledNumber
 from tutelage.settings.weights import Linear as Linear, Schedule as Schedule, SignedWeight as SignedWeight
 from tutelage.settings.weights import WarmUp as WarmUp, Weight as Weight

@@ -26,7 +26,7 @@ from tutelage.settings.objective import (
     arguments_to_recipe,
     read_arguments,
 )
-from tutelage.settings.weights import AutomaticNumber, AutomaticWeight, SignedWeight, Weight, scaled
+from tutelage.settings.weights import AutomaticNumber, AutomaticWeight, ScheduledNumber, SignedWeight, Weight, scaled
 from tutelage.types import Batch, Outputs, Progress
 
 P = ParamSpec("P")
@@ -39,6 +39,7 @@ KINDS: dict[Any, str] = {
     str: "text",
     Names: "names",
     Exponent: "exponent",
+    ScheduledNumber: "scheduled_number",
 }
 """Kinds of arguments, by annotation; any other is a number."""
 

@@ -17,8 +17,8 @@ from tutelage.settings.numbers import FLOAT32, InSchema
 Names = str | Sequence[str]
 """Annotation of an argument that is one name or several: a string, or a list of strings."""
 
-Exponent = Annotated[float, "exponent"]
-"""Annotation of the exponent of a transformed teacher."""
+Exponent = Annotated[weights.Weight, "exponent"]
+"""Annotation of the exponent of a transformed teacher, a number or a schedule."""
 
 BALANCED: Final = "balanced"
 """Classes that count alike, however many samples each has."""
@@ -180,6 +180,9 @@ def matched_kd(ttm: Mapping[str, Any]) -> dict[str, Any]:
     """
     same = dict(ttm)
     gamma, beta = same.pop("gamma"), same.pop("beta")
+    if isinstance(gamma, weights.Schedule):
+        instead = "give kd a temperature and a weight of its own"
+        raise InvalidValueError("gamma", "a number, which a temperature can be matched to", gamma, instead)
     if not gamma > 0:
         raise InvalidValueError("gamma", "a number > 0", gamma, "for example gamma=0.25")
     weight = beta if isinstance(beta, weights.Automatic) else weights.scaled(beta, gamma)
@@ -363,6 +366,10 @@ def _number(value: Any, *, argument: str) -> float:
     return value if isinstance(value, int) and abs(value) < 2**63 else float(value)  # as torch takes
 
 
+def _number_or_schedule(value: Any, *, argument: str) -> float | weights.Schedule:
+    return weights.scheduled_from_recipe(value, argument=argument) or _number(value, argument=argument)
+
+
 def _number_or_auto(value: Any, *, argument: str) -> float | weights.Automatic:
     automatic = weights.automatic_from_recipe(value, argument=argument)
     if automatic is None and isinstance(value, str):
@@ -390,7 +397,8 @@ def _any(value: Any, *, argument: str) -> Any:
 ARGUMENT_READERS: dict[str, Callable[..., Any]] = {
     "any": _any,
     "number": _number,
-    "exponent": _number,
+    "exponent": _number_or_schedule,
+    "scheduled_number": _number_or_schedule,
     "automatic_number": _number_or_auto,
     "weight": weights.weight_from_recipe,
     "signed_weight": functools.partial(weights.weight_from_recipe, signed=True),

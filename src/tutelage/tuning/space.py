@@ -171,6 +171,8 @@ def _of_preset(call: PresetSpec) -> list[Dimension]:
     for name, argument in known_presets().get(call.preset, {}).items():
         key, value = f"objective.{call.preset}.{name}", call.arguments.get(name, argument.default)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, Mapping) and argument.kind in ("exponent", "scheduled_number"):
+            continue  # a schedule is left as it is
         if argument.kind == "exponent" or (argument.kind == "automatic_number" and name == "gamma"):
             low, high = GAMMA
             bounds = (min(low, value), max(high, value)) if is_number else GAMMA
