@@ -39,6 +39,11 @@ def fraction(value: float, name: str, *, example: float) -> None:
     _number(value, name, example, lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 
+def share(value: float, name: str, *, example: float) -> None:
+    """Refuse a hyperparameter outside [0, 1]."""
+    _number(value, name, example, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+
+
 def mixture_weight(value: float, name: str, *, example: float, ends: str) -> None:
     """Refuse a hyperparameter outside (0, 1); ``ends`` is what to type for the limits at 0 and 1."""
     _number(

@@ -138,6 +138,9 @@ ROWS = [
     Row("embedding_distance", {}, "zero samples classes"),
     Row("uld", {}, LOGITS),
     Row("gold", {}, LOGITS),
+    # Its target is made of the student's logits, detached.
+    Row("taid", {}, LOGITS, gradcheck=False),
+    Row("distillm2", {"anchor": 0.05, "share": 0.3}, LOGITS, gradcheck=False),
     Row("in_batch_similarity", {"temperature": 0.5}, "samples classes", alone="refused"),
     Row("vkd"),
     Row("cwd", {"student_tap": "card:stage.-1", "teacher_tap": "card:stage.-1", "temperature": 4.0}, "zero samples"),

@@ -63,6 +63,12 @@ from tutelage.losses.maps import factor_difference as factor_difference
 from tutelage.losses.maps import factor_transfer as factor_transfer
 from tutelage.losses.maps import fsp as fsp
 from tutelage.losses.maps import kd_svd as kd_svd
+from tutelage.losses.moving import adaptive_share as adaptive_share
+from tutelage.losses.moving import distillm2 as distillm2
+from tutelage.losses.moving import skewed_kl as skewed_kl
+from tutelage.losses.moving import taid as taid
+from tutelage.losses.moving import taid_step as taid_step
+from tutelage.losses.moving import taid_target as taid_target
 from tutelage.losses.pairwise import correlation as correlation
 from tutelage.losses.pairwise import correlation_kernel as correlation_kernel
 from tutelage.losses.pairwise import pkt as pkt

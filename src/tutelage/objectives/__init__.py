@@ -32,14 +32,17 @@ from tutelage.objectives.methods.layers import vkd as vkd, cwd as cwd, wkd_f as 
 from tutelage.objectives.methods.layers import attention_relations as attention_relations
 from tutelage.objectives.methods.views import crld as crld, two_view_mlkd as two_view_mlkd
 from tutelage.objectives.methods.views import hard_labels as hard_labels, deit as deit
+from tutelage.objectives.methods.moving import taid as taid, distillm2 as distillm2
 from tutelage.objectives.bound import BoundObjective as BoundObjective, count as count
 from tutelage.objectives.objective import Objective as Objective
-from tutelage.objectives.registry import PRESETS as PRESETS, Preset as Preset, from_recipe as from_recipe
-from tutelage.objectives.registry import from_spec as from_spec, is_built_in as is_built_in, preset as preset
+from tutelage.objectives.reading import from_recipe as from_recipe, from_spec as from_spec
+from tutelage.objectives.registry import PRESETS as PRESETS, Preset as Preset, is_built_in as is_built_in
+from tutelage.objectives.registry import preset as preset
 from tutelage.objectives.term import Apply as Apply, BindContext as BindContext, TermSpec as TermSpec
 from tutelage.objectives.term import WeightedTerm as WeightedTerm
 from tutelage.settings.objective import LayerPairs as LayerPairs, Names as Names
 from tutelage.settings.weights import AUTO as AUTO, Automatic as Automatic, AutomaticNumber as AutomaticNumber
 from tutelage.settings.weights import AutomaticWeight as AutomaticWeight, Cosine as Cosine, CosineWarmUp as CosineWarmUp
+from tutelage.settings.weights import ScheduledNumber as ScheduledNumber
 from tutelage.settings.weights import Linear as Linear, Schedule as Schedule, SignedWeight as SignedWeight
 from tutelage.settings.weights import WarmUp as WarmUp, Weight as Weight

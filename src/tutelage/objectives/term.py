@@ -119,6 +119,7 @@ class PresetCall:
     arguments: Mapping[str, Any] | None = None
     scale: float = 1.0  # factor on every weight
     gather: bool = False  # whether its terms read all processes' samples at once, not each process's share
+    sha256: str | None = None  # digest of the file that a preset of the user's own is in
     defaulted: frozenset[str] = field(default=frozenset(), compare=False)  # arguments that were not typed
 
 

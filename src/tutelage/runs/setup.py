@@ -69,19 +69,31 @@ class RunInputs:
     served: Served | None = None  # answers of a served teacher, which has no network
 
 
-def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> R:
-    """Check a recipe as `config.parse` does, and that its objectives can be built."""
-    return config.parse(kind, value, where=where, check=from_spec)
+def parse(
+    kind: type[R], value: Mapping[str, Any], *, where: str = "recipe", trust_code: bool | frozenset[str] | None = None
+) -> R:
+    """Check a recipe as `config.parse` does, and that its objectives can be built; see `from_spec`."""
+    return config.parse(kind, value, where=where, check=partial(from_spec, trust_code=trust_code))
 
 
-def check_objectives(recipe: Recipe, *, where: str = "recipe", overrides: Sequence[str] = ()) -> None:
-    """Refuse values of objectives' arguments that a recipe may hold and the losses refuse, as `parse` does."""
-    config.parse(type(recipe), recipe.model_dump(mode="json"), where=where, overrides=overrides, check=from_spec)
+def check_objectives(
+    recipe: Recipe,
+    *,
+    where: str = "recipe",
+    overrides: Sequence[str] = (),
+    trust_code: bool | frozenset[str] = False,
+) -> None:
+    """Refuse values of objectives' arguments that a recipe may hold and the losses refuse, as `parse` does.
+
+    Functions of the user's own that objectives name are run here, if their code is trusted.
+    """
+    check = partial(from_spec, trust_code=trust_code)
+    config.parse(type(recipe), recipe.model_dump(mode="json"), where=where, overrides=overrides, check=check)
 
 
-def build_objectives(recipe: Recipe) -> tuple[Objective, ...]:
-    """Build the objective of each stage."""
-    return tuple(for_teacher(recipe, from_spec(fit.objective)) for fit in recipe.fits())
+def build_objectives(recipe: Recipe, *, trust_code: bool | frozenset[str] | None = None) -> tuple[Objective, ...]:
+    """Build the objective of each stage; `from_spec` says what ``trust_code`` is."""
+    return tuple(for_teacher(recipe, from_spec(fit.objective, trust_code=trust_code)) for fit in recipe.fits())
 
 
 def for_teacher(recipe: Recipe, objective: Objective) -> Objective:
@@ -117,9 +129,10 @@ def build_inputs(
         recipe: recipe of the run.
         splits: data of the recipe, if already open.
         teacher: teacher of the recipe, if already loaded.
-        trust_code: whether ``file:`` models, which run code, are allowed: all of them, or only those of these names.
+        trust_code: whether ``file:`` models and objectives, which run code, are allowed: all of them, or only those of
+            these names.
     """
-    objectives = build_objectives(recipe)
+    objectives = build_objectives(recipe, trust_code=trust_code)
     for fit in recipe.fits():
         library_optimizers.check(fit.settings.optimizer)
     opened = data.read_by(splits or once_a_node(lambda: data.open_data(recipe.data)), recipe.reads)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, cast
 
@@ -24,6 +24,7 @@ from tutelage.settings.weights import (
     AutomaticWeight,
     CosineWarmUp,
     Schedule,
+    ScheduledNumber,
     SignedWeight,
     Weight,
     WeightValue,
@@ -283,6 +284,44 @@ def on_logits(logits: str, term: TermSpec, weight: AutomaticWeight) -> TermSpec:
     return Standardised(term)
 
 
+SCHEDULED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "temperature": lambda z, v, t: losses.ctkd(z, v, temperature=t),
+    "gamma": lambda z, v, g: losses.ttm(z, g * v, gamma=1.0),
+    "weighted gamma": lambda z, v, g: (g * v.log_softmax(-1)).logsumexp(-1).exp() * losses.ttm(z, g * v, gamma=1.0),
+}
+"""`losses.kd`, `losses.ttm` and `losses.wttm` at a number that is a tensor."""
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A loss of `SCHEDULED` at a temperature, or an exponent, that is a schedule of progress.
+
+    It changes from step to step as a tensor does, so that nothing is compiled or captured anew.
+    """
+
+    needs: ClassVar = Requirements(teacher=True, labels="none")
+    target_gamma: ClassVar[None] = None  # it changes
+    loss: str  # name of the loss
+    number: Schedule
+
+    def bind(self, context: BindContext) -> Term:
+        """Build the term; it needs nothing from the context."""
+        return _BoundScheduled(self)
+
+
+class _BoundScheduled(nn.Module):
+    """A bound `Scheduled`: no parameters, no state."""
+
+    def __init__(self, spec: Scheduled) -> None:
+        super().__init__()
+        self.needs, self._loss, self._number = spec.needs, SCHEDULED[spec.loss], spec.number
+        self.scheduled = (spec.number,)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
+        z, v = student.logits, present(teacher).logits
+        return self._loss(z, v, torch.as_tensor(weight_at(self._number, progress), dtype=z.dtype, device=z.device))
+
+
 @dataclass(frozen=True, kw_only=True)
 class CTKD:
     """Curriculum temperature: `losses.ctkd` at ``T = lowest + span * sigmoid(theta)`` with a learned ``theta``.
@@ -357,14 +396,14 @@ def renyi_penalty(*, weight: SignedWeight, order: float) -> Objective:
 
 @preset("Hinton et al. 2015, arXiv:1503.02531")
 def kd(
-    *, temperature: float = 4.0, weight: AutomaticWeight = 0.9, supervised: Weight = 0.1, logits: str = "raw"
+    *, temperature: ScheduledNumber = 4.0, weight: AutomaticWeight = 0.9, supervised: Weight = 0.1, logits: str = "raw"
 ) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T)``.
 
     Published settings: CIFAR-100 T=4, 0.1 and 0.9; ImageNet T=1, 0.5 and 0.5.
 
     Args:
-        temperature: T > 0, on both sides.
+        temperature: T > 0, on both sides; a number, or a schedule such as ``{schedule: linear, start: 8, end: 1}``.
         weight: weight of the KL, whose ``T**2`` is unconditional; lambda in the TTM paper. ``auto`` is gamma times the
             automatic beta of `ttm` at ``gamma = 1/T``, so that both have one factor on their divergence.
         supervised: weight of the cross-entropy, always on raw logits.
@@ -373,8 +412,15 @@ def kd(
 
     Differs from: a public library that drops ``T**2`` if its alpha is 0, and code that keeps the cross-entropy at 1.
     """
-    match = Apply(losses.kd, {"temperature": temperature}, target_gamma=1 / temperature if temperature else None)
-    weight = _in_betas(weight, temperature)
+    t = cast(WeightValue, temperature)  # by the decorator
+    if isinstance(t, Schedule):
+        if isinstance(weight, Automatic):
+            expected, instead = "a number where the temperature is a schedule", "for example weight=0.9"
+            raise InvalidValueError("weight", expected, weight, instead)
+        match: TermSpec = Scheduled("temperature", t)
+    else:
+        match = Apply(losses.kd, {"temperature": t}, target_gamma=1 / t if t else None)
+        weight = _in_betas(weight, t)
     return objective_of(supervised_part(supervised), WeightedTerm("kd", weight, on_logits(logits, match, weight)))
 
 
@@ -391,14 +437,22 @@ def ttm(
     """``supervised * CE(y, q) + beta * KL(p_gamma || q)``: transformed teacher matching.
 
     Args:
-        gamma: exponent, > 0; 1/T in knowledge distillation.
+        gamma: exponent, > 0; 1/T in knowledge distillation; a number or a schedule.
         beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: weight of the cross-entropy, always on raw logits.
         logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427),
             unpublished for TTM; ``beta`` must then be a number.
     """
-    match = Apply(losses.ttm, {"gamma": gamma}, target_gamma=gamma)
+    match = _at(losses.ttm, "gamma", gamma)
     return objective_of(supervised_part(supervised), WeightedTerm("ttm", beta, on_logits(logits, match, beta)))
+
+
+def _at(loss: Callable[..., Tensor], scheduled: str, gamma: Exponent) -> TermSpec:
+    """Return a loss at an exponent: a number, or a schedule."""
+    exponent = cast(WeightValue, gamma)  # by the decorator
+    if isinstance(exponent, Schedule):
+        return Scheduled(scheduled, exponent)
+    return Apply(loss, {"gamma": exponent}, target_gamma=exponent)
 
 
 def kd_matched_to(objective: Objective) -> Objective:
@@ -445,7 +499,7 @@ def wttm(
     between gammas.
 
     Args:
-        gamma: exponent, > 0.
+        gamma: exponent, > 0; a number, or without ``normalise`` a schedule.
         beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: weight of the cross-entropy.
         normalise: divisor of the power sum: ``none``, or its mean over the ``batch``, which couples a batch's samples,
@@ -453,9 +507,16 @@ def wttm(
         logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427),
             unpublished for WTTM; ``beta`` must then be a number, and the power sum is the standardised teacher's.
     """
-    match: TermSpec = Apply(losses.wttm, {"gamma": gamma}, target_gamma=gamma)
+    match = _at(losses.wttm, "weighted gamma", gamma)
     if normalise != "none":
-        match = Matching(gamma=gamma, weight_by="power_sum", normalise=normalise)
+        exponent = cast(WeightValue, gamma)  # by the decorator
+        if isinstance(exponent, Schedule):
+            expected, instead = (
+                "a number where weights are normalised",
+                "type normalise=none, or for example gamma=0.25",
+            )
+            raise InvalidValueError("gamma", expected, exponent, instead)
+        match = Matching(gamma=exponent, weight_by="power_sum", normalise=normalise)
     return objective_of(supervised_part(supervised), WeightedTerm("wttm", beta, on_logits(logits, match, beta)))
 
 
