@@ -248,7 +248,7 @@ def draw(teacher_logits: Tensor, uniform: Tensor, *, proposal: float = 1.0) -> t
     Source: Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs", arXiv 2503.16870.
 
     Example:
-        >>> index, log_weights = draw(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.05, 0.5]]))
+        >>> index, log_weights = draw(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.05, 0.5]]).double())
         >>> index, log_weights.exp()
         (tensor([[1, 0]]), tensor([[0.5000, 0.5000]], dtype=torch.float64))
     """
@@ -262,7 +262,7 @@ def draw(teacher_logits: Tensor, uniform: Tensor, *, proposal: float = 1.0) -> t
     below = log_r.exp().cumsum(-1)
     index = torch.searchsorted(below, uniform * below[..., -1:], right=True).clamp(max=log_p.shape[-1] - 1)
     index = index.sort(-1).values  # so that equally likely classes have an order
-    index = index.gather(-1, log_p.gather(-1, index).argsort(-1, descending=True, stable=True))
+    index = index.gather(-1, log_p.gather(-1, index).argsort(dim=-1, descending=True, stable=True))
     log_weights = (log_p - log_r).gather(-1, index) if proposal != 1 else torch.zeros_like(uniform)
     return index, log_weights - math.log(uniform.shape[-1])
 

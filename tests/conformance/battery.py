@@ -88,6 +88,7 @@ ROWS = [
     Row("vitkd", {}, "", networks="tokens"),
     Row("dkd", {}, LOGITS),
     Row("nkd", {}, "shift samples classes"),
+    Row("top_k", {"top": 2}, LOGITS),
     # The weight of a sample is detached.
     Row("wsld", {}, "shift samples classes", gradcheck=False),
     # A 1e-8 in its correlations shows where all samples give a class nearly the same probability.

@@ -110,7 +110,7 @@ def top_k(
     Args:
         student_logits: ``(..., classes)``, ``z``.
         teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
-        top: ``k``, at least 1 and at most the number of classes.
+        top: ``k``, at least 1; all classes if there are fewer.
         rest: what becomes of the other classes, one of `RESTS`.
         temperature: ``T``, finite and above 0; it divides both networks' logits before the rest is summed.
 
@@ -132,10 +132,9 @@ def top_k(
     z, v = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(temperature, "temperature", example=1.0)
     checks.known(rest, "rest", RESTS, example="bucket")
-    if isinstance(top, bool) or not isinstance(top, int) or not 1 <= top <= v.shape[-1]:
-        raise InvalidValueError("top", f"a number of classes in [1, {v.shape[-1]}]", top, "for example top=1")
+    checks.whole_number(top, "top", example=16)
     z, v = z / temperature, v / temperature
-    index = v.topk(top).indices
+    index = v.topk(min(top, v.shape[-1])).indices
     if rest == "bucket":
         log_q, log_p = with_rest(z, index), with_rest(v, index)
     else:

@@ -8,6 +8,7 @@ from tutelage.objectives.methods.logits import transformed_matching as transform
 from tutelage.objectives.methods.logits import ctkd as ctkd
 from tutelage.objectives.methods.logits import teacher_free_kd as teacher_free_kd, kd_matched_to as kd_matched_to
 from tutelage.objectives.methods.targeted import dkd as dkd, nkd as nkd, wsld as wsld
+from tutelage.objectives.methods.sparse import top_k as top_k
 from tutelage.objectives.methods.batch_logits import dist as dist, mlkd as mlkd
 from tutelage.objectives.methods.features import fitnet as fitnet, attention_transfer as attention_transfer, vid as vid
 from tutelage.objectives.methods.features import vitkd as vitkd

@@ -115,6 +115,7 @@ def record(
         for line in notes.of_data(inputs.splits):
             options.reporter.remark(line)
         outputs = by_all(lambda: setup.outputs_of(recipe, inputs))
+        by_all(lambda: setup.check_typed_form(recipe, outputs))
         stack.callback(inputs.splits.close)
         epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
         if todo := _missing(outputs, epochs, names):
@@ -359,9 +360,7 @@ def _choose_form(
     if not outputs.begun:
         outputs.rows = _rows(classes * longest, shapes, least=1 if outputs.ragged else INNER)
     typed = recipe.outputs_form
-    if outputs.begun:
-        setup.check_typed_form(recipe, outputs)
-    elif typed is not None:
+    if not outputs.begun and typed is not None:
         outputs.form = form_of(typed, classes=classes, seed=recipe.data_seed)
     if outputs.begun and isinstance(outputs.form, TopK) and top not in (None, outputs.form.kept):
         instead = "type outputs=... for another folder, or remove this one"

@@ -624,7 +624,7 @@ def check_typed_form(recipe: Recipe, outputs: TeacherCache) -> None:
         RecipeError: if they are.
     """
     typed, kept = recipe.outputs_form, getattr(outputs.form, "settings", None)
-    if typed is not None and typed != kept:
+    if outputs.begun and typed not in (None, kept):
         then = words(outputs.form.to_json() if outputs.form else None)
         instead = "leave it out, type outputs=... for another folder, or remove this one"
         raise RecipeError("outputs_form", f"that of {outputs.folder.name}, {then}", typed, instead)
