@@ -57,6 +57,7 @@ MATCHING = {
     "transformed_matching weighted": lambda z, v, y: losses.transformed_matching(
         z, v, transform=LOGARITHM, sample_weight=ENTROPY
     ),
+    "top_k": lambda z, v, y: losses.top_k(z, v, top=4),
     "kl_divergence": lambda z, v, y: losses.kl_divergence(torch.log_softmax(z, -1), torch.log_softmax(v, -1)),
 }
 ALONE = {

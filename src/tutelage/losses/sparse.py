@@ -82,7 +82,10 @@ def with_rest(logits: Tensor, index: Tensor) -> Tensor:
         index: classes, ``(..., top)`` int64, each at most once.
 
     Returns:
-        ``(..., top + 1)``; ``-inf`` for a rest of no class.
+        ``(..., top + 1)`` nats; ``-inf`` for a rest of no class.
+
+    Raises: TypeError or ValueError if the dtype is not as above.
+    Source: the two sides of `top_k`, for losses of one's own.
 
     Example:
         >>> with_rest(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0]]))
