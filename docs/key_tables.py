@@ -35,6 +35,7 @@ from tutelage.settings.fit import (
 )
 from tutelage.settings.numbers import SMALLEST
 from tutelage.settings.objective import ObjectiveSpec
+from tutelage.settings.outputs import Bucket, Sampled
 
 PAGE = Path(__file__).with_name("recipes.md")
 
@@ -45,6 +46,7 @@ NAMES = {
     **dict.fromkeys(
         (schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.CosineWarmUp), "weight's schedule"
     ),
+    **dict.fromkeys((Bucket, Sampled), "form"),
     DataSettings: "data",
     RandAugment: "randaugment",
     StrongView: "strong",
@@ -160,6 +162,8 @@ KINDS = {
     "cosine": Cosine,
     "ema": EMA,
     "early_stopping": EarlyStopping,
+    "bucket": Bucket,
+    "sampled": Sampled,
     "linear": schedules.Linear,
     "warm_up": schedules.WarmUp,
     "cosine_warm_up": schedules.CosineWarmUp,

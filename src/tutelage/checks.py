@@ -164,10 +164,11 @@ def sparse_for(student_logits: Tensor, teacher: Sparse) -> None:
         TypeError: if the values are not floating.
         ValueError: if they are of other classes or rows, or their index or level does not belong to them.
     """
-    values, index, level, classes = teacher
+    values, index, level, classes, form = teacher
     classwise(values[..., :1] if isinstance(values, Tensor) and values.ndim else values, "teacher_logits.values")
     shape = student_logits.shape
-    if classes != shape[-1] or values.shape[:-1] != shape[:-1] or values.shape[-1] > classes:
+    too_many = values.shape[-1] > classes and form != "sampled"
+    if classes != shape[-1] or values.shape[:-1] != shape[:-1] or too_many:
         got = f"values {tuple(values.shape)} of {classes} classes"
         instead = "feed both networks the same batch and the same classes"
         raise InvalidValueError("teacher_logits", f"top classes of student_logits' shape, {tuple(shape)}", got, instead)

@@ -59,7 +59,7 @@ CHECKSUMS = "checksums"
 
 SCHEMA = 1
 """Version of a run's folder and of recipes, in each of their files. What lacks it is of the first."""
-OUTPUTS_SCHEMA = 3
+OUTPUTS_SCHEMA = 4
 """Version of recorded outputs. Files of the first do not say their place."""
 
 

@@ -83,19 +83,26 @@ class Hidden(NamedTuple):
 
 
 class Sparse(NamedTuple):
-    """A teacher's largest logits, and one logit that stands for all the others.
+    """What is known of a teacher's row without the whole of it: some classes, and one number for all the others.
+
+    A ``bucket`` and ``sampled`` classes say what they say of the teacher at temperature 1 alone, and have no whole row.
 
     Attributes:
-        values: largest logits, ``(..., top)``.
-        index: classes of the values, ``(..., top)`` int64, each at most once.
-        level: logit of every other class, ``(...)``; ``-inf`` for probability 0.
+        values: largest logits, ``(..., top)``. In a ``bucket`` log-probabilities; of ``sampled`` classes the logarithms
+            of weights: what they add up to for a class is in the mean over all draws the class's probability.
+        index: classes of the values, ``(..., top)`` int64, each at most once; of ``sampled`` ones once for each draw,
+            the likeliest first.
+        level: logit of every other class, ``(...)``; ``-inf`` for probability 0. In a ``bucket`` the log-probability of
+            all others together; with ``sampled`` classes minus the entropy of the teacher's whole row, nats.
         classes: number of classes in the whole row.
+        form: what ``level`` is of.
     """
 
     values: Tensor
     index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on it
     level: Tensor
     classes: int
+    form: Literal["level", "bucket", "sampled"] = "level"
 
 
 class Served(NamedTuple):

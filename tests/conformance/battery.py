@@ -104,6 +104,7 @@ ROWS = [
     Row("ldrld", {"k": 3}, LOGITS),
     # Its taps are logits too, which the laws of logits leave alone.
     Row("sdd", {"base": "dkd"}, "zero samples"),
+    Row("top_k", {"top": 2}, LOGITS),
     # The weight of a sample is detached.
     Row("wsld", {}, "shift samples classes", gradcheck=False),
     # A 1e-8 in its correlations shows where all samples give a class nearly the same probability.

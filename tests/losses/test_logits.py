@@ -62,6 +62,7 @@ MATCHING = {
     "taid": lambda z, v, y: losses.taid(z, v, t=0.5),
     "skewed_kl": lambda z, v, y: losses.skewed_kl(z, v, share=0.3),
     "skewed_kl of the student": lambda z, v, y: losses.skewed_kl(z, v, share=0.3, of="student"),
+    "top_k": lambda z, v, y: losses.top_k(z, v, top=4),
     "kl_divergence": lambda z, v, y: losses.kl_divergence(torch.log_softmax(z, -1), torch.log_softmax(v, -1)),
 }
 ALONE = {

@@ -78,7 +78,7 @@ def cross_entropy_and(
         teacher = [teacher_logits.detach()]
     is_index = checks.labels_for(student_logits, labels)
     divergence = divergence_of(loss)
-    if divergence is not None and is_index:
+    if divergence is not None and is_index and getattr(teacher_logits, "form", "level") == "level":
         z, *rows = [x.flatten(0, -2) if x.ndim > 1 else x[None] for x in (student_logits, *teacher[:2])]
         rows = [*rows, *(level.flatten() for level in teacher[2:])]
         values = None

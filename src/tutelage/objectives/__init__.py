@@ -12,6 +12,7 @@ from tutelage.objectives.methods.ranked import ldrld as ldrld, sdd as sdd
 from tutelage.objectives.methods.targeted import dkd as dkd, nkd as nkd, wsld as wsld
 from tutelage.objectives.methods.divergences import abkd as abkd, abttm as abttm, abdkd as abdkd, akl as akl
 from tutelage.objectives.methods.divergences import todi as todi, wkd_l as wkd_l
+from tutelage.objectives.methods.sparse import top_k as top_k
 from tutelage.objectives.methods.batch_logits import dist as dist, mlkd as mlkd
 from tutelage.objectives.methods.features import fitnet as fitnet, attention_transfer as attention_transfer, vid as vid
 from tutelage.objectives.methods.features import vitkd as vitkd

@@ -33,6 +33,7 @@ from tutelage.runs.networks import check_classes, check_width, create_student, c
 from tutelage.runs.preflight import check_early_stopping, require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
+from tutelage.settings.outputs import words
 from tutelage.submodules import device_of
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training import library_optimizers
@@ -471,7 +472,7 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
         teacher_logits = torch.cat([logits for _, logits in read])
     if needs.teacher_statistics and (served := run_inputs.served) is not None:
         rows = torch.linspace(0, len(served.logits.level) - 1, min(_most_rows(splits), len(served.logits.level))).long()
-        values, index, level, classes = served.logits
+        values, index, level, classes, _ = served.logits
         teacher_logits = targets.dense(Sparse(values[rows], index[rows], level[rows], classes))
     if needs.student_taps or needs.teacher_taps:
         probe = data.BatchLoader(train, batch_size=min(PROBED, len(train)), train=True)
@@ -625,6 +626,40 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     return TeacherCache(
         Path(recipe.outputs), key, samples=len(splits.train), ragged=splits.train.per_position, varies=not of_text
     )
+
+
+def check_form(objective: Objective, form: str) -> None:
+    """Refuse an objective for a teacher recorded as a bucket or as sampled classes, if it reads more than these say.
+
+    Raises:
+        RecipeError: if it reads the teacher at another exponent than 1, or whole rows.
+    """
+    if not objective.needs.teacher:
+        return
+    others = [gamma for gamma in objective.read_at if gamma is None or not math.isclose(gamma, 1, rel_tol=1e-9)]
+    whole = not objective.needs.sparse or any(piece.gather for piece in objective.pieces)
+    if others or whole:
+        got = [] if not others else ["another reading" if g is None else f"gamma {g:.4g}" for g in others]
+        raise RecipeError(
+            f"objective {objective.name}",
+            f"gamma 1, a temperature of 1, and no whole rows with outputs_form {form}, which says nothing else",
+            ", ".join(sorted(got)) or "whole rows",
+            "type ttm or wttm with gamma=1, or kd with temperature=1, or record all classes in another folder with "
+            "outputs_form=null",
+        )
+
+
+def check_typed_form(recipe: Recipe, outputs: TeacherCache) -> None:
+    """Refuse outputs of another form than the recipe types.
+
+    Raises:
+        RecipeError: if they are.
+    """
+    typed, kept = recipe.outputs_form, getattr(outputs.form, "settings", None)
+    if outputs.begun and typed not in (None, kept):
+        then = words(outputs.form.to_json() if outputs.form else None)
+        instead = "leave it out, type outputs=... for another folder, or remove this one"
+        raise RecipeError("outputs_form", f"that of {outputs.folder.name}, {then}", typed, instead)
 
 
 def single_exponent(objective: Objective) -> float | None:
