@@ -1,4 +1,4 @@
-"""Makes the table of objectives from the presets themselves, the recorded costs and the published studies."""
+"""Makes the tables of objectives: from the presets, the recorded costs, published figures and our own records."""
 
 from __future__ import annotations
 
@@ -6,21 +6,25 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from tutelage import objectives
 from tutelage.objectives import PRESETS, Apply, Objective
+from tutelage.objectives.term import EMBEDDING
 from tutelage.report.table import markdown_lines
-from tutelage.studies import study_file
+from tutelage.studies import published_figures, recorded_figures, study_file
 from tutelage.studies.objective_rows import ROWS, Row
+from tutelage.studies.recorded_figures import RESULTS
 
 COSTS = Path(__file__).parent / "costs.json"
 """Results recorded by ``benchmarks/bench_objectives.py``."""
 STAND_INS = {"order": 2.0}
 """Values of arguments without a default; any other has 1."""
-HEADINGS = ("Objective", "What it adds", "Source", "Needs", "Time x KD", "Memory x KD", "Tables")
+COSTS_HEAD = ("Objective", "What it adds", "Task", "Needs", "Time x KD", "Memory x KD", "Source")
+PUBLISHED_HEAD = ("Objective", "Figure", "KD", "Setting", "Epoch", "Read in")
+RECORDED_HEAD = ("Objective", "Record", "What", "Measure", "Figure", "n")
 
 
 def default(name: str) -> Objective:
@@ -32,20 +36,27 @@ def default(name: str) -> Objective:
 
 def rows() -> Iterator[Row]:
     """Yield a row for each of the package's presets."""
-    costs = json.loads(COSTS.read_text(encoding="utf-8"))["costs"] if COSTS.exists() else {}
-    tables = _tables()
+    measured = json.loads(COSTS.read_text(encoding="utf-8")) if COSTS.exists() else {}
+    costs, uncosted = measured.get("costs", {}), measured.get("not_measured", {})
+    tables, published, recorded = _tables(), published_figures.by_preset(), recorded_figures.by_preset()
+    unpublished = published_figures.read().none
     for name, preset in PRESETS.items():
         if objectives.is_built_in(name):
-            cost = costs.get(name)
+            cost, objective = costs.get(name), default(name)
             yield Row(
                 name=name,
                 signature=signature(name),
                 formula=(preset.build.__doc__ or "").split("``")[1],
                 paper=preset.paper,
-                needs=", ".join(_needs(default(name))),
+                needs=", ".join(_needs(objective)),
+                task=preset.task or _task(objective),
                 time=f"{cost['time']:.2f}" if cost else "",
                 memory=f"{cost['memory']:.2f}" if cost else "",
+                uncosted="" if cost else uncosted.get(name, "newer than the measurement"),
                 tables=", ".join(tables.get(name, [])),
+                published=published.get(name),
+                unpublished="" if name in published else unpublished.get(name, ""),
+                recorded=recorded.get(name, ())[: recorded_figures.SHOWN],
             )
 
 
@@ -61,13 +72,57 @@ def signature(name: str) -> str:
     return f"{name}({arguments})"
 
 
-def markdown() -> str:
-    """Return the table as GitHub Markdown."""
-    lines = []
-    for row in rows():
-        name, _, formula, *cells = asdict(row).values()
-        lines.append((f"`{name}`", f"`{formula}`".replace("|", r"\|"), *cells))
-    return "\n".join(markdown_lines([HEADINGS, *lines], ["---"] * len(HEADINGS))) + "\n"
+def markdown() -> dict[str, str]:
+    """Return the page's tables as GitHub Markdown, by what they hold; how epochs are known, as a numbered list."""
+    every = list(rows())
+    ways = list(dict.fromkeys(row.published.known_by for row in every if row.published))
+    return {
+        "costs": _table(COSTS_HEAD, map(_costs_line, every)),
+        "published": _table(PUBLISHED_HEAD, (_published_line(row, ways) for row in every)),
+        "ways": "".join(f"{at}. {way[0].upper()}{way[1:]}.\n" for at, way in enumerate(ways, 1)),
+        "recorded": _table(RECORDED_HEAD, (line for row in every for line in _recorded_lines(row))),
+    }
+
+
+def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
+    return "\n".join(markdown_lines([head, *lines], ["---"] * len(head))) + "\n"
+
+
+def _costs_line(row: Row) -> tuple[str, ...]:
+    cost = (row.time, row.memory) if row.time else (f"n/a: {row.uncosted}", "n/a")
+    formula = row.formula.replace("|", r"\|")
+    return f"`{row.name}`", f"`{formula}`", row.task, row.needs or "–", *cost, row.source
+
+
+def _published_line(row: Row, ways: Sequence[str]) -> tuple[str, ...]:
+    of = row.published
+    if of is None:
+        return f"`{row.name}`", "–", "–", row.unpublished, "–", "–"
+    setting = f"{of.setting}; {of.measure}; {of.table}"
+    read = f"{of.source}; {of.read}" if of.read == "summary" else of.source
+    return f"`{row.name}`", of.figure, of.kd or "–", setting, f"{of.epoch} ({ways.index(of.known_by) + 1})", read
+
+
+def _recorded_lines(row: Row) -> Iterator[tuple[str, ...]]:
+    for of in row.recorded:
+        what = f"{of.what}, beside {of.beside}" if of.beside else of.what
+        yield f"`{row.name}`", _link(of.record), what, of.measure, of.figure, str(of.n)
+    if not row.recorded:
+        yield f"`{row.name}`", "–", "no record yet", "–", "–", "0"
+
+
+def _link(record: str) -> str:
+    there = next((name for name in ("README.md", "table.md") if (RESULTS / record / name).exists()), "")
+    return f"[{record}](../benchmarks/results/{record}{'/' + there if there else ''})"
+
+
+def _task(objective: Objective) -> str:
+    """Name what an objective is for, by what it reads."""
+    needs = objective.needs
+    if needs.embeddings:
+        return "embeddings"
+    read = {*needs.student_taps, *needs.teacher_taps}
+    return "any" if not read else "classes" if read == {EMBEDDING} else "images"
 
 
 def _needs(objective: Objective) -> list[str]:
@@ -107,14 +162,38 @@ def _tables() -> dict[str, list[str]]:
 
 PAGE = """# Objectives
 
-Every preset, as `tutelage list objectives` shows it with its arguments; this page is written by
-`python -m tutelage.studies.overview > docs/objectives.md`. The arguments are in [recipes](recipes.md#objectives).
+Every preset; this page is written by `python -m tutelage.studies.overview > docs/objectives.md`. `tutelage list objectives`
+prints the first table with the arguments, and `tutelage list objectives wttm` all that is known of one. The arguments are
+in [recipes](recipes.md#objectives), the formulas in [methods](methods.md), and when to try which in [choosing](choosing.md).
 
-Time and memory are those of a training step, over those of a step with KD (resnet56 teaching resnet20, ViTKD on two
-small transformers): {machine}.
-Memory is what is kept for the backward pass. Tables are those of arXiv:2402.11148.
+## What each adds, needs and costs
 
-{table}"""
+- **Task.** *any*: it reads logits, of one class a sample, of each pixel or token, or of several labels. *images*: it reads maps
+  or patches. *classes*: it reads the pooled features of a sample. *embeddings*: outputs that are no logits of classes.
+- **Time and memory** are those of a training step, over those of a step with KD on the same networks: resnet56 teaching resnet20 where the
+  preset takes them, else {others}. Memory is what is kept for the backward pass.
+  {machine}.
+- **Tables** in the last column are those of arXiv:2402.11148.
+
+{costs}
+## What others published
+
+One setting each, as printed: none of it is ours, and the figures of two rows were not made alike. *KD* is plain KD's in the same table,
+and *Epoch* the one that is reported. The best epoch on the test set is optimistic: that of one run is some tenths of a
+point above its last. Where a source does not say, it is *unknown*, whatever its script can print. A *summary* of a paper is by others
+and may be wrong; read the paper before you quote it.
+
+{published}
+How the epoch is known, or why it is not:
+
+{ways}
+## What we ran
+
+From the records in [benchmarks/results](../benchmarks/results), up to {shown} for each, those with the most seeds first: the {epoch} epoch on
+the test set, mean ± standard deviation over n seeds. Runs are small, and many are there to show that a method trains. Only rows of
+one record and the same networks can be compared: they share data, teacher and epochs. [Choosing](choosing.md) reads them.
+
+{recorded}"""
 
 
 def page() -> str:
@@ -124,7 +203,12 @@ def page() -> str:
         f"`python benchmarks/bench_objectives.py --write` on one thread of {record['hardware']['processor']}, torch "
         f"{record['software']['torch']}, float32, the median of {record['n']} steps"
     )
-    return PAGE.format(machine=machine, table=markdown())
+    others = record.get("beds", {"vitkd": "two small vision transformers"})
+    named = "; ".join(f"{bed} ({', '.join(n for n in others if others[n] == bed)})" for bed in dict.fromkeys(others.values()))
+    epochs = sorted({of.epoch for row in rows() for of in row.recorded})
+    return PAGE.format(
+        **markdown(), machine=machine, others=named, shown=recorded_figures.SHOWN, epoch=" or ".join(epochs)
+    )
 
 
 if __name__ == "__main__":
