@@ -15,13 +15,15 @@ from tutelage.objectives import PRESETS, Apply, Objective
 from tutelage.objectives.term import EMBEDDING
 from tutelage.report.table import markdown_lines
 from tutelage.studies import published_figures, recorded_figures, study_file
-from tutelage.studies.objective_rows import ROWS, Row
+from tutelage.studies.objective_rows import ROWS, Published, Row
 from tutelage.studies.recorded_figures import RESULTS
 
 COSTS = Path(__file__).parent / "costs.json"
 """Results recorded by ``benchmarks/bench_objectives.py``."""
 STAND_INS = {"order": 2.0}
 """Values of arguments without a default; any other has 1."""
+BED = "resnet56 teaching resnet20, 64 images of CIFAR-100"
+"""Networks and data of the steps whose cost is measured, where a preset takes them."""
 COSTS_HEAD = ("Objective", "What it adds", "Task", "Needs", "Time x KD", "Memory x KD", "Source")
 PUBLISHED_HEAD = ("Objective", "Figure", "KD", "Setting", "Epoch", "Read in")
 RECORDED_HEAD = ("Objective", "Record", "What", "Measure", "Figure", "n")
@@ -74,11 +76,13 @@ def signature(name: str) -> str:
 
 def markdown() -> dict[str, str]:
     """Return the page's tables as GitHub Markdown, by what they hold; how epochs are known, as a numbered list."""
-    every = list(rows())
-    ways = list(dict.fromkeys(row.published.known_by for row in every if row.published))
+    every, figures, beyond = list(rows()), published_figures.by_preset(), published_figures.read().beyond
+    published = [(f"`{row.name}`", row.published, row.unpublished) for row in every]
+    published += [(f"{name}: {what}", figures[name], "") for name, what in beyond.items()]
+    ways = list(dict.fromkeys(of.known_by for _, of, _ in published if of))
     return {
         "costs": _table(COSTS_HEAD, map(_costs_line, every)),
-        "published": _table(PUBLISHED_HEAD, (_published_line(row, ways) for row in every)),
+        "published": _table(PUBLISHED_HEAD, (_published_line(*each, ways) for each in published)),
         "ways": "".join(f"{at}. {way[0].upper()}{way[1:]}.\n" for at, way in enumerate(ways, 1)),
         "recorded": _table(RECORDED_HEAD, (line for row in every for line in _recorded_lines(row))),
     }
@@ -94,13 +98,12 @@ def _costs_line(row: Row) -> tuple[str, ...]:
     return f"`{row.name}`", f"`{formula}`", row.task, row.needs or "–", *cost, row.source
 
 
-def _published_line(row: Row, ways: Sequence[str]) -> tuple[str, ...]:
-    of = row.published
+def _published_line(name: str, of: Published | None, why: str, ways: Sequence[str]) -> tuple[str, ...]:
     if of is None:
-        return f"`{row.name}`", "–", "–", row.unpublished, "–", "–"
+        return name, "–", "–", why, "–", "–"
     setting = f"{of.setting}; {of.measure}; {of.table}"
     read = f"{of.source}; {of.read}" if of.read == "summary" else of.source
-    return f"`{row.name}`", of.figure, of.kd or "–", setting, f"{of.epoch} ({ways.index(of.known_by) + 1})", read
+    return name, of.figure, of.kd or "–", setting, f"{of.epoch} ({ways.index(of.known_by) + 1})", read
 
 
 def _recorded_lines(row: Row) -> Iterator[tuple[str, ...]]:
@@ -119,10 +122,15 @@ def _link(record: str) -> str:
 def _task(objective: Objective) -> str:
     """Name what an objective is for, by what it reads."""
     needs = objective.needs
-    if needs.embeddings:
-        return "embeddings"
     read = {*needs.student_taps, *needs.teacher_taps}
-    return "any" if not read else "classes" if read == {EMBEDDING} else "images"
+    told = {
+        "embeddings": needs.embeddings,
+        "tokens": needs.teacher and needs.other_vocabulary,
+        "transformers": any("*" in tap for tap in read),
+        "images": needs.views > 1 or (read and read != {EMBEDDING}),
+        "classes": read or needs.teacher_head,
+    }
+    return next((task for task, holds in told.items() if holds), "any")
 
 
 def _needs(objective: Objective) -> list[str]:
@@ -135,7 +143,9 @@ def _needs(objective: Objective) -> list[str]:
         "indices": needs.indices,
         "embeddings": needs.embeddings,
         "the batch as a whole": needs.coupled,
+        "two views": needs.views > 1,
         "teacher's statistics": needs.teacher_statistics,
+        "which tokens are the same": needs.same_tokens,
         "teacher's weights": needs.teacher_head or needs.teacher_norms,
         "teacher's class means": needs.class_means,
     }
@@ -168,11 +178,13 @@ in [recipes](recipes.md#objectives), the formulas in [methods](methods.md), and 
 
 ## What each adds, needs and costs
 
-- **Task.** *any*: it reads logits, of one class a sample, of each pixel or token, or of several labels. *images*: it reads maps
-  or patches. *classes*: it reads the pooled features of a sample. *embeddings*: outputs that are no logits of classes.
-- **Time and memory** are those of a training step, over those of a step with KD on the same networks: resnet56 teaching resnet20 where the
-  preset takes them, else {others}. Memory is what is kept for the backward pass.
-  {machine}.
+- **Task.** *any*: it reads logits, of one class a sample, of each pixel or token, or of several labels. *images*: it reads maps,
+  patches or two views. *classes*: it reads the pooled features of a sample, or the teacher's head. *transformers*: the layers of
+  texts' or images'. *tokens*: the networks may have unlike vocabularies. *pixels*: it compares positions. *embeddings*: outputs that
+  are no logits of classes.
+- **Time and memory** are those of a training step, over those of a step with KD on the same networks: {bed} where the preset takes them, else
+  {others}. Memory is what is kept for the backward pass.
+  Measured by {machine}.
 - **Tables** in the last column are those of arXiv:2402.11148.
 
 {costs}
@@ -203,11 +215,13 @@ def page() -> str:
         f"`python benchmarks/bench_objectives.py --write` on one thread of {record['hardware']['processor']}, torch "
         f"{record['software']['torch']}, float32, the median of {record['n']} steps"
     )
-    others = record.get("beds", {"vitkd": "two small vision transformers"})
-    named = "; ".join(f"{bed} ({', '.join(n for n in others if others[n] == bed)})" for bed in dict.fromkeys(others.values()))
+    others: dict[str, list[str]] = {}
+    for name, cost in record["costs"].items():
+        others.setdefault(cost["bed"], []).append(f"`{name}`")
+    named = "; ".join(f"{bed} for {', '.join(names)}" for bed, names in others.items() if bed != BED)
     epochs = sorted({of.epoch for row in rows() for of in row.recorded})
     return PAGE.format(
-        **markdown(), machine=machine, others=named, shown=recorded_figures.SHOWN, epoch=" or ".join(epochs)
+        **markdown(), machine=machine, bed=BED, others=named, shown=recorded_figures.SHOWN, epoch=" or ".join(epochs)
     )
 
 

@@ -80,6 +80,7 @@ class Figures(_Strict):
     tables: list[Table]
     studies: dict[str, OfStudy]
     none: dict[str, Text]
+    beyond: dict[str, Text]
 
 
 def read() -> Figures:
