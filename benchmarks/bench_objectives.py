@@ -1,7 +1,8 @@
 """Measure the time and memory of a step of every preset, against a step of KD.
 
+    python benchmarks/make_masks.py data/scenes path/to/cifar100
     python benchmarks/bench_objectives.py data.source=hf:path/to/cifar100 --texts hf:path/to/ag_news
-        [--write] [--rounds N] [--presets NAME ...]
+        --scenes masks:data/scenes [--write] [--rounds N] [--presets NAME ...]
 
 One step is the teacher's forward pass and the student's forward and backward pass with the objective, all in float32 on
 one thread, without the optimizer. It is taken on the first of `BEDS` whose networks and data the preset takes, and so
@@ -26,7 +27,14 @@ from tutelage.studies import overview
 from tutelage.types import Batch
 
 CIFAR = {"source": "hf:uoft-cs/cifar100", "image": "img", "label": "fine_label"}
-TEXTS = {"source": "hf:fancyzhx/ag_news", "text": "text", "label": "label", "tokenizer": {"bpe": 2000}, "max_tokens": 48}
+TEXTS = {
+    "source": "hf:fancyzhx/ag_news",
+    "text": "text",
+    "label": "label",
+    "tokenizer": {"bpe": 2000},
+    "max_tokens": 48,
+}
+SCENES = {"source": "masks:data/scenes"}
 BERT = {"num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 512}
 
 
@@ -66,9 +74,16 @@ BEDS = (
     ),
     Bed(
         "a BERT of 4 layers teaching another, 32 texts",
-        {"name": "hf:bert", "config": {**BERT, "hidden_size": 128}},
+        {"name": "hf:bert", "config": {**BERT, "hidden_size": 96}},
         {"name": "hf:bert", "config": {**BERT, "hidden_size": 192}},
         TEXTS,
+        batch=32,
+    ),
+    Bed(
+        "a U-Net teaching a smaller one, 32 scenes of 24 x 24 pixels",
+        "file:examples/unet.py:student",
+        "file:examples/unet.py:teacher",
+        SCENES,
         batch=32,
     ),
 )
@@ -126,7 +141,8 @@ def step(objective, bed, overrides):
     Raises:
         ValueError, TypeError or RuntimeError: if the objective does not take the bed's networks or data.
     """
-    run_inputs, needs = build_inputs(recipe(bed, overrides), splits=splits(bed.name, overrides)), objective.needs
+    opened, needs = splits(bed.name, overrides), objective.needs
+    run_inputs = build_inputs(recipe(bed, overrides), splits=opened, trust_code=True)
     distiller = Distiller(run_inputs.student, objective, run_context(objective, run_inputs)).train()
     teacher = FrozenTeacher(run_inputs.teacher, needs.teacher_taps) if needs.teacher else None
     batches = data.BatchLoader(run_inputs.splits.train, batch_size=bed.batch, train=True)
@@ -156,12 +172,17 @@ if __name__ == "__main__":
     parser = output.parser(__doc__)
     parser.add_argument("overrides", nargs="*")
     parser.add_argument("--texts", default=TEXTS["source"])
+    parser.add_argument("--scenes", default=SCENES["source"])
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--presets", nargs="+", default=list(objectives.PRESETS))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    typed = {CIFAR["source"]: tuple(arguments.overrides), TEXTS["source"]: (f"data.source={arguments.texts}",)}
+    typed = {
+        CIFAR["source"]: tuple(arguments.overrides),
+        TEXTS["source"]: (f"data.source={arguments.texts}",),
+        SCENES["source"]: (f"data.source={arguments.scenes}",),
+    }
     found = {name: first(name, typed) for name in arguments.presets}
     beds = {name: bed for name, (bed, _) in found.items() if bed}
     steps = {name: found[name][1] for name in beds}

@@ -84,7 +84,6 @@ def _of_studies(results: Path) -> Iterator[_Entry]:
                 yield _Entry(record, manifest, records.ACCURACY, row["accuracy"], row["std"], row["n"])
 
 
-
 def _recorded(entry: _Entry, beside: list[str]) -> Recorded:
     by, spread = entry.measure, "" if entry.std is None else f" ± {entry.std:.2f}"
     return Recorded(
@@ -113,7 +112,6 @@ def _short(name: str) -> str:
     if source == "file":
         return rest.rpartition("/")[2].replace(".py:", " ")
     return name if source == "mlp" else rest.removeprefix("package:").partition("/")[0]
-
 
 
 def _epochs(manifest: dict[str, Any]) -> int:
