@@ -52,7 +52,7 @@ class Bed(NamedTuple):
 BEDS = (
     Bed(overview.BED, "cifar:resnet20", "cifar:resnet56", CIFAR),
     Bed(
-        "the same with two views",
+        "the same with two views, KD with one",
         "cifar:resnet20",
         "cifar:resnet56",
         {**CIFAR, "crop_padding": 4, "flip": True, "strong": {"randaugment": {"operations": 2, "magnitude": 10}}},

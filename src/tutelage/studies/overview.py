@@ -172,28 +172,29 @@ def _tables() -> dict[str, list[str]]:
 
 PAGE = """# Objectives
 
-Every preset; this page is written by `python -m tutelage.studies.overview > docs/objectives.md`. `tutelage list objectives`
-prints the first table with the arguments, and `tutelage list objectives wttm` all that is known of one. The arguments are
-in [recipes](recipes.md#objectives), the formulas in [methods](methods.md), and when to try which in [choosing](choosing.md).
+Every preset; `python -m tutelage.studies.overview > docs/objectives.md` writes this page. `tutelage list objectives`
+prints the first table with the arguments, and `tutelage list objectives wttm` all that is known of one. The arguments
+are in [recipes](recipes.md#objectives), the formulas in [methods](methods.md), and when to try which in
+[choosing](choosing.md).
 
 ## What each adds, needs and costs
 
-- **Task.** *any*: it reads logits, of one class a sample, of each pixel or token, or of several labels. *images*: it reads maps,
-  patches or two views. *classes*: it reads the pooled features of a sample, or the teacher's head. *transformers*: the layers of
-  texts' or images'. *tokens*: the networks may have unlike vocabularies. *pixels*: it compares positions. *embeddings*: outputs that
-  are no logits of classes.
-- **Time and memory** are those of a training step, over those of a step with KD on the same networks: {bed} where the preset takes them, else
-  {others}. Memory is what is kept for the backward pass.
-  Measured by {machine}.
-- **Tables** in the last column are those of arXiv:2402.11148.
+**Task**: *any*, it reads logits: of a sample, of each pixel or token, or of several labels. *images*: maps, patches or
+two views. *classes*: the pooled features of a sample, or the teacher's head. *transformers*: their layers. *pixels*: it
+compares places. *tokens*: the vocabularies may differ. *embeddings*: outputs that are no logits of classes.
+
+**Time and memory** are those of a training step over those of a step with KD on the same networks, where memory is what
+is kept for the backward pass. Most are of {bed}. {others}Measured by {machine}.
+
+**Tables** in the last column are those of arXiv:2402.11148.
 
 {costs}
 ## What others published
 
-One setting each, as printed: none of it is ours, and the figures of two rows were not made alike. *KD* is plain KD's in the same table,
+One setting each, as printed: none of it is ours, and no two rows were made alike. *KD* is plain KD's in the same table,
 and *Epoch* the one that is reported. The best epoch on the test set is optimistic: that of one run is some tenths of a
-point above its last. Where a source does not say, it is *unknown*, whatever its script can print. A *summary* of a paper is by others
-and may be wrong; read the paper before you quote it.
+point above its last. Where a source does not say, the epoch is *unknown*, whatever its script can print. A *summary* of
+a paper is by others and may be wrong; read the paper before you quote it.
 
 {published}
 How the epoch is known, or why it is not:
@@ -201,9 +202,10 @@ How the epoch is known, or why it is not:
 {ways}
 ## What we ran
 
-From the records in [benchmarks/results](../benchmarks/results), up to {shown} for each, those with the most seeds first: the {epoch} epoch on
-the test set, mean ± standard deviation over n seeds. Runs are small, and many are there to show that a method trains. Only rows of
-one record and the same networks can be compared: they share data, teacher and epochs. [Choosing](choosing.md) reads them.
+From the records in [benchmarks/results](../benchmarks/results), up to {shown} for each, those with the most seeds
+first: the {epoch} epoch on the test set, mean ± standard deviation over n seeds. Runs are small, and many are there to
+show that a method trains. Only rows of one record and the same networks can be compared, as they share data, teacher
+and epochs. [Choosing](choosing.md) reads them.
 
 {recorded}"""
 
@@ -218,7 +220,7 @@ def page() -> str:
     others: dict[str, list[str]] = {}
     for name, cost in record["costs"].items():
         others.setdefault(cost["bed"], []).append(f"`{name}`")
-    named = "; ".join(f"{bed} for {', '.join(names)}" for bed, names in others.items() if bed != BED)
+    named = "".join(f"{', '.join(names)}: {bed}. " for bed, names in others.items() if bed != BED)
     epochs = sorted({of.epoch for row in rows() for of in row.recorded})
     return PAGE.format(
         **markdown(), machine=machine, bed=BED, others=named, shown=recorded_figures.SHOWN, epoch=" or ".join(epochs)

@@ -1,7 +1,7 @@
 """Figures that others published for each preset, with the epoch that they report, and where they were read.
 
-Those of the paper of TTM (arXiv:2402.11148) are in the package's studies; ``published_figures.yaml`` has all others, and why
-a preset has none.
+Those of the paper of TTM (arXiv:2402.11148) are in the package's studies; ``published_figures.yaml`` has all others,
+and why a preset has none.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from tutelage.studies.schema import Study
 FILE = Path(__file__).parent / "published_figures.yaml"
 PAIRS = "resnet32x4/resnet8x4", "resnet34/resnet18", "deit3_small/deit_tiny"
 """Pairs of the studies, the first that has the preset's figure counts."""
+DECIMALS = 2
+"""Decimals that figures are printed with, where a table has no other number."""
 DATA = {"cifar100": "CIFAR-100", "imagenet": "ImageNet"}
 
 Epoch = Literal["last", "best on test", "best on validation", "unknown"]
@@ -37,9 +39,10 @@ class Value(_Strict):
     std: float | None = None
     n: int | None = None
 
-    def __str__(self) -> str:
-        spread = "" if self.std is None else f" ± {self.std:g}"
-        return f"{self.mean:g}{spread}" + (f" (n = {self.n})" if self.n else "")
+    def text(self, decimals: int) -> str:
+        """Write it with as many decimals as it was printed with."""
+        spread = "" if self.std is None else f" ± {self.std:.{decimals}f}"
+        return f"{self.mean:.{decimals}f}{spread}" + (f" (n = {self.n})" if self.n else "")
 
 
 class Table(_Strict):
@@ -48,6 +51,7 @@ class Table(_Strict):
     table: Text
     setting: Text
     measure: Text
+    decimals: int = DECIMALS
     kd: float | None = None
     alone: float | None = None
     epoch: Epoch
@@ -100,9 +104,9 @@ def by_preset() -> dict[str, Published]:
         for name, figure in table.figures.items():
             value = figure if isinstance(figure, Value) else Value(mean=figure)
             found[name] = Published(
-                figure=str(value),
+                figure=value.text(table.decimals),
                 measure=table.measure,
-                kd=_against(table.kd, table.alone),
+                kd=_against(table),
                 setting=table.setting,
                 table=table.table,
                 epoch=table.epoch,
@@ -113,11 +117,11 @@ def by_preset() -> dict[str, Published]:
     return found
 
 
-def _against(kd: float | None, alone: float | None) -> str:
-    """Write what a figure is to be compared with."""
-    if kd is not None:
-        return f"{kd:g}"
-    return "" if alone is None else f"without a teacher {alone:g}"
+def _against(table: Table) -> str:
+    """Write what a table's figures are to be compared with."""
+    if table.kd is not None:
+        return Value(mean=table.kd).text(table.decimals)
+    return "" if table.alone is None else f"without a teacher {Value(mean=table.alone).text(table.decimals)}"
 
 
 def _of_study(name: str, of: OfStudy) -> Iterator[tuple[str, Published]]:
@@ -131,9 +135,9 @@ def _of_study(name: str, of: OfStudy) -> Iterator[tuple[str, Published]]:
         yield (
             preset,
             Published(
-                figure=str(figure),
+                figure=figure.text(DECIMALS),
                 measure="accuracy (%)",
-                kd="" if kd is None or preset == "kd" else f"{kd.mean:g}",
+                kd="" if kd is None or preset == "kd" else Value(mean=kd.mean).text(DECIMALS),
                 setting=f"{_data(study)}, {pair.replace('/', ' to ')}, {study.protocol['epochs']} epochs",
                 table=f"Table {name.removeprefix('table')}",
                 epoch=epoch.epoch,
