@@ -50,7 +50,7 @@ def test_objectives_fit_the_terminal_with_a_preset_after_another(columns):
 def test_an_objective_by_name_has_its_figures_too():
     words = " ".join(typed("objectives", "crd").stdout.split())
     assert "published: 75.51 ± 0.18 (n = 5), KD 73.33; accuracy (%); CIFAR-100, resnet32x4 to resnet8x4" in words
-    assert "its epoch: last, by a comment of RepDistiller's train_student.py" in words
+    assert "its epoch: last; by a comment of RepDistiller's train_student.py" in words
     assert "read in: arXiv:2402.11148 (paper)" in words
     assert re.search(r"we ran: [\d.]+, 1 seed; Accuracy \(%\), last epoch; .*; benchmarks/results/zoo-smoke", words)
     assert "no published figure: the control of WTTM" in " ".join(typed("objectives", "weighted_kd").stdout.split())

@@ -165,4 +165,5 @@ def test_the_committed_rows_are_those_of_the_presets():
 def test_the_page_is_the_tables():
     page = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
     assert page.rstrip() == overview.page().rstrip(), "type python -m tutelage.studies.overview > docs/objectives.md"
-    assert all(page.count(f"| `{name}` |") >= 3 for name in ROWS)
+    costs, published, ran = page.split("\n## ")[1:]
+    assert all(f"`{name}`" in part for part in (costs, published, ran) for name in ROWS)

@@ -104,7 +104,7 @@ def _details(row: Row) -> Iterator[str]:
     else:
         beside = f", {'KD ' * of.kd[:1].isdigit()}{of.kd}" if of.kd else ""
         yield f"published: {of.figure}{beside}; {of.measure}; {of.setting}; {of.table}"
-        yield f"its epoch: {of.epoch}, {of.known_by}"
+        yield f"its epoch: {of.epoch}; {of.known_by}"
         yield f"read in: {of.source} ({of.read})"
     for ran in row.recorded:
         beside = f" beside {ran.beside}" if ran.beside else ""

@@ -24,9 +24,17 @@ STAND_INS = {"order": 2.0}
 """Values of arguments without a default; any other has 1."""
 BED = "resnet56 teaching resnet20, 64 images of CIFAR-100"
 """Networks and data of the steps whose cost is measured, where a preset takes them."""
-COSTS_HEAD = ("Objective", "What it adds", "Task", "Needs", "Time x KD", "Memory x KD", "Source")
-PUBLISHED_HEAD = ("Objective", "Figure", "KD", "Setting", "Epoch", "Read in")
-RECORDED_HEAD = ("Objective", "Record", "What", "Measure", "Figure", "n")
+COSTS_HEAD = ("Objective", "What it adds, and whose it is", "Task", "Needs", "Time and memory")
+PUBLISHED_HEAD = ("Objective", "Figure", "Setting", "Epoch", "Read in")
+RECORDED_HEAD = ("Objective", "Record", "What", "Figure", "n")
+ACCURACY = "accuracy (%)"
+"""What a figure is, where it does not say."""
+ADDRESSES = (
+    (r"arXiv:(\d{4}\.\d{5})", r"[arXiv:\1](https://arxiv.org/abs/\1)"),
+    (r"github\.com/([\w-]+/[\w-]+)", r"[\1](https://github.com/\1)"),
+    (r"huggingface\.co/(?:spaces/)?([\w-]+/[\w-]+)", r"[\1](https://\g<0>)"),
+)
+"""Addresses in sources, and the links that stand for them."""
 
 
 def default(name: str) -> Objective:
@@ -54,7 +62,7 @@ def rows() -> Iterator[Row]:
                 task=preset.task or _task(objective),
                 time=f"{cost['time']:.2f}" if cost else "",
                 memory=f"{cost['memory']:.2f}" if cost else "",
-                uncosted="" if cost else uncosted.get(name, "newer than the measurement"),
+                uncosted="" if cost else uncosted.get(name, "not measured yet"),
                 tables=", ".join(tables.get(name, [])),
                 published=published.get(name),
                 unpublished="" if name in published else unpublished.get(name, ""),
@@ -74,17 +82,24 @@ def signature(name: str) -> str:
     return f"{name}({arguments})"
 
 
-def markdown() -> dict[str, str]:
-    """Return the page's tables as GitHub Markdown, by what they hold; how epochs are known, as a numbered list."""
-    every, figures, beyond = list(rows()), published_figures.by_preset(), published_figures.read().beyond
-    published = [(f"`{row.name}`", row.published, row.unpublished) for row in every]
-    published += [(f"{name}: {what}", figures[name], "") for name, what in beyond.items()]
-    ways = list(dict.fromkeys(of.known_by for _, of, _ in published if of))
+def markdown(every: Sequence[Row]) -> dict[str, str]:
+    """Return the page's tables as GitHub Markdown, and lists of what has no row in them, by what they hold."""
+    figures, beyond = published_figures.by_preset(), published_figures.read().beyond
+    published = [(f"`{row.name}`", row.published) for row in every if row.published]
+    published += [(f"{name}: {what}", figures[name]) for name, what in beyond.items()]
+    ways = list(dict.fromkeys(of.known_by for _, of in published))
+    why: dict[str, list[str]] = {}
+    for row in every:
+        if row.unpublished:
+            why.setdefault(row.unpublished, []).append(f"`{row.name}`")
+    unrecorded = ", ".join(f"`{row.name}`" for row in every if not row.recorded)
     return {
         "costs": _table(COSTS_HEAD, map(_costs_line, every)),
         "published": _table(PUBLISHED_HEAD, (_published_line(*each, ways) for each in published)),
-        "ways": "".join(f"{at}. {way[0].upper()}{way[1:]}.\n" for at, way in enumerate(ways, 1)),
+        "ways": "".join(f"{at}. {_linked(way[0].upper() + way[1:])}.\n" for at, way in enumerate(ways, 1)),
+        "unpublished": "".join(f"- {', '.join(names)}: {reason}.\n" for reason, names in why.items()),
         "recorded": _table(RECORDED_HEAD, (line for row in every for line in _recorded_lines(row))),
+        "unrecorded": f"No record yet: {unrecorded}.\n" if unrecorded else "",
     }
 
 
@@ -92,26 +107,30 @@ def _table(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join(markdown_lines([head, *lines], ["---"] * len(head))) + "\n"
 
 
+def _linked(text: str) -> str:
+    for address, link in ADDRESSES:
+        text = re.sub(address, link, text)
+    return text
+
+
 def _costs_line(row: Row) -> tuple[str, ...]:
-    cost = (row.time, row.memory) if row.time else (f"n/a: {row.uncosted}", "n/a")
+    cost = f"{row.time}, {row.memory}" if row.time else f"n/a: {row.uncosted}"
     formula = row.formula.replace("|", r"\|")
-    return f"`{row.name}`", f"`{formula}`", row.task, row.needs or "–", *cost, row.source
+    return f"`{row.name}`", f"`{formula}`<br>{_linked(row.source)}", row.task, row.needs or "–", cost
 
 
-def _published_line(name: str, of: Published | None, why: str, ways: Sequence[str]) -> tuple[str, ...]:
-    if of is None:
-        return name, "–", "–", why, "–", "–"
-    setting = f"{of.setting}; {of.measure}; {of.table}"
+def _published_line(name: str, of: Published, ways: Sequence[str]) -> tuple[str, ...]:
+    beside = f"{of.figure}; {'KD ' * of.kd[:1].isdigit()}{of.kd}" if of.kd else of.figure
+    setting = "; ".join(part for part in (of.setting, of.measure, of.table) if part != ACCURACY)
     read = f"{of.source}; {of.read}" if of.read == "summary" else of.source
-    return name, of.figure, of.kd or "–", setting, f"{of.epoch} ({ways.index(of.known_by) + 1})", read
+    return name, beside, setting, f"{of.epoch} ({ways.index(of.known_by) + 1})", _linked(read)
 
 
 def _recorded_lines(row: Row) -> Iterator[tuple[str, ...]]:
     for of in row.recorded:
-        what = f"{of.what}, beside {of.beside}" if of.beside else of.what
-        yield f"`{row.name}`", _link(of.record), what, of.measure, of.figure, str(of.n)
-    if not row.recorded:
-        yield f"`{row.name}`", "–", "no record yet", "–", "–", "0"
+        what = [of.what, *([f"beside {of.beside}"] if of.beside else ())]
+        what += [of.measure] if of.measure.lower() != ACCURACY else []
+        yield f"`{row.name}`", _link(of.record), "; ".join(what), of.figure, str(of.n)
 
 
 def _link(record: str) -> str:
@@ -186,33 +205,37 @@ compares places. *tokens*: the vocabularies may differ. *embeddings*: outputs th
 **Time and memory** are those of a training step over those of a step with KD on the same networks, where memory is what
 is kept for the backward pass. Most are of {bed}. {others}Measured by {machine}.
 
-**Tables** in the last column are those of arXiv:2402.11148.
+**Tables** are those of arXiv:2402.11148.
 
 {costs}
 ## What others published
 
-One setting each, as printed: none of it is ours, and no two rows were made alike. *KD* is plain KD's in the same table,
-and *Epoch* the one that is reported. The best epoch on the test set is optimistic: that of one run is some tenths of a
-point above its last. Where a source does not say, the epoch is *unknown*, whatever its script can print. A *summary* of
-a paper is by others and may be wrong; read the paper before you quote it.
+One setting each, as printed, accuracy in percent unless said: none of it is ours, and no two rows were made alike.
+*KD* is plain KD's in the same table, and *Epoch* the one that is reported. The best epoch on the test set is optimistic:
+that of one run is some tenths of a point above its last. Where a source does not say, the epoch is *unknown*, whatever
+its script can print. A *summary* of a paper is by others and may be wrong; read the paper before you quote it.
 
 {published}
 How the epoch is known, or why it is not:
 
 {ways}
+Without a figure here:
+
+{unpublished}
 ## What we ran
 
 From the records in [benchmarks/results](../benchmarks/results), up to {shown} for each, those with the most seeds
-first: the {epoch} epoch on the test set, mean ± standard deviation over n seeds. Runs are small, and many are there to
-show that a method trains. Only rows of one record and the same networks can be compared, as they share data, teacher
-and epochs. [Choosing](choosing.md) reads them.
+first: the {epoch} epoch on the test set, accuracy in percent unless said, mean ± standard deviation over n seeds. Runs
+are small, and many are there to show that a method trains. Only rows of one record and the same networks can be
+compared, as they share data, teacher and epochs. [Choosing](choosing.md) reads them.
 
-{recorded}"""
+{recorded}
+{unrecorded}"""
 
 
 def page() -> str:
     """Return the documentation's page."""
-    record = json.loads(COSTS.read_text(encoding="utf-8"))
+    record, every = json.loads(COSTS.read_text(encoding="utf-8")), list(rows())
     machine = (
         f"`python benchmarks/bench_objectives.py --write` on one thread of {record['hardware']['processor']}, torch "
         f"{record['software']['torch']}, float32, the median of {record['n']} steps"
@@ -221,9 +244,14 @@ def page() -> str:
     for name, cost in record["costs"].items():
         others.setdefault(cost["bed"], []).append(f"`{name}`")
     named = "".join(f"{', '.join(names)}: {bed}. " for bed, names in others.items() if bed != BED)
-    epochs = sorted({of.epoch for row in rows() for of in row.recorded})
+    epochs = sorted({of.epoch for row in every for of in row.recorded})
     return PAGE.format(
-        **markdown(), machine=machine, bed=BED, others=named, shown=recorded_figures.SHOWN, epoch=" or ".join(epochs)
+        **markdown(every),
+        machine=machine,
+        bed=BED,
+        others=named,
+        shown=recorded_figures.SHOWN,
+        epoch=" or ".join(epochs),
     )
 
 
