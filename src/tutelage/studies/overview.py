@@ -120,9 +120,9 @@ def _costs_line(row: Row) -> tuple[str, ...]:
 
 
 def _published_line(name: str, of: Published, ways: Sequence[str]) -> tuple[str, ...]:
-    beside = f"{of.figure}; {'KD ' * of.kd[:1].isdigit()}{of.kd}" if of.kd else of.figure
-    setting = "; ".join(part for part in (of.setting, of.measure, of.table) if part != ACCURACY)
-    read = f"{of.source}; {of.read}" if of.read == "summary" else of.source
+    beside = f"{of.figure}<br>{'KD ' * of.kd[:1].isdigit()}{of.kd}" if of.kd else of.figure
+    setting = of.setting if of.measure == ACCURACY else f"{of.setting}; {of.measure}"
+    read = "; ".join([of.source, of.table, *(["summary"] if of.read == "summary" else ())])
     return name, beside, setting, f"{of.epoch} ({ways.index(of.known_by) + 1})", _linked(read)
 
 
@@ -211,9 +211,10 @@ is kept for the backward pass. Most are of {bed}. {others}Measured by {machine}.
 ## What others published
 
 One setting each, as printed, accuracy in percent unless said: none of it is ours, and no two rows were made alike.
-*KD* is plain KD's in the same table, and *Epoch* the one that is reported. The best epoch on the test set is optimistic:
-that of one run is some tenths of a point above its last. Where a source does not say, the epoch is *unknown*, whatever
-its script can print. A *summary* of a paper is by others and may be wrong; read the paper before you quote it.
+*KD* is plain KD's in the same table, and *Epoch* the one that is reported. The best epoch on the test set is
+optimistic: that of one run is some tenths of a point above its last. Where a source does not say, the epoch is
+*unknown*, whatever its script can print. A *summary* of a paper is by others and may be wrong; read the paper before
+you quote it.
 
 {published}
 How the epoch is known, or why it is not:
