@@ -52,10 +52,12 @@ class Preset(NamedTuple):
     Attributes:
         build: function that makes the objective; keyword arguments only.
         paper: source of the method.
+        task: what it is for, where what it reads does not say it.
     """
 
     build: Callable[..., Objective]
     paper: str
+    task: str | None = None
 
 
 PRESETS: dict[str, Preset] = {}
@@ -63,7 +65,7 @@ PRESETS: dict[str, Preset] = {}
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 
 
-def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
+def preset(paper: str, *, task: str | None = None) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
     """Register a function as a preset, whose objective remembers the call so that a recipe can hold it.
 
     Its parameters are numbers; annotated as ``str`` they are text, as `Names` one name or several, as `LayerPairs` a
@@ -73,6 +75,8 @@ def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objecti
 
     Args:
         paper: source of the method.
+        task: a word for what it is for, such as ``tokens``; by default `tutelage list objectives` says what it can
+            tell from what the objective reads.
 
     Raises:
         ValueError: if there already is a preset of that name.
@@ -85,7 +89,7 @@ def preset(paper: str) -> Callable[[Callable[P, Objective]], Callable[P, Objecti
         made, signature = described(cast(Callable[..., Objective], function), name, paper)
         if name in PRESETS:
             raise InvalidValueError("preset", "a new name", f"{name!r}, which is taken", "rename the function")
-        PRESETS[name], SIGNATURES[name] = made, signature
+        PRESETS[name], SIGNATURES[name] = made._replace(task=task), signature
         return cast(Callable[P, Objective], made.build)
 
     return name_it
