@@ -254,7 +254,7 @@ def rld(
     Example:
         >>> student, teacher = torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
         >>> rld(student, teacher, torch.tensor([0]), alpha=1.0, beta=8.0, temperature=1.0, alpha_temperature=1.0)
-        tensor([0.0000])
+        tensor([0.9957])
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.weight(alpha, "alpha", example=1.0)

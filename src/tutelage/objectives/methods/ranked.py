@@ -106,8 +106,9 @@ def sdd(
     average.
 
     Published settings: CIFAR-100 T=4, ``finest=2`` for networks of one kind, 4 for others. ``base=kd`` without a
-    warm-up; ``base=dkd`` as `dkd` has it, with ``supervised=1 weight={schedule: warm_up, value: 1, epochs: 20}``, beta
-    2 for resnet56/resnet20; ``base=nkd`` likewise, gamma 2. ImageNet T=1, beta 0.5, ``weight=1 supervised=1``.
+    warm-up; ``base=dkd`` as `dkd` has it, with ``supervised=1 weight={schedule: warm_up, value: 1, epochs: 20}`` and
+    beta 2 for resnet56/resnet20; ``base=nkd`` likewise, its gamma the beta of ``dkd``. ImageNet with ``dkd`` T=1, beta
+    0.5, ``supervised=1 weight=1``.
 
     Args:
         base: loss of a region: ``kd``, ``dkd`` or ``nkd``.
