@@ -80,6 +80,7 @@ def transport(
     with torch.autocast(log_q.device.type, enabled=False):
         possible = log_q > -math.inf
         log_u = torch.zeros_like(log_q).masked_fill(~possible, -math.inf) - possible.sum(-1, keepdim=True).log()
+        log_v = log_p
         for _ in range(sinkhorn_iter):
             log_v = log_p - sums(log_u, kernel.mT)
             log_u = log_q - sums(log_v, kernel)

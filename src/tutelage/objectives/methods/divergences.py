@@ -95,8 +95,8 @@ def abdkd(
 ) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * (alpha * KL_label + beta * D_others)``: `dkd` with another divergence.
 
-    Published settings: CIFAR-100 those of `dkd`, beta 6 or 8, and exponents that add up to 1.1. It reads class indices,
-    token by token as well, and no soft labels.
+    Published settings: CIFAR-100 those of `dkd`, beta 6 or 8; the exponents are left open, and here those of `abkd`. It
+    reads class indices, token by token as well, and no soft labels.
 
     Args:
         alpha: weight of the label's divergence, which stays the KL, >= 0.
