@@ -55,7 +55,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective.bind(context)
-        self._taps = Taps(student, objective.needs.student_taps)
+        self._taps = Taps(student, self.objective.needs.student_taps)
         self._reads_index = objective.needs.indices
         self.called: Callable[[Tensor], Any] | None = None
         self.called_objective: Callable[..., Loss] | None = None

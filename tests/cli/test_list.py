@@ -39,6 +39,23 @@ def test_names_without_a_list_match_too():
     assert typed("objectives", "wttm").stdout.startswith("wttm(")
 
 
+@pytest.mark.parametrize("columns", [40, 80, 100, 200])
+def test_objectives_fit_the_terminal_with_a_preset_after_another(columns):
+    lines = typed("objectives", columns=columns).stdout.splitlines()
+    assert max(map(len, lines)) <= max(80, min(columns, 120))
+    assert sum(line.startswith("wttm(") for line in lines) == 1
+    assert not any(line.startswith("    published: ") for line in lines)
+
+
+def test_an_objective_by_name_has_its_figures_too():
+    words = " ".join(typed("objectives", "crd").stdout.split())
+    assert "published: 75.51 ± 0.18 (n = 5), KD 73.33; accuracy (%); CIFAR-100, resnet32x4 to resnet8x4" in words
+    assert "its epoch: last; by a comment of RepDistiller's train_student.py" in words
+    assert "read in: arXiv:2402.11148 (paper)" in words
+    assert re.search(r"we ran: [\d.]+, 1 seed; Accuracy \(%\), last epoch; .*; benchmarks/results/zoo-smoke", words)
+    assert "no published figure: the control of WTTM" in " ".join(typed("objectives", "weighted_kd").stdout.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "suggests"),
     [

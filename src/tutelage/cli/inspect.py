@@ -142,7 +142,7 @@ def watch(
 
 LISTS = "models", "data", "objectives", "schema"
 NARROWEST, WIDEST = 80, 120
-"""Columns of a table of models."""
+"""Columns of a table of models or objectives."""
 
 
 def list_(
@@ -170,14 +170,11 @@ def list_(
     if what == "objectives":
         from tutelage.studies import objective_rows
 
-        known = [row.name for row in objective_rows.read()]
-        for row in objective_rows.read():
-            if not matches(row.name):
-                continue
-            lines += [row.signature, f"    {row.formula}"]
-            lines.append(f"    {row.paper}" + (f"; tables {row.tables} of arXiv:2402.11148" if row.tables else ""))
-            cost = f"; a step takes {row.time} times KD's time and keeps {row.memory} times its memory"
-            lines.append(f"    needs {row.needs or 'nothing but the student'}{cost if row.time else ''}")
+        objectives = objective_rows.read()
+        known = [row.name for row in objectives]
+        for row in objectives:
+            if matches(row.name):
+                lines += objective_rows.lines(row, _width(), details=pattern is not None)
     else:
         from tutelage import data, models
 
@@ -196,6 +193,11 @@ def list_(
         raise InvalidValueError("list", expected, f"{pattern!r}, which none has", f"{hint} {instead}".strip())
     for line in lines:
         common.echo(line)
+
+
+def _width(least: int = 0) -> int:
+    """Return how wide a table is, on a terminal or not."""
+    return max(min(shutil.get_terminal_size().columns, WIDEST), NARROWEST, least)
 
 
 def _models(pattern: str) -> list[str]:
@@ -229,7 +231,7 @@ def _models(pattern: str) -> list[str]:
     cells.insert(0, ("model", "parameters", "pixels", "tags of its weights"))
     first, second, third = (max(len(row[column]) for row in cells) for column in range(3))
     before = first + second + third + 6
-    width = max(min(shutil.get_terminal_size().columns, WIDEST), NARROWEST, before + 20)
+    width = _width(before + 20)
     lines = []
     for name, count, size, tags in cells:
         head = f"{name:<{first}}  {count:>{second}}  {size:>{third}}  "

@@ -55,6 +55,7 @@ from tutelage.settings.objective import (
     read_objective,
     untyped_exponents,
 )
+from tutelage.settings.outputs import Bucket, OutputsForm
 from tutelage.settings.run import TOGETHER
 
 
@@ -164,6 +165,7 @@ OptimizerField = Annotated[
     pydantic.WrapSerializer(lambda value, write: {k: v for k, v in write(value).items() if v is not None}),
 ]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
+OutputsFormField = Annotated[OutputsForm, Field(discriminator="name"), _of_kind(Bucket.name), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
 ClassWeightsField = Annotated[
     ClassWeights | None, BeforeValidator(check_class_weights), InSchema(minItems=1, minProperties=1)
@@ -439,7 +441,8 @@ class Training(_Section):
     """How a teacher is to be trained before the run that needs it.
 
     What is not set is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
-    every label. The data are that run's, without its unlabelled ones; for embeddings it learns their classes.
+    every label. The data are that run's, without its unlabelled ones and in one view; for embeddings it learns their
+    classes.
     """
 
     model: Annotated[NetworkField, pydantic.AfterValidator(_not_made), _without("classes", "init")] = Field(
@@ -597,6 +600,8 @@ class Recipe(_Section):
         outputs: the folder of the teacher's recorded outputs, which are read instead of running it; none runs it.
         outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
         outputs_top: where all logits are above that, recording keeps so many per sample; none keeps all.
+        outputs_form: what recording keeps of each answer, ``bucket`` or ``sampled`` with their numbers, whatever the limit
+            is; none keeps all logits, or the top.
         outputs_max_error: it refuses the top where a chunk's mean total variation from ``p_gamma`` or mean relative
             error of ``U_gamma``, at an exponent of the recipe's, is larger; none is 0.01, and 0.25 for tokens.
         objective: a preset, or a list of them with scales.
@@ -635,6 +640,7 @@ class Recipe(_Section):
     outputs: str | None = None
     outputs_limit_mb: Positive = 20_000.0
     outputs_top: Count | None = None
+    outputs_form: OutputsFormField | None = None
     outputs_max_error: Positive | None = None
     objective: ObjectiveField = _CROSS_ENTROPY
     class_weights: ClassWeightsField = None
@@ -726,6 +732,7 @@ class Recipe(_Section):
                 self.data,
                 labelled=keys.pop("labelled", None),
                 unlabelled=unlabelled,
+                strong=None,
                 tokenizer=tokenizer,
                 teacher_tokenizer=None,
                 embedding=None,

@@ -3,26 +3,113 @@
 from __future__ import annotations
 
 import json
+import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROWS = Path(__file__).parent / "objective_rows.json"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Published:
+    """A figure that others published; texts, as they are shown."""
+
+    figure: str  # as printed
+    measure: str  # what it is
+    kd: str  # of plain KD in the same table, or of the student without a teacher; empty if it has neither
+    setting: str  # data, pair, epochs
+    table: str  # where it is in the source
+    epoch: str  # that it reports: last, best on test, best on validation or unknown
+    known_by: str  # how that is known
+    source: str  # where the figure was read
+    read: str  # what the source is: repository, paper or summary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What we ran ourselves, of one committed record."""
+
+    record: str  # its folder in benchmarks/results
+    what: str  # data, networks, epochs
+    beside: str  # presets trained together with it, without cross-entropy; empty if none
+    figure: str  # mean and standard deviation over seeds, of the reported epoch on the test set
+    measure: str  # what it is
+    epoch: str  # that it reports
+    n: int  # seeds
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
-    """What is known of one preset; cells are empty where nothing was measured."""
+    """What is known of one preset."""
 
     name: str
     signature: str  # with the defaults of its arguments
     formula: str  # the first line of its docstring
     paper: str
     needs: str  # what its terms read
-    time: str  # of a training step, over that with KD
-    memory: str  # kept for the backward pass, over that with KD
+    task: str  # what it is for: any, images, classes, pixels, tokens or embeddings
+    time: str  # of a training step, over that with KD; empty if it was not measured
+    memory: str  # kept for the backward pass, over that with KD; empty if it was not measured
+    uncosted: str  # why neither was measured; empty if they were
     tables: str  # of the paper of TTM and WTTM that it is in
+    published: Published | None
+    unpublished: str  # why it has no published figure; empty if it has one
+    recorded: tuple[Recorded, ...]  # what we ran, the most seeds first
+
+    @property
+    def source(self) -> str:
+        """The paper, and which tables of TTM's paper have the preset."""
+        tables = f"; table{'s' * (', ' in self.tables)} {self.tables}" if self.tables else ""
+        return f"{self.paper}{tables}"
 
 
 def read() -> list[Row]:
     """Return a row for each of the package's presets."""
-    return [Row(**row) for row in json.loads(ROWS.read_text(encoding="utf-8"))]
+    return [_row(row) for row in json.loads(ROWS.read_text(encoding="utf-8"))]
+
+
+def _row(row: dict[str, Any]) -> Row:
+    published, recorded = row.pop("published"), row.pop("recorded")
+    return Row(
+        **row,
+        published=None if published is None else Published(**published),
+        recorded=tuple(Recorded(**record) for record in recorded),
+    )
+
+
+def lines(row: Row, width: int, *, details: bool) -> list[str]:
+    """Return what is known of a preset as lines; its published figure and our own runs where details are asked for."""
+    head = textwrap.wrap(row.signature, width, subsequent_indent=" " * (len(row.name) + 1), break_on_hyphens=False)
+    told = [*_facts(row), *(_details(row) if details else ())]
+    indents = {"initial_indent": " " * 4, "subsequent_indent": " " * 8}
+    return head + [line for each in told for line in textwrap.wrap(each, width, break_on_hyphens=False, **indents)]
+
+
+def _facts(row: Row) -> Iterator[str]:
+    yield row.formula
+    yield row.source + (" of arXiv:2402.11148" if row.tables else "")
+    yield f"for {row.task}{' task' * (row.task == 'any')}; needs {row.needs or 'nothing but the student'}"
+    if row.time:
+        yield f"a step takes {row.time} times KD's time and keeps {row.memory} times its memory"
+    else:
+        yield f"the cost of a step was not measured: {row.uncosted}"
+
+
+def _details(row: Row) -> Iterator[str]:
+    of = row.published
+    if of is None:
+        yield f"no published figure: {row.unpublished}"
+    else:
+        beside = f", {'KD ' * of.kd[:1].isdigit()}{of.kd}" if of.kd else ""
+        yield f"published: {of.figure}{beside}; {of.measure}; {of.setting}; {of.table}"
+        yield f"its epoch: {of.epoch}; {of.known_by}"
+        yield f"read in: {of.source} ({of.read})"
+    for ran in row.recorded:
+        beside = f" beside {ran.beside}" if ran.beside else ""
+        seeds = f"{ran.n} seed{'s' * (ran.n != 1)}"
+        said = f"{ran.figure}{beside}, {seeds}; {ran.measure}, {ran.epoch} epoch; {ran.what}"
+        yield f"we ran: {said}; benchmarks/results/{ran.record}"
+    if not row.recorded:
+        yield "we ran: no record yet"

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tutelage import losses, records, targets
 from tutelage.checks import widened
-from tutelage.losses.sparse import sparse_matching
+from tutelage.losses.sparse import likeliest, sparse_matching
 from tutelage.modules import StepOutput
 from tutelage.objectives import BoundObjective
 from tutelage.types import UNLABELLED, Batch, Outputs, Totals
@@ -73,8 +73,7 @@ class EpochMetrics:
             if teacher is not None and positions_of(batch, "teacher") is not counted:
                 kl = agree = zero + torch.nan  # At positions of its own it answers nothing that the student does.
             elif teacher is not None and (sparse := teacher.sparse) is not None:
-                top = sparse.index.gather(-1, sparse.values.argmax(-1, keepdim=True))[..., 0]
-                agree = summed(predicted == top)
+                agree = summed(predicted == likeliest(sparse))
                 if self.objective.target_gamma is not None:
                     kl = summed(sparse_matching(logits, sparse, gamma=self.objective.target_gamma)[0])
             elif teacher is not None:
