@@ -9,7 +9,7 @@ import pytest
 from tests._helpers.refusals import refused
 
 from tutelage.errors import InvalidValueError, NotFoundError
-from tutelage.text import END, learn_bpe, tokenizer_of
+from tutelage.text import END, Tokenizer, learn_bpe, tokenizer_of
 
 pytest.importorskip("tokenizers")
 
@@ -97,3 +97,22 @@ def test_what_a_template_may_not_do_is_refused(tmp_path, template):
     tokenizer = tokenizer_of(str(saved(tmp_path / "a", chat_template=template)))
     with refused(InvalidValueError, "chat template"):
         assert not tokenizer.render([{"role": "user", "content": "hello"}])
+
+
+def test_two_tokenizers_share_the_tokens_of_the_same_bytes_whatever_writes_a_blank():
+    library = pytest.importorskip("tokenizers")
+    pieces = ("<unk>", "</s>", "\u2581the", "the", "<0x41>", "\u2581cat", "at", "\u2581")
+    model = library.models.BPE({piece: k for k, piece in enumerate(pieces)}, [], byte_fallback=True)
+    other = library.Tokenizer(model)
+    decoders = library.decoders
+    parts = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    other.decoder = decoders.Sequence(parts)
+    other.add_special_tokens(["<unk>", "</s>"])
+    theirs = Tokenizer(other.to_str(), end="</s>")
+    mine = learn_bpe(["the the the cat at the cat at"] * 4, 270)
+    pairs = dict(mine.same_tokens(theirs))
+    named = {mine.piece(ours): theirs.piece(its) for ours, its in pairs.items()}
+    assert named.items() >= {"\u0120the": "\u2581the", "A": "<0x41>", "\u0120": "\u2581", END: "</s>"}.items()
+    assert all(not its.startswith("<unk") for its in named.values())
+    assert mine.same_tokens(mine) == [(k, k) for k in range(mine.size)]
+    assert {its: ours for ours, its in pairs.items()} == dict(theirs.same_tokens(mine))

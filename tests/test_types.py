@@ -51,7 +51,7 @@ TAPS = ("student_taps", "teacher_taps")
             (
                 *("teacher", "labels", "coupled", *TAPS, "projections", "teacher_statistics", "indices"),
                 *("teacher_head", "teacher_norms", "class_means", "min_batch", "host_waits", "sparse"),
-                *("embeddings", "members"),
+                *("embeddings", "members", "views", "other_vocabulary", "same_tokens"),
             ),
         ),
         (Projection, ("student", "teacher", "kind", "always")),

@@ -503,20 +503,20 @@ def _aligned(first: _Continued, second: _Continued) -> tuple[NDArray[np.bool_], 
 
     Of several that come behind the same characters, those before the last come behind a part of a character.
     """
-    ends = []
-    for each in (first, second):
-        places = np.flatnonzero(each.counted)
-        last = np.append(np.diff(each.behind[places]) > 0, True)
-        ends.append(places[last])
-    _, of_first, of_second = np.intersect1d(
-        *(each.behind[places] for each, places in zip((first, second), ends, strict=True)), return_indices=True
-    )
+    last = [_last_of_each(sample) for sample in (first, second)]
+    shared = np.intersect1d(first.behind[last[0]], second.behind[last[1]])
     masks = []
-    for each, places in zip((first, second), (ends[0][of_first], ends[1][of_second]), strict=True):
-        mask = np.zeros(len(each.counted), np.bool_)
-        mask[places] = True
+    for sample, places in zip((first, second), last, strict=True):
+        mask = np.zeros(len(sample.counted), np.bool_)
+        mask[places[np.isin(sample.behind[places], shared)]] = True
         masks.append(mask)
     return masks[0], masks[1]
+
+
+def _last_of_each(sample: _Continued) -> NDArray[np.int64]:
+    """Return the places of the counted tokens that are the last to come behind the same characters."""
+    places = np.flatnonzero(sample.counted)
+    return places[np.append(np.diff(sample.behind[places]) > 0, True)]
 
 
 def _sizes(text: str, ends: NDArray[np.int64]) -> NDArray[np.int64]:
