@@ -30,7 +30,7 @@ CIFAR = {
     "device": "cpu",
 }
 TOKENS = {"student": "timm:deit_tiny_patch16_224", "teacher": "timm:deit3_small_patch16_224"}
-TRANSFORMERS = {"vitkd"}
+TRANSFORMERS = {"vitkd", "hidden_states", "attention_relations"}
 
 
 class Step(NamedTuple):
@@ -87,7 +87,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     keys = [(name, name in TRANSFORMERS) for name in arguments.presets]
     steps = {
-        (name, tokens): step(overview.default(name), arguments.overrides, tokens=tokens)
+        (name, tokens): step(overview.tried(name), arguments.overrides, tokens=tokens)
         for name, tokens in dict.fromkeys([*(("kd", tokens) for _, tokens in keys), *keys])
     }
     medians = timing.medians(timing.in_turn({key: step.seconds for key, step in steps.items()}, arguments.rounds))

@@ -20,6 +20,11 @@ COSTS = Path(__file__).parent / "costs.json"
 """Results recorded by ``benchmarks/bench_objectives.py``."""
 STAND_INS = {"order": 2.0}
 """Values of arguments without a default; any other has 1."""
+OF_IMAGES = {
+    "cwd": {"student_tap": "card:stage.-1", "teacher_tap": "card:stage.-1"},
+    "attention_relations": {"student": "*.attn.qkv", "teacher": "*.attn.qkv"},
+}
+"""Arguments with which presets are tried on classifiers of images, those of timm, where their defaults are for others."""
 HEADINGS = ("Objective", "What it adds", "Source", "Needs", "Time x KD", "Memory x KD", "Tables")
 
 
@@ -28,6 +33,11 @@ def default(name: str) -> Objective:
     build = PRESETS[name].build
     missing = [p.name for p in inspect.signature(build).parameters.values() if p.default is p.empty]
     return build(**{argument: STAND_INS.get(argument, 1.0) for argument in missing})
+
+
+def tried(name: str) -> Objective:
+    """Return a preset's objective for classifiers of images."""
+    return PRESETS[name].build(**OF_IMAGES[name]) if name in OF_IMAGES else default(name)
 
 
 def rows() -> Iterator[Row]:
