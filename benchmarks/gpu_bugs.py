@@ -17,6 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests._helpers.contexts import drawn_context
+from tests._helpers.presets import OF_TOKENS
 
 from tutelage import models, objectives
 from tutelage.modules import Distiller, FrozenTeacher
@@ -73,7 +74,7 @@ class Images:
 
 def build(name, options):
     """Return a distiller under a preset, and its teacher if it needs one, on the CPU."""
-    objective = overview.default(name)
+    objective = overview.tried(name)
     needs, depth = objective.needs, (8, 14) if options.small else (20, 32)
     torch.manual_seed(0)
     student, teacher = (
@@ -128,7 +129,7 @@ def waits(name, options):
     except RuntimeError as error:
         if "synchronizing CUDA operation" not in str(error):
             raise
-        if not overview.default(name).needs.host_waits:
+        if not overview.tried(name).needs.host_waits:
             raise AssertionError(f"the host waits{_where(error)}") from None
         return {"watched": watched, "waits": f"as it says{_where(error)}"}
     finally:
@@ -170,7 +171,7 @@ def replayed(name, options):
         "captured" if plan["graph"] else f"not captured: {plan['why'].get('graph', 'the device captures nothing')}"
     )
     assert off == 0, f"{verdict}; expected the eager step's bits, got a difference of {off:.1e}"
-    assert plan["graph"] or overview.default(name).needs.host_waits or options.device == "cpu", verdict
+    assert plan["graph"] or overview.tried(name).needs.host_waits or options.device == "cpu", verdict
     return {"verdict": verdict}
 
 
@@ -247,7 +248,7 @@ def kernel_items(options):
 
 def items(options):
     """Return each check with its time limit in seconds, by name."""
-    names = [name for name in objectives.PRESETS if name != "vitkd"]
+    names = [name for name in objectives.PRESETS if name not in OF_TOKENS]
     waiting = {f"no host wait: {name}": (20.0, partial(waits, name, options)) for name in names}
     checks = {}
     for graphs, form in ((False, ""), (True, ", replayed")):

@@ -3,6 +3,7 @@
 import torch
 from tests._helpers.contexts import drawn_context
 from tests._helpers.fit_cases import settings
+from tests._helpers.presets import OF_TOKENS
 from tests._helpers.recorder import Recorder
 
 from tutelage import models, objectives
@@ -16,8 +17,7 @@ from tutelage.training.step import train_step
 from tutelage.types import Batch
 
 CLASSES, SAMPLES, STEPS = 10, 64, 5
-TOKENS = "vitkd"  # reads networks of 224 pixels
-PRESETS = [name for name in objectives.PRESETS if name != TOKENS]
+PRESETS = [name for name in objectives.PRESETS if name not in OF_TOKENS]  # those read networks of 224 pixels
 
 
 def capture_on_the_cpu(patch):
@@ -26,7 +26,7 @@ def capture_on_the_cpu(patch):
 
 
 def networks(name):
-    if name == TOKENS:
+    if name in OF_TOKENS:
         pair, side = ("timm:deit_tiny_patch16_224", "timm:deit3_small_patch16_224"), 224
     else:
         pair, side = ("cifar:resnet8", "cifar:resnet8" if name in ("fsp", "kd_svd") else "cifar:resnet14"), 32
@@ -35,7 +35,7 @@ def networks(name):
 
 def preset_state(name, **changes):
     """A preset's state before the first step, its teacher, and the side of its images."""
-    objective = objectives.cross_entropy() if name == "cross_entropy" else overview.default(name)
+    objective = objectives.cross_entropy() if name == "cross_entropy" else overview.tried(name)
     torch.manual_seed(0)
     student, teacher, side = networks(name)
     images, needs = torch.rand(2, 3, side, side), objective.needs

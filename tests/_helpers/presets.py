@@ -7,6 +7,9 @@ from tutelage.objectives import PRESETS
 FEW = ("cross_entropy", "kd", "ttm", "wttm", "dist", "ctkd", "crd", "reviewkd", "rkd", "itrd", "attention_transfer")
 """Plain, transformed, batch-coupled, with a state, with banks, with projectors, with schedules."""
 
+OF_TOKENS = ("vitkd", "hidden_states", "attention_relations")
+"""Those that read transformers."""
+
 
 def few_quickly(names=PRESETS):
     """Return parameters of all these presets, of which only `FEW` are not marked slow."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tests._helpers.presets import few_quickly
+from tests._helpers.presets import OF_TOKENS, few_quickly
 from tests._helpers.refusals import refused
 
 from tutelage import Batch, Distiller, FrozenTeacher, network_context, objectives, taps
@@ -17,14 +17,12 @@ PAIRS = {
     "from torchvision to timm": ("torchvision:resnet18", "timm:mobilenetv3_small_050", 64),
     "from wrn to ShuffleNet": ("cifar:wrn_16_2", "cifar:ShuffleV1", 32),
 }
-OF_TOKENS = {"vitkd"}
 OF_EQUAL_WIDTH = {"fsp", "kd_svd"}
 REFUSED = {("from wrn to ShuffleNet", "mgd")}
 OF_FEATURES = [
     name
     for name in objectives.PRESETS
-    if name not in OF_TOKENS
-    and {*overview.default(name).needs.student_taps, *overview.default(name).needs.teacher_taps}
+    if name not in OF_TOKENS and {*overview.tried(name).needs.student_taps, *overview.tried(name).needs.teacher_taps}
 ]
 
 
@@ -54,7 +52,7 @@ def step(objective, pair):
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("name", few_quickly(OF_FEATURES))
 def test_features_of_any_model(name, pair):
-    objective = overview.default(name)
+    objective = overview.tried(name)
     if name in OF_EQUAL_WIDTH or (pair, name) in REFUSED:
         with refused(InvalidValueError) as caught:
             step(objective, pair)

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from tests._helpers.captured_cases import PRESETS, TOKENS, batches, capture_on_the_cpu, preset_state, trained
+from tests._helpers.captured_cases import PRESETS, batches, capture_on_the_cpu, preset_state, trained
 from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
-from tests._helpers.presets import few_quickly
+from tests._helpers.presets import OF_TOKENS, few_quickly
 from tests._helpers.recorder import Late, Unchanged
 from tests._helpers.refusals import refused
 from torch import nn
@@ -58,8 +58,9 @@ def test_replayed_steps_are_the_eager_ones(name):
 
 
 @pytest.mark.slow
-def test_replayed_steps_are_the_eager_ones_of_transformers():
-    assert_same_bits(TOKENS)
+@pytest.mark.parametrize("name", OF_TOKENS)
+def test_replayed_steps_are_the_eager_ones_of_transformers(name):
+    assert_same_bits(name)
 
 
 @pytest.mark.parametrize("optimizer", [SGD(lr=0.1, momentum=0.0), SGD(lr=0.1, nesterov=True), AdamW(lr=0.01)])

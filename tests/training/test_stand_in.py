@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests._helpers.contexts import drawn_context
 from tests._helpers.fit_cases import Rows, mlp, samples, settings
-from tests._helpers.presets import few_quickly
+from tests._helpers.presets import OF_TOKENS, few_quickly
 from tests._helpers.stand_in import ACCELERATOR, META, on_the_stand_in, waits_of
 from torch import nn
 
@@ -35,7 +35,7 @@ SMALL = ("small", "small", 8)
 PAIR = ("cifar:resnet8", "cifar:resnet8x4", 32)
 PAIRS = {
     **dict.fromkeys(["fsp", "kd_svd"], ("cifar:resnet8", "cifar:resnet14", 32)),  # of equal width
-    "vitkd": ("timm:deit_tiny_patch16_224", "timm:deit_tiny_patch16_224", 224),
+    **dict.fromkeys(OF_TOKENS, ("timm:deit_tiny_patch16_224", "timm:deit_tiny_patch16_224", 224)),
 }
 """Student, teacher and image size of presets that need others."""
 EAGER = {"compile_teacher": False, "compile_student": False, "gradient_products": False, "graphs": False}
@@ -103,7 +103,7 @@ def test_on_the_cpu_nothing_is_noted_and_nothing_is_changed():
 
 @pytest.mark.parametrize("name", few_quickly())
 def test_a_step_waits_for_nothing_that_its_objective_does_not_declare(name):
-    lesson = Lesson(overview.default(name), PAIRS.get(name))
+    lesson = Lesson(overview.tried(name), PAIRS.get(name))
     found = lesson.waits()
     assert bool(found) is lesson.job.distiller.objective.needs.host_waits, dict(found)
 

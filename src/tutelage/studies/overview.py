@@ -35,6 +35,11 @@ ADDRESSES = (
     (r"huggingface\.co/(?:spaces/)?([\w-]+/[\w-]+)", r"[\1](https://\g<0>)"),
 )
 """Addresses in sources, and the links that stand for them."""
+OF_IMAGES = {
+    "cwd": {"student_tap": "card:stage.-1", "teacher_tap": "card:stage.-1"},
+    "attention_relations": {"student": "*.attn.qkv", "teacher": "*.attn.qkv"},
+}
+"""Arguments with which presets are tried on classifiers of images, those of timm, where their defaults are for others."""
 
 
 def default(name: str) -> Objective:
@@ -42,6 +47,11 @@ def default(name: str) -> Objective:
     build = PRESETS[name].build
     missing = [p.name for p in inspect.signature(build).parameters.values() if p.default is p.empty]
     return build(**{argument: STAND_INS.get(argument, 1.0) for argument in missing})
+
+
+def tried(name: str) -> Objective:
+    """Return a preset's objective for classifiers of images."""
+    return PRESETS[name].build(**OF_IMAGES[name]) if name in OF_IMAGES else default(name)
 
 
 def rows() -> Iterator[Row]:
