@@ -252,13 +252,18 @@ def argument_kinds():
     found, auto = {}, {"const": "auto"}
     texts = meanings()
     texts[weights.Cosine] = texts[weights.Linear]
-    for sign, least in (("weight", 0), ("signed_weight", -LARGEST)):
-        forms = [{**number, "minimum": least}]
+    bounds = {
+        "weight": {"minimum": 0},
+        "signed_weight": {"minimum": -LARGEST},
+        "scheduled_number": {"exclusiveMinimum": 0},
+    }
+    for sign, least in bounds.items():
+        forms = [{**number, **least} if sign != "scheduled_number" else number]  # what a number may be its loss knows
         for kind, name in OF_WEIGHTS.items():
             written = TypeAdapter(kind).json_schema()
             for key, value in written["properties"].items():
                 value.pop("title")
-                value |= {"minimum": least, "maximum": LARGEST} if key in kind.scaled_fields else {}
+                value |= {**least, "maximum": LARGEST} if key in kind.scaled_fields else {}
                 value["description"] = texts[kind][key]
             forms.append(
                 {
@@ -272,8 +277,7 @@ def argument_kinds():
     return {
         **found,
         "number": number,
-        "exponent": {"anyOf": [number, ref("weight")]},
-        "scheduled_number": {"anyOf": [number, ref("weight")]},
+        "exponent": ref("scheduled_number"),
         "automatic_number": {"anyOf": [auto, number]},
         "automatic_weight": {"anyOf": [auto, ref("weight")]},
         "text": {"type": "string"},

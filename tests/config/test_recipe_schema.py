@@ -229,6 +229,15 @@ UNKNOWABLE = {
         *("pair-reads-elsewhere", "pair-without-reads", "text-flipped", "text-lm-labels"),
         *("text-lm-messages-of-a-learned-tokenizer", "text-lm-teacher_tokenizer", "text-packed-with-labels"),
         *("text-tokenizer-of-images", "text-without-a-tokenizer", "unlabelled-texts-of-a-language-model"),
+        "objective-file-sha256-beside-kd",
+    ],
+    "consent, and what a file of code holds": [
+        f"objective-file-{what}"
+        for what in (
+            *("untrusted", "untrusted-in-a-comparison", "typed-for-another", "missing", "changed", "syntax", "fails"),
+            *("other-function", "not-a-function", "returns-nothing", "unknown-argument", "bad-weight"),
+            *("input-unknown", "weight-twice"),
+        )
     ],
 }
 """Wrong recipes that no schema refuses, by what it would have to know."""

@@ -151,9 +151,10 @@ def _own_presets_aside() -> Iterator[None]:
     try:
         yield
     finally:
-        for table, known in zip((PRESETS, SIGNATURES), before, strict=True):
-            table.clear()
-            table.update(known)  # type: ignore[arg-type]
+        PRESETS.clear()
+        PRESETS.update(before[0])
+        SIGNATURES.clear()
+        SIGNATURES.update(before[1])
 
 
 def _is_loss(function: Callable[..., Any]) -> bool:

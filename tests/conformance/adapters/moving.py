@@ -23,10 +23,11 @@ def _distillm2(case: Case, of: str) -> Tensor:
     student, teacher = (case[name][:, :-1] for name in ("z_s", "z_t"))
     counts = case["mask"][:, 1:] != 0
     number, gap = {"teacher": (1, "logp_logq"), "student": (2, "logq_logp")}[of]
-    share: float | Tensor = case.hyper[f"base_alpha_{number}"]
+    share: Tensor | float
+    share = base = case.hyper[f"base_alpha_{number}"]
     if case.hyper["loss_type"] == "distillm_v2":
         labels = torch.where(counts, case["y"][:, 1:], UNLABELLED)
-        share = losses.adaptive_share(student, teacher, labels, share=share, anchor=case.hyper[gap], of=of)
+        share = losses.adaptive_share(student, teacher, labels, share=base, anchor=case.hyper[gap], of=of)
     values = losses.skewed_kl(student, teacher, share=share, of=of)
     return ((values * counts).sum(-1) / counts.sum(-1)).mean()
 

@@ -478,7 +478,8 @@ def kd_matched_to(objective: Objective) -> Objective:
     if len(names) != 1 or names[0] not in MATCHED:
         raise InvalidValueError("objective", f"one {' or '.join(MATCHED)}", " + ".join(names), example)
     (piece,), (name,) = objective.pieces, names
-    build = {"kd": kd, "weighted_kd": weighted_kd}[MATCHED[name]]
+    presets: dict[str, Callable[..., Objective]] = {"kd": kd, "weighted_kd": weighted_kd}
+    build = presets[MATCHED[name]]
     (matched,) = build(**matched_kd(piece.arguments or {})).pieces
     defaulted = frozenset(f"{MATCHED_TO}.{name}.{argument}" for argument in piece.defaulted)
     return Objective((replace(matched, scale=piece.scale, gather=piece.gather, defaulted=defaulted),))
