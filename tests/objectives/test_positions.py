@@ -35,7 +35,9 @@ def built(name):
 
 def reads_logits_alone(name):
     needs = built(name).needs
-    return not (needs.student_taps or needs.teacher_taps or needs.indices or needs.teacher_statistics)
+    return not (
+        needs.student_taps or needs.teacher_taps or needs.indices or needs.teacher_statistics or needs.views > 1
+    )
 
 
 OF_LOGITS = [name for name in filter(is_built_in, PRESETS) if reads_logits_alone(name)]

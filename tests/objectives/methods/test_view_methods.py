@@ -80,6 +80,14 @@ def test_objectives_of_one_view_ask_for_none_more():
     assert (objectives.kd() + objectives.crld(supervised=0)).needs.views == 2
 
 
+@pytest.mark.parametrize("name", ["crld", "two_view_mlkd"])
+def test_positions_have_no_views(name):
+    z, v = torch.randn(2, 4, 2, 5).unbind()
+    batch = Batch(torch.arange(4), torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.int64))
+    with refused(InvalidValueError, "batch", got="(4, 2, 5)"):
+        objectives.PRESETS[name].build().bind()(Outputs(z), Outputs(v), batch)
+
+
 @pytest.mark.parametrize("form", ["hard", "soft"])
 def test_deit_reads_the_tokens_and_not_their_mean(form):
     student, teacher, batch = drawn()
