@@ -11,6 +11,7 @@ from torch import nn
 
 from tutelage import losses, models, objectives
 from tutelage.errors import InvalidValueError
+from tutelage.integrations.checks import refuse_reading
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import Linear, from_recipe
 from tutelage.types import UNLABELLED, Batch, Outputs
@@ -84,8 +85,12 @@ def test_objectives_of_one_view_ask_for_none_more():
 def test_positions_have_no_views(name):
     z, v = torch.randn(2, 4, 2, 5).unbind()
     batch = Batch(torch.arange(4), torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.int64))
+    objective = objectives.PRESETS[name].build()
     with refused(InvalidValueError, "batch", got="(4, 2, 5)"):
-        objectives.PRESETS[name].build().bind()(Outputs(z), Outputs(v), batch)
+        objective.bind()(Outputs(z), Outputs(v), batch)
+    with refused(InvalidValueError, "objective", got=name, suggests="tutelage.distill"):  # as other trainers have none
+        refuse_reading(objective, {}, expected="one of logits")
+    refuse_reading(objectives.kd(), {}, expected="one of logits")
 
 
 @pytest.mark.parametrize("form", ["hard", "soft"])
