@@ -41,7 +41,9 @@ def reads_logits_alone(name):
     needs = built(name).needs
     if name == "cwd":  # It is of a sample's positions together; `methods/test_layer_methods.py` tries it.
         return False
-    return not (needs.student_taps or needs.teacher_taps or needs.indices or needs.teacher_statistics)
+    return not (
+        needs.student_taps or needs.teacher_taps or needs.indices or needs.teacher_statistics or needs.views > 1
+    )
 
 
 OF_LOGITS = [name for name in filter(is_built_in, PRESETS) if reads_logits_alone(name)]

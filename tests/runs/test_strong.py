@@ -12,10 +12,12 @@ import tutelage
 from tutelage import config, models
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import InvalidValueError, RecipeError
+from tutelage.report import reading
 from tutelage.runs import record_teacher
 from tutelage.runs.dry_run import dry_run
 from tutelage.runs.execute import execute
 from tutelage.runs.run import RunOptions
+from tutelage.studies import budget, study_table
 
 STRONG = {"source": "digits", "crop_padding": 1, "strong": {"randaugment": {"magnitude": 10}}}
 CRLD = {"crld": {"tau_w": 0.1, "tau_s": 0.1}}
@@ -91,6 +93,14 @@ def test_one_sample_is_enough_for_a_batch(teacher, tmp_path):
     assert execute(odd, tmp_path / "run", options=options).epochs[0]["step"] == 2
     with refused(RecipeError, "batch_size", got=1):
         execute(recipe(objective="cross_entropy", **keys | {"data": "digits"}), tmp_path / "alone", options=options)
+
+
+def test_the_time_of_a_step_is_that_of_both_views(teacher, tmp_path):
+    run = execute(recipe(teacher=teacher, objective=CRLD), tmp_path / "run")
+    expected = 2 * 300 / run.epochs[0]["images_per_second"]
+    assert budget._recorded_step(run.manifest["hardware"], run.folder) == pytest.approx(expected)
+    step, _ = study_table._costs([reading.read_run(run.folder)])
+    assert step == pytest.approx(1000 * expected)
 
 
 def test_a_teacher_that_is_trained_first_has_one_view():

@@ -28,8 +28,8 @@ def unfit(objective: Objective, what: str, *, expected: str) -> InvalidValueErro
 
 
 def refuse_reading(objective: Objective, reads: Mapping[str, object], *, expected: str) -> None:
-    """Refuse an objective that reads something of these: what it is, and whether it is read."""
-    for what, read in reads.items():
+    """Refuse an objective that reads something of these, or views: what it is, and whether it is read."""
+    for what, read in {**reads, "views of a sample to compare": objective.needs.views > 1}.items():
         if read:
             raise unfit(objective, what, expected=expected)
 

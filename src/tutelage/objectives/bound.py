@@ -177,6 +177,11 @@ class BoundObjective(nn.Module):
             local = _Inputs(student, teacher, batch, totals or count(batch, student.logits))
             several = student.logits.ndim > 2 or batch.counted is not None
             coupled = several and any(call.coupled for call in self._calls)
+            if several and self.needs.views > 1:  # Of neighbours among the counted positions none are a sample's views.
+                got, instead = f"logits {tuple(student.logits.shape)}", "use an objective of one view"
+                raise InvalidValueError(
+                    "batch", "samples of one position, of which two views are compared", got, instead
+                )
             rows = _as_rows(local, self.needs.members) if coupled else local
             parts, weighted = {}, []
             for call, maps in zip(self._calls, self.projectors, strict=True):

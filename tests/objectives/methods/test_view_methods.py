@@ -11,6 +11,7 @@ from torch import nn
 
 from tutelage import losses, models, objectives
 from tutelage.errors import InvalidValueError
+from tutelage.integrations.checks import refuse_reading
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import Linear, from_recipe
 from tutelage.types import UNLABELLED, Batch, Outputs
@@ -78,6 +79,18 @@ def test_two_view_mlkd_sums_all_temperatures_of_both_views():
 def test_objectives_of_one_view_ask_for_none_more():
     assert objectives.kd().needs.views == objectives.mlkd().needs.views == 1
     assert (objectives.kd() + objectives.crld(supervised=0)).needs.views == 2
+
+
+@pytest.mark.parametrize("name", ["crld", "two_view_mlkd"])
+def test_positions_have_no_views(name):
+    z, v = torch.randn(2, 4, 2, 5).unbind()
+    batch = Batch(torch.arange(4), torch.zeros(4, 2), torch.zeros(4, 2, dtype=torch.int64))
+    objective = objectives.PRESETS[name].build()
+    with refused(InvalidValueError, "batch", got="(4, 2, 5)"):
+        objective.bind()(Outputs(z), Outputs(v), batch)
+    with refused(InvalidValueError, "objective", got=name, suggests="tutelage.distill"):  # as other trainers have none
+        refuse_reading(objective, {}, expected="one of logits")
+    refuse_reading(objectives.kd(), {}, expected="one of logits")
 
 
 @pytest.mark.parametrize("form", ["hard", "soft"])
