@@ -55,7 +55,7 @@ from tutelage.settings.objective import (
     read_objective,
     untyped_exponents,
 )
-from tutelage.settings.outputs import Bucket, OutputsForm
+from tutelage.settings.outputs import OutputsForm
 from tutelage.settings.run import TOGETHER
 
 
@@ -165,7 +165,7 @@ OptimizerField = Annotated[
     pydantic.WrapSerializer(lambda value, write: {k: v for k, v in write(value).items() if v is not None}),
 ]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
-OutputsFormField = Annotated[OutputsForm, Field(discriminator="name"), _of_kind(Bucket.name), ShortFor("name")]
+OutputsFormField = Annotated[OutputsForm, Field(discriminator="name"), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
 ClassWeightsField = Annotated[
     ClassWeights | None, BeforeValidator(check_class_weights), InSchema(minItems=1, minProperties=1)
