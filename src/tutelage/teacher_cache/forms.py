@@ -147,8 +147,8 @@ class SampledForm(_AtOne):
     settings: Sampled
     seed: int
     measures: ClassVar[tuple[str, ...]] = ("mean_tv", "max_tv", "mean_bias", "mean_square")
-    """Columns of a chunk's ``error``: total variation of a row's histogram from the teacher, and mean and mean square of
-    how much its cross-entropy with the teacher exceeds the teacher's entropy, which has the mean 0 over all draws."""
+    """Columns of a chunk's ``error``: total variation of a row's histogram from the teacher, and mean and mean square
+    of how much its cross-entropy with the teacher exceeds the teacher's entropy, whose mean over all draws is 0."""
 
     @property
     def bytes(self) -> int:
@@ -220,7 +220,7 @@ class SampledForm(_AtOne):
     def describe(self, error: Mapping[str, float]) -> str:
         """Say what was measured."""
         return (
-            f"a row's draws are off by {error['mean_tv']:.2g} in total variation (at most {error['max_tv']:.2g}); their "
+            f"a row's draws off by {error['mean_tv']:.2g} in total variation (at most {error['max_tv']:.2g}), their "
             f"cross-entropy by {error['mean_bias']:.2g} ± {error['standard_error']:.2g} nats in the mean"
         )
 
