@@ -5,6 +5,7 @@ As no generator has state, order and augmentation are the same for any number of
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,6 +122,23 @@ def _shifted(value: Tensor, by: int) -> Tensor:
 def _signed(value: int) -> int:
     """Return the int64 with the bits of an integer modulo 2**64."""
     return (value + (1 << 63) & _MASK) - (1 << 63)
+
+
+def drawn_classes(log_p: Tensor, uniform: Tensor, *, proposal: float) -> tuple[Tensor, Tensor]:
+    """Draw classes by uniform numbers, as `targets.draw` does from logits, and return the logarithms of their weights.
+
+    Args:
+        log_p: log-probabilities, float64, ``(..., classes)``.
+        uniform: numbers in [0, 1), float64, ``(..., draws)``.
+        proposal: exponent of the probabilities in what is drawn from.
+    """
+    log_r = log_p if proposal == 1 else (proposal * log_p).log_softmax(-1)
+    below = log_r.exp().cumsum(-1)
+    index = torch.searchsorted(below, uniform * below[..., -1:], right=True).clamp(max=log_p.shape[-1] - 1)
+    index = index.sort(-1).values  # so that equally likely classes have an order
+    index = index.gather(-1, log_p.gather(-1, index).argsort(dim=-1, descending=True, stable=True))
+    log_weights = (log_p - log_r).gather(-1, index) if proposal != 1 else torch.zeros_like(uniform)
+    return index, log_weights - math.log(uniform.shape[-1])
 
 
 def integers(bits: NDArray[np.uint64], bound: int) -> NDArray[np.int64]:

@@ -14,7 +14,7 @@ from dataclasses import KW_ONLY, dataclass
 import torch
 from torch import Tensor
 
-from tutelage import checks
+from tutelage import checks, rng
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.types import Sparse
 
@@ -258,13 +258,7 @@ def draw(teacher_logits: Tensor, uniform: Tensor, *, proposal: float = 1.0) -> t
         got = f"{uniform.dtype} of {tuple(uniform.shape)}" if isinstance(uniform, Tensor) else type(uniform).__name__
         expected = f"float64 of shape {tuple(log_p.shape[:-1])} and the number of draws"
         raise InvalidValueError("uniform", expected, got, "for example torch.rand(..., dtype=torch.float64)")
-    log_r = log_p if proposal == 1 else (proposal * log_p).log_softmax(-1)
-    below = log_r.exp().cumsum(-1)
-    index = torch.searchsorted(below, uniform * below[..., -1:], right=True).clamp(max=log_p.shape[-1] - 1)
-    index = index.sort(-1).values  # so that equally likely classes have an order
-    index = index.gather(-1, log_p.gather(-1, index).argsort(dim=-1, descending=True, stable=True))
-    log_weights = (log_p - log_r).gather(-1, index) if proposal != 1 else torch.zeros_like(uniform)
-    return index, log_weights - math.log(uniform.shape[-1])
+    return rng.drawn_classes(log_p, uniform, proposal=proposal)
 
 
 # Where f is this flat in log space, log f(x) = log x + log(slope) - c * x to the last bit of a float64.

@@ -274,6 +274,7 @@ BASES = {
     "adamw": ({"optimizer": {"name": "adamw"}}, ("optimizer",)),
     "timm": ({"optimizer": {"name": "timm:sgd"}}, ("optimizer",)),
     **{name: ({"schedule": {"name": name}}, ("schedule",)) for name in ("constant", "step", "multistep", "cosine")},
+    **{name: ({"outputs_form": {"name": name}}, ("outputs_form",)) for name in ("bucket", "sampled")},
     "ema": ({"ema": {}}, ("ema",)),
     "early_stopping": ({"early_stopping": {}}, ("early_stopping",)),
     "linear": (

@@ -137,7 +137,8 @@ def test_a_comparison_records_it_by_itself_and_the_cache_lists_it(keys, tmp_path
     monkeypatch.chdir(tmp_path)
     more = {"outputs": "kept", "outputs_form": {"name": "sampled", "draws": 20}, "seeds": 2, "epochs": 1}
     given = {key: value for key, value in keys.items() if key != "objective"}
-    compare(config.parse(Comparison, {**given, **more, "objectives": {"ce": "cross_entropy", "ttm": TTM}}), tmp_path / "c")
+    more["objectives"] = {"ce": "cross_entropy", "ttm": TTM}
+    compare(config.parse(Comparison, {**given, **more}), tmp_path / "c")
     (kept,) = [each for each in caches.found([tmp_path]) if each.kind == "outputs"]
     assert "20 draws of 270" in kept.owner
     result = CliRunner().invoke(app, ["cache", "list", str(tmp_path)])

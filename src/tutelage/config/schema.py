@@ -55,7 +55,7 @@ from tutelage.settings.objective import (
     read_objective,
     untyped_exponents,
 )
-from tutelage.settings.outputs import Bucket, OutputsForm
+from tutelage.settings.outputs import OutputsForm
 from tutelage.settings.run import TOGETHER
 
 
@@ -165,7 +165,7 @@ OptimizerField = Annotated[
     pydantic.WrapSerializer(lambda value, write: {k: v for k, v in write(value).items() if v is not None}),
 ]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
-OutputsFormField = Annotated[OutputsForm, Field(discriminator="name"), _of_kind(Bucket.name), ShortFor("name")]
+OutputsFormField = Annotated[OutputsForm, Field(discriminator="name"), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
 ClassWeightsField = Annotated[
     ClassWeights | None, BeforeValidator(check_class_weights), InSchema(minItems=1, minProperties=1)
@@ -600,8 +600,8 @@ class Recipe(_Section):
         outputs: the folder of the teacher's recorded outputs, which are read instead of running it; none runs it.
         outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
         outputs_top: where all logits are above that, recording keeps so many per sample; none keeps all.
-        outputs_form: what recording keeps of each answer, ``bucket`` or ``sampled`` with their numbers, whatever the limit
-            is; none keeps all logits, or the top.
+        outputs_form: what recording keeps of each answer, ``bucket`` or ``sampled`` with their numbers, whatever the
+            limit is; none keeps all logits, or the top.
         outputs_max_error: it refuses the top where a chunk's mean total variation from ``p_gamma`` or mean relative
             error of ``U_gamma``, at an exponent of the recipe's, is larger; none is 0.01, and 0.25 for tokens.
         objective: a preset, or a list of them with scales.

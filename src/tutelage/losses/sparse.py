@@ -20,10 +20,10 @@ def sparse_matching(
 ) -> tuple[Tensor, Tensor]:
     """Compute ``KL(p_gamma || q)`` and the power sum ``U_gamma(p)`` of a teacher of which some classes are known.
 
-    With equal logits behind the largest: with ``k`` kept classes and ``m = classes - k`` others, each of probability
-    ``t`` in ``p_gamma``, ``KL = sum_top p (log p - z + lse) + m t log t - t (sum z - sum_top z - m lse)``, where ``lse``
-    is that of the whole row ``z``, ``student_gamma`` times the student's logits. The others count as one class of mass
-    ``m t`` against the mean of their logits, so nothing but the student has an axis of all classes.
+    With equal logits behind the largest: of ``k`` kept classes and ``m = classes - k`` others, each of probability
+    ``t`` in ``p_gamma``, ``KL = sum_top p (log p - z + lse) + m t log t - t (sum z - sum_top z - m lse)``, where
+    ``lse`` is that of the whole row ``z``, ``student_gamma`` times the student's logits. The others count as one class
+    of mass ``m t`` against the mean of their logits, so nothing but the student has an axis of all classes.
 
     With a bucket it is the divergence of the largest and the sum of all others (`top_k`); of sampled classes
     ``sampled_cross_entropy(z) - H(p)``, whose mean over all draws is ``KL(p || q)``, in value and in gradient.
@@ -174,7 +174,7 @@ def sampled_cross_entropy(student_logits: Tensor, index: Tensor, weights: Tensor
         tensor([0.7936])
     """
     z, weights = checks.classwise(student_logits, "student_logits"), checks.classwise(weights, "weights").detach()
-    if index.dtype != torch.int64 or not index.shape == weights.shape or index.shape[:-1] != z.shape[:-1]:
+    if index.dtype != torch.int64 or index.shape != weights.shape or index.shape[:-1] != z.shape[:-1]:
         expected = f"int64 classes and weights of one shape, {tuple(z.shape[:-1])} and the number of draws"
         got = f"{index.dtype} of {tuple(index.shape)}, and {tuple(weights.shape)}"
         raise InvalidValueError("index", expected, got, "type what targets.draw returns")

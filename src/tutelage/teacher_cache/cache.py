@@ -3,9 +3,9 @@
 ``outputs.json`` describes a folder's teacher, views and form. ``epoch-0003/000016384.logits.safetensors`` holds the
 logits of epoch 3, samples 16384 and up (both counted from 0), and a file beside it holds each feature. Logits are
 float16 less their row's float32 mean: probabilities would lose their tails (6e-8 is 0 in float16, yet counts at a small
-gamma). If there are too many, the file holds the form of `top_k.TopK`, or one of `forms`. A file carries its place (what it is of, epoch,
-first sample, and a digest of the key in ``outputs.json``) and a digest of its tensors and place, is written atomically,
-and is checked once when it is opened; its tensors are mapped, not copied.
+gamma). If there are too many, the file holds the form of `top_k.TopK`, or one of `forms` if that is asked for. A file
+carries its place (what it is of, epoch, first sample, and a digest of the key in ``outputs.json``) and a digest of its
+tensors and place, is written atomically, and is checked once when it is opened; its tensors are mapped, not copied.
 
 Samples with positions have a row for each that is counted, one sample's after another's, and ``offsets`` to them. No
 view varies them, so the one epoch that is recorded is read in all.
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from tutelage import records
 from tutelage.teacher_cache.forms import BucketForm, Form, SampledForm, from_json
-from tutelage.teacher_cache.top_k import TeacherCacheError, TopK
+from tutelage.teacher_cache.top_k import TeacherCacheError
 from tutelage.types import Batch, Outputs, View
 
 ROWS = 16384  # samples per chunk, at which interrupted recording resumes

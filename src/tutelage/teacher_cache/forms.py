@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage import rng, targets
+from tutelage import rng
 from tutelage.settings.outputs import Bucket, OutputsForm, Sampled
 from tutelage.teacher_cache.top_k import BLOCK, SHORT, TeacherCacheError, TopK
 from tutelage.types import Sparse
@@ -60,7 +60,8 @@ class _AtOne:
 
     def unpack(self, kept: Mapping[str, Tensor], gamma: float) -> Tensor:
         """Refuse: there are no whole rows."""
-        return targets.dense(self.as_sparse(kept, gamma))
+        expected = f"one that reads what outputs of the form {self.settings.name} hold, as `as_sparse` does"
+        raise TeacherCacheError("outputs", expected, "whole rows", _AT_ONE)
 
     def as_sparse(self, kept: Mapping[str, Tensor], gamma: float) -> Sparse:
         """Return packed logits as a loss reads them."""
@@ -147,8 +148,8 @@ class SampledForm(_AtOne):
     settings: Sampled
     seed: int
     measures: ClassVar[tuple[str, ...]] = ("mean_tv", "max_tv", "mean_bias", "mean_square")
-    """Columns of a chunk's ``error``: total variation of a row's histogram from the teacher, and mean and mean square of
-    how much its cross-entropy with the teacher exceeds the teacher's entropy, which has the mean 0 over all draws."""
+    """Columns of a chunk's ``error``: total variation of a row's histogram from the teacher, and mean and mean square
+    of how much its cross-entropy with the teacher exceeds the teacher's entropy, whose mean over all draws is 0."""
 
     @property
     def bytes(self) -> int:
@@ -185,13 +186,14 @@ class SampledForm(_AtOne):
         uniform = torch.from_numpy(rng.uniform(hashes)).to(logits.device)
         kept, errors = [], []
         for rows, numbers in zip(logits.split(BLOCK), uniform.split(BLOCK), strict=True):
-            index, log_weights = targets.draw(rows.float(), numbers, proposal=self.settings.proposal)
             log_p = rows.double().log_softmax(-1)
-            entropy = targets.shannon_entropy(log_p)
+            index, log_weights = rng.drawn_classes(log_p, numbers, proposal=self.settings.proposal)
+            p = log_p.exp()
+            entropy = -(p * log_p.masked_fill(p == 0, 0.0)).sum(-1)
             packed = {"index": index.to(self._id_type), "entropy": -entropy.float(), "weights": log_weights.float()}
             kept.append({name: each.cpu() for name, each in packed.items()})
             histogram = torch.zeros_like(log_p).scatter_add_(-1, index, log_weights.exp())
-            apart = (histogram - log_p.exp()).abs().sum(-1) / 2
+            apart = (histogram - p).abs().sum(-1) / 2
             excess = -(log_weights.exp() * log_p.gather(-1, index)).sum(-1) - entropy
             errors.append(torch.stack([apart, apart, excess, excess.square()], -1).cpu())
         whole = {name: torch.cat([part[name] for part in kept]).contiguous() for name in kept[0]}
@@ -220,7 +222,7 @@ class SampledForm(_AtOne):
     def describe(self, error: Mapping[str, float]) -> str:
         """Say what was measured."""
         return (
-            f"a row's draws are off by {error['mean_tv']:.2g} in total variation (at most {error['max_tv']:.2g}); their "
+            f"a row's draws off by {error['mean_tv']:.2g} in total variation (at most {error['max_tv']:.2g}), their "
             f"cross-entropy by {error['mean_bias']:.2g} ± {error['standard_error']:.2g} nats in the mean"
         )
 

@@ -20,9 +20,10 @@ def export(folder: Path, out: Path) -> Iterator[Path]:
 
     ``data/train-00000-of-00012.parquet`` has a row per sample, and columns ``sample``, its index, and ``logits``; or in
     the top-k form ``logprobs``, ``classes`` and ``tail``, the logarithms of the other classes' power sums at the
-    exponents of ``outputs.json``, which is copied beside. In a bucket ``rest`` is the logarithm of what is left over; of
-    draws there are ``classes``, ``log_weights`` unless all are equal, and ``negative_entropy``. Where samples have positions, each of these is a list with an
-    entry for every counted position. Several epochs are splits ``epoch0000`` and so on. Features are left out.
+    exponents of ``outputs.json``, which is copied beside. A bucket has ``rest``, the logarithm of what is left over, in
+    place of ``tail``; draws have ``classes``, ``log_weights`` unless all are equal, and ``negative_entropy``. Where
+    samples have positions, each of these is a list with an entry for every counted position. Several epochs are splits
+    ``epoch0000`` and so on. Features are left out.
 
     Raises:
         TeacherCacheError: a chunk is missing or damaged.
