@@ -19,7 +19,7 @@ import torch
 from tutelage import kernels, losses
 from tutelage.benchmark import linear, timing
 from tutelage.benchmark.losses import BETA, FORMS, GAMMA, KERNELS, REFERENCE, weighted
-from tutelage.losses.divergences import KINDS
+from tutelage.kernels.divergence import KINDS
 from tutelage.runs import manifest
 
 SHAPES = {(4096, 32_000): ("bfloat16", "float16", "float32"), (8192, 128_256): ("bfloat16",)}

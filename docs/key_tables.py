@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 from tutelage import config, objectives
 from tutelage.settings import weights as schedules
-from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment, Unlabelled
+from tutelage.settings.data import DataSettings, LearnedTokenizer, RandAugment, StrongView, Unlabelled
 from tutelage.settings.fit import (
     EMA,
     SGD,
@@ -35,6 +35,7 @@ from tutelage.settings.fit import (
 )
 from tutelage.settings.numbers import SMALLEST
 from tutelage.settings.objective import ObjectiveSpec
+from tutelage.settings.outputs import Bucket, Sampled
 
 PAGE = Path(__file__).with_name("recipes.md")
 
@@ -45,8 +46,10 @@ NAMES = {
     **dict.fromkeys(
         (schedules.Linear, schedules.Cosine, schedules.WarmUp, schedules.CosineWarmUp), "weight's schedule"
     ),
+    **dict.fromkeys((Bucket, Sampled), "form"),
     DataSettings: "data",
     RandAugment: "randaugment",
+    StrongView: "strong",
     LearnedTokenizer: "`{bpe: ...}`",
     Unlabelled: "text or `{source: ...}`",
     OnPolicy: "number or `{share: ...}`",
@@ -144,6 +147,7 @@ KINDS = {
     "Data": DataSettings,
     "Unlabelled data": Unlabelled,
     "randaugment": RandAugment,
+    "strong": StrongView,
     "Models": config.schema.Network,
     "lora": config.schema.LoRA,
     "init": config.schema.Init,
@@ -158,6 +162,8 @@ KINDS = {
     "cosine": Cosine,
     "ema": EMA,
     "early_stopping": EarlyStopping,
+    "bucket": Bucket,
+    "sampled": Sampled,
     "linear": schedules.Linear,
     "warm_up": schedules.WarmUp,
     "cosine_warm_up": schedules.CosineWarmUp,

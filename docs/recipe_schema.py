@@ -8,6 +8,7 @@ arguments those of ``objectives.json``; what a key means is what recipes.md and 
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from pathlib import Path
@@ -41,13 +42,15 @@ WITHOUT_A_TABLE = {
 }
 OF_ARGUMENTS = {
     "number": "A number.",
-    "exponent": "Exponent of the teacher's distribution, 1 / T.",
+    "exponent": "Exponent of the teacher's distribution, 1 / T: a number or a schedule.",
+    "scheduled_number": "A number above 0, or a schedule of such numbers.",
     "automatic_number": "A number, or `auto` for one that is found from the teacher's logits.",
     "weight": "A weight: a number >= 0, or a schedule such as {schedule: linear, start: 1, end: 0}.",
     "signed_weight": "A weight of either sign: a number, or a schedule such as {schedule: linear, start: 1, end: 0}.",
     "automatic_weight": "A weight: a number >= 0, a schedule, or `auto` for one found from the teacher's logits.",
     "text": "A name.",
     "names": "Names of features, one or several; see docs/models.md.",
+    "layers": "Pairs of layers: uniform, last, skip, top, or numbers such as [[0, 1], [1, 3]], the student's first.",
 }
 
 
@@ -245,6 +248,7 @@ def argument_kinds():
     """What arguments of presets may be, by `settings.objective.ARGUMENT_READERS`, beside the schedules of weights."""
     number = {"type": "number", "minimum": -LARGEST, "maximum": LARGEST}
     text = {"type": "string", "minLength": 1}
+    pair = {"type": "array", "minItems": 2, "maxItems": 2, "items": {"type": "integer"}}
     found, auto = {}, {"const": "auto"}
     texts = meanings()
     texts[weights.Cosine] = texts[weights.Linear]
@@ -268,12 +272,18 @@ def argument_kinds():
     return {
         **found,
         "number": number,
-        "exponent": number,
+        "exponent": {"anyOf": [number, ref("weight")]},
+        "scheduled_number": {"anyOf": [number, ref("weight")]},
         "automatic_number": {"anyOf": [auto, number]},
         "automatic_weight": {"anyOf": [auto, ref("weight")]},
         "text": {"type": "string"},
         "names": {"anyOf": [text, {"type": "array", "minItems": 1, "items": text}]},
+        "layers": {"anyOf": [text, {"type": "array", "minItems": 1, "items": pair}]},
     }
+
+
+OWN = "^file:.+:[A-Za-z_][A-Za-z_0-9]*$"
+"""Pattern of the name of a function in a file of one's own."""
 
 
 def of_presets():
@@ -323,24 +333,33 @@ def of_presets():
             "description": "Factor on every weight.",
         },
         "gather": {"type": "boolean", "description": "Let the terms read all processes' samples at once."},
+        "sha256": {
+            "type": "string",
+            "pattern": "^[0-9a-f]{16}$",
+            "description": "Digest of the file of one's own function, as records write it: a changed one is refused.",
+        },
     }
     assert set(beside) == set(records.BESIDE)
+    some = [names for k in (3, 2, 1) for names in itertools.combinations(beside, k)]
     sizes = [
         {"if": {"required": list(names)}, "then": {"minProperties": len(names) + 1, "maxProperties": len(names) + 1}}
-        for names in (("scale", "gather"), ("scale",), ("gather",))
+        for names in some
     ]
+    own = {"description": "A function in a file of one's own, with its arguments.", "type": ["object", "null"]}
     count = {"minProperties": 1, "maxProperties": 1}
     for size in reversed(sizes):
         count = {**size, "else": count}
     called = {
         "type": "object",
         "properties": {**{name: ref(f"objective {name}") for name in table}, **beside},
+        "patternProperties": {OWN: own},
         "additionalProperties": False,
         **count,
     }
-    definitions["one preset"] = {"anyOf": [{"enum": bare}, called]}
+    alone = [{"enum": bare}, {"type": "string", "pattern": OWN}]
+    definitions["one preset"] = {"anyOf": [*alone, called]}
     several = {"type": "array", "minItems": 1, "items": ref("one preset")}
-    definitions["objective"] = {"anyOf": [{"enum": bare}, called, several]}
+    definitions["objective"] = {"anyOf": [*alone, called, several]}
     return definitions
 
 

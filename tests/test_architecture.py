@@ -29,7 +29,7 @@ LAYERS = (
         ("adapters",),
         ("images", "checks", "rng", "submodules", "tensor_files", "text", "views"),
         ("settings", "hub_files"),
-        ("types", "records"),
+        ("types", "records", "user_code"),
         ("connection", "plain_files"),
         ("interruption",),
         ("launcher",),

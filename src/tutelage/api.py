@@ -149,7 +149,8 @@ def distill(
             ``"trackio"``, or an object of a class of ``accelerate.tracking``; by default none, and nothing is sent.
         display: what shows the progress: ``"auto"``, a bar in a terminal and in Jupyter, and lines elsewhere, on
             standard error; ``None``, nothing; or a `Reporter`.
-        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models and ``file:`` objectives, which run code: all of them, or
+            those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
@@ -192,7 +193,7 @@ def _prepared(
     settings: RunSettings,
 ) -> tuple[Recipe, RunInputs | None]:
     """Return the recipe of a call, and its inputs where some of them are the caller's objects."""
-    objective = objectives.from_recipe(objective)
+    objective = objectives.from_recipe(objective, trust_code=trust_code)
     student = _written(student, "model" if call == "train" else "student")
     teacher = None if teacher is None else _written_teacher(teacher)
     data, transform = _without_object(data)
@@ -210,12 +211,12 @@ def _prepared(
         value["start"] = os.fspath(start)
     if teacher is not None:
         value["teacher"] = _in_recipe(teacher)
-    recipe = _parse(Recipe, value, where=call)
+    recipe = _parse(Recipe, value, where=call, trust_code=trust_code)
     stages = [stage if isinstance(stage, Mapping) else dict(stage) for stage in settings.get("stages") or [{}]]
     # What each fit learns from, as it was passed: two objectives of the caller's may have one spec.
     passed = [stage.get("objective") or objective for stage in stages]
     pieces = [piece for each in passed if isinstance(each, Objective) for piece in each.pieces]
-    built_in = all(objectives.is_built_in(piece.preset) for piece in pieces)
+    built_in = all(objectives.is_built_in(piece.preset) or piece.sha256 for piece in pieces)
     run_inputs = (
         None if named and built_in else _inputs_of(recipe, passed, student, teacher, data, transform, trust_code)
     )
@@ -234,10 +235,10 @@ def run(
     return execute(recipe, folder, options=with_reports(options), run_inputs=run_inputs, expected=expected)
 
 
-def _parse(kind: type[R], value: Mapping[str, Any], *, where: str) -> R:
+def _parse(kind: type[R], value: Mapping[str, Any], *, where: str, trust_code: bool | frozenset[str] = False) -> R:
     """Check a recipe as `parse` does; what is to be typed instead is written as arguments of the call."""
     try:
-        return parse(kind, value, where=where)
+        return parse(kind, value, where=where, trust_code=trust_code)
     except RecipeError as error:
         typed = r"(?<![\w.])([a-z_]+(?:\.[A-Za-z_]\w*)*)=(\[.*?\]|\{.*?\}|[^\s,;]+)"
         raise RecipeError.of(
@@ -459,7 +460,8 @@ def compare(
         track: trackers by name that are handed what is recorded, each run to its own, as of `distill`.
         display: what shows the progress: ``"auto"``, a bar in a terminal and in Jupyter, and lines elsewhere, on
             standard error; ``None``, nothing; or a `Reporter`.
-        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models and ``file:`` objectives, which run code: all of them, or
+            those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
@@ -479,7 +481,7 @@ def compare(
         "share_data_seed": share_data_seed,
         "together": together,
     }
-    comparison = _parse(Comparison, value, where="compare")
+    comparison = _parse(Comparison, value, where="compare", trust_code=trust_code)
     with shown(display) as reporter:
         options = RunOptions(reporter=reporter, trust_code=trust_code, command="tutelage.compare(...)", track=trackers)
         comparisons.compare(comparison, folder := Path(runs) / comparison.name, options=options)
@@ -524,7 +526,8 @@ def tune(
         name: of the search; by default the student's and the objective's.
         runs: the folder of all runs.
         display: what shows the progress, as of `distill`.
-        trust_code: allow ``file:`` and ``export:`` models, which run code: all of them, or those of these names.
+        trust_code: allow ``file:`` and ``export:`` models and ``file:`` objectives, which run code: all of them, or
+            those of these names.
         settings: `RunSettings`: ``epochs``, ``batch_size``, ``optimizer``, ``seed``, ...
 
     Returns:
@@ -535,10 +538,10 @@ def tune(
         TypeError: a network or the data are the caller's objects, of which no second run can be made.
         ImportError: Optuna is not installed.
     """
-    spec = objectives.from_recipe(objective)
+    spec = objectives.from_recipe(objective, trust_code=trust_code)
     value = _of_names(student, teacher, data, settings)
     value |= {"name": name or _file_name(value["student"]["name"], spec.name), "objective": spec}
-    recipe = _parse(Recipe, value, where="tune")
+    recipe = _parse(Recipe, value, where="tune", trust_code=trust_code)
     typed = [
         f"{key}={ranges if isinstance(ranges, str) else flow(list(ranges))[1:-1]}"
         for key, ranges in (search or {}).items()

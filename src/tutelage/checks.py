@@ -39,6 +39,11 @@ def fraction(value: float, name: str, *, example: float) -> None:
     _number(value, name, example, lambda x: 0 <= x < 1, "a number in [0, 1)")
 
 
+def share(value: float, name: str, *, example: float) -> None:
+    """Refuse a hyperparameter outside [0, 1]."""
+    _number(value, name, example, lambda x: 0 <= x <= 1, "a number in [0, 1]")
+
+
 def mixture_weight(value: float, name: str, *, example: float, ends: str) -> None:
     """Refuse a hyperparameter outside (0, 1); ``ends`` is what to type for the limits at 0 and 1."""
     _number(
@@ -54,6 +59,11 @@ def mixture_weight(value: float, name: str, *, example: float, ends: str) -> Non
 def weight(value: float, name: str, *, example: float) -> None:
     """Refuse a hyperparameter that is not a finite number of at least 0."""
     _number(value, name, example, lambda x: 0 <= x < math.inf, "a finite number of at least 0")
+
+
+def finite(value: float, name: str, *, example: float) -> None:
+    """Refuse a hyperparameter that is not a finite number."""
+    _number(value, name, example, lambda x: abs(x) < math.inf, "a finite number")
 
 
 def order(value: float) -> None:
@@ -104,6 +114,21 @@ def per_class(logits: Tensor, class_weights: Tensor) -> Tensor:
     return class_weights
 
 
+def cost_matrix(cost: Tensor | None, name: str = "cost", *, example: object = None) -> None:
+    """Refuse what is no matrix ``(classes, classes)`` of floats."""
+    if not isinstance(cost, Tensor):
+        got, instead = (
+            "none" if cost is None else type(cost).__name__,
+            f"type {name}=losses.class_cost(last_layer.weight)",
+        )
+        raise InvalidTypeError(name, "a torch.Tensor (classes, classes)", got, instead)
+    if not cost.is_floating_point():
+        raise InvalidTypeError(name, "a floating dtype", cost.dtype, f"type {name}.float()")
+    if cost.ndim != 2 or cost.shape[0] != cost.shape[1]:
+        instead = "give a row for each class of the student, a column for each of the teacher"
+        raise InvalidValueError(name, "shape (classes, classes)", tuple(cost.shape), instead)
+
+
 def features(tensor: Tensor, name: str, *, axes: tuple[str, ...]) -> Tensor:
     """Return features in at least float32: narrower ones are copied.
 
@@ -139,10 +164,11 @@ def sparse_for(student_logits: Tensor, teacher: Sparse) -> None:
         TypeError: if the values are not floating.
         ValueError: if they are of other classes or rows, or their index or level does not belong to them.
     """
-    values, index, level, classes = teacher
+    values, index, level, classes, form = teacher
     classwise(values[..., :1] if isinstance(values, Tensor) and values.ndim else values, "teacher_logits.values")
     shape = student_logits.shape
-    if classes != shape[-1] or values.shape[:-1] != shape[:-1] or values.shape[-1] > classes:
+    too_many = values.shape[-1] > classes and form != "sampled"
+    if classes != shape[-1] or values.shape[:-1] != shape[:-1] or too_many:
         got = f"values {tuple(values.shape)} of {classes} classes"
         instead = "feed both networks the same batch and the same classes"
         raise InvalidValueError("teacher_logits", f"top classes of student_logits' shape, {tuple(shape)}", got, instead)

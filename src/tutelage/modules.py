@@ -55,7 +55,7 @@ class Distiller(nn.Module):
         super().__init__()
         self.student = student
         self.objective = objective.bind(context)
-        self._taps = Taps(student, objective.needs.student_taps)
+        self._taps = Taps(student, self.objective.needs.student_taps)
         self._reads_index = objective.needs.indices
         self.called: Callable[[Tensor], Any] | None = None
         self.called_objective: Callable[..., Loss] | None = None
@@ -290,6 +290,7 @@ def network_context(
     labels: Tensor | None = None,
     teacher_logits: Tensor | None = None,
     class_means: Mapping[str, Tensor] = {},
+    same_tokens: Tensor | None = None,
     seed: int = 0,
 ) -> BindContext:
     """Return the context that an objective binds to, after at most one forward pass of each network.
@@ -329,6 +330,7 @@ def network_context(
         teacher_head=taps.head(teacher) if needs.teacher_head and teacher is not None else None,
         teacher_norms={t: taps.batch_norm(teacher, t) for t in needs.teacher_norms} if teacher is not None else {},
         class_means=class_means,
+        same_tokens=same_tokens,
         seed=seed,
     )
 

@@ -59,7 +59,7 @@ CHECKSUMS = "checksums"
 
 SCHEMA = 1
 """Version of a run's folder and of recipes, in each of their files. What lacks it is of the first."""
-OUTPUTS_SCHEMA = 3
+OUTPUTS_SCHEMA = 4
 """Version of recorded outputs. Files of the first do not say their place."""
 
 
@@ -460,7 +460,7 @@ ManifestTypes = TypedDict(
 """Types of the keys of ``manifest.json`` that are read again; a manifest of an earlier version lacks some."""
 
 
-BESIDE = ("scale", "gather")
+BESIDE = ("scale", "gather", "sha256")
 """Keys of an objective's entry in a recipe that are not presets."""
 
 ELSEWHERE = "choose another folder: --runs FOLDER for runs, outputs=FOLDER for a teacher's outputs"

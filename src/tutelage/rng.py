@@ -22,7 +22,7 @@ ORDER, TOP, LEFT, FLIP, VALIDATION, LABELLED, TEST, OWN, BOX_TOP, BOX_LEFT = ran
 ERASE, ERASE_TOP, ERASE_LEFT, ERASE_NOISE = range(10, 14)
 MIX, PARTNER, SHARE, SWITCH, CUT_TOP, CUT_LEFT = range(14, 20)
 TRANSFORM, NEGATIVES, DELAY, BATCH_ORDER, PLACE, CLASS_MEMBER, CLASS_TURN = range(20, 27)
-ON_POLICY, WRITTEN = range(28, 30)
+ON_POLICY, WRITTEN, TEACHER_DRAW, STRONG = range(28, 32)
 UNIT_ORDER = 32  # first of one stream per level of units
 # First of one stream per attempt at a random box or rectangle.
 BOX_AREA, BOX_RATIO, ERASE_AREA, ERASE_RATIO = range(64, 320, 64)
@@ -141,6 +141,11 @@ def view_integers(view: View, index: NDArray[np.int64], stream: int, bound: int)
 def view_uniform(view: View, index: NDArray[np.int64], stream: int) -> NDArray[np.float64]:
     """Draw a number in ``[0, 1)`` per sample of a view."""
     return uniform(draw(view.seed, view.epoch, index, stream))
+
+
+def strong_view(view: View) -> View:
+    """Return the view from which a sample's strong view is drawn, beside this one: the same epoch, another seed."""
+    return View(int(draw(view.seed, 0, np.zeros(1, np.int64), STRONG)[0]), view.epoch)
 
 
 def permutation(seed: int, epoch: int, count: int) -> NDArray[np.int64]:

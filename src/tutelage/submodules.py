@@ -1,13 +1,14 @@
 """Submodules of a network: how a tap names one, which is the head, the mode of each, and what is frozen.
 
 A *tap* is the path of a submodule, such as ``layer3``, for its output, or that path and ``:input``, such as
-``fc:input``, for its first input.
+``fc:input``, for its first input. A *pattern* has ``*`` in place of layers' numbers, ``encoder.layer.*``, and is the
+end of their paths, or all of them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch import nn
 from torch.jit import ScriptModule
 
 INPUT = ":input"
+LAYER = "*"
 _TAP = re.compile(rf"[^\s:]+({INPUT})?")
 
 
@@ -32,6 +34,26 @@ def split_tap(tap: str) -> tuple[str, bool]:
 def input_of(path: str) -> str:
     """Return the tap of a submodule's first input."""
     return f"{path}{INPUT}"
+
+
+def layers_of(pattern: str, taps: Iterable[str]) -> dict[str, list[str]]:
+    """Return the taps that a pattern stands for, by the whole pattern of their paths, in the order of their numbers.
+
+    There are several whole patterns where the typed one is the end of several, and none where it is of no tap. If it is
+    itself whole, the others do not count. A tap that is no pattern stands for itself.
+    """
+    if LAYER not in pattern:
+        return {tap: [tap] for tap in taps if tap == pattern}
+    number = re.escape(pattern).replace(re.escape(LAYER), r"(\d+)")
+    ending = re.compile(rf"(?P<before>(?:.*\.)?){number}")
+    found: dict[str, dict[tuple[int, ...], str]] = {}
+    for tap in taps:
+        if match := ending.fullmatch(tap):
+            before, *numbers = match.groups()
+            found.setdefault(f"{before}{pattern}", {})[tuple(map(int, numbers))] = tap
+    if pattern in found:
+        found = {pattern: found[pattern]}
+    return {whole: [taps[key] for key in sorted(taps)] for whole, taps in found.items()}
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

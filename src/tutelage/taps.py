@@ -6,27 +6,30 @@ A tap is written as
 - ``layer3.2.relu:input``: its first input,
 - ``card:embedding``, ``card:stage.1``, ``card:before.1``: a submodule that the model's card names: the pooled embedding
   that the classifier reads, or a stage after or before its activation. Stages count from 0, negative ones from the
-  last.
+  last,
+- ``head@layer4``, ``head@card:stage.-1``: local logits, the network's own head applied to each cell of that map. Their
+  mean over the cells is the network's logits: `feature_shapes` refuses a network of which that is not so.
 """
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from tutelage.errors import InvalidTypeError, InvalidValueError
-from tutelage.submodules import evaluation_mode, find_head, split_tap, unwrapped
+from tutelage.submodules import LAYER, evaluation_mode, find_head, input_of, layers_of, split_tap, unwrapped
 from tutelage.types import Hidden, Inputs
 from tutelage.views import map_views, views_of
 
-CARD = "card:"
+CARD, HEAD = "card:", "head@"
 _SHOWN = 5
 """Number of similar names in a message."""
 
@@ -41,6 +44,9 @@ class _Recorder:
     def record(self, name: str, value: object) -> None:
         if self.features is None:
             return
+        # Numbered layers of older transformers return a tuple, the hidden states first.
+        if name.rpartition(".")[2].isdecimal() and isinstance(value, tuple) and value:
+            value = cast(object, value[0])
         if not isinstance(value, Tensor):
             instead = "name a submodule inside it or after it"
             raise InvalidTypeError(f"tap {name}", "a submodule that gives one tensor", type(value).__name__, instead)
@@ -72,10 +78,11 @@ class Taps:
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        self._names = tuple(dict.fromkeys(names))
+        found = find_all(network, names)
+        self._names = tuple(found)
         self.recorder = _Recorder()
-        for name in self._names:
-            module, is_input = find(network, name)
+        self.local = {name: _LocalLogits(network, name) for name in self._names if name.startswith(HEAD)}
+        for name, (module, is_input) in found.items():
             hook = _Hook(self.recorder, name, is_input)
             handle = module.register_forward_pre_hook(hook) if is_input else module.register_forward_hook(hook)
             weakref.finalize(self, handle.remove)
@@ -99,7 +106,22 @@ class Taps:
                 expected = "a submodule that runs in the network's forward pass"
                 instead = "name another, such as the module that contains it"
                 raise InvalidValueError(f"tap {name}", expected, "one that does not", instead)
+        for name, local in self.local.items():
+            features[name] = local(features[name])
         return output, features
+
+
+class _LocalLogits:
+    """A network's head as it is, with its gradient, applied to each cell of a map; dropout before it is left out."""
+
+    def __init__(self, network: nn.Module, tap: str) -> None:
+        self.layer, self._network = _linear_head(network, f"tap {tap}"), network
+
+    def __call__(self, maps: Tensor) -> Tensor:
+        """Return ``(batch, classes, height, width)`` of maps ``(batch, channels, height, width)``."""
+        cells, outputs = maps.movedim(1, -1), getattr(self._network, "outputs", None)
+        logits = self.layer(cells.flatten(0, 2)).unflatten(0, cells.shape[:3])
+        return (logits if outputs is None else logits.index_select(-1, outputs)).movedim(-1, 1)
 
 
 @contextmanager
@@ -129,13 +151,15 @@ def when_gradient(value: Tensor, call: Callable[[], object]) -> None:
 def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
     """Return the submodule of a tap, and whether its first input is taken instead of its output.
 
-    If the module has a card, the submodules are those of the network inside it.
+    If the module has a card, the submodules are those of the network inside it. Of local logits it is that of the map.
 
     Raises:
-        ValueError: if there is no such submodule.
+        ValueError: if there is no such submodule, or no head for local logits.
     """
-    card = getattr(network, "card", None)
-    path, is_input = split_tap(_on_card(card, name) if name.startswith(CARD) else name)
+    card, place = getattr(network, "card", None), name.removeprefix(HEAD)
+    if place != name:
+        _linear_head(network, f"tap {name}")
+    path, is_input = split_tap(_on_card(card, place) if place.startswith(CARD) else place)
     modules = dict(unwrapped(network).named_modules())
     if not path or path not in modules:
         names = [n for n in modules if n]
@@ -144,6 +168,34 @@ def find(network: nn.Module, name: str) -> tuple[nn.Module, bool]:
         instead = f"type one of {', '.join(some)}" if some else "name another network: this one has no submodules"
         raise InvalidValueError(f"tap {name}", expected, repr(name), instead)
     return modules[path], is_input
+
+
+def find_all(network: nn.Module, names: Iterable[str]) -> dict[str, tuple[nn.Module, bool]]:
+    """Return what `find` does for each tap by its name; a pattern's layers each have their own.
+
+    Raises:
+        ValueError: if there is no such submodule, or a pattern is the end of several.
+    """
+    taps = [tap for name in names for tap in (_layers(network, name) if LAYER in name else [name])]
+    return {tap: find(network, tap) for tap in taps}
+
+
+def _layers(network: nn.Module, name: str) -> list[str]:
+    """Return the taps of a pattern's layers."""
+    pattern, is_input = split_tap(name)
+    paths = [path for path, _ in unwrapped(network).named_modules() if path]
+    found = layers_of(pattern, paths)
+    if len(found) != 1:
+        who = getattr(getattr(network, "card", None), "name", type(network).__name__)
+        known = list(found) or list(
+            dict.fromkeys(re.sub(r"\d+", LAYER, path) for path in paths if re.search(r"\d", path))
+        )
+        some = get_close_matches(pattern, known, n=_SHOWN, cutoff=0.4) or known[:_SHOWN]
+        got = f"the end of {len(found)} of them" if found else repr(name)
+        instead = f"type one of {', '.join(some)}" if some else "name submodules: none of its has a number"
+        raise InvalidValueError(f"tap {name}", f"a pattern of submodules of {who}", got, instead)
+    (taps,) = found.values()
+    return [input_of(tap) for tap in taps] if is_input else taps
 
 
 def _on_card(card: Any, name: str) -> str:
@@ -182,21 +234,27 @@ def head(network: nn.Module) -> tuple[Tensor, Tensor | None]:
     Raises:
         ValueError: if there is none, it is not linear, or there are several.
     """
+    layer = _linear_head(network, "teacher")
+    weight, bias = layer.weight.detach(), layer.bias
+    outputs = getattr(network, "outputs", None)  # those of its classes, if a classifier maps them
+    rows = slice(None) if outputs is None else outputs
+    return weight[rows].clone(), None if bias is None else bias.detach()[rows].clone()
+
+
+def _linear_head(network: nn.Module, what: str) -> nn.Linear:
+    """Return a network's head; refuse one that is not linear, or not the only layer that can be it."""
     found = find_head(network)
     if found is not None and found.candidates > 1:
         expected = "a module with one linear layer, or a card that names its head"
         instead = "type tutelage.models.Classifier(network, Card(..., head=NAME))"
-        raise InvalidValueError("teacher", expected, f"{found.candidates} linear layers", instead)
+        raise InvalidValueError(what, expected, f"{found.candidates} linear layers", instead)
     if found is None or found.joint or not isinstance(found.layer, nn.Linear):
         name = getattr(getattr(network, "card", None), "name", type(network).__name__)
         got = "none" if found is None else "one of two heads" if found.joint else type(found.layer).__name__
         expected = f"a linear last layer of {name}, whose weights the objective reads"
-        instead = "take a teacher that ends in one, or an objective that reads none"
-        raise InvalidValueError("teacher", expected, got, instead)
-    weight, bias = found.layer.weight.detach(), found.layer.bias
-    outputs = getattr(network, "outputs", None)  # those of its classes, if a classifier maps them
-    rows = slice(None) if outputs is None else outputs
-    return weight[rows].clone(), None if bias is None else bias.detach()[rows].clone()
+        instead = "take a network that ends in one, or an objective that reads none"
+        raise InvalidValueError(what, expected, got, instead)
+    return found.layer
 
 
 def batch_norm(network: nn.Module, name: str) -> tuple[Tensor, Tensor]:
@@ -331,11 +389,61 @@ def feature_shapes(network: nn.Module, names: Sequence[str], inputs: Inputs) -> 
         return {}
     device = next((p.device for p in network.parameters()), views_of(inputs)[0].device)
     with evaluation_mode(network):
-        taps = Taps(network, names)
-        _, features = taps(network, map_views(lambda view: view.to(device), inputs))
+        taps, inputs = Taps(network, names), map_views(lambda view: view.to(device), inputs)
+        for name in taps.local:
+            _require_mean(network, name, inputs)
+        _, features = taps(network, inputs)
     for name, value in features.items():
-        if value._version != taps.recorder.versions[name]:
+        if name not in taps.local and value._version != taps.recorder.versions[name]:
             got = "one that the network changes in place afterwards"
             instead = "name the submodule that contains it, or the next one"
             raise InvalidValueError(f"tap {name}", "a feature that stays as it is", got, instead)
     return {name: tuple(value.shape[1:]) for name, value in features.items()}
+
+
+def _require_mean(network: nn.Module, name: str, inputs: Inputs) -> None:
+    """Refuse local logits whose mean is not the network's logits, or would not be after training."""
+    place, local = name.removeprefix(HEAD), _LocalLogits(network, name)
+    paths = {module: path for path, module in unwrapped(network).named_modules()}
+    taps, read, means = Taps(network, (place,)), list[Any](), dict[str, Tensor]()
+    behind = ""
+
+    def note(module: nn.Module, given: Any, made: Any) -> None:
+        nonlocal behind
+        if module is local.layer:
+            read.append(given[0] if given else None)
+        elif local.layer not in set(module.modules()):
+            # Values do not tell of what is there with a state: a fresh batch norm hardly changes them.
+            if any(True for _ in (*module.parameters(False), *module.buffers(False))):
+                means.clear()
+                after = place in (taps.recorder.features or ())
+                behind = f"{type(module).__name__} {paths.get(module, '')}" if after else ""
+            if isinstance(made, Tensor) and made.ndim == 4 and made[0, 0].numel() > 1:
+                means[paths.get(module, "")] = made.mean((2, 3))
+
+    handle = nn.modules.module.register_module_forward_hook(note)
+    try:
+        logits, features = taps(network, inputs)
+    finally:
+        handle.remove()
+    maps = features[place]
+    if maps.ndim != 4 or len(read) != 1 or not _alike(maps.mean((2, 3)), read[0]):
+        got = f"one of shape {tuple(maps.shape)[1:]}, of which the head reads something else"
+    elif behind:
+        got = f"one with {behind} between it and the head"
+    elif not _alike(local(maps).mean((2, 3)), logits):
+        got = "logits that are not just what the head gives"
+    else:
+        return
+    expected = "a map whose mean over its cells is all that the head reads, so that logits are the mean of local ones"
+    others = [path for path, mean in means.items() if path and read and _alike(mean, read[-1])]
+    instead = f"type {HEAD}{others[-1]}" if others else "take a network of one linear layer behind a mean over a map"
+    raise InvalidValueError(f"tap {name}", expected, got, instead)
+
+
+def _alike(first: Tensor, second: Any) -> bool:
+    """Whether two tensors are equal but for the rounding of sums."""
+    if not isinstance(second, Tensor) or first.shape != second.shape:
+        return False
+    scale = max(torch.finfo(each.dtype).eps for each in (first, second)) ** 0.5 * first.abs().max()
+    return bool((first - second).abs().max() <= scale)

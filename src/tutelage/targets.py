@@ -213,13 +213,58 @@ def dense(logits: Sparse) -> Tensor:
 
     The dtype is the wider one of values and level; differentiable in both.
 
+    Raises:
+        ValueError: if they are a bucket or sampled classes, which have no whole row.
+
     Example:
         >>> dense(Sparse(torch.tensor([[3.0]]), torch.tensor([[1]]), torch.tensor([0.5]), 3))
         tensor([[0.5000, 3.0000, 0.5000]])
     """
+    if logits.form != "level":
+        expected = "a teacher whose whole rows are known, which this objective reads"
+        instead = "type ttm or wttm with gamma=1, or kd with temperature=1, or outputs=null to ask the teacher itself"
+        raise InvalidValueError("teacher_logits", expected, f"its recorded form {logits.form}", instead)
     dtype = torch.promote_types(logits.values.dtype, logits.level.dtype)
     level = logits.level.to(dtype)[..., None].expand(*logits.level.shape, logits.classes)
     return level.scatter(-1, logits.index, logits.values.to(dtype))
+
+
+def draw(teacher_logits: Tensor, uniform: Tensor, *, proposal: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Draw classes from a teacher, each with the weight that makes their histogram right in the mean.
+
+    Classes are drawn with repeats from ``r = p**proposal / sum p**proposal`` and weigh ``p / (n * r)``. The histogram
+    of the weights has the mean ``p`` over all draws. Below 1 a proposal finds unlikely classes oftener, above 1 likely
+    ones; at 1 all weights are ``1 / n``, so that they always add up to 1.
+
+    Args:
+        teacher_logits: ``(..., classes)``, ``v``, ``p = softmax(v)``; ``-inf`` means probability 0.
+        uniform: numbers in [0, 1), ``(..., n)``, float64 on the same device: each is one draw.
+        proposal: exponent, finite and above 0.
+
+    Returns:
+        The classes, ``(..., n)`` int64, the likeliest first, and the logarithms of their weights, float64.
+
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
+    Source: Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs", arXiv 2503.16870.
+
+    Example:
+        >>> index, log_weights = draw(torch.tensor([[0.0, 2.0]]), torch.tensor([[0.05, 0.5]]).double())
+        >>> index, log_weights.exp()
+        (tensor([[1, 0]]), tensor([[0.5000, 0.5000]], dtype=torch.float64))
+    """
+    log_p = checks.classwise(teacher_logits, "teacher_logits").detach().double().log_softmax(-1)
+    checks.positive(proposal, "proposal", example=1.0)
+    if not isinstance(uniform, Tensor) or uniform.dtype != torch.float64 or uniform.shape[:-1] != log_p.shape[:-1]:
+        got = f"{uniform.dtype} of {tuple(uniform.shape)}" if isinstance(uniform, Tensor) else type(uniform).__name__
+        expected = f"float64 of shape {tuple(log_p.shape[:-1])} and the number of draws"
+        raise InvalidValueError("uniform", expected, got, "for example torch.rand(..., dtype=torch.float64)")
+    log_r = log_p if proposal == 1 else (proposal * log_p).log_softmax(-1)
+    below = log_r.exp().cumsum(-1)
+    index = torch.searchsorted(below, uniform * below[..., -1:], right=True).clamp(max=log_p.shape[-1] - 1)
+    index = index.sort(-1).values  # so that equally likely classes have an order
+    index = index.gather(-1, log_p.gather(-1, index).argsort(dim=-1, descending=True, stable=True))
+    log_weights = (log_p - log_r).gather(-1, index) if proposal != 1 else torch.zeros_like(uniform)
+    return index, log_weights - math.log(uniform.shape[-1])
 
 
 # Where f is this flat in log space, log f(x) = log x + log(slope) - c * x to the last bit of a float64.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ _PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = {chr(byte): byte for byte in _PRINTED}
 _BYTES |= {chr(256 + k): byte for k, byte in enumerate(byte for byte in range(256) if byte not in _PRINTED)}
 """Bytes by the characters that byte-level vocabularies write for them: A. Radford et al., 2019, as cited below."""
+_BLANK = "\u2581"
+"""What vocabularies of SentencePiece write for a blank."""
 _CHUNK = 1024  # texts encoded at once: what the library returns of each takes more room than its ids
 
 
@@ -114,6 +117,33 @@ class Tokenizer:
             if token not in (known := ids.get(piece, ())):
                 ids[piece] = (*known, token)
         return ids
+
+    def same_tokens(self, other: Tokenizer) -> list[tuple[int, int]]:
+        """Return the ids of this tokenizer's tokens that another has too, each beside the other's.
+
+        These are the tokens that stand for the same bytes inside a text, and those that end one. Bytes that several
+        tokens stand for are left out, as nothing says which of them is meant, and so are other added tokens.
+        """
+        mine, others = self._ids_inside, other._ids_inside
+        pairs = [(mine[spelled], others[spelled]) for spelled in mine.keys() & others.keys()]
+        if self.end_id is not None and other.end_id is not None:
+            pairs.append((self.end_id, other.end_id))
+        return sorted(pairs)
+
+    @cached_property
+    def _ids_inside(self) -> dict[bytes, int]:
+        """Ids by the bytes that one token stands for inside a text, without added tokens."""
+        added = {*self._parsed.get_added_tokens_decoder(), self.end_id}
+        content = json.loads(self.content)
+        ids = {spelled: [*{*tokens} - added] for spelled, tokens in self.ids_by_bytes.items()}
+        if _BLANK in json.dumps([content.get("decoder"), content.get("pre_tokenizer")], ensure_ascii=False):
+            # Decoded alone, a token loses the blank before it.
+            ids = {}
+            for piece, token in self._parsed.get_vocab(with_added_tokens=False).items():
+                byte = re.fullmatch("<0x([0-9A-F]{2})>", piece)
+                spelled = bytes.fromhex(byte[1]) if byte else piece.replace(_BLANK, " ").encode()
+                ids.setdefault(spelled, []).extend([token] * (token not in added))
+        return {spelled: tokens[0] for spelled, tokens in ids.items() if len(tokens) == 1}
 
     def piece(self, token: int) -> str:
         """Return a token as the vocabulary writes it, to show it."""

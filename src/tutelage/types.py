@@ -36,7 +36,9 @@ class View(NamedTuple):
 
 Inputs: TypeAlias = "Tensor | Mapping[str, Tensor]"
 """Inputs ``(batch, ...)`` of every network, or views of the same samples by the name of the network that reads each:
-``student`` and ``teacher``."""
+``student`` and ``teacher``. Where the teacher's positions are its own, such as the tokens of another vocabulary, bool
+``teacher_counted`` beside them says which count, and ``student_aligned`` and ``teacher_aligned`` at which both networks
+have read the same text (`views.positions_of`)."""
 
 
 class Batch(NamedTuple):
@@ -46,7 +48,8 @@ class Batch(NamedTuple):
     many. Logits are ``(batch, *positions, classes)``.
 
     Attributes:
-        index: indices of the samples in their data set, ``(batch,)`` int64.
+        index: indices of the samples in their data set, ``(batch,)`` int64; a sample with two views has two rows, one
+            after the other: its weak view, then its strong one.
         inputs: inputs of the networks, ``(batch, ...)``, or a mapping of views by the name of the network that reads
             each; images are ``(batch, channels, height, width)``, in [0, 1]; token ids ``(batch, tokens)`` int64,
             `PADDING` behind a text.
@@ -80,19 +83,26 @@ class Hidden(NamedTuple):
 
 
 class Sparse(NamedTuple):
-    """A teacher's largest logits, and one logit that stands for all the others.
+    """What is known of a teacher's row without the whole of it: some classes, and one number for all the others.
+
+    A ``bucket`` and ``sampled`` classes say what they say of the teacher at temperature 1 alone, and have no whole row.
 
     Attributes:
-        values: largest logits, ``(..., top)``.
-        index: classes of the values, ``(..., top)`` int64, each at most once.
-        level: logit of every other class, ``(...)``; ``-inf`` for probability 0.
+        values: largest logits, ``(..., top)``. In a ``bucket`` log-probabilities; of ``sampled`` classes the logarithms
+            of weights: what they add up to for a class is in the mean over all draws the class's probability.
+        index: classes of the values, ``(..., top)`` int64, each at most once; of ``sampled`` ones once for each draw,
+            the likeliest first.
+        level: logit of every other class, ``(...)``; ``-inf`` for probability 0. In a ``bucket`` the log-probability of
+            all others together; with ``sampled`` classes minus the entropy of the teacher's whole row, nats.
         classes: number of classes in the whole row.
+        form: what ``level`` is of.
     """
 
     values: Tensor
     index: Tensor  # type: ignore[assignment]  # over tuple.index, which no one calls on it
     level: Tensor
     classes: int
+    form: Literal["level", "bucket", "sampled"] = "level"
 
 
 class Served(NamedTuple):
@@ -205,6 +215,9 @@ class Requirements:
         sparse: whether it reads a teacher's logits as `Sparse` too.
         embeddings: whether it reads outputs as embeddings, which are no logits of classes.
         members: taps of the teacher, among ``teacher_taps``, that are logits: those of an ensemble's members.
+        views: number of views of each sample that it compares, neighbours in a batch.
+        other_vocabulary: whether it takes a teacher of other classes, at positions of its own.
+        same_tokens: whether its binding reads which classes of both networks are the same.
     """
 
     teacher: bool
@@ -223,6 +236,9 @@ class Requirements:
     sparse: bool = False
     embeddings: bool = False
     members: tuple[str, ...] = ()
+    views: int = 1
+    other_vocabulary: bool = False
+    same_tokens: bool = False
 
 
 class Metric(Protocol):

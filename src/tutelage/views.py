@@ -47,6 +47,15 @@ def map_views(function: Callable[[Tensor], Tensor], inputs: Inputs) -> Inputs:
     return {k: function(view) for k, view in inputs.items()} if isinstance(inputs, Mapping) else function(inputs)
 
 
+def positions_of(batch: Batch, name: str, which: str = "counted") -> Tensor | None:
+    """Return which positions count, or are aligned, of the view that a network of this name reads.
+
+    They are those beside the views, as ``teacher_counted``, or else the batch's.
+    """
+    own = batch.inputs.get(f"{name}_{which}") if isinstance(batch.inputs, Mapping) else None
+    return batch.counted if own is None else own
+
+
 def with_own_inputs(batch: Batch) -> Batch:
     """Return a batch with copies of its inputs, which a network may write into."""
     return batch._replace(inputs=map_views(lambda view: view.clone(), batch.inputs))

@@ -27,6 +27,28 @@ def test_a_name_typed_as_a_network_is_consent_to_that_file_alone(text):
 @pytest.mark.parametrize(
     "text",
     [
+        f"objective={CODE}",
+        f"objective={{{CODE}: {{weight: 2}}}}",
+        f"objective=[kd, {{{CODE}: {{weight: 2}}, scale: 2}}]",
+        f"objective.{CODE}.weight=2",
+        f"objective.0={CODE}",
+        f"objectives.mine={CODE}",
+        f"objectives={{mine: [{CODE}]}}",
+        f"stages=[{{objective: {CODE}}}]",
+        f"stages.0.objective={CODE}",
+        f"teacher.train.objective={CODE}",
+        f"methods.mine={CODE}",
+        f"methods.mine.{CODE}.weight=2",
+        f"methods.mine.objective={{{CODE}: {{}}}}",
+    ],
+)
+def test_a_name_typed_as_an_objective_is_consent_too(text):
+    assert common.trusted(False, [text]) == {CODE}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
         f"name={CODE}",
         f"data.source={CODE}",
         f"outputs={CODE}",
@@ -35,8 +57,9 @@ def test_a_name_typed_as_a_network_is_consent_to_that_file_alone(text):
         f"student=runs/{CODE}",
         f"student='see {CODE}'",
         f"student={{weights: {CODE}}}",
-        f"objective={CODE}",
-        f"objectives.teacher={CODE}",
+        f"objective={{kd: {{logits: {CODE}}}}}",
+        f"objective.kd.logits={CODE}",
+        f"methods.mine.settings.student={CODE}",
         f"pairs.big/small.settings.student={CODE}",
         f"title='it says {CODE}'",
     ],

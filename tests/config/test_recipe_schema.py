@@ -255,6 +255,7 @@ BASES = {
     "Data": ({"data": {"source": "digits"}}, ("data",)),
     "Unlabelled data": ({"data": {"unlabelled": {"source": "images:a"}}}, ("data", "unlabelled")),
     "randaugment": ({"data": {"randaugment": {}}}, ("data", "randaugment")),
+    "strong": ({"data": {"strong": {}}}, ("data", "strong")),
     "Models": ({"student": {"name": "mlp:8"}}, ("student",)),
     "lora": ({"student": {"name": "mlp:8", "trained": {"lora": 8}}}, ("student", "trained")),
     "init": ({"student": {"init": {"from": "teacher"}}, "teacher": "hf:bert"}, ("student", "init")),

@@ -71,6 +71,9 @@ class Row:
 LOGITS = "zero shift samples classes"
 """The laws of a divergence between two distributions."""
 
+PARTS = ["layer*.grow", "layer*.grow", "layer*"]
+RELATED = {"student": PARTS, "teacher": PARTS}
+
 ROWS = [
     Row("cross_entropy", {"label_smoothing": 0.1}, "shift samples classes"),
     Row("confidence_penalty", {"weight": 0.2}, "shift samples classes"),
@@ -81,6 +84,14 @@ ROWS = [
     Row("weighted_kd", {"weight": 0.9}, LOGITS),
     Row("transformed_matching", {"weight_by": "entropy", "normalise": "batch"}, "shift samples classes"),
     Row("matching", {"divergence": "jensen_shannon", "gamma": 0.5, "weight_by": "entropy"}, "shift samples classes"),
+    Row("abkd", {}, LOGITS),
+    Row("abttm", {}, "shift samples classes"),
+    Row("abdkd", {}, LOGITS),
+    # The weights of their divergences are detached.
+    Row("akl", {}, LOGITS, gradcheck=False),
+    Row("todi", {}, LOGITS, gradcheck=False),
+    # A plan's entropy has a price at equality, and the cost is between the teacher's classes, in their order.
+    Row("wkd_l", {}, "shift samples"),
     # Its negatives are drawn by the order of the samples.
     Row("crd", {"negatives": 3, "dimension": 5}, ""),
     Row("itrd", {}, alone="refused"),
@@ -88,6 +99,12 @@ ROWS = [
     Row("vitkd", {}, "", networks="tokens"),
     Row("dkd", {}, LOGITS),
     Row("nkd", {}, "shift samples classes"),
+    # Not 0 where the label is not the likeliest class.
+    Row("rld", {}, "shift samples classes"),
+    Row("ldrld", {"k": 3}, LOGITS),
+    # Its taps are logits too, which the laws of logits leave alone.
+    Row("sdd", {"base": "dkd"}, "zero samples"),
+    Row("top_k", {"top": 2}, LOGITS),
     # The weight of a sample is detached.
     Row("wsld", {}, "shift samples classes", gradcheck=False),
     # A 1e-8 in its correlations shows where all samples give a class nearly the same probability.
@@ -119,7 +136,24 @@ ROWS = [
     Row("mgd", {}, ""),
     Row("cosine", {}, "zero samples classes"),
     Row("embedding_mse", {}, "zero samples classes"),
+    Row("embedding_distance", {}, "zero samples classes"),
+    Row("uld", {}, LOGITS),
+    Row("gold", {}, LOGITS),
+    # Its target is made of the student's logits, detached.
+    Row("taid", {}, LOGITS, gradcheck=False),
+    Row("distillm2", {"anchor": 0.05, "share": 0.3}, LOGITS, gradcheck=False),
     Row("in_batch_similarity", {"temperature": 0.5}, "samples classes", alone="refused"),
+    Row("vkd"),
+    Row("cwd", {"student_tap": "card:stage.-1", "teacher_tap": "card:stage.-1", "temperature": 4.0}, "zero samples"),
+    Row("wkd_f"),
+    Row("hidden_states", {"student": "layer*", "teacher": "layer*"}, networks="tokens"),
+    Row("attention_relations", {"layers": "uniform", "heads": 2, **RELATED}, "zero samples", networks="tokens"),
+    # Neighbours in a batch are a sample's two views.
+    Row("crld", {"tau_w": 0.4, "tau_s": 0.3}, "shift classes", alone="refused"),
+    Row("two_view_mlkd", {}, "zero shift classes", alone="refused"),
+    Row("hard_labels", {}, "shift samples classes"),
+    # Both tokens have one place here.
+    Row("deit", {"class_tap": "fc", "distillation_tap": "fc"}),
 ]
 
 

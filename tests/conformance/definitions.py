@@ -26,6 +26,8 @@ DIGITS = 50
 # What is left of an exact 0: differentiation is good to about the digits that are computed with.
 NOISE = mpf(10) ** -40
 
+LAMBDA, ITERATIONS = mpf(0.05), 10  # the first as the double that it is there
+
 Probabilities = Sequence[mpf]
 
 
@@ -52,6 +54,55 @@ def total_variation(p: Probabilities, q: Probabilities) -> mpf:
     return mpmath.fsum(abs(x - y) for x, y in zip(p, q, strict=True)) / 2
 
 
+def alpha_beta(p: Probabilities, q: Probabilities, alpha: mpf, beta: mpf) -> mpf:
+    total, pairs = alpha + beta, list(zip(p, q, strict=True))
+    if alpha == beta == 0:
+        return mpmath.fsum(mpmath.log(x / y) ** 2 for x, y in pairs) / 2
+    if alpha == 0:
+        return mpmath.fsum(y**beta * mpmath.log((y / x) ** beta) - y**beta + x**beta for x, y in pairs) / beta**2
+    if beta == 0:
+        return mpmath.fsum(x**alpha * mpmath.log((x / y) ** alpha) - x**alpha + y**alpha for x, y in pairs) / alpha**2
+    if total == 0:
+        return mpmath.fsum(mpmath.log((y / x) ** alpha) + (x / y) ** alpha - 1 for x, y in pairs) / alpha**2
+    terms = (x**alpha * y**beta - (alpha * x**total + beta * y**total) / total for x, y in pairs)
+    return -mpmath.fsum(terms) / (alpha * beta)
+
+
+def adaptive(p: Probabilities, q: Probabilities, held: Probabilities, mu: mpf) -> mpf:
+    gaps, head, mass = [abs(x - y) for x, y in zip(p, held, strict=True)], [], mpf(0)
+    for i in sorted(range(len(p)), key=lambda i: -p[i]):
+        mass += p[i]
+        if head and mass > mu:
+            break
+        head.append(i)
+    total, of_head = mpmath.fsum(gaps), mpmath.fsum(gaps[i] for i in head)
+    return (of_head * kl(p, q) + (total - of_head) * kl(q, p)) / total if total else mpf(0)
+
+
+def class_wise(p: Probabilities, q: Probabilities, held: Probabilities) -> mpf:
+    terms = (
+        (x * x * mpmath.log(x / y) + weight * y * mpmath.log(y / x)) / (x + weight)
+        for x, y, weight in zip(p, q, held, strict=True)
+    )
+    return mpmath.fsum(terms)
+
+
+def wasserstein(
+    p: Probabilities,
+    q: Probabilities,
+    cost: Sequence[Sequence[mpf]],
+    sinkhorn_lambda: mpf = LAMBDA,
+    sinkhorn_iter: mpf | int = ITERATIONS,
+) -> mpf:
+    classes = range(len(p))
+    kernel = [[mpmath.exp(-each / sinkhorn_lambda) for each in row] for row in cost]
+    u = v = [mpf(1) / len(p)] * len(p)
+    for _ in range(int(sinkhorn_iter)):
+        v = [p[j] / mpmath.fsum(u[i] * kernel[i][j] for i in classes) for j in classes]
+        u = [q[i] / mpmath.fsum(kernel[i][j] * v[j] for j in classes) for i in classes]
+    return mpmath.fsum(u[i] * kernel[i][j] * v[j] * cost[i][j] for i in classes for j in classes)
+
+
 # By kind: the paper, the formula and what it computes of p, the teacher, q, the student, and the kind's number.
 DEFINITIONS: Mapping[str, tuple[str, str, Callable[..., mpf]]] = {
     "forward": ("Kullback and Leibler 1951", "KL(p || q) = sum_i p_i log(p_i / q_i)", kl),
@@ -67,10 +118,44 @@ DEFINITIONS: Mapping[str, tuple[str, str, Callable[..., mpf]]] = {
         lambda p, q, alpha: kl(p, mixture(alpha, p, q)),
     ),
     "total_variation": ("total variation distance", "1/2 sum_i |p_i - q_i|", total_variation),
+    "skew_reverse": (
+        "Ko et al., arXiv 2402.03898",
+        "KL(q || alpha q + (1 - alpha) p)",
+        lambda p, q, alpha: kl(q, mixture(alpha, q, p)),
+    ),
+    "alpha_beta": (
+        "Cichocki et al. 2011, Wang et al., arXiv 2505.04560",
+        "-1/(ab) sum_i (p_i^a q_i^b - a/(a+b) p_i^(a+b) - b/(a+b) q_i^(a+b)), and its limits",
+        alpha_beta,
+    ),
+    "adaptive": (
+        "Wu et al., arXiv 2404.02657",
+        "w KL(p || q) + (1 - w) KL(q || p), w the head's part of sum_i |p_i - q_i|, held; 0 where p = q",
+        adaptive,
+    ),
+    "class_wise": (
+        "Jung et al., arXiv 2505.16297",
+        "sum_i (w_i p_i log(p_i / q_i) + (1 - w_i) q_i log(q_i / p_i)), w_i = p_i / (p_i + q_i), held",
+        class_wise,
+    ),
+    "wasserstein": (
+        "Cuturi, arXiv 1306.0895",
+        "sum_ij u_i exp(-C_ij / lambda) v_j C_ij after iterations of v = p / (u G), u = q / (G v) from u = 1/K",
+        wasserstein,
+    ),
 }
+HELD = ("adaptive", "class_wise")
+"""Kinds whose weights have no gradient: they are those of the student that a slope is taken at."""
 NUMBERS: Mapping[str, tuple[dict[str, float], ...]] = {
     "jensen_shannon": ({"beta": 0.5}, {"beta": 0.1}, {"beta": 0.9}),
     "skew": ({"alpha": 0.1}, {"alpha": 0.5}, {"alpha": 0.99}),
+    "skew_reverse": ({"alpha": 0.1}, {"alpha": 0.9}),
+    "alpha_beta": tuple(
+        {"alpha": alpha, "beta": beta}
+        for alpha, beta in ((0.8, 0.3), (1.2, -0.2), (0.0, 0.5), (0.5, 0.0), (0.5, -0.5), (0.0, 0.0))
+    ),
+    "adaptive": ({"mu": 0.5}, {"mu": 0.9}),
+    "wasserstein": ({}, {"sinkhorn_lambda": 0.5, "sinkhorn_iter": 30}),
 }
 # By the kind of case: shape, the student's scale, the teacher's; None is a teacher equal to the student.
 CASES: Mapping[str, tuple[list[int], float, float | None]] = {
@@ -94,6 +179,14 @@ def recipes() -> Iterator[dict[str, Any]]:
                 theirs = {"draw": "copy", "of": "z_s", "scale": 1.0}
                 if teacher is not None:
                     theirs = {"draw": "normal", "shape": shape, "scale": teacher}
+                cost = {
+                    "name": "cost",
+                    "role": "teacher",
+                    "draw": "uniform",
+                    "shape": shape[1:] * 2,
+                    "low": 0.0,
+                    "high": 1.0,
+                }
                 yield {
                     "id": f"def-{number:04d}",
                     "method": METHOD,
@@ -106,6 +199,7 @@ def recipes() -> Iterator[dict[str, Any]]:
                     "inputs": [
                         {"name": "z_s", "role": "student", "draw": "normal", "shape": shape, "scale": student},
                         {"name": "z_t", "role": "teacher", **theirs},
+                        *([cost] if kind == "wasserstein" else []),
                     ],
                 }
                 number += 1
@@ -115,18 +209,20 @@ def row_of(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """Compute a row: the drawn inputs are binary fractions, and exact in mpmath."""
     arrays = draw(recipe["seed"], recipe["inputs"])
     hyper = dict(recipe["hyper"])
-    define = DEFINITIONS[hyper.pop("kind")][2]
+    kind = hyper.pop("kind")
+    define = DEFINITIONS[kind][2]
     with mpmath.workdps(DIGITS):
-        numbers = {name: mpf(value) for name, value in hyper.items()}
-        student, teacher = (np.vectorize(mpf, otypes=[object])(arrays[name]).tolist() for name in ("z_s", "z_t"))
+        exact = {name: np.vectorize(mpf, otypes=[object])(array).tolist() for name, array in arrays.items()}
+        numbers = {name: mpf(value) for name, value in hyper.items()} | {k: exact[k] for k in exact if k == "cost"}
 
-        def value(z: Sequence[mpf], v: Sequence[mpf]) -> mpf:
-            return define(softmax(v), softmax(z), **numbers)
+        def value(x: Sequence[mpf], z: Sequence[mpf], v: Sequence[mpf]) -> mpf:
+            held = {"held": softmax(z)} if kind in HELD else {}
+            return define(softmax(v), softmax(x), **held, **numbers)
 
-        samples = list(zip(student, teacher, strict=True))
-        loss = _float(mpmath.fsum(value(z, v) for z, v in samples) / len(samples))
+        samples = list(zip(exact["z_s"], exact["z_t"], strict=True))
+        loss = _float(mpmath.fsum(value(z, z, v) for z, v in samples) / len(samples))
         gradient = [
-            _float(mpmath.diff(lambda x, z=z, v=v, i=i: value([*z[:i], x, *z[i + 1 :]], v), z[i]) / len(samples))
+            _float(mpmath.diff(lambda x, z=z, v=v, i=i: value([*z[:i], x, *z[i + 1 :]], z, v), z[i]) / len(samples))
             for z, v in samples
             for i in range(len(z))
         ]

@@ -252,7 +252,7 @@ def test_student_and_teacher_may_differ_in_dtype(device):
 def test_a_kind_without_a_kernel_is_computed_by_the_plain_function(device, monkeypatch):
     from tutelage.losses import divergences
 
-    squared = {"squared": lambda log_q, log_p, _: (log_q.exp() - log_p.exp()).square().sum(-1)}
+    squared = {"squared": lambda log_q, log_p: (log_q.exp() - log_p.exp()).square().sum(-1)}
     monkeypatch.setattr(divergences, "KINDS", {**divergences.KINDS, **squared})
     agree(device, partial(losses.divergence, kind="squared"), *draw())
 

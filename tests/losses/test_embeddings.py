@@ -63,3 +63,46 @@ def test_presets_say_that_they_read_embeddings_and_which_couples_the_batch():
     assert objectives.in_batch_similarity().needs.coupled
     assert objectives.in_batch_similarity().needs.labels == "none"
     assert not objectives.kd().needs.embeddings
+
+
+def test_the_distance_is_euclids_also_where_squares_overflow_and_at_0():
+    s, t = drawn(5, 7, seed=0).requires_grad_(), drawn(5, 7, seed=1)
+    found, wanted = losses.embedding_distance(s, t), (s - t).norm(dim=1)
+    torch.testing.assert_close(found, wanted)
+    for ours, by_hand in zip(torch.autograd.grad(found.sum(), s), torch.autograd.grad(wanted.sum(), s), strict=True):
+        torch.testing.assert_close(ours, by_hand)
+    far = torch.tensor([[3e30, 0.0], [1e-30, 0.0], [1.0, 1.0]], requires_grad=True)
+    values = losses.embedding_distance(far, torch.tensor([[0.0, 4e30], [0.0, 0.0], [1.0, 1.0]]))
+    values.sum().backward()
+    assert values.tolist() == pytest.approx([5e30, 1e-30, 0.0])
+    assert far.grad.norm(dim=1).tolist() == pytest.approx([1.0, 1.0, 0.0])
+
+
+def test_features_have_a_cosine_at_each_position():
+    s, t = drawn(2, 3, 5, seed=0), drawn(2, 3, 5, seed=1)
+    torch.testing.assert_close(losses.feature_cosine(s, t), losses.cosine_distance(s, t))
+    assert losses.feature_cosine(s, t).shape == (2, 3)
+    term = objectives.Apply(losses.feature_cosine, student_tap="a", teacher_tap="b")
+    assert (term.needs.student_taps, term.needs.teacher_taps) == (("a",), ("b",))
+
+
+def test_margins_do_not_read_the_level_of_scores():
+    s, t = drawn(4, 5, seed=0), drawn(4, 5, seed=1)
+    wanted = [sum(((s[n, 0] - s[n, j]) - (t[n, 0] - t[n, j])) ** 2 for j in range(1, 5)) / 4 for n in range(4)]
+    torch.testing.assert_close(losses.margin_mse(s, t), torch.stack(wanted))
+    torch.testing.assert_close(losses.margin_mse(s + 3, t - 2), losses.margin_mse(s, t))
+    assert losses.margin_mse(t, t).tolist() == [0, 0, 0, 0]
+
+
+def test_scores_are_compared_as_distributions_each_at_its_temperature():
+    s, t = drawn(4, 5, seed=0), drawn(4, 5, seed=1)
+    found = losses.score_kl(s, t, temperature=2.0, teacher_temperature=0.5)
+    p, q = (t / 0.5).softmax(1), (s / 2).softmax(1)
+    torch.testing.assert_close(found, 4 * (p * (p / q).log()).sum(1))
+    torch.testing.assert_close(losses.score_kl(s, t, temperature=3.0, teacher_temperature=3.0),
+                               losses.kd(s, t, temperature=3.0))  # fmt: skip
+    far = (300 * drawn(4, 5, seed=2)).half().requires_grad_()
+    losses.score_kl(far, t.half()).sum().backward()
+    assert torch.isfinite(far.grad).all()
+    with pytest.raises(InvalidValueError, match="student_scores: expected at least 2 documents a query"):
+        losses.margin_mse(s[:, :1], t[:, :1])

@@ -13,12 +13,20 @@ from tutelage.errors import InvalidTypeError, InvalidValueError
 LOSSES = {
     "dkd": lambda z, v, y: losses.dkd(z, v, y, alpha=0.5, beta=3.0, temperature=2.0),
     "nkd": lambda z, v, y: losses.nkd(z, v, y, gamma=1.5, temperature=2.0),
+    "rld": lambda z, v, y: losses.rld(z, v, y, alpha=0.5, beta=3.0, temperature=2.0, alpha_temperature=1.5),
     "wsld": lambda z, v, y: losses.wsld(z, v, y, temperature=2.0),
     "teacher_free_kd": lambda z, v, y: losses.teacher_free_kd(z, y, correct=0.9, temperature=2.0),
+    "abdkd": lambda z, v, y: losses.abdkd(z, v, y, alpha=0.5, beta=3.0, ab_alpha=0.8, ab_beta=0.3, temperature=2.0),
+    "wkd_l": lambda z, v, y: losses.wkd_l(z, v, y, cost=COST[: z.shape[-1], : z.shape[-1]], temperature=2.0),
 }
+COST = torch.rand(100, 100, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 every = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
-of_a_teacher = pytest.mark.parametrize("loss", [LOSSES[name] for name in ("dkd", "nkd", "wsld")])
-about_the_index = pytest.mark.parametrize("loss", [LOSSES[name] for name in ("dkd", "teacher_free_kd")])
+of_a_teacher = pytest.mark.parametrize(
+    "loss", [LOSSES[name] for name in ("dkd", "nkd", "rld", "wsld", "abdkd", "wkd_l")]
+)
+about_the_index = pytest.mark.parametrize(
+    "loss", [LOSSES[name] for name in ("dkd", "rld", "teacher_free_kd", "abdkd", "wkd_l")]
+)
 
 
 def drawn(shape=(6, 5), scale=2.0, dtype=torch.float64, seed=0):
@@ -50,6 +58,13 @@ def nkd(z, v, y):
     return -p[y] * np.log(q[y]) - 1.5 * 4 * (b * np.log(a)).sum()
 
 
+def rld(z, v, y):
+    sure, teacher_sure = softmax(z / 1.5)[y], softmax(v / 1.5).max()
+    value = 0.5 * 1.5**2 * kl(np.array([teacher_sure, 1 - teacher_sure]), np.array([sure, 1 - sure]))
+    below = v < v[y]
+    return value + (3 * 4 * kl(softmax(v[below] / 2), softmax(z[below] / 2)) if below.any() else 0.0)
+
+
 def wsld(z, v, y):
     w = 1 - np.exp(-np.log(softmax(z)[y]) / (np.log(softmax(v)[y]) - 1e-7))
     return 4 * w * -(softmax(v / 2) * np.log(softmax(z / 2))).sum()
@@ -61,7 +76,35 @@ def teacher_free_kd(z, v, y):
     return kl(softmax(u / 2), softmax(z))
 
 
-TRUTH = {"dkd": dkd, "nkd": nkd, "wsld": wsld, "teacher_free_kd": teacher_free_kd}
+def abdkd(z, v, y):
+    q, p = softmax(z / 2), softmax(v / 2)
+    others = np.arange(len(z)) != y
+    label = kl(np.array([p[y], 1 - p[y]]), np.array([q[y], 1 - q[y]]))
+    a, b = q[others] / q[others].sum(), p[others] / p[others].sum()
+    terms = b**0.8 * a**0.3 - 0.8 / 1.1 * b**1.1 - 0.3 / 1.1 * a**1.1
+    return 4 * (0.5 * label - 3 / (0.8 * 0.3) * terms.sum())
+
+
+def wkd_l(z, v, y):
+    others = np.arange(len(z)) != y
+    a, b = softmax(z[others] / 2), softmax(v[others] / 2)
+    cost = COST.numpy()[: len(z), : len(z)][np.ix_(others, others)]
+    kernel, u = np.exp(-cost / 0.05), np.ones(len(a)) / len(a)
+    for _ in range(10):
+        w = b / (kernel.T @ u)
+        u = a / (kernel @ w)
+    return u @ (kernel * cost) @ w
+
+
+TRUTH = {
+    "dkd": dkd,
+    "nkd": nkd,
+    "rld": rld,
+    "wsld": wsld,
+    "teacher_free_kd": teacher_free_kd,
+    "abdkd": abdkd,
+    "wkd_l": wkd_l,
+}
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -137,12 +180,55 @@ def test_the_weight_of_wsld_has_no_gradient():
     torch.testing.assert_close(z.grad, expected.detach())
 
 
-def test_dkd_is_0_at_equality_and_least_there():
+@pytest.mark.parametrize("name", ["dkd", "abdkd"])
+def test_dkd_is_0_at_equality_and_least_there(name):
     z, _, y = drawn()
-    values = LOSSES["dkd"](z, z.detach(), y)
+    values = LOSSES[name](z, z.detach(), y)
     values.sum().backward()
     torch.testing.assert_close(values, torch.zeros_like(values), rtol=0, atol=1e-12)
     torch.testing.assert_close(z.grad, torch.zeros_like(z), rtol=0, atol=1e-12)
+
+
+def test_rld_is_0_at_equality_where_the_label_is_the_teachers_own():
+    z, _, _ = drawn()
+    values = LOSSES["rld"](z, z.detach(), z.argmax(-1))
+    values.sum().backward()
+    torch.testing.assert_close(values, torch.zeros_like(values), rtol=0, atol=1e-12)
+    torch.testing.assert_close(z.grad, torch.zeros_like(z), rtol=0, atol=1e-12)
+
+
+def test_rld_reads_no_class_that_the_teacher_puts_above_the_label():
+    """Of these the student moves, and so does its certainty of the label, but not the second divergence."""
+    v = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]], dtype=torch.float64)
+    z = torch.tensor([[0.5, -1.0, 2.0, 0.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    losses.rld(z, v, torch.tensor([2]), alpha=0.0, beta=1.0, temperature=1.0, alpha_temperature=1.0).backward()
+    assert not z.grad[0, :3].any()
+    assert z.grad[0, 3:].all()
+
+
+@pytest.mark.parametrize("lowest", [-1.0, -torch.inf])
+def test_rld_with_nothing_below_the_label_teaches_certainty_alone(lowest):
+    z, v, _ = drawn((1, 4))
+    v[0, 1:] = torch.tensor([5.0, lowest, lowest])
+    for label in (2, 3):  # equal to the other: not below it
+        y = torch.tensor([label])
+        whole, certainty = (
+            losses.rld(z, v, y, alpha=1.0, beta=beta, temperature=2.0, alpha_temperature=1.0) for beta in (8.0, 0.0)
+        )
+        assert torch.equal(whole, certainty)
+        gradient = torch.autograd.grad(whole.sum(), z)[0]
+        assert gradient.isfinite().all()
+        assert gradient[0, label] != 0
+
+
+def test_rld_where_all_below_are_ruled_out():
+    z, v, _ = drawn((2, 4))
+    v[:, 2:] = -torch.inf
+    v[:, 1], v[:, 0] = 0.0, 3.0
+    values = losses.rld(z, v, torch.tensor([1, 1]), alpha=0.0, beta=1.0, temperature=2.0, alpha_temperature=1.0)
+    values.sum().backward()
+    assert not values.any()
+    assert not z.grad.any()
 
 
 def test_dkd_weighted_by_what_the_teacher_leaves_to_the_others_is_kd():
@@ -155,8 +241,32 @@ def test_dkd_weighted_by_what_the_teacher_leaves_to_the_others_is_kd():
     torch.testing.assert_close(torch.cat(each), losses.kd(z, v, temperature=2.0))
 
 
+def test_abdkd_at_exponents_1_and_0_is_dkd():
+    z, v, y = drawn()
+    numbers = {"alpha": 0.5, "beta": 3.0, "temperature": 2.0}
+    torch.testing.assert_close(
+        losses.abdkd(z, v, y, ab_alpha=1.0, ab_beta=0.0, **numbers),
+        losses.dkd(z, v, y, **numbers),
+        rtol=1e-12,
+        atol=1e-12,
+    )
+
+
+def test_the_transport_of_others_leaves_the_label_out():
+    z, v, y = drawn()
+    ours = LOSSES["wkd_l"](z, v, y)
+    moved = [x + torch.nn.functional.one_hot(y, 5) * shift for x, shift in ((z, 3.0), (v, -2.0))]
+    torch.testing.assert_close(LOSSES["wkd_l"](*moved, y), ours)
+    assert (LOSSES["wkd_l"](z, z, y) > 1e-3).all()  # the plan's entropy has a price
+
+
 def test_the_others_of_two_classes_say_nothing():
     z, v, y = drawn((6, 2))
+    assert torch.equal(
+        losses.abdkd(z, v, y, alpha=0.0, beta=9.0, ab_alpha=0.5, ab_beta=0.6, temperature=1.0), torch.zeros(6).double()
+    )
+    values = losses.wkd_l(z, v, y, cost=1 - torch.eye(2), temperature=1.0)
+    assert torch.equal(values, torch.zeros(6).double())
     assert torch.equal(losses.dkd(z, v, y, alpha=0.0, beta=9.0, temperature=1.0), torch.zeros(6, dtype=torch.float64))
     torch.testing.assert_close(
         losses.dkd(z, v, y, alpha=1.0, beta=9.0, temperature=2.0), losses.kd(z, v, temperature=2.0)
@@ -217,6 +327,14 @@ def test_soft_labels_of_wsld_that_are_hard_are_the_index():
         (
             lambda z, v, y: losses.nkd(z[:, :1], v[:, :1], 0 * y, gamma=1.0, temperature=1.0),
             refused(InvalidValueError, "student_logits", got=1),
+        ),
+        (
+            lambda z, v, y: losses.abdkd(z, v, y, alpha=1.0, beta=1.0, ab_alpha=np.nan, ab_beta=0.3, temperature=1.0),
+            refused(InvalidValueError, "ab_alpha", got="nan", suggests="ab_alpha=0.5"),
+        ),
+        (
+            lambda z, v, y: losses.wkd_l(z, v, y, cost=COST, temperature=1.0),
+            refused(InvalidValueError, "cost", got="(100, 100)"),
         ),
         (lambda z, v, y: losses.nkd(z, v, y, gamma=-0.1, temperature=1.0), refused(InvalidValueError, "gamma")),
         (lambda z, v, y: losses.nkd(z, v, y.int(), gamma=1.0, temperature=1.0), refused(InvalidTypeError, "labels")),

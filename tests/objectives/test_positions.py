@@ -7,7 +7,8 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from tutelage import objectives
 from tutelage.errors import InvalidValueError
-from tutelage.objectives import Apply
+from tutelage.objectives import Apply, BindContext
+from tutelage.objectives.methods.logits import PARAMETERS_OF
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import PRESETS, is_built_in
 from tutelage.settings.objective import REQUIRED, SIGNATURES
@@ -15,6 +16,7 @@ from tutelage.settings.weights import AUTO
 from tutelage.types import Batch, Outputs, Totals
 
 SHAPE, CLASSES = (4, 5), 6
+HEAD = torch.randn(CLASSES, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
 def draw(shape=SHAPE, seed=0):
@@ -29,7 +31,9 @@ def draw(shape=SHAPE, seed=0):
 def built(name):
     """The preset, with 1 for what has no default and 2 for a number that is found on training samples."""
     required = {key: 1.0 for key, each in SIGNATURES[name].items() if each.default is REQUIRED}
-    balanced = {key: 2.0 for key, each in SIGNATURES[name].items() if each.default is AUTO and key != "share"}
+    found = {key for key, each in SIGNATURES[name].items() if each.default is AUTO} - {"share", *PARAMETERS_OF}
+    # The numbers of sdd are those of one base or of another.
+    balanced = {} if name == "sdd" else dict.fromkeys(found, 2.0)
     return PRESETS[name].build(**required, **balanced)
 
 
@@ -45,7 +49,7 @@ def values(objective, z, v, batch, totals=None):
     """The loss, its parts, and its gradient in the student's logits."""
     z = z.clone().requires_grad_()
     torch.manual_seed(0)
-    loss = objective.bind()(Outputs(z), Outputs(v), batch, totals=totals)
+    loss = objective.bind(BindContext(teacher_head=(HEAD, None)))(Outputs(z), Outputs(v), batch, totals=totals)
     (gradient,) = torch.autograd.grad(loss.total, z)
     return loss, gradient
 

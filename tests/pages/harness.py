@@ -90,10 +90,11 @@ def play(
 ) -> Played:
     """Play every block of a page in a folder, in which the files that it speaks of lie already.
 
-    A YAML block that begins with ``# NAME.yaml`` is written to that file. Any other is a recipe, or keys of one: with a
-    ``base`` it is run, laid over that; without, ``tests/test_docs.py`` alone reads it. Lines of ``sh`` are typed, ours
-    in this process, others in a shell beside this Python's programs; of ``make`` the target has to exist, of ``pip``
-    the extra. A block that begins with ``#!`` is one script. Python shares one set of names.
+    A YAML block that begins with ``# NAME.yaml``, or Python with ``# NAME.py``, is written to that file. Any other YAML
+    is a recipe, or keys of one: with a ``base`` it is run, laid over that; without, ``tests/test_docs.py`` alone reads
+    it. Lines of ``sh`` are typed, ours in this process, others in a shell beside this Python's programs; of ``make``
+    the target has to exist, of ``pip`` the extra. A block that begins with ``#!`` is one script. Python shares one set
+    of names.
 
     Args:
         page: below the repository's root, such as ``docs/python.md``.
@@ -157,6 +158,8 @@ def play(
                 doctest.DocTestRunner().run(test, out=report.write, clear_globs=False)
                 played.names.update(test.globs)
                 assert not report.getvalue(), report.getvalue()
+            elif file := re.match(r"# (\S+\.py)\n", block.code):
+                Path(file[1]).write_text(replaced(block.code), encoding="utf-8")
             else:
                 begun = time.perf_counter()
                 with contextlib.redirect_stdout(io.StringIO()) as out:

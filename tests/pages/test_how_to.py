@@ -63,6 +63,10 @@ HOW: dict[str, dict[str, Any]] = {
     "faster": {"replace": {"doctor --bench": "doctor"}},
     "language-model": {"give": ["reviews"], "skip": {"name=smol": FETCHED}},
     "masks-labels-embeddings": {"give": ["weather"]},
+    "match-features": {
+        "give": ["reviews", "streets_teacher"],
+        "replace": {"data.size=256": " ".join(PICTURES), "bpe: 2000": "bpe: 300"},
+    },
     "other-classes": {"give": ["flowers"]},
     "predict-a-folder": {"give": ["flowers_runs"]},
     "recipe-of-a-stranger": {"overrides": {}},

@@ -104,8 +104,14 @@ def tokens_names():
     student, teacher = (tutelage.models.create("hf:models/llama", text=text) for _ in range(2))
     data = {"prompt": "question", "completion": "answer", "tokenizer": "models/llama", "max_tokens": 64}
     train = tutelage.data.open_data(tutelage.data.DataSettings(source="jsonl:questions.jsonl", **data)).train
+    (batch, *_) = tutelage.data.BatchLoader(train, batch_size=8, train=True).epoch(0)
     return {
+        "torch": torch,
         "tutelage": tutelage,
+        "objectives": tutelage.objectives,
+        "tokenizer": text.tokenizer,
+        "teachers_tokenizer": text.tokenizer,
+        "batch": batch,
         "epoch": 0,
         "student": student,
         "teacher": tutelage.FrozenTeacher(teacher),

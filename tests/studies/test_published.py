@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tutelage.models.sources import cifar
+from tutelage.objectives import from_spec
 from tutelage.studies import plan, study_file
 
 FACTS = Path(__file__).with_name("paper_tables.json")
 """Figures and settings of arXiv:2402.11148."""
+VANILLA_KD = ("vanillakd", "vanillakd-imagenet")
 NAMES = {"kd with ce": "kd"}
 """Where the file of facts calls a method otherwise."""
 
@@ -40,7 +43,8 @@ def test_the_tables_and_figures_are_there(studies):
     assert set(studies) >= {*(f"table{k}" for k in (1, 2, 3, 4, 5, 6, 7, 13)), "figure1", "figure2", "figure3"}
     for name, study in studies.items():
         assert study.name == name
-        assert "arXiv:2402.11148" in study.source or name in ("open-questions", "zoo-smoke")
+        papers = {"open-questions": "", "zoo-smoke": ""} | dict.fromkeys(VANILLA_KD, "arXiv:2305.15781")
+        assert papers.get(name, "arXiv:2402.11148") in study.source
 
 
 def test_each_study_becomes_runs_without_a_departure(studies, planned):
@@ -236,3 +240,34 @@ def test_the_figures_runs_are_the_paper_s(studies):
     ]
     kinds = [studies[name].figures for name in ("figure1", "figure2", "figure3")]
     assert kinds == [("entropy",), ("divergence",), ("histogram",)]
+
+
+def test_vanilla_kd_is_compared_under_both_trainings(planned):
+    """Each method of the long training has a row in the short one that differs in the training alone."""
+    recipes = {job.name.rpartition("/")[2]: job.recipe for job in planned["vanillakd"]}
+    short = {name: recipe for name, recipe in recipes.items() if "-short-" in name}
+    assert len(short) == 18
+    for name, recipe in short.items():
+        long = recipes[name.replace("-short-", "-long-")]
+        assert long.objective == recipe.objective
+        assert (recipe.epochs, long.epochs) == (240, 2400)
+        assert recipe.data.randaugment is None
+        assert replace(long.data, randaugment=None, random_erasing=0.0) == recipe.data
+        assert long.data.randaugment.magnitude == 7
+
+
+def test_vanilla_kd_on_imagenet_has_the_settings_of_its_commands(planned):
+    recipes = {job.name.rpartition("/")[2]: job.recipe for job in planned["vanillakd-imagenet"]}
+    a2, a1 = recipes["kd-A2-seed0"], recipes["kd-A1-seed0"]
+    for recipe, epochs, decay, mixup, smoothing in ((a2, 300, 0.02, 0.1, 0.0), (a1, 600, 0.01, 0.2, 0.1)):
+        assert (recipe.epochs, recipe.batch_size) == (epochs, 2048)
+        assert (recipe.schedule.name, recipe.schedule.warmup) == ("cosine", 5)
+        assert (recipe.optimizer.name, recipe.optimizer.lr, recipe.optimizer.weight_decay) == ("timm:lamb", 5e-3, decay)
+        data = recipe.data
+        assert (data.mixup, data.cutmix, data.test_crop, data.randaugment.magnitude) == (mixup, 1.0, 0.95, 7)
+        objective = from_spec(recipe.objective)
+        assert objective.weights() == {"ce": 1.0, "kd": 1.0}
+        assert objective.target_gamma == 1
+        assert f"'label_smoothing': {smoothing}" in str(objective.pieces[0].arguments) or not smoothing
+    epochs = sorted(recipe.epochs for name, recipe in recipes.items() if "kd-A1" in name)
+    assert epochs == [600, 1200, 4800]

@@ -104,8 +104,8 @@ def test_another_key_is_refused_and_the_difference_named(tmp_path, key, samples,
 def test_another_schema_is_refused(tmp_path):
     written(tmp_path)
     path = tmp_path / "outputs.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 4}))
-    with refused(records.NewerError, str(path), got=["schema", 4]):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "schema": 5}))
+    with refused(records.NewerError, str(path), got=["schema", 5]):
         TeacherCache(tmp_path, KEY, samples=10)
 
 

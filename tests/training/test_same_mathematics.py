@@ -60,6 +60,7 @@ def objective_of(name, tap):
         "kd": objectives.kd,
         "wttm": lambda: objectives.wttm(gamma=0.5, beta=1.0),
         "kd and crd": lambda: objectives.kd() + 0.8 * objectives.crd(negatives=16, dimension=8),
+        "taid": lambda: objectives.taid(alpha=0.1, beta=0.5, supervised=1.0),
         "kd and itrd, gathered": lambda: (objectives.kd() + 0.3 * objectives.itrd()).gathered(),
         "kd and rkd, gathered": lambda: (objectives.kd() + objectives.rkd()).gathered(),
         "a map with a batch norm": lambda: Objective.of(WeightedTerm("hint", 1.0, hint)) + objectives.kd(),
@@ -352,7 +353,7 @@ def test_a_step_that_one_process_cannot_take_is_skipped_once(two):
         close(weights, wanted, 1e-12)
 
 
-NAMES = ("kd", "wttm", "kd and crd", "kd and itrd, gathered", "kd and rkd, gathered", "a map with a batch norm")
+NAMES = ("kd", "wttm", "kd and crd", "taid", "kd and itrd, gathered", "kd and rkd, gathered", "a map with a batch norm")
 
 
 def every_case(rank):

@@ -37,7 +37,10 @@ Overrides = Annotated[
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Resolve and load everything, try one batch, write nothing.")]
 TrustCode = Annotated[
     bool,
-    typer.Option("--trust-code", help="Allow what runs code: file: and export: models, and modules of your own."),
+    typer.Option(
+        "--trust-code",
+        help="Allow what runs code: file: and export: models, file: objectives, modules of your own.",
+    ),
 ]
 Track = Annotated[
     list[str] | None,
@@ -66,12 +69,17 @@ _NETWORK = r"(?:pairs\.[^.]+\.)?(?:student|model|teacher(?:\.train\.model|(?:\.m
 """Pattern of a key whose value names a network."""
 
 
+_ENTRY = r"(?:(?:stages\.[0-9]+|teacher\.train|methods\.[^.]+)\.)?objective|objectives\.[^.]+|methods\.[^.]+"
+_OBJECTIVE = rf"(?:{_ENTRY})(?:\.[0-9]+)?"
+"""Pattern of a key whose value is an objective, or an entry of one."""
+
+
 def trusted(trust_code: bool, overrides: Iterable[str], models: Sequence[str] = ()) -> bool | frozenset[str]:
-    """Return whether all models that run code are trusted, or the names of those that were typed as a network.
+    """Return whether all that runs code is trusted, or the names of what was typed as a network or an objective.
 
     A name is consent to exactly that file, and function of it, as it is written. It is one only where it is the whole
-    value of a key that names a network, or one of ``models``, which were typed as an argument; inside other text, such
-    as a run's name or a folder, it is none.
+    value of a key that names a network, a preset of an objective, or one of ``models``, which were typed as an
+    argument; inside other text, such as a run's name or a folder, it is none.
     """
     from tutelage import config
     from tutelage.models import names as model_names
@@ -81,6 +89,9 @@ def trusted(trust_code: bool, overrides: Iterable[str], models: Sequence[str] = 
         values: list[tuple[str, Any]] = [("", config.override({}, [text]))]
         while values:
             key, value = values.pop()
+            entries = value if isinstance(value, dict) else [value]
+            if re.fullmatch(_OBJECTIVE, key):
+                typed.update(entry for entry in entries if isinstance(entry, str))
             if isinstance(value, dict):
                 values += [(f"{key}.{name}" if key else str(name), inner) for name, inner in value.items()]
             elif isinstance(value, list):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -95,7 +96,7 @@ def study(
     from tutelage.studies import budget as budgets
     from tutelage.studies import run_study, workers
 
-    study_file.read(name, typed, check=from_spec)
+    study_file.read(name, typed, check=partial(from_spec, trust_code=trust))
     if device is not None and on is None:
         _require(device)
     if dry_run:

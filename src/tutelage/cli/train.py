@@ -77,7 +77,7 @@ def _run(
     from tutelage import api  # and with it torch: what can be refused without is refused by now
     from tutelage.runs.setup import check_objectives
 
-    check_objectives(recipe, where=where, overrides=overrides)
+    check_objectives(recipe, where=where, overrides=overrides, trust_code=trust)
     if dry_run:
         common.print_dry_run(recipe, trust, runs, set())
         return
@@ -117,7 +117,7 @@ def compare(
     from tutelage.runs.setup import check_objectives
     from tutelage.studies import compare as comparisons
 
-    check_objectives(comparison, where=str(path), overrides=typed)
+    check_objectives(comparison, where=str(path), overrides=typed, trust_code=trust)
     if dry_run:
         noted = set[str]()
         for run in comparisons.dry_runs(comparison, folder):
@@ -161,7 +161,7 @@ def record(
     from tutelage.runs import record_teacher
     from tutelage.runs.setup import check_objectives
 
-    check_objectives(parsed, where=recipe, overrides=typed)
+    check_objectives(parsed, where=recipe, overrides=typed, trust_code=trust)
     with (
         common.run_options(trust) as options,
         common.noting(outputs, lambda: plural(len(list(outputs.rglob("*.safetensors"))), "file")),

@@ -69,9 +69,9 @@ def tune(
     from tutelage.tuning import search as searches
 
     sampler.optuna()
-    check_objectives(parsed, where=str(path), overrides=typed)
+    check_objectives(parsed, where=str(path), overrides=typed, trust_code=trust)
     for edge in requests.edges(asked):
-        check_objectives(edge, where="--search")
+        check_objectives(edge, where="--search", trust_code=trust)
     folder = runs / requests.folder_name(asked)
     if dry_run:
         for line in summary.space_lines(asked.space):

@@ -81,9 +81,20 @@ def override(value: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, An
     return changed
 
 
+def keys_of(dotted: str) -> list[str]:
+    """Return the keys of a dotted one; ``file:path.py:function``, a preset of the user's own, is one in spite of dots.
+
+    Example:
+        >>> keys_of("objective.file:my.py:loss.weight")
+        ['objective', 'file:my.py:loss', 'weight']
+    """
+    own = re.sub(r"(?:^|(?<=\.))file:.*:\w+(?=\.|$)", lambda match: match[0].replace(".", "\0"), dotted)
+    return [key.replace("\0", ".") for key in own.split(".")]
+
+
 def _put(value: dict[str, Any], text: str) -> None:
     key, equals, raw = text.partition("=")
-    names = key.split(".")
+    names = keys_of(key)
     if not equals or not all(names) or len(names) > DEEPEST:
         raise RecipeError("override", "key=value", repr(text), "for example epochs=10")
     try:

@@ -55,6 +55,7 @@ from tutelage.settings.objective import (
     read_objective,
     untyped_exponents,
 )
+from tutelage.settings.outputs import Bucket, OutputsForm
 from tutelage.settings.run import TOGETHER
 
 
@@ -164,6 +165,7 @@ OptimizerField = Annotated[
     pydantic.WrapSerializer(lambda value, write: {k: v for k, v in write(value).items() if v is not None}),
 ]
 ScheduleField = Annotated[Schedule, Field(discriminator="name"), _of_kind(Constant.name), ShortFor("name")]
+OutputsFormField = Annotated[OutputsForm, Field(discriminator="name"), _of_kind(Bucket.name), ShortFor("name")]
 OnPolicyField = Annotated[OnPolicy, ShortFor("share", number=True)]
 ClassWeightsField = Annotated[
     ClassWeights | None, BeforeValidator(check_class_weights), InSchema(minItems=1, minProperties=1)
@@ -439,7 +441,8 @@ class Training(_Section):
     """How a teacher is to be trained before the run that needs it.
 
     What is not set is as in that run, but for ``objective``, by default cross-entropy, and ``labelled``, by default
-    every label. The data are that run's, without its unlabelled ones; for embeddings it learns their classes.
+    every label. The data are that run's, without its unlabelled ones and in one view; for embeddings it learns their
+    classes.
     """
 
     model: Annotated[NetworkField, pydantic.AfterValidator(_not_made), _without("classes", "init")] = Field(
@@ -597,6 +600,8 @@ class Recipe(_Section):
         outputs: the folder of the teacher's recorded outputs, which are read instead of running it; none runs it.
         outputs_limit_mb: recording refuses to write more, MB of 10**6 bytes.
         outputs_top: where all logits are above that, recording keeps so many per sample; none keeps all.
+        outputs_form: what recording keeps of each answer, ``bucket`` or ``sampled`` with their numbers, whatever the limit
+            is; none keeps all logits, or the top.
         outputs_max_error: it refuses the top where a chunk's mean total variation from ``p_gamma`` or mean relative
             error of ``U_gamma``, at an exponent of the recipe's, is larger; none is 0.01, and 0.25 for tokens.
         objective: a preset, or a list of them with scales.
@@ -635,6 +640,7 @@ class Recipe(_Section):
     outputs: str | None = None
     outputs_limit_mb: Positive = 20_000.0
     outputs_top: Count | None = None
+    outputs_form: OutputsFormField | None = None
     outputs_max_error: Positive | None = None
     objective: ObjectiveField = _CROSS_ENTROPY
     class_weights: ClassWeightsField = None
@@ -726,6 +732,7 @@ class Recipe(_Section):
                 self.data,
                 labelled=keys.pop("labelled", None),
                 unlabelled=unlabelled,
+                strong=None,
                 tokenizer=tokenizer,
                 teacher_tokenizer=None,
                 embedding=None,
@@ -880,7 +887,8 @@ def parse(
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
     if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
-    if errors := [*_of_served(recipe), *_of_on_policy(recipe), *_of_pairs(recipe), *_of_masks(recipe)]:
+    kinds = (_of_served, _of_on_policy, _of_pairs, _of_masks, _of_vocabularies)
+    if errors := [error for kind in kinds for error in kind(recipe)]:
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
     return recipe
 
@@ -929,6 +937,21 @@ def _of_served(recipe: Recipe) -> Iterator[InvalidValueError]:
     if recipe.outputs is not None:
         expected = "null with a served teacher, whose answers are in the data"
         yield InvalidValueError("outputs", expected, repr(recipe.outputs), "type outputs=null")
+
+
+def _of_vocabularies(recipe: Recipe) -> Iterator[InvalidValueError]:
+    """Yield what does not go together with a teacher whose tokens are others than the student's."""
+    if not (recipe.data.per_token and recipe.data.teacher_tokenizer):
+        return
+    because = "with data.teacher_tokenizer, as the teacher's tokens are others than the student's"
+    values = {"outputs": recipe.outputs, "student.init": recipe.student.init}
+    for key, value in values.items():
+        if value is not None:
+            instead = f"type {key}=null, or data.teacher_tokenizer=null for a teacher of the student's tokens"
+            yield InvalidValueError(key, f"null {because}", repr(value), instead)
+    if any(fit.on_policy for fit in recipe.fits()):
+        instead = "leave on_policy out, or type data.teacher_tokenizer=null for a teacher of the student's tokens"
+        yield InvalidValueError("on_policy", f"0 {because}", "a share above 0", instead)
 
 
 def _of_masks(recipe: Recipe) -> Iterator[InvalidValueError]:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from tutelage.data.sources.from_torch import from_datasets as from_datasets
     from tutelage.settings.data import DataSettings as DataSettings
     from tutelage.settings.data import RandAugment as RandAugment
+    from tutelage.settings.data import StrongView as StrongView
     from tutelage.settings.data import Unlabelled as Unlabelled
     from tutelage.types import View as View
 
@@ -34,7 +35,7 @@ _MODULES = {
     "read_by": ".pairs",
     "open_data": ".registry",
     "from_datasets": ".sources.from_torch",
-    **dict.fromkeys(("DataSettings", "RandAugment", "Unlabelled"), "..settings.data"),
+    **dict.fromkeys(("DataSettings", "RandAugment", "StrongView", "Unlabelled"), "..settings.data"),
     "View": "..types",
 }
 __all__ = list(_MODULES)

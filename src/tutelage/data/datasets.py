@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from tutelage.data.custom_transforms import Transform
 from tutelage.data.transforms import to_float, vary
 from tutelage.data.workers import WorkerPool
 from tutelage.errors import InvalidValueError
-from tutelage.rng import balanced, buffered_permutation, in_turn, permutation, spread
+from tutelage.rng import balanced, buffered_permutation, in_turn, permutation, spread, strong_view
 from tutelage.settings.data import DataSettings
 from tutelage.settings.fit import Switch
 from tutelage.text import TextInput
@@ -96,6 +96,8 @@ class Split(ABC):
             without such parts.
         texts: number of the text that belongs to each image, ``(len,)``; ``None`` where none does.
         balanced: whether training samples with labels are drawn with all classes equally often (`balanced_classes`).
+        strong: the same samples, varied more strongly, or ``None``. Whatever is read of a view then has two rows a
+            sample, one after the other: its own view, and that of ``strong``.
     """
 
     labels: Tensor
@@ -114,6 +116,12 @@ class Split(ABC):
     prompts: NDArray[np.int64] | None = None
     texts: NDArray[np.int64] | None = None
     balanced: bool = False
+    strong: Split | None = None
+
+    @property
+    def views(self) -> int:
+        """Number of views that a training batch holds of each sample."""
+        return 1 if self.strong is None else 2
 
     def largest(self, count: int) -> NDArray[np.int64]:
         """Return the indices of samples that take the most memory in a batch, at most so many."""
@@ -123,6 +131,11 @@ class Split(ABC):
     def per_position(self) -> bool:
         """Whether each position of a sample has a label of its own; ``labels`` is then ``(len, 0)``."""
         return False
+
+    @property
+    def for_teacher(self) -> Split:
+        """The samples as the teacher reads them, where its positions and classes are its own; else itself."""
+        return self
 
     @property
     def labelled(self) -> int:
@@ -184,7 +197,10 @@ class Split(ABC):
 
     @abstractmethod
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Inputs:
-        """Return float32 ``(batch, channels, height, width)`` in [0, 1]; without a view, not augmented."""
+        """Return float32 ``(batch, channels, height, width)`` in [0, 1]; without a view, not augmented.
+
+        In a view the batch has `views` rows a sample.
+        """
 
     def stream(
         self, requests: Iterable[NDArray[np.int64]], *, view: View | None = None
@@ -237,7 +253,22 @@ class MemorySplit(Split):
             images = vary(
                 images, index, view=view, settings=self.settings, transform=self.transform, white=self.divisor
             )
+        if view is not None and isinstance(self.strong, MemorySplit):
+            return neighbours(index, images, *self.strong._indexed(index, view=strong_view(view)))
         return index, images
+
+
+def neighbours(
+    index: NDArray[np.int64], images: Tensor, other_index: NDArray[np.int64], others: Tensor
+) -> tuple[NDArray[np.int64], Tensor]:
+    """Return two views of samples as one batch: each sample's row of the first, then that of the other.
+
+    ``other_index`` has samples of ``index`` in the same order, but those that could not be read again: they are left
+    out.
+    """
+    if len(other_index) < len(index):
+        images = images[torch.from_numpy(np.isin(index, other_index))]
+    return other_index.repeat(2), torch.stack((images, others), dim=1).flatten(0, 1)
 
 
 def refuse_one_class(class_names: Sequence[str], source: str, *, what: str = "images") -> None:
@@ -294,6 +325,24 @@ class Splits:
     task: Task = "classes"
     licence: str | None = None
     beside: Splits | None = None
+
+    @property
+    def for_teacher(self) -> Splits:
+        """The data as the teacher reads them: with the classes of its vocabulary, where that is another; else itself.
+
+        A `Batch` of it is the teacher's alone.
+        """
+        if self.train.for_teacher is self.train:
+            return self
+        text = self.text["teacher"]
+        return replace(
+            self,
+            train=self.train.for_teacher,
+            validation=self.validation and self.validation.for_teacher,
+            test=self.test.for_teacher,
+            classes=text.tokenizer.size,
+            text={"student": text, "teacher": text},
+        )
 
     @property
     def outputs(self) -> int:

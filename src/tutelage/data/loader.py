@@ -23,7 +23,8 @@ class BatchLoader:
     processes takes every ``world``-th sample. Training batches are in the order of `Split.order`, and augmented by
     (data seed, epoch, sample), with soft labels if the split mixes samples; others come in order, without augmentation.
     A last batch with fewer samples than processes is left out in training; in evaluation it joins the previous batch.
-    Inputs held in memory are strided as channels-last.
+    Inputs held in memory are strided as channels-last. Of samples with a strong view a training batch has two rows
+    each, neighbours of one index and label.
 
     Attributes:
         split: split with the samples.
@@ -31,7 +32,7 @@ class BatchLoader:
         data_seed: seed of order and views.
         train: whether to shuffle and augment.
         first_epoch: number of epochs of earlier stages, whose order and views are not repeated.
-        samples: number of samples per epoch.
+        samples: number of rows of an epoch's batches: of samples, times the views that training has of each.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class BatchLoader:
         self.train = train
         self.first_epoch = first_epoch
         self.world = world
-        self.samples = split.per_epoch if train else len(split)
+        self._drawn = split.per_epoch if train else len(split)
+        self.samples = self._drawn * (split.views if train else 1)
 
     @property
     def corrupt(self) -> list[str]:
@@ -70,7 +72,7 @@ class BatchLoader:
         Raises:
             ValueError: if there are fewer samples, or a smaller batch, than processes.
         """
-        return steps_per_epoch(self.samples, self.batch_size, world=world)
+        return steps_per_epoch(self._drawn, self.batch_size, world=world)
 
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield this process's share of the batches of one epoch, from step ``start`` on."""
@@ -106,12 +108,12 @@ class BatchLoader:
             raise InvalidValueError("rank", f"a number in [0, {world})", rank, "pass the process's own")
 
     def _requests(self, epoch: int, *, start: int, rank: int, world: int) -> Iterator[NDArray[np.int64]]:
-        order = np.arange(self.samples)
+        order = np.arange(self._drawn)
         if self.train:
             order = self.split.order(self.data_seed, epoch, batch_size=self.batch_size)
         steps = self.steps(world=world)
         for step in range(start, steps):
-            end = self.samples if step == steps - 1 and not self.train else (step + 1) * self.batch_size
+            end = self._drawn if step == steps - 1 and not self.train else (step + 1) * self.batch_size
             yield order[step * self.batch_size : end][rank::world]
 
 

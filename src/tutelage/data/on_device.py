@@ -83,6 +83,8 @@ def reason_elsewhere(split: Split, device: torch.device) -> str | None:
         reason = "RandAugment has no form there"
     elif split.transform is not None:
         reason = "data.transform has no form there"
+    elif split.strong is not None:
+        reason = "the strong view of data.strong has no form there"
     elif split.labels.ndim > 1:
         reason = "each has several labels"
     else:

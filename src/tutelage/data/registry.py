@@ -17,7 +17,7 @@ from typing import Any
 
 from tutelage.data import custom_transforms
 from tutelage.data.balanced import balanced_classes
-from tutelage.data.datasets import Splits
+from tutelage.data.datasets import MemorySplit, Splits
 from tutelage.data.names import of_unlabelled, parse_source
 from tutelage.data.sources.digits import open_digits
 from tutelage.data.sources.hub import open_hub, unlabelled_rows
@@ -27,6 +27,7 @@ from tutelage.data.sources.parquet import open_parquet
 from tutelage.data.sources.text_files import open_csv, open_jsonl, unlabelled_texts
 from tutelage.data.sources.torchvision import open_vision
 from tutelage.data.sources.webdataset import open_webdataset
+from tutelage.data.streamed import StreamSplit
 from tutelage.errors import TutelageError
 from tutelage.settings.data import DataSettings, check
 
@@ -98,10 +99,10 @@ def open_data(settings: DataSettings, *, transform: custom_transforms.Function |
         splits = replace(splits, task="embedding", classes=settings.embedding, class_names=())
     if settings.sampling == "balanced":
         splits = balanced_classes(splits)
-    if settings.randaugment is not None:
+    if settings.strongly.randaugment is not None:
         importlib.import_module(f"{__package__}.randaugment")  # Here, once, and not in each worker process.
     if settings.transform is None:
-        return splits
+        return _with_strong_view(splits, settings)
     shape: dict[str, Any] = {"image_size": splits.image_size, "channels": splits.channels}
     if transform is None:
         varied = custom_transforms.find(settings.transform, interpolation=settings.interpolation, **shape)
@@ -109,4 +110,14 @@ def open_data(settings: DataSettings, *, transform: custom_transforms.Function |
         varied = custom_transforms.Transform(settings.transform, transform)
     custom_transforms.check_on_black(varied, **shape)
     fingerprint = None if varied.is_object else splits.fingerprint
-    return replace(splits, train=replace(splits.train, transform=varied), fingerprint=fingerprint)
+    splits = replace(splits, train=replace(splits.train, transform=varied), fingerprint=fingerprint)
+    return _with_strong_view(splits, settings)
+
+
+def _with_strong_view(splits: Splits, settings: DataSettings) -> Splits:
+    """Return a data set whose training samples have a second view, if the settings name one."""
+    train = splits.train
+    if settings.strong is None or not isinstance(train, MemorySplit | StreamSplit):
+        return splits
+    strong = replace(train, settings=settings.strongly)
+    return replace(splits, train=replace(train, strong=strong, workers=settings.workers))

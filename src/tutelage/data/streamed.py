@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from tutelage.data.datasets import Split
+from tutelage.data.datasets import Split, neighbours
 from tutelage.data.shards import CopyAhead
 from tutelage.data.transforms import draw_boxes, resize, vary
 from tutelage.errors import InvalidValueError
@@ -30,7 +30,7 @@ from tutelage.images import (
     opened,
     stop_on,
 )
-from tutelage.rng import next_unit
+from tutelage.rng import next_unit, strong_view
 from tutelage.settings.data import DataSettings
 from tutelage.types import View
 
@@ -128,7 +128,11 @@ class StreamSplit(Split):
                 kept.append(row)
             except UnreadableError as error:
                 faults.append(Fault(self.reader.name(position), str(error)))
-        batch = torch.from_numpy(images[: len(kept)])
+        batch, readable = torch.from_numpy(images[: len(kept)]), index[kept]
         if view is not None and kept:
-            batch = vary(batch, index[kept], view=view, settings=self.settings, transform=self.transform)
-        return index[kept], batch, faults, with_frames
+            batch = vary(batch, readable, view=view, settings=self.settings, transform=self.transform)
+        if view is not None and isinstance(self.strong, StreamSplit):
+            again, others, more, _ = self.strong._decode(readable, view=strong_view(view))
+            readable, batch = neighbours(readable, batch, again, others)
+            faults += more
+        return readable, batch, faults, with_frames

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -258,7 +258,7 @@ def from_texts(
         if not part.values:
             continue
         if settings.per_token:
-            splits[name] = _predicted(part, tokenizer, settings, source=source, learned=name == "train")
+            splits[name] = _predicted(part, by_name, settings, source=source, learned=name == "train")
             left_out += 0 if settings.pack else len(part.values) - len(splits[name])
         else:
             splits[name] = _classified(torch.from_numpy(of_part[name]), part.values, by_name, settings)
@@ -342,9 +342,15 @@ def _tokenizers(
     if tokenizer is None:
         assert isinstance(settings.tokenizer, LearnedTokenizer)
         tokenizer = learn_bpe(training, settings.tokenizer.bpe)
-    if settings.teacher_tokenizer is None:
+    if isinstance(settings.teacher_tokenizer, str):
+        teacher = tokenizer_of(settings.teacher_tokenizer, what="data.teacher_tokenizer")
+    elif settings.teacher_tokenizer is not None:
+        teacher = learn_bpe(training, settings.teacher_tokenizer.bpe)
+    else:
+        teacher = tokenizer
+    same = settings.teacher_tokenizer is None or (settings.per_token and teacher.fingerprint == tokenizer.fingerprint)
+    if same:
         return tokenizer, tokenizer, {"": tokenizer}
-    teacher = tokenizer_of(settings.teacher_tokenizer, what="data.teacher_tokenizer")
     return tokenizer, teacher, {"student": tokenizer, "teacher": teacher}
 
 
@@ -377,29 +383,56 @@ def _in_turn(samples: Sequence[NDArray[np.int32]], lengths: Sequence[int], token
     return TokenRows(flat(samples, size=tokenizer.size), starts, np.array(lengths, np.int64))
 
 
-def _end_of(tokenizer: Tokenizer, why: str) -> int:
+def _end_of(tokenizer: Tokenizer, why: str, key: str = "data.tokenizer") -> int:
     if tokenizer.end_id is None:
         instead = "name a folder whose tokenizer_config.json has an eos_token, or learn one: {bpe: 2000}"
-        raise InvalidValueError("data.tokenizer", f"one with an end token, {why}", "one without", instead)
+        raise InvalidValueError(key, f"one with an end token, {why}", "one without", instead)
     return tokenizer.end_id
 
 
-def _predicted(part: Texts, tokenizer: Tokenizer, settings: DataSettings, *, source: str, learned: bool) -> TokenSplit:
-    """Return a split of a language model, which predicts each next token, with a served teacher's answers if any."""
-    served = prompts = None
+def _predicted(
+    part: Texts, by_name: Mapping[str, Tokenizer], settings: DataSettings, *, source: str, learned: bool
+) -> TokenSplit:
+    """Return a split of a language model, which predicts each next token, with a served teacher's answers if any.
+
+    Samples without a token to predict are left out; of two tokenizers, by either.
+    """
     if settings.pack is not None:
-        rows, counted, size = _packed(part.values, tokenizer, settings.pack)
-    else:
-        rows, counted, size, answers, prompts = _continued(part, tokenizer, settings)
-        if learned and part.answers:
-            served = served_of(answers, classes=tokenizer.size, source=f"{source}, column {settings.top_logprobs}")
+        rows, counted, size = _packed(part.values, by_name[""], settings.pack)
+        return _of_targets(rows, counted, size)
+    keys = {"teacher": "data.teacher_tokenizer"}
+    read = [[*_continued(part, each, settings, keys.get(name, "data.tokenizer"))] for name, each in by_name.items()]
+    kept = [samples for samples in zip(*read, strict=True) if None not in samples]
+    student, *teachers = (_as_split([samples[k] for samples in kept], each) for k, each in enumerate(by_name.values()))
+    if teachers:
+        aligned = zip(*(_aligned(*samples) for samples in kept), strict=True)
+        student, *teachers = (
+            replace(split, targets_aligned=np.concatenate(parts))
+            for split, parts in zip((student, *teachers), aligned, strict=True)
+        )
+    if learned and part.answers:
+        answers = [sample.answers for sample, *_ in kept if sample and sample.answers]
+        named = f"{source}, column {settings.top_logprobs}"
+        student = replace(student, served=served_of(answers, classes=by_name[""].size, source=named))
+    return replace(student, teachers=teachers[0] if teachers else None)
+
+
+def _of_targets(rows: TokenRows, counted: NDArray[np.bool_], size: int) -> TokenSplit:
+    """Return a split of rows whose tokens are predicted, of so many bytes."""
     if not len(rows.starts):
         instead = "add texts, or type a larger data.max_tokens"
         raise InvalidValueError("data.source", "at least 2 tokens, of which one is predicted", "fewer", instead)
     labels = torch.full((len(rows.starts), 0), UNLABELLED)
-    return TokenSplit(
-        labels=labels, rows={"": rows}, targets_counted=counted, text_bytes=size, served=served, prompts=prompts
-    )
+    return TokenSplit(labels=labels, rows={"": rows}, targets_counted=counted, text_bytes=size)
+
+
+def _as_split(samples: Sequence[_Continued | None], tokenizer: Tokenizer) -> TokenSplit:
+    """Return a split of samples by one tokenizer."""
+    known = [sample for sample in samples if sample]
+    rows = _in_turn([each.ids for each in known], [len(each.ids) - 1 for each in known], tokenizer)
+    counted = np.concatenate([np.empty(0, np.bool_), *(each.counted for each in known)])
+    split = _of_targets(rows, counted, sum(each.size for each in known))
+    return replace(split, prompts=np.array([each.prompt for each in known], np.int64))
 
 
 def _packed(values: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[TokenRows, NDArray[np.bool_], int]:
@@ -416,18 +449,23 @@ def _packed(values: Sequence[str], tokenizer: Tokenizer, length: int) -> tuple[T
     return TokenRows(ids, starts, np.minimum(length, len(ids) - 1 - starts)), np.ones(len(ids), np.bool_), size
 
 
-def _continued(
-    part: Texts, tokenizer: Tokenizer, settings: DataSettings
-) -> tuple[TokenRows, NDArray[np.bool_], int, list[Answers], NDArray[np.int64]]:
-    """Encode samples of which a part is to be learned; those of which nothing is left are left out.
+class _Continued(NamedTuple):
+    """A sample of which a part is to be learned."""
 
-    Returns:
-        Rows; which tokens are counted as targets; the length in UTF-8 of those; a served teacher's answers for them;
-        the number of each row's tokens before the last part that is learned.
-    """
+    ids: NDArray[np.int32]
+    counted: NDArray[np.bool_]  # which tokens are counted as targets
+    behind: NDArray[np.int64]  # length of the text, in characters, that each token comes behind
+    size: int  # length of the counted tokens in UTF-8
+    answers: Answers | None  # a served teacher's, for them
+    prompt: int  # number of tokens before the last part that is learned
+
+
+def _continued(
+    part: Texts, tokenizer: Tokenizer, settings: DataSettings, key: str = "data.tokenizer"
+) -> Iterator[_Continued | None]:
+    """Encode samples of which a part is to be learned; yield ``None`` for one of which nothing is left."""
     with_end = settings.prompt is not None  # A chat template writes the ends of turns itself.
-    end = _end_of(tokenizer, "which ends a completion") if with_end else None
-    samples, counts, size, answers, prompts = [], [], 0, [], []
+    end = _end_of(tokenizer, "which ends a completion", key) if with_end else None
     located = tokenizer.locate(part.values, special=with_end)
     answered: Sequence[Answers | None] = part.answers or [None] * len(part.values)
     for text, spans, given, (ids, places) in zip(part.values, part.spans, answered, located, strict=True):
@@ -445,16 +483,40 @@ def _continued(
         counted[:1] = False  # Nothing predicts the first token.
         given = given and given.aligned(np.array(ids), counted, tokenizer)
         counted = counted[: settings.max_tokens + 1]
-        if counted.any():
-            samples.append(np.array(ids[: len(counted)], np.int32))
-            counts.append(counted)
-            size += int(sizes[: len(counted)][counted].sum())
-            answers += [given.first(int(counted.sum()))] if given else []
-            # A part may have no tokens but the end, or be cut off.
-            known = [begin for begin in begins if begin < len(counted)] or [int(np.argmax(counted))]
-            prompts.append(max(1, known[-1]))
-    rows = _in_turn(samples, [len(ids) - 1 for ids in samples], tokenizer)
-    return rows, np.concatenate([np.empty(0, np.bool_), *counts]), size, answers, np.array(prompts, np.int64)
+        if not counted.any():
+            yield None
+            continue
+        # A part may have no tokens but the end, or be cut off.
+        known = [begin for begin in begins if begin < len(counted)] or [int(np.argmax(counted))]
+        yield _Continued(
+            np.array(ids[: len(counted)], np.int32),
+            counted,
+            np.maximum.accumulate(np.concatenate([[0], ends, [0]]))[: len(counted)],
+            int(sizes[: len(counted)][counted].sum()),
+            given and given.first(int(counted.sum())),
+            max(1, known[-1]),
+        )
+
+
+def _aligned(first: _Continued, second: _Continued) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which counted tokens of each come behind the same text as one of the other.
+
+    Of several that come behind the same characters, those before the last come behind a part of a character.
+    """
+    ends = []
+    for each in (first, second):
+        places = np.flatnonzero(each.counted)
+        last = np.append(np.diff(each.behind[places]) > 0, True)
+        ends.append(places[last])
+    _, of_first, of_second = np.intersect1d(
+        *(each.behind[places] for each, places in zip((first, second), ends, strict=True)), return_indices=True
+    )
+    masks = []
+    for each, places in zip((first, second), (ends[0][of_first], ends[1][of_second]), strict=True):
+        mask = np.zeros(len(each.counted), np.bool_)
+        mask[places] = True
+        masks.append(mask)
+    return masks[0], masks[1]
 
 
 def _sizes(text: str, ends: NDArray[np.int64]) -> NDArray[np.int64]:

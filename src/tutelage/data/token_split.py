@@ -55,11 +55,21 @@ class TokenSplit(Split):
         bucket_batches: batches in a window of `order`, inside which samples of similar length share a batch.
         targets_counted: whether the loss counts each id of the one array as a target, ``(tokens,)``, if every token has
             a label, the one behind it, which is then in the array behind each row; ``None`` if each text has one.
+        targets_aligned: which of these targets come behind the same text as one of another vocabulary does.
+        teachers: the same samples as a teacher of another vocabulary reads them, with targets of its own; ``None``
+            where all networks have the same targets.
     """
 
     rows: Mapping[str, TokenRows]
     bucket_batches: int = 1
     targets_counted: NDArray[np.bool_] | None = None
+    targets_aligned: NDArray[np.bool_] | None = None
+    teachers: TokenSplit | None = None
+
+    @property
+    def for_teacher(self) -> TokenSplit:
+        """The samples as the teacher reads them, with the targets that it has."""
+        return self.teachers or self
 
     @property
     def per_position(self) -> bool:
@@ -69,7 +79,7 @@ class TokenSplit(Split):
     @property
     def longest(self) -> int:
         """Largest number of tokens of a sample."""
-        return max(int(rows.lengths.max(initial=0)) for rows in self.rows.values())
+        return int(self._lengths.max(initial=0))
 
     def largest(self, count: int) -> NDArray[np.int64]:
         """Return the indices of the longest samples, at most so many."""
@@ -78,7 +88,8 @@ class TokenSplit(Split):
     @property
     def _lengths(self) -> NDArray[np.int64]:
         """Largest number of tokens of each sample."""
-        return np.max([rows.lengths for rows in self.rows.values()], axis=0)
+        others = [] if self.teachers is None else [self.teachers._lengths]
+        return np.max([*(rows.lengths for rows in self.rows.values()), *others], axis=0)
 
     def order(self, seed: int, epoch: int, *, batch_size: int) -> NDArray[np.int64]:
         """Return the order of the training samples in an epoch, in buckets of the longest tokens' number.
@@ -102,7 +113,16 @@ class TokenSplit(Split):
         for name, rows in self.rows.items():
             places, present = rows.places(index)
             ids[name] = torch.from_numpy(np.where(present, rows.taken(places), PADDING))
-        return ids.get("", ids)
+        if self.teachers is None:
+            return ids.get("", ids)
+        masks = {
+            "teacher_counted": self.teachers._at(index, self.teachers.targets_counted),
+            "student_aligned": self._at(index, self.targets_aligned),
+            "teacher_aligned": self.teachers._at(index, self.teachers.targets_aligned),
+        }
+        theirs = self.teachers.fetch(index)
+        assert isinstance(theirs, Tensor)
+        return {"student": ids[""], "teacher": theirs} | {k: torch.from_numpy(mask) for k, mask in masks.items()}
 
     def targets(self, index: Tensor, inputs: Inputs, view: View | None = None) -> tuple[Tensor, Tensor | None]:
         """Return the labels of samples, and which of their positions count, as in `types.Batch`.
@@ -112,7 +132,14 @@ class TokenSplit(Split):
         if self.targets_counted is None:
             return self.labels[index], None
         (rows,) = self.rows.values()
-        places, present = rows.places(index.numpy())
-        counted = present & self.targets_counted[places + 1]
+        places, _ = rows.places(index.numpy())
+        counted = self._at(index.numpy(), self.targets_counted)
         labels = np.where(counted, rows.taken(places + 1), UNLABELLED)
         return torch.from_numpy(labels), torch.from_numpy(counted)
+
+    def _at(self, index: NDArray[np.int64], targets: NDArray[np.bool_] | None) -> NDArray[np.bool_]:
+        """Return which positions of samples have a target that is one of these, ``(batch, tokens)``."""
+        (rows,) = self.rows.values()
+        places, present = rows.places(index)
+        assert targets is not None
+        return present & targets[places + 1]

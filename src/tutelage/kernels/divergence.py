@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import FunctionType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from tutelage import checks, losses
 from tutelage.errors import InvalidTypeError
-from tutelage.losses.divergences import parameter_of
+from tutelage.losses.divergences import PARAMETERS, parameters_of
 
 KINDS = ("forward", "reverse", "jensen_shannon", "skew", "total_variation")
 """Kinds of `losses.divergence` that have forms; the kernels' constants are in this order."""
@@ -51,9 +51,13 @@ def _ttm(*, gamma: float, power_sum: bool = False) -> Divergence:
     return Divergence(teacher_gamma=float(gamma), power_sum=power_sum)
 
 
-def _divergence(*, kind: str, alpha: float | None = None, beta: float | None = None) -> Divergence | None:
-    mixture = float(parameter_of(kind, alpha, beta))
-    return Divergence(kind, mixture) if kind in KINDS else None
+def _divergence(*, kind: str, temperature: float = 1.0, **parameters: Any) -> Divergence | None:
+    checks.positive(temperature, "temperature", example=4.0)
+    values = parameters_of(kind, **parameters)
+    if kind not in KINDS or temperature != 1:
+        return None
+    (mixture,) = values.values() or (0.0,)
+    return Divergence(kind, float(mixture))
 
 
 FUSED: Mapping[Callable[..., Tensor], tuple[Callable[..., Divergence | None], tuple[str, ...]]] = {
@@ -61,7 +65,7 @@ FUSED: Mapping[Callable[..., Tensor], tuple[Callable[..., Divergence | None], tu
     losses.weighted_kd: (partial(_kd, power_sum=True), ("temperature",)),
     losses.ttm: (_ttm, ("gamma",)),
     losses.wttm: (partial(_ttm, power_sum=True), ("gamma",)),
-    losses.divergence: (_divergence, ("kind", "alpha", "beta")),
+    losses.divergence: (_divergence, ("kind", "temperature", *{name for own in PARAMETERS.values() for name in own})),
 }
 """Losses in the family, and their hyperparameters, of which each needs the first."""
 

@@ -29,9 +29,10 @@ def cross_entropy_and(
 ) -> tuple[Tensor, Tensor]:
     """Compute `losses.cross_entropy` and a loss of both networks' logits together.
 
-    `losses.kd`, `losses.weighted_kd`, `losses.ttm`, `losses.wttm` and `losses.divergence` have a form that sweeps over
-    the logits once forward (twice for the kinds that mix the two distributions) and once backward, computes in float32,
-    and allocates nothing as large as the logits except one gradient:
+    `losses.kd`, `losses.weighted_kd`, `losses.ttm`, `losses.wttm` and some kinds of `losses.divergence`
+    (`divergence.KINDS`, at temperature 1) have a form that sweeps over the logits once forward (twice for the kinds
+    that mix the two distributions) and once backward, computes in float32, and allocates nothing as large as the logits
+    except one gradient:
 
     * on CUDA with Triton all of them, in float32, bfloat16 and float16, with dense logits or `types.Sparse` ones;
     * on the CPU `losses.wttm`, in every floating dtype, from 2**17 logits on; fewer are faster without it.
@@ -77,7 +78,7 @@ def cross_entropy_and(
         teacher = [teacher_logits.detach()]
     is_index = checks.labels_for(student_logits, labels)
     divergence = divergence_of(loss)
-    if divergence is not None and is_index:
+    if divergence is not None and is_index and getattr(teacher_logits, "form", "level") == "level":
         z, *rows = [x.flatten(0, -2) if x.ndim > 1 else x[None] for x in (student_logits, *teacher[:2])]
         rows = [*rows, *(level.flatten() for level in teacher[2:])]
         values = None

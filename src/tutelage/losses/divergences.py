@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,10 +17,21 @@ from torch import Tensor
 from tutelage import checks, targets
 from tutelage.errors import InvalidValueError
 from tutelage.losses.logits import kl_divergence
+from tutelage.losses.transport import transport
 
 
 def divergence(
-    student_logits: Tensor, teacher_logits: Tensor, *, kind: str, alpha: float | None = None, beta: float | None = None
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    kind: str,
+    temperature: float = 1.0,
+    alpha: float | None = None,
+    beta: float | None = None,
+    mu: float | None = None,
+    cost: Tensor | None = None,
+    sinkhorn_lambda: float | None = None,
+    sinkhorn_iter: int | None = None,
 ) -> Tensor:
     """Compute a divergence between the student's distribution and the teacher's.
 
@@ -32,36 +45,70 @@ def divergence(
       ``(1 - alpha) * q * (sum_i q[i] * p[i] / m[i] - p / m)``.
     * ``total_variation``: ``0.5 * sum_i |p[i] - q[i]|``; ``0.5 * q * (s - sum_i q[i] * s[i])`` with
       ``s = sign(q - p)``, which is 0 if the two are equal.
+    * ``skew_reverse``: ``KL(q || m)`` with ``m = alpha * q + (1 - alpha) * p``, ``skew`` with the roles exchanged;
+      ``q * (r - sum_i q[i] * r[i])`` with ``r = log(q / m) - alpha * q / m``.
+    * ``alpha_beta``: ``-1 / (a * b) * sum_i (p**a * q**b - a / (a + b) * p**(a + b) - b / (a + b) * q**(a + b))`` with
+      ``a`` and ``b`` for ``alpha`` and ``beta``; ``g - q * sum_i g[i]`` with ``g = (q**(a + b) - p**a * q**b) / a``.
+      Where ``a``, ``b`` or ``a + b`` is 0 it is the limit. ``forward`` is (1, 0), ``reverse`` (0, 1), and (0, 0) is
+      ``0.5 * sum_i log(q[i] / p[i])**2``.
+    * ``adaptive``: ``w * KL(p || q) + (1 - w) * KL(q || p)``, where ``w`` is the part of ``sum_i |p[i] - q[i]|`` that
+      is in the teacher's head: its likeliest class, and those down to which probabilities add up to at most ``mu``.
+    * ``class_wise``: ``sum_i (w[i] * p[i] * log(p[i] / q[i]) + (1 - w[i]) * q[i] * log(q[i] / p[i]))`` with
+      ``w = p / (p + q)``. Its value is ``KL(p || q) + KL(q || p)``, its gradient is not: see below.
+    * ``wasserstein``: the cost of moving ``q`` to ``p`` by `transport`.
 
-    There is no temperature and no ``T**2``: divide both networks' logits by the temperature, as in
-    ``kd(z, v, temperature=T) = T**2 * divergence(z / T, v / T, kind="forward")``. In the same way
-    ``ttm(z, v, gamma=g) = divergence(z, g * v, kind="forward")``, and `wttm` is that times ``U_g(p)``.
+    The weights ``w`` of ``adaptive`` and ``class_wise`` have no gradient, so the step is not that of the value's slope.
+
+    No value is multiplied by ``T**2``: ``kd(z, v, temperature=T) = T**2 * divergence(z, v, kind="forward",
+    temperature=T)``. In the same way ``ttm(z, v, gamma=g) = divergence(z, g * v, kind="forward")``, and `wttm` is that
+    times ``U_g(p)``.
 
     A class with ``q = 0`` and ``p > 0`` makes ``forward`` infinite; one with ``p = 0`` and ``q > 0`` makes ``reverse``
-    infinite, with a gradient of NaN. The others are always finite: ``jensen_shannon`` is at most
-    ``-beta * log(beta) - (1 - beta) * log(1 - beta)``, ``log(2)`` at 0.5; ``skew`` at most ``-log(alpha)``.
+    infinite, with a gradient of NaN; either makes ``class_wise`` infinite, and ``adaptive`` where its weight is not 0.
+    ``alpha_beta`` is finite if ``alpha`` and ``beta`` are above 0, and at most ``1 / (alpha * beta)`` if they add up to
+    at least 1. The others are always finite: ``jensen_shannon`` is at most
+    ``-beta * log(beta) - (1 - beta) * log(1 - beta)``, ``log(2)`` at 0.5; ``skew`` and ``skew_reverse`` at most
+    ``-log(alpha)``; ``wasserstein`` at most the largest cost.
 
     Args:
         student_logits: ``(..., classes)``, ``z``; ``-inf`` means probability 0.
         teacher_logits: the same shape, ``v``; ``-inf`` means probability 0.
         kind: name of the divergence, one of `KINDS`.
-        alpha: teacher's share of the mixture, above 0 and below 1, by default 0.1; for ``skew`` only.
-        beta: teacher's share of the mixture, and the weight of the first term, above 0 and below 1, by default 0.5;
-            for ``jensen_shannon`` only.
+        temperature: ``T``, finite and above 0; it divides both networks' logits.
+        alpha: for ``skew`` and ``skew_reverse`` the share of the mixture, above 0 and below 1, by default 0.1, that is
+            the teacher's in the one and the student's in the other; for ``alpha_beta`` the teacher's exponent, any
+            finite number, by default 0.5.
+        beta: for ``jensen_shannon`` the teacher's share of the mixture, and the weight of the first term, above 0 and
+            below 1, by default 0.5; for ``alpha_beta`` the student's exponent, any finite number, by default 0.5.
+        mu: mass of the head, in [0, 1), by default 0.5; for ``adaptive`` only.
+        cost: cost of moving probability from the student's class, a row, to the teacher's, ``(classes, classes)``, at
+            least 0 (not checked); for ``wasserstein`` only, which needs it: `class_cost` makes one.
+        sinkhorn_lambda: weight of the entropy of the plan, above 0, by default 0.05; for ``wasserstein`` only.
+        sinkhorn_iter: number of Sinkhorn's iterations, by default 10, which do not converge: see `transport`; for
+            ``wasserstein`` only.
 
     Returns:
-        ``(...)`` nats, or for ``total_variation`` a number in [0, 1] without unit; 0 if the two are equal, otherwise
-        above 0, up to rounding.
+        ``(...)`` nats, for ``total_variation`` a number in [0, 1] without unit, for ``wasserstein`` in the unit of the
+        cost; 0 if the two are equal, but for ``wasserstein``, otherwise above 0, up to rounding.
 
     Raises: TypeError or ValueError if a dtype, shape, name or number is not as above, or a number is given for a kind
         that takes none.
     Source: ``jensen_shannon``: the generalised form of Agarwal et al., "On-Policy Distillation of Language Models",
-        arXiv 2306.13649; ``skew``: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models",
-        arXiv 2402.03898.
+        arXiv 2306.13649; ``skew`` and ``skew_reverse``: Ko et al., "DistiLLM: Towards Streamlined Distillation for
+        Large Language Models", arXiv 2402.03898; ``alpha_beta``: Wang et al., "ABKD: Pursuing a Proper Allocation of
+        the Probability Mass in Knowledge Distillation via alpha-beta-Divergence", arXiv 2505.04560; ``adaptive``: Wu et
+        al., "Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large Language Models", arXiv
+        2404.02657; ``class_wise``: Jung et al., "ToDi: Token-wise Distillation via Fine-Grained Divergence Control",
+        arXiv 2505.16297; ``wasserstein``: Lv et al., "Wasserstein Distance Rivals Kullback-Leibler Divergence for
+        Knowledge Distillation", arXiv 2412.08139.
     Differs from: TRL and Liger-Kernel, whose ``beta`` of 0 is ``KL(p || q)`` and of 1 ``KL(q || p)``, while the formula
         tends to 0 at both: type ``kind="forward"`` or ``kind="reverse"`` for these; DistiLLM's code, whose ``lam`` of
         the Jensen-Shannon divergence is the student's share, ``1 - beta``, and whose forward and skewed divergences
-        are cross-entropies, larger by the teacher's entropy, with equal gradients.
+        are cross-entropies, larger by the teacher's entropy, with equal gradients. The code of ABKD jumps where an
+        exponent or their sum is 0: its factor is ``1 / b`` where the limit's is ``1 / b**2`` (``1 / a`` and
+        ``1 / a**2``), equal only at 1; its powers give a gradient of NaN once a student's probability underflows, and
+        its sums values below 0 near equality. The code of AKL is NaN where the two are equal; a public copy counts
+        the class that crosses ``mu`` to the head. The code of ToDi sums over tokens.
 
     Example:
         >>> student, teacher = torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 2.0]])
@@ -71,8 +118,20 @@ def divergence(
         tensor([0.1286])
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
-    parameter = parameter_of(kind, alpha, beta)
-    return KINDS[kind](torch.log_softmax(student_logits, dim=-1), torch.log_softmax(teacher_logits, dim=-1), parameter)
+    checks.positive(temperature, "temperature", example=4.0)
+    parameters = parameters_of(
+        kind,
+        alpha=alpha,
+        beta=beta,
+        mu=mu,
+        cost=cost,
+        sinkhorn_lambda=sinkhorn_lambda,
+        sinkhorn_iter=sinkhorn_iter,
+    )
+    if temperature != 1:
+        student_logits, teacher_logits = student_logits / temperature, teacher_logits / temperature
+    log_q, log_p = torch.log_softmax(student_logits, dim=-1), torch.log_softmax(teacher_logits, dim=-1)
+    return KINDS[kind](log_q, log_p, **parameters)
 
 
 def transformed_matching(
@@ -83,8 +142,7 @@ def transformed_matching(
     sample_weight: Callable[[Tensor], Tensor] | None = None,
     normalise: bool = False,
     kind: str = "forward",
-    alpha: float | None = None,
-    beta: float | None = None,
+    **parameters: Any,
 ) -> Tensor:
     """Compute the matching term for any point-wise transform of the teacher, any sample weight and any divergence.
 
@@ -102,8 +160,7 @@ def transformed_matching(
         normalise: whether weights are divided by their mean over all samples, so values depend on the batch; if all
             are 0 they stay 0.
         kind: name of the divergence between ``p_f`` and ``q``, one of `KINDS`.
-        alpha: teacher's share of the mixture of ``skew``; see `divergence`.
-        beta: teacher's share of the mixture of ``jensen_shannon``; see `divergence`.
+        parameters: those of the kind, such as ``alpha`` of ``skew``; see `divergence`.
 
     Returns:
         ``(...)`` nats times the weight.
@@ -124,7 +181,7 @@ def transformed_matching(
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_p = torch.log_softmax(teacher_logits, dim=-1)
     target = targets.transform(log_p, transform).detach()
-    values = KINDS[kind](torch.log_softmax(student_logits, dim=-1), target, parameter_of(kind, alpha, beta))
+    values = KINDS[kind](torch.log_softmax(student_logits, dim=-1), target, **parameters_of(kind, **parameters))
     if sample_weight is None:
         return values
     weight = sample_weight(log_p).detach()
@@ -137,37 +194,38 @@ def transformed_matching(
     return weight * values
 
 
-def parameter_of(kind: str, alpha: float | None, beta: float | None) -> float:
-    """Return the parameter of a kind of `divergence`: the default if none is given, 0.0 if it has none.
+def parameters_of(kind: str, **given: Any) -> dict[str, Any]:
+    """Return the parameters of a kind of `divergence` by name, the defaults of those that are not given or ``None``.
 
     Raises:
-        TypeError: if it is not a Python number.
-        ValueError: if there is no such kind, a number is given for a kind that takes none, or it is out of range.
+        TypeError: if one is no Python number.
+        ValueError: if there is no such kind, one is given for a kind that does not take it, or it is out of range.
     """
     checks.known(kind, "kind", KINDS, example='"forward"')
-    own, default = PARAMETERS.get(kind, ("", 0.0))
-    for name, value in (("alpha", alpha), ("beta", beta)):
-        if name != own and value is not None:
-            owners = " or ".join(f'kind="{other}"' for other, (its, _) in PARAMETERS.items() if its == name)
-            raise InvalidValueError(name, f'none for kind="{kind}"', value, f"leave it out, or type {owners}")
-    given = alpha if own == "alpha" else beta
-    if given is None:
-        return default
-    checks.mixture_weight(given, own, example=default, ends='kind="forward" or kind="reverse"')
-    return given
+    own = PARAMETERS.get(kind, {})
+    for name, value in given.items():
+        if name not in own and value is not None:
+            owners = " or ".join(f'kind="{other}"' for other, its in PARAMETERS.items() if name in its)
+            got = tuple(value.shape) if isinstance(value, Tensor) else value
+            instead = f"leave it out, or type {owners}" if owners else "leave it out"
+            raise InvalidValueError(name, f'none for kind="{kind}"', got, instead)
+    values = {name: known.default if given.get(name) is None else given[name] for name, known in own.items()}
+    for name, value in values.items():
+        own[name].check(value, name, example=own[name].default)
+    return values
 
 
-def _reverse(log_q: Tensor, log_p: Tensor, _: float) -> Tensor:
+def _reverse(log_q: Tensor, log_p: Tensor) -> Tensor:
     q = log_q.exp()
     return (q * (log_q - log_p).masked_fill(q == 0, 0.0)).sum(dim=-1)
 
 
-def _jensen_shannon(log_q: Tensor, log_p: Tensor, beta: float) -> Tensor:
+def _jensen_shannon(log_q: Tensor, log_p: Tensor, *, beta: float) -> Tensor:
     rest = 1 - beta
     return beta * _from_mixture(log_p, log_q, beta, rest) + rest * _from_mixture(log_q, log_p, rest, beta)
 
 
-def _total_variation(log_q: Tensor, log_p: Tensor, _: float) -> Tensor:
+def _total_variation(log_q: Tensor, log_p: Tensor) -> Tensor:
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(dim=-1)
 
 
@@ -180,14 +238,142 @@ def _from_mixture(log_a: Tensor, log_b: Tensor, share_a: float, share_b: float) 
     return -(a * torch.logaddexp(ratio, ratio.new_full((), math.log(share_a)))).sum(dim=-1)
 
 
-KINDS: Mapping[str, Callable[[Tensor, Tensor, float], Tensor]] = {
-    "forward": lambda log_q, log_p, _: kl_divergence(log_q, log_p),
+def _adaptive(log_q: Tensor, log_p: Tensor, *, mu: float) -> Tensor:
+    gaps = (log_p.exp() - log_q.exp()).detach().abs()
+    likeliest, order = log_p.exp().sort(dim=-1, descending=True, stable=True)
+    first = torch.arange(order.shape[-1], device=order.device) == 0
+    head = (likeliest.cumsum(dim=-1) <= mu) | first
+    parts = torch.stack([gaps.gather(-1, order).masked_fill(part, 0.0).sum(dim=-1) for part in (~head, head)])
+    shares = parts / parts.sum(dim=0).clamp(min=torch.finfo(gaps.dtype).tiny)
+    values = kl_divergence(log_q, log_p), _reverse(log_q, log_p)
+    # A divergence that has no share may be infinite.
+    forward, reverse = (
+        (share * value).masked_fill(share == 0, 0.0) for share, value in zip(shares, values, strict=True)
+    )
+    return forward + reverse
+
+
+def _class_wise(log_q: Tensor, log_p: Tensor) -> Tensor:
+    p, q = log_p.exp(), log_q.exp()
+    ratio = (log_p - log_q).masked_fill((p == 0) & (q == 0), 0.0)
+    sure = ratio.detach()
+    forward = sure.sigmoid() * (p * ratio).masked_fill(p == 0, 0.0)
+    return (forward - (-sure).sigmoid() * (q * ratio.masked_fill(q == 0, 0.0))).sum(dim=-1)
+
+
+def _alpha_beta(log_q: Tensor, log_p: Tensor, *, alpha: float, beta: float) -> Tensor:
+    absent = (log_q == -math.inf) & (log_p == -math.inf)
+    terms = _AlphaBeta.apply(log_q.masked_fill(absent, 0.0), log_p.masked_fill(absent, 0.0), alpha, beta)
+    return terms.masked_fill(absent, 0.0).sum(dim=-1)
+
+
+class _AlphaBeta(torch.autograd.Function):
+    """Each class's term of the alpha-beta divergence, and its slope, both without cancellation.
+
+    With ``d = log q - log p`` and the points ``x = (a + b) * log p``, ``y = a * log p + b * log q`` and
+    ``z = (a + b) * log q``, the term is ``d**2`` times the second divided difference of the exponential at all three,
+    and its slope by ``log q`` is ``d`` times the first at ``y`` and ``z``. Divided differences are continuous where
+    points coincide, at exponents of 0 and at ``p = q``, and do not depend on the points' order.
+    """
+
+    @staticmethod
+    def forward(log_q: Tensor, log_p: Tensor, alpha: float, beta: float) -> Tensor:
+        d, total = log_q - log_p, alpha + beta
+        x, y, z = _power(log_p, total), _power(log_p, alpha) + _power(log_q, beta), _power(log_q, total)
+        # The points that are farthest apart come first and last; ``one`` and ``two`` are the distances over d.
+        if alpha * beta >= 0:
+            first, middle, last, one, two = x, y, z, beta, alpha
+        elif abs(alpha) >= abs(beta):
+            first, middle, last, one, two = y, x, z, -beta, total
+        else:
+            first, middle, last, one, two = x, z, y, total, -alpha
+        width = one + two
+        if width == 0:
+            return 0.5 * d * d
+        apart = (_rise(middle, last, two, d) - _rise(first, middle, one, d)) / width
+        t, series = width * d, torch.zeros_like(d)
+        for coefficient in reversed(_coefficients(one / width - 0.5)):
+            series = series * t + coefficient
+        return torch.where(t.abs() < _NEAR, d * d * (first / 2 + last / 2).exp() * series, apart)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        log_q, log_p, ctx.alpha, ctx.beta = inputs
+        ctx.save_for_backward(log_q, log_p)
+
+    @staticmethod
+    def backward(ctx: Any, of_terms: Tensor) -> tuple[Tensor, None, None, None]:
+        log_q, log_p = ctx.saved_tensors
+        y = _power(log_p, ctx.alpha) + _power(log_q, ctx.beta)
+        slope = _rise(y, _power(log_q, ctx.alpha + ctx.beta), ctx.alpha, log_q - log_p)
+        return of_terms * slope, None, None, None
+
+
+def _power(log_x: Tensor, exponent: float) -> Tensor:
+    """Return the logarithm of ``x**exponent``, with ``0**0 = 1``."""
+    return exponent * log_x if exponent else torch.zeros_like(log_x)
+
+
+def _rise(start: Tensor, end: Tensor, step: float, d: Tensor) -> Tensor:
+    """Return ``(exp(end) - exp(start)) / step`` where ``end = start + step * d``; at a step of 0 ``exp(start) * d``."""
+    if step == 0:
+        size = start.exp()
+        return size * d.masked_fill(size == 0, 0.0)
+    t = step * d
+    falls, rises = torch.expm1(t.masked_fill(t > 0, 0.0)), -torch.expm1(-t.masked_fill(t < 0, 0.0))
+    grown = torch.where(t > 0, rises, falls)
+    return torch.maximum(start, end).exp() * grown / step
+
+
+_NEAR = 0.25
+"""Distance of the outer points below which the second divided difference is a series."""
+
+
+def _coefficients(middle: float) -> list[float]:
+    """Return the series of the second divided difference of ``exp(t * .)`` at -1/2, ``middle`` and 1/2, by powers of t.
+
+    They are complete homogeneous polynomials of the points over factorials. After ten the rest is below float64's
+    precision for ``t`` up to `_NEAR`.
+    """
+    sums = [1.0]
+    for n in range(1, 10):
+        sums.append(middle * sums[-1] + (0.5**n if n % 2 == 0 else 0.0))
+    return [total / math.factorial(n + 2) for n, total in enumerate(sums)]
+
+
+class Parameter(NamedTuple):
+    """A parameter of a kind of `divergence`: its default, and what refuses other values."""
+
+    default: Any
+    check: Callable[..., None]
+
+
+_SHARE = partial(checks.mixture_weight, ends='kind="forward" or kind="reverse"')
+
+KINDS: Mapping[str, Callable[..., Tensor]] = {
+    "forward": kl_divergence,
     "reverse": _reverse,
     "jensen_shannon": _jensen_shannon,
-    "skew": lambda log_q, log_p, alpha: _from_mixture(log_p, log_q, alpha, 1 - alpha),
+    "skew": lambda log_q, log_p, *, alpha: _from_mixture(log_p, log_q, alpha, 1 - alpha),
     "total_variation": _total_variation,
+    "skew_reverse": lambda log_q, log_p, *, alpha: _from_mixture(log_q, log_p, alpha, 1 - alpha),
+    "alpha_beta": _alpha_beta,
+    "adaptive": _adaptive,
+    "class_wise": _class_wise,
+    "wasserstein": transport,
 }
-"""Divergences by name: functions of the student's log-probabilities, the teacher's, and the kind's parameter."""
+"""Divergences by name: functions of the student's log-probabilities, the teacher's, and the kind's parameters."""
 
-PARAMETERS: Mapping[str, tuple[str, float]] = {"jensen_shannon": ("beta", 0.5), "skew": ("alpha", 0.1)}
-"""Parameters by kind of `divergence`, with their defaults; the other kinds have none."""
+PARAMETERS: Mapping[str, Mapping[str, Parameter]] = {
+    "jensen_shannon": {"beta": Parameter(0.5, _SHARE)},
+    "skew": {"alpha": Parameter(0.1, _SHARE)},
+    "skew_reverse": {"alpha": Parameter(0.1, _SHARE)},
+    "alpha_beta": {"alpha": Parameter(0.5, checks.finite), "beta": Parameter(0.5, checks.finite)},
+    "adaptive": {"mu": Parameter(0.5, checks.fraction)},
+    "wasserstein": {
+        "cost": Parameter(None, checks.cost_matrix),
+        "sinkhorn_lambda": Parameter(0.05, checks.positive),
+        "sinkhorn_iter": Parameter(10, checks.whole_number),
+    },
+}
+"""Parameters by kind of `divergence`; the other kinds have none."""

@@ -444,6 +444,19 @@ def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
     return labels.clamp(min=0).unsqueeze(-1)
 
 
+def kl_within(student_logits: Tensor, teacher_logits: Tensor, inside: Tensor) -> Tensor:
+    """Return the divergence of the softmaxes over some classes, ``inside``, alone.
+
+    It is 0, and so is its gradient, where there are none of them or the teacher gives none of them probability.
+    """
+    nothing = (inside & (teacher_logits != -math.inf)).any(dim=-1, keepdim=True).logical_not()
+    outside = (inside | nothing).logical_not()
+    log_q, log_p = (
+        torch.log_softmax(logits.masked_fill(outside, -math.inf), dim=-1) for logits in (student_logits, teacher_logits)
+    )
+    return _divergence(log_q, log_p).masked_fill(nothing.squeeze(-1), 0.0)
+
+
 def _power_sum(teacher_logits: Tensor, log_p_gamma: Tensor, gamma: float) -> Tensor:
     # log U = gamma * log p[i] - log p_gamma[i] for every class i. At the likeliest one both logarithms are small, so
     # nothing cancels, and two maxima cost less than a logsumexp.

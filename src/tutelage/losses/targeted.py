@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.losses.logits import cross_entropy, kl_divergence, labelled_class
+from tutelage.losses.divergences import KINDS
+from tutelage.losses.logits import cross_entropy, kl_divergence, kl_within, labelled_class
+from tutelage.losses.transport import transport
 from tutelage.types import UNLABELLED
 
 
@@ -58,6 +60,115 @@ def dkd(
     teacher_sure, teacher_others = _split(teacher_logits / temperature, target)
     of_label, of_others = kl_divergence(_binary(sure), _binary(teacher_sure)), kl_divergence(others, teacher_others)
     values = temperature * temperature * (alpha * of_label + beta * of_others)
+    return values.masked_fill(labels == UNLABELLED, 0.0)
+
+
+def abdkd(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    ab_alpha: float,
+    ab_beta: float,
+    temperature: float,
+) -> Tensor:
+    """Compute `dkd` with the alpha-beta divergence of the others in place of their KL divergence.
+
+    ``alpha * T**2 * KL((p[y], 1 - p[y]) || (q[y], 1 - q[y])) + beta * T**2 * D(b, a)``, all at temperature ``T``, with
+    the divergence ``alpha_beta`` of `divergence`. At exponents 1 and 0 it is `dkd`. With two classes, ``D`` is 0.
+
+    Args:
+        student_logits: ``(..., classes)``, ``z``; at least two classes.
+        teacher_logits: the same shape, ``v``.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0.
+        alpha: weight of the label's divergence, finite and at least 0.
+        beta: weight of the others' divergence, finite and at least 0.
+        ab_alpha: exponent of the teacher in ``D``, any finite number.
+        ab_beta: exponent of the student in ``D``, any finite number.
+        temperature: ``T``, finite and above 0; it divides both networks' logits.
+
+    Returns:
+        ``(...)`` nats times ``T**2``; 0 if the two networks agree.
+
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or labels are soft.
+    Source: Wang et al., "ABKD: Pursuing a Proper Allocation of the Probability Mass in Knowledge Distillation via
+        alpha-beta-Divergence", arXiv 2505.04560.
+    Differs from: the authors' code where an exponent or their sum is 0, which has no value there but at (1, 0), and in
+        precision: its powers and logarithms of probabilities have no finite gradient once a network is sure.
+
+    Example:
+        >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
+        >>> numbers = {"alpha": 1.0, "beta": 8.0, "ab_alpha": 0.5, "ab_beta": 0.6, "temperature": 1.0}
+        >>> abdkd(student, teacher, torch.tensor([0]), **numbers)
+        tensor([0.8900])
+    """
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
+    checks.weight(beta, "beta", example=6.0)
+    checks.finite(ab_alpha, "ab_alpha", example=0.5)
+    checks.finite(ab_beta, "ab_beta", example=0.6)
+    of_label = dkd(student_logits, teacher_logits, labels, alpha=alpha, beta=0.0, temperature=temperature)
+    target = labelled_class(student_logits, labels)
+    _, others = _split(student_logits / temperature, target)
+    _, teacher_others = _split(teacher_logits / temperature, target)
+    of_others = KINDS["alpha_beta"](others, teacher_others, alpha=ab_alpha, beta=ab_beta)
+    return of_label + (beta * temperature * temperature * of_others).masked_fill(labels == UNLABELLED, 0.0)
+
+
+def wkd_l(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    cost: Tensor,
+    temperature: float,
+    sinkhorn_lambda: float = 0.05,
+    sinkhorn_iter: int = 10,
+    guard: float = 0.0,
+) -> Tensor:
+    """Compute the transport of Wasserstein distillation on logits: what it costs to move ``a`` to ``b``.
+
+    `transport` between the others' softmaxes at temperature ``T``. The method has the label's term as well,
+    ``-p[y] * log q[y]`` at temperature 1, which is `nkd` with ``gamma = 0``. With two classes, the transport is 0.
+
+    Args:
+        student_logits: ``(..., classes)``, ``z``; at least two classes.
+        teacher_logits: the same shape, ``v``.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0.
+        cost: ``(classes, classes)``, at least 0 (not checked), such as `class_cost` of the teacher's last layer.
+        temperature: ``T``, finite and above 0; it divides both networks' logits.
+        sinkhorn_lambda: weight of the plan's entropy, above 0.
+        sinkhorn_iter: number of iterations; the published 10 do not converge at ``T = 8``: see `transport`.
+        guard: what is added to denominators, at least 0; the published code's is 1e-8.
+
+    Returns:
+        ``(...)`` in the unit of the cost, without ``T**2``; at least 0, and above it even if the two networks agree.
+
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or labels are soft.
+    Source: Lv et al., "Wasserstein Distance Rivals Kullback-Leibler Divergence for Knowledge Distillation", arXiv
+        2412.08139.
+    Differs from: the authors' code, which adds 1e-8 to each cost and each denominator: see `transport`.
+
+    Example:
+        >>> student, teacher = torch.tensor([[2.0, 0.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
+        >>> cost = torch.tensor([[0.0, 1.0, 1.0], [1.0, 0.0, 0.5], [1.0, 0.5, 0.0]])
+        >>> wkd_l(student, teacher, torch.tensor([0]), cost=cost, temperature=1.0)
+        tensor([0.0621])
+    """
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
+    checks.positive(temperature, "temperature", example=8.0)
+    target = labelled_class(student_logits, labels)
+    _, others = _split(student_logits / temperature, target)
+    _, teacher_others = _split(teacher_logits / temperature, target)
+    values = transport(
+        others,
+        teacher_others,
+        cost=cost,
+        sinkhorn_lambda=sinkhorn_lambda,
+        sinkhorn_iter=sinkhorn_iter,
+        guard=guard,
+    )
     return values.masked_fill(labels == UNLABELLED, 0.0)
 
 
@@ -104,6 +215,59 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
     of_label = -teacher_sure.sigmoid() * F.logsigmoid(sure)
     values = of_label + gamma * temperature * temperature * _crossed(others, teacher_others)
     return values.masked_fill(labels == UNLABELLED, 0.0)
+
+
+def rld(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    alpha_temperature: float,
+) -> Tensor:
+    """Compute refined logit distillation: how sure the teacher is, and the classes that it puts below the label.
+
+    ``alpha * A**2 * KL((max p, 1 - max p) || (q[y], 1 - q[y])) + beta * T**2 * KL(b || a)``, the first divergence at
+    temperature ``A``, the second at ``T``. The student is to be as sure of the label as the teacher is of its own
+    likeliest class, right or wrong. ``a`` and ``b`` are the softmaxes over the classes with ``v[i] < v[y]`` alone, so
+    that those which the teacher takes for likelier than the label teach nothing. With none below, the second is 0.
+
+    Args:
+        student_logits: ``(..., classes)``, ``z``; at least two classes.
+        teacher_logits: the same shape, ``v``.
+        labels: ``(...)`` int64 class indices, or -100, unlabelled: value and gradient exactly 0.
+        alpha: weight of the first divergence, finite and at least 0.
+        beta: weight of the second, finite and at least 0.
+        temperature: ``T``, finite and above 0, of both networks' logits.
+        alpha_temperature: ``A``, likewise.
+
+    Returns:
+        ``(...)`` nats times ``A**2`` and ``T**2``; 0 if the two networks agree and the label is their likeliest class.
+
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above, or labels are soft.
+    Source: Sun et al., "Knowledge Distillation with Refined Logits", arXiv 2408.07703.
+    Differs from: the authors' code in precision only. It takes logarithms of probabilities, which gives infinities and
+        NaN once a network is sure.
+
+    Example:
+        >>> student, teacher = torch.tensor([[0.0, 2.0, 1.0]]), torch.tensor([[1.0, 0.0, 2.0]])
+        >>> rld(student, teacher, torch.tensor([0]), alpha=1.0, beta=8.0, temperature=1.0, alpha_temperature=1.0)
+        tensor([0.0000])
+    """
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
+    checks.weight(alpha, "alpha", example=1.0)
+    checks.weight(beta, "beta", example=8.0)
+    checks.positive(temperature, "temperature", example=4.0)
+    checks.positive(alpha_temperature, "alpha_temperature", example=1.0)
+    target = labelled_class(student_logits, labels)
+    sure, _ = _split(student_logits / alpha_temperature, target)
+    teacher_sure, _ = _split(teacher_logits / alpha_temperature, teacher_logits.argmax(dim=-1, keepdim=True))
+    below = teacher_logits < teacher_logits.gather(-1, target)
+    of_label = alpha_temperature * alpha_temperature * kl_divergence(_binary(sure), _binary(teacher_sure))
+    of_below = temperature * temperature * kl_within(student_logits / temperature, teacher_logits / temperature, below)
+    return (alpha * of_label + beta * of_below).masked_fill(labels == UNLABELLED, 0.0)
 
 
 def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temperature: float) -> Tensor:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tutelage import records
+from tutelage import records, user_code
 from tutelage.errors import InvalidValueError, NotFoundError
 from tutelage.models import catalogue
 
@@ -139,21 +139,10 @@ def hidden_widths(path: str) -> tuple[int, ...]:
 def user_function(path: str, *, trust_code: bool | frozenset[str]) -> tuple[Path, str]:
     """Return the file and the function of a name ``file:path``, whose code may be run."""
     name = f"file:{path}"
-    script, _, function = path.rpartition(":")
-    if not script or not function.isidentifier():
-        raise InvalidValueError("model", "file:path.py:function", repr(name), "type file:my_models.py:student")
-    _require_trust(name, trust_code, "read the file")
-    if not Path(script).is_file():
-        raise NotFoundError(
-            "model", "a Python file", f"{script!r}, which does not exist", f"check the path of {name!r}"
-        )
-    return Path(script), function
-
-
-def _require_trust(name: str, trust_code: bool | frozenset[str], first: str) -> None:
-    if not (trust_code is True or (trust_code and name in trust_code)):
-        instead = f"{first}, then type --trust-code (trust_code=True in Python)"
-        raise InvalidValueError("model", f"consent to run the code of {name!r}", "none", instead)
+    script, function = user_code.split(name, "model", example="file:my_models.py:student")
+    user_code.require_trust(name, "model", trust_code)
+    user_code.require_file(name, "model", script)
+    return script, function
 
 
 def exported_file(name: str, *, trust_code: bool | frozenset[str] = False) -> Path:
@@ -165,7 +154,8 @@ def exported_file(name: str, *, trust_code: bool | frozenset[str] = False) -> Pa
     """
     prefix, _, path = name.partition(":")
     if prefix == EXPORT:
-        _require_trust(name, trust_code, "make sure where the file is from, as reading it may run code in it")
+        first = "make sure where the file is from, as reading it may run code in it"
+        user_code.require_trust(name, "model", trust_code, first=first)
     if not Path(path).is_file():
         kind = "an ONNX file" if prefix == ONNX else "a file of torch.export.save"
         got = f"{path!r}, which is {'a folder' if Path(path).is_dir() else 'not there'}"

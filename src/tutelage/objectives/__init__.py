@@ -7,7 +7,12 @@ from tutelage.objectives.methods.logits import weighted_kd as weighted_kd
 from tutelage.objectives.methods.logits import transformed_matching as transformed_matching, matching as matching
 from tutelage.objectives.methods.logits import ctkd as ctkd
 from tutelage.objectives.methods.logits import teacher_free_kd as teacher_free_kd, kd_matched_to as kd_matched_to
+from tutelage.objectives.methods.targeted import dkd as dkd, nkd as nkd, rld as rld, wsld as wsld
+from tutelage.objectives.methods.ranked import ldrld as ldrld, sdd as sdd
 from tutelage.objectives.methods.targeted import dkd as dkd, nkd as nkd, wsld as wsld
+from tutelage.objectives.methods.divergences import abkd as abkd, abttm as abttm, abdkd as abdkd, akl as akl
+from tutelage.objectives.methods.divergences import todi as todi, wkd_l as wkd_l
+from tutelage.objectives.methods.sparse import top_k as top_k
 from tutelage.objectives.methods.batch_logits import dist as dist, mlkd as mlkd
 from tutelage.objectives.methods.features import fitnet as fitnet, attention_transfer as attention_transfer, vid as vid
 from tutelage.objectives.methods.features import vitkd as vitkd
@@ -21,15 +26,24 @@ from tutelage.objectives.methods.relations import itrd as itrd, srd as srd
 from tutelage.objectives.methods.contrastive import crd as crd
 from tutelage.objectives.methods.embeddings import cosine as cosine, embedding_mse as embedding_mse
 from tutelage.objectives.methods.embeddings import in_batch_similarity as in_batch_similarity
+from tutelage.objectives.methods.embeddings import embedding_distance as embedding_distance
+from tutelage.objectives.methods.vocabularies import uld as uld, gold as gold
 from tutelage.objectives.methods.guided import srrl as srrl, ofd as ofd, kd_plus_plus as kd_plus_plus
+from tutelage.objectives.methods.layers import vkd as vkd, cwd as cwd, wkd_f as wkd_f, hidden_states as hidden_states
+from tutelage.objectives.methods.layers import attention_relations as attention_relations
+from tutelage.objectives.methods.views import crld as crld, two_view_mlkd as two_view_mlkd
+from tutelage.objectives.methods.views import hard_labels as hard_labels, deit as deit
+from tutelage.objectives.methods.moving import taid as taid, distillm2 as distillm2
 from tutelage.objectives.bound import BoundObjective as BoundObjective, count as count
 from tutelage.objectives.objective import Objective as Objective
-from tutelage.objectives.registry import PRESETS as PRESETS, Preset as Preset, from_recipe as from_recipe
-from tutelage.objectives.registry import from_spec as from_spec, is_built_in as is_built_in, preset as preset
+from tutelage.objectives.reading import from_recipe as from_recipe, from_spec as from_spec
+from tutelage.objectives.registry import PRESETS as PRESETS, Preset as Preset, is_built_in as is_built_in
+from tutelage.objectives.registry import preset as preset
 from tutelage.objectives.term import Apply as Apply, BindContext as BindContext, TermSpec as TermSpec
 from tutelage.objectives.term import WeightedTerm as WeightedTerm
-from tutelage.settings.objective import Names as Names
+from tutelage.settings.objective import LayerPairs as LayerPairs, Names as Names
 from tutelage.settings.weights import AUTO as AUTO, Automatic as Automatic, AutomaticNumber as AutomaticNumber
 from tutelage.settings.weights import AutomaticWeight as AutomaticWeight, Cosine as Cosine, CosineWarmUp as CosineWarmUp
+from tutelage.settings.weights import ScheduledNumber as ScheduledNumber
 from tutelage.settings.weights import Linear as Linear, Schedule as Schedule, SignedWeight as SignedWeight
 from tutelage.settings.weights import WarmUp as WarmUp, Weight as Weight

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, ClassVar, NamedTuple, cast
 
@@ -26,6 +27,7 @@ from tutelage.objectives.term import (
     teacher_logits,
 )
 from tutelage.settings.weights import Automatic, Schedule, WeightValue, scaled, weight_at
+from tutelage.submodules import LAYER
 from tutelage.types import UNLABELLED, Batch, Hidden, Loss, Outputs, Progress, Projection, Requirements, Term, Totals
 
 CHUNK = 1 << 22
@@ -56,11 +58,12 @@ class BoundObjective(nn.Module):
         self, calls: Sequence[PresetCall], context: BindContext, *, needs: Requirements, target_gamma: float | None
     ) -> None:
         super().__init__()
-        self.needs, self.target_gamma = needs, target_gamma
+        self.target_gamma = target_gamma
         self._reads_sparse = needs.sparse and not any(call.gather for call in calls)
         parts = list(named_parts(calls))
         self.supervised = frozenset(part.name for part, _ in parts if part.term.needs.labels != "none")
         self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in parts})
+        self.needs = _of_chosen_layers(needs, self.terms.values())
         self._weights: dict[str, WeightValue] = {}
         self.resolved: dict[str, dict[str, Any]] = {}
         for part, scale in parts:
@@ -329,6 +332,16 @@ def _of_all_processes(local: _Inputs, needs: Requirements, *, counted: bool) -> 
         return _Inputs(student, teacher, batch, count(batch, student.logits))
     # Counts were divided by the number of processes for shares of the sum; here each process has the whole sum.
     return _Inputs(student, teacher, batch, Totals(*(total * gathering.processes() for total in local.totals)))
+
+
+def _of_chosen_layers(needs: Requirements, terms: Iterable[nn.Module]) -> Requirements:
+    """Return requirements whose patterns of layers are replaced by those of them that bound terms read."""
+    if not any(LAYER in tap for tap in (*needs.student_taps, *needs.teacher_taps)):
+        return needs
+    read = [cast(Term, term).needs for term in terms]
+    student = (tap for each in read for tap in (*each.student_taps, *(p.student for p in each.projections)))
+    teacher = (tap for each in read for tap in (*each.teacher_taps, *(p.teacher for p in each.projections)))
+    return replace(needs, student_taps=tuple(dict.fromkeys(student)), teacher_taps=tuple(dict.fromkeys(teacher)))
 
 
 def _projectors(

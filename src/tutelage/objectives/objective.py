@@ -184,6 +184,7 @@ class Objective:
                     arguments=arguments_to_recipe(piece.arguments or {}),
                     scale=piece.scale,
                     gather=piece.gather,
+                    sha256=piece.sha256,
                     defaulted=piece.defaulted,
                 )
                 for piece in self.pieces

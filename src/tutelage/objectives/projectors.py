@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from tutelage.errors import InvalidValueError
 from tutelage.types import Projection
@@ -53,6 +54,32 @@ def regressor(student: Shape, teacher: Shape) -> nn.Module:
     return nn.Sequential(_reaching("regressor", student, teacher), nn.BatchNorm2d(teacher[0]), nn.ReLU())
 
 
+class Orthogonal(nn.Module):
+    """A linear map without a bias whose matrix has orthonormal columns, or rows where it narrows, throughout training.
+
+    It maps the width of embeddings and tokens and the channels of maps. It begins at the orthogonal factor of a fresh
+    linear layer's weight.
+    """
+
+    def __init__(self, student: int, teacher: int) -> None:
+        super().__init__()
+        self.linear = parametrizations.orthogonal(nn.Linear(student, teacher, bias=False))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map ``(batch, width)``, ``(batch, tokens, width)`` or ``(batch, channels, height, width)``."""
+        if features.ndim < 4:
+            return self.linear(features)
+        return self.linear(features.movedim(1, -1)).movedim(-1, 1)
+
+
+def orthogonal(student: Shape, teacher: Shape) -> nn.Module:
+    """Return VkD's map from width to width of embeddings, tokens or maps; positions stay the student's."""
+    if not all(len(shape) in (1, 2, 3) for shape in (student, teacher)):
+        expected = "features (batch, width), (batch, tokens, width) or (batch, channels, height, width)"
+        raise _shapes_error(student, teacher, expected, "name taps of such features, or another kind of map")
+    return Orthogonal(*(shape[0 if len(shape) == 3 else -1] for shape in (student, teacher)))
+
+
 def _reaching(kind: str, student: Shape, teacher: Shape) -> nn.Module:
     """Return a convolution from the student's size to the teacher's."""
     _maps(kind, student, teacher)
@@ -80,7 +107,14 @@ def _shapes_error(student: Shape, teacher: Shape, expected: str, instead: str) -
 
 
 KINDS: Mapping[str, Callable[[Shape, Shape], nn.Module]] = MappingProxyType(
-    {"linear": linear, "conv": conv, "conv1x1_bn": conv1x1_bn, "connector": connector, "regressor": regressor}
+    {
+        "linear": linear,
+        "conv": conv,
+        "conv1x1_bn": conv1x1_bn,
+        "connector": connector,
+        "regressor": regressor,
+        "orthogonal": orthogonal,
+    }
 )
 """Kinds of maps, by the names that terms use."""
 

@@ -1,4 +1,4 @@
-"""How a function becomes a preset: named, with checked arguments, written to recipes and read from them."""
+"""How a function becomes a preset: named, with checked arguments, written to recipes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, ParamSpec, cast
 import torch
 
 from tutelage import losses
-from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, raise_all
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.term import Apply, BindContext, PresetCall, WeightedTerm
 from tutelage.settings.objective import (
@@ -21,14 +21,13 @@ from tutelage.settings.objective import (
     SIGNATURES,
     Argument,
     Exponent,
+    LayerPairs,
     Names,
-    ObjectiveSpec,
+    Signature,
     arguments_to_recipe,
     read_arguments,
-    read_objective,
-    with_recipe_keys,
 )
-from tutelage.settings.weights import AutomaticNumber, AutomaticWeight, SignedWeight, Weight, scaled
+from tutelage.settings.weights import AutomaticNumber, AutomaticWeight, ScheduledNumber, SignedWeight, Weight, scaled
 from tutelage.types import Batch, Outputs, Progress
 
 P = ParamSpec("P")
@@ -40,7 +39,9 @@ KINDS: dict[Any, str] = {
     AutomaticNumber: "automatic_number",
     str: "text",
     Names: "names",
+    LayerPairs: "layers",
     Exponent: "exponent",
+    ScheduledNumber: "scheduled_number",
 }
 """Kinds of arguments, by annotation; any other is a number."""
 
@@ -67,7 +68,8 @@ VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 def preset(paper: str, *, task: str | None = None) -> Callable[[Callable[P, Objective]], Callable[P, Objective]]:
     """Register a function as a preset, whose objective remembers the call so that a recipe can hold it.
 
-    Its parameters are numbers; annotated as ``str`` they are text, as `Names` one name or several. Those annotated
+    Its parameters are numbers; annotated as ``str`` they are text, as `Names` one name or several, as `LayerPairs` a
+    rule or pairs of layers. Those annotated
     as `Weight` may also be schedules, and are at least 0; those annotated as `SignedWeight` may be negative. Those
     annotated as `AutomaticWeight` or `AutomaticNumber` may be ``auto``. They are checked at the call.
 
@@ -83,35 +85,41 @@ def preset(paper: str, *, task: str | None = None) -> Callable[[Callable[P, Obje
         raise InvalidTypeError("preset", "the paper, a text", "a function", "type @tutelage.objectives.preset('...')")
 
     def name_it(function: Callable[P, Objective]) -> Callable[P, Objective]:
-        name, make = function.__name__, cast(Callable[..., Objective], function)
-        signature = {
-            key: Argument(KINDS.get(p.annotation, "number"), REQUIRED if p.default is p.empty else p.default)
-            for key, p in inspect.signature(function, eval_str=True).parameters.items()
-        }
-
-        @functools.wraps(function)
-        def build(*positional: P.args, **arguments: P.kwargs) -> Objective:
-            if positional:
-                named = ", ".join(f"{p}={value!r}" for p, value in zip(signature, positional, strict=False))
-                raise InvalidTypeError(name, "arguments by name", f"{positional[0]!r} alone", f"type {name}({named})")
-            read = read_arguments(name, signature, arguments)
-            made: object = make(**read)
-            if not isinstance(made, Objective):
-                got = f"an object of type {type(made).__name__}"
-                raise InvalidTypeError(name, "a function that returns an objective", got, "let it return one")
-            parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in made.parts)
-            _probe(parts)
-            return Objective((PresetCall(parts, name, read, defaulted=frozenset(read) - frozenset(arguments)),))
-
-        variadic = [str(p) for p in inspect.signature(function).parameters.values() if p.kind in VARIADIC]
-        if variadic:
-            raise InvalidTypeError(name, "arguments with names", ", ".join(variadic), "name each: (*, weight=1.0)")
+        name = function.__name__
+        made, signature = described(cast(Callable[..., Objective], function), name, paper)
         if name in PRESETS:
             raise InvalidValueError("preset", "a new name", f"{name!r}, which is taken", "rename the function")
-        PRESETS[name], SIGNATURES[name] = Preset(build, paper, task), signature
-        return build
+        PRESETS[name], SIGNATURES[name] = made._replace(task=task), signature
+        return cast(Callable[P, Objective], made.build)
 
     return name_it
+
+
+def described(function: Callable[..., Objective], name: str, paper: str) -> tuple[Preset, Signature]:
+    """Return the preset of a function, which checks its arguments and remembers the call, and what it takes."""
+    signature = {
+        key: Argument(KINDS.get(p.annotation, "number"), REQUIRED if p.default is p.empty else p.default)
+        for key, p in inspect.signature(function, eval_str=True).parameters.items()
+    }
+
+    @functools.wraps(function)
+    def build(*positional: Any, **arguments: Any) -> Objective:
+        if positional:
+            named = ", ".join(f"{p}={value!r}" for p, value in zip(signature, positional, strict=False))
+            raise InvalidTypeError(name, "arguments by name", f"{positional[0]!r} alone", f"type {name}({named})")
+        read = read_arguments(name, signature, arguments)
+        made: object = function(**read)
+        if not isinstance(made, Objective):
+            got = f"an object of type {type(made).__name__}"
+            raise InvalidTypeError(name, "a function that returns an objective", got, "let it return one")
+        parts = tuple(replace(part, weight=scaled(part.weight, scale)) for part, scale in made.parts)
+        _probe(parts)
+        return Objective((PresetCall(parts, name, read, defaulted=frozenset(read) - frozenset(arguments)),))
+
+    variadic = [str(p) for p in inspect.signature(function).parameters.values() if p.kind in VARIADIC]
+    if variadic:
+        raise InvalidTypeError(name, "arguments with names", ", ".join(variadic), "name each: (*, weight=1.0)")
+    return Preset(build, paper), signature
 
 
 def objective_of(*parts: WeightedTerm) -> Objective:
@@ -137,49 +145,6 @@ def is_built_in(name: str | None) -> bool:
 def papers(objective: Objective) -> list[str]:
     """Return the sources of an objective's presets, in its order."""
     return [PRESETS[piece.preset].paper for piece in objective.pieces if piece.preset in PRESETS]
-
-
-def from_recipe(value: Any) -> Objective:
-    """Read an objective from a recipe: a preset's name, ``{preset: {argument: value}}``, or a list of those.
-
-    An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true`` (`Objective.gathered`).
-
-    Raises:
-        ValueError: if a preset or argument is unknown (the nearest known one is named), missing or bad.
-    """
-    return value if isinstance(value, Objective) else from_spec(read_objective(value, SIGNATURES))
-
-
-def from_spec(spec: ObjectiveSpec) -> Objective:
-    """Build the objective that a recipe holds.
-
-    Raises:
-        ValueError: if an argument's value is refused (all are listed), the presets do not add up, or the recipe holds
-            the weights of terms that were put together by hand.
-    """
-    if not spec.presets:
-        instead = "name the function that makes them as a preset, with @tutelage.objectives.preset"
-        raise InvalidValueError("objective", "presets", "terms put together by hand, which no recipe can make", instead)
-    built, errors = [], []
-    for call in spec.presets:
-        try:
-            built.append(_build(PRESETS[call.preset], json.dumps(call.to_recipe())))
-        except InvalidValueError as error:
-            errors.append(error)
-    raise_all(errors)
-    return functools.reduce(lambda left, right: left + right, built)
-
-
-@functools.lru_cache(maxsize=256)
-def _build(preset: Preset, entry: str) -> Objective:
-    """Build one preset's entry of a recipe; objectives are immutable, and studies build the same one many times."""
-    (call,) = read_objective(json.loads(entry), SIGNATURES).presets
-    try:
-        objective = preset.build(**call.arguments)
-        return call.scale * (objective.gathered() if call.gather else objective)
-    except TutelageError as error:
-        of_recipe = with_recipe_keys(error, call.preset, list(SIGNATURES[call.preset]))
-        raise InvalidValueError.of([of_recipe]) from None
 
 
 def signatures_json() -> str:
@@ -213,16 +178,20 @@ def _probe(parts: Sequence[WeightedTerm]) -> None:
     for part in parts:
         term = getattr(part.term, "inner", part.term)  # a description may wrap another
         if isinstance(term, Apply):
-            errors = [error for shape in _FEATURES if (error := _error(term, shape, batch))]
+            errors = []
             # A loss of features takes some of these shapes; a bad hyperparameter fails on all of them, and is what
             # the message is about if the shape fits.
-            if len(errors) == len(_FEATURES):
+            for shape in _FEATURES:
+                if (error := _error(term, shape, batch)) is None:
+                    break
+                errors.append(error)
+            else:
                 of_shapes = ("student_features", "teacher_features")
                 raise next((error for error in errors if not str(error).startswith(of_shapes)), errors[0])
 
 
-_FEATURES = ((2, 4), (2, 4, 3), (2, 4, 3, 3))
-"""Shapes of the features that losses are tried on: embeddings, tokens, maps."""
+_FEATURES = ((2, 3), (2, 4), (2, 4, 3), (2, 4, 3, 3), (2, 4, 64, 64))
+"""Shapes of the features that losses are tried on: logits, embeddings, tokens, maps, and maps of many cells."""
 
 
 def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:

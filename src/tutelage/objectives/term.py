@@ -32,12 +32,14 @@ EMBEDDING = "card:embedding"
 STAGES = ("card:stage.-3", "card:stage.-2", "card:stage.-1")
 WITH_STEM = ("card:stage.-4", *STAGES)
 BEFORE = ("card:before.-3", "card:before.-2", "card:before.-1")
+LOCAL = "head@card:stage.-1"
 """Taps with which methods were published."""
 
 _NAME_A_STAGE = "name a stage of a convolutional network, such as card:stage.-1"
 KINDS: Mapping[str, tuple[tuple[int, ...], str, str]] = {
     "embedding": ((1,), "a feature (batch, width)", "name one after the pooling, such as card:embedding"),
     "map": ((3,), "a map (batch, channels, height, width)", _NAME_A_STAGE),
+    "tokens": ((2,), "features (batch, tokens, width)", "name a transformer's layers, such as encoder.layer.*"),
     "map or embedding": ((1, 3), "features (batch, channels, height, width) or (batch, width)", _NAME_A_STAGE),
 }
 """Kinds of features: numbers of axes without the batch, and what messages call them and suggest."""
@@ -59,6 +61,8 @@ class BindContext:
         teacher_head: weight ``(classes, width)`` and bias of the teacher's last layer.
         teacher_norms: weight and bias ``(channels,)`` of the teacher's batch norms, by tap.
         class_means: means of the teacher's features per class, by tap, float32 ``(classes, width)``.
+        same_tokens: classes of the student and of the teacher that are the same, ``(pairs, 2)`` int64; ``None`` where
+            both have the same classes.
         seed: seed of what a term draws in training, such as CRD's negatives, by epoch and sample.
     """
 
@@ -71,6 +75,7 @@ class BindContext:
     teacher_head: tuple[Tensor, Tensor | None] | None = None
     teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
+    same_tokens: Tensor | None = None
     seed: int = 0
 
 
@@ -114,6 +119,7 @@ class PresetCall:
     arguments: Mapping[str, Any] | None = None
     scale: float = 1.0  # factor on every weight
     gather: bool = False  # whether its terms read all processes' samples at once, not each process's share
+    sha256: str | None = None  # digest of the file that a preset of the user's own is in
     defaulted: frozenset[str] = field(default=frozenset(), compare=False)  # arguments that were not typed
 
 
@@ -151,6 +157,9 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         sparse=all(n.sparse for n in needs if n.teacher),
         embeddings=any(n.embeddings for n in needs),
         members=_unique(tap for n in needs for tap in n.members),
+        views=max((n.views for n in needs), default=1),
+        other_vocabulary={n.other_vocabulary for n in needs if n.teacher} == {True},
+        same_tokens=any(n.same_tokens for n in needs),
     )
 
 
@@ -170,6 +179,8 @@ class Apply:
         teacher_tap: tap of ``teacher_features``.
         projection: kind of a learned map of the student's features, one of `projectors.KINDS`.
         project_always: whether to map even if the shapes agree.
+        views: number of views of each sample that it compares, neighbours in a batch, as data with `data.strong` have
+            two.
 
     Raises:
         TypeError: if a positional parameter of the loss is named after nothing that a term can read, or the loss reads
@@ -186,6 +197,7 @@ class Apply:
     teacher_tap: str = ""
     projection: str | None = None
     project_always: bool = True
+    views: int = 1
 
     def __post_init__(self) -> None:
         for name in self.reads:
@@ -218,6 +230,7 @@ class Apply:
             min_batch=self.min_batch,
             sparse=self.loss in READ_SPARSE,
             embeddings="student_embeddings" in reads,
+            views=self.views,
         )
 
     @property

@@ -20,6 +20,7 @@ from tutelage import config, plain_files, records
 from tutelage.data import cache
 from tutelage.errors import NotFoundError, TutelageError
 from tutelage.runs.lock import BusyError, folder_lock
+from tutelage.settings.outputs import words
 
 KINDS = {
     "outputs": "a teacher's recorded outputs",
@@ -92,8 +93,9 @@ def _outputs(folder: Path, users: dict[Path, list[Path]]) -> Kept | None:
     try:
         value = plain_files.parse_json(records.read_bytes(folder / records.OUTPUTS, "", limit=records.LARGEST_JSON))
         key: Any = value["key"]
-        owner = f"{key['teacher']['name']}, {value['samples']} samples"
-    except (OSError, ValueError, KeyError, TypeError):
+        form = f", {words(value['form'])}" if value.get("form") else ""
+        owner = f"{key['teacher']['name']}, {value['samples']} samples{form}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     files = _written(folder)
     if any(path.is_symlink() for path in (folder, *files)):

@@ -77,9 +77,10 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
     if run_inputs.teacher is not None:
         by, judged = measure_of(splits), "it is trained first"
         if training is None:
-            teacher, few = FrozenTeacher(run_inputs.teacher).network, _Sample(splits.test)
+            theirs = splits.for_teacher.test
+            teacher, few = FrozenTeacher(run_inputs.teacher).network, _Sample(theirs)
             # The length of the whole text will do for a perplexity, which does not depend on it.
-            text_bytes = splits.test.text_bytes
+            text_bytes = theirs.text_bytes
             evaluation = evaluate_network(
                 recipe, teacher, few, "teacher", sample=True, text_bytes=text_bytes, metric=metric_of(splits)
             )
@@ -119,7 +120,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         asked = ", the teacher asked in each: outputs save that" if recipe.outputs and objective.needs.teacher else ""
         summary += [
             (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in terms.items())),
-            (f"{stage}logits", _logits(fit.batch_size, splits)),
+            (f"{stage}logits", _logits(fit.batch_size * splits.train.views, splits)),
             (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each{asked}"),
         ]
     if training is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from tutelage import data, models
+from tutelage.settings.objective import is_own
 from tutelage.types import Served
 from tutelage.version import __version__
 
@@ -140,7 +141,8 @@ def without_paths(value: Any) -> Any:
     recognised if it is quoted, or if nothing follows it in a value.
     """
     if isinstance(value, dict):
-        return {key: without_paths(inner) for key, inner in value.items()}
+        # A key is no path, but for a function of the user's own that an objective names.
+        return {without_paths(k) if is_own(k) else k: without_paths(inner) for k, inner in value.items()}
     if isinstance(value, list | tuple):
         return [without_paths(inner) for inner in value]
     if not isinstance(value, str):

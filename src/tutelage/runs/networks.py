@@ -104,7 +104,7 @@ def _about(view: str) -> Iterator[None]:
 
 def create_untrained(network: Network, splits: data.Splits, *, trust_code: bool | frozenset[str] = False) -> Classifier:
     """Make a network that stands in for a teacher until it is trained, with a head for the data's classes."""
-    teacher = create_student(network, splits, seed=0, trust_code=trust_code, view="teacher")
+    teacher = create_student(network, splits.for_teacher, seed=0, trust_code=trust_code, view="teacher")
     teacher.card = replace(teacher.card, fresh_head=False)
     return teacher
 
@@ -125,6 +125,7 @@ def create_teacher(
     Raises:
         RecipeError: if the images would be stretched, or the classes cannot be mapped as typed.
     """
+    splits = splits.for_teacher
     if isinstance(network, Teachers):
         members = [
             create_teacher(member, splits, seed=seed, trust_code=trust_code, key=member_key(k))
@@ -186,6 +187,7 @@ def create_as_trained(
 
 def adopt_teacher(module: nn.Module, splits: data.Splits, key: str = "teacher") -> Classifier:
     """Wrap a teacher of the caller's, with its outputs mapped to the data's classes by name."""
+    splits = splits.for_teacher
     return with_classes(adopt(module, splits, "teacher", trained=True), splits, key=key)
 
 

@@ -25,6 +25,8 @@ def of_run(recipe: Recipe, run_inputs: RunInputs) -> Iterator[str]:
     for line in describe_fit(student, splits.input_shape("student")):
         yield f"student {student.card.name}: {line}"
     yield from class_weights.notes(recipe, splits)
+    if splits.for_teacher is not splits:
+        yield "Teacher and student have other tokens: compare their bits per byte, not their perplexities"
     samples = splits.train.per_epoch
     for size in dict.fromkeys(fit.batch_size for fit in recipe.fits()):
         if size > samples:

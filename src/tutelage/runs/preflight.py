@@ -7,11 +7,13 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from tutelage.config.schema import Network, Recipe, Teachers, TrainedTeacher
+from tutelage import user_code
+from tutelage.config.schema import Comparison, Network, Recipe, Teachers, TrainedTeacher
 from tutelage.data import names as data_names
 from tutelage.errors import RecipeError, TutelageError, raise_all
 from tutelage.models import names as model_names
 from tutelage.settings.data import DataSettings
+from tutelage.settings.objective import OWN_EXAMPLE, ObjectiveSpec, is_own
 
 T = TypeVar("T")
 
@@ -21,7 +23,7 @@ def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False, ev
 
     Args:
         recipe: recipe of the run.
-        trust_code: whether models that run code are allowed: all of them, or only those of these names.
+        trust_code: whether models and objectives that run code are allowed: all, or only those of these names.
         evaluate: whether the recipe's student is only evaluated.
 
     Raises:
@@ -33,8 +35,31 @@ def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False, ev
     if not evaluate:
         check_early_stopping(recipe, validation=recipe.data.validation > 0)
     networks = networks_of(recipe.student, recipe.teacher)
-    errors = network_errors(networks, trust_code=trust_code, evaluate=evaluate)
+    errors = [*network_errors(networks, trust_code=trust_code, evaluate=evaluate)]
+    errors += [] if evaluate else code_errors(objectives_of(recipe), trust_code=trust_code)
     raise_all([*errors, *source_errors(recipe.data)])
+
+
+def objectives_of(recipe: Recipe) -> list[ObjectiveSpec]:
+    """Return the objectives of all runs of a recipe, with that of a teacher that is trained first."""
+    own = [*recipe.objectives.values()] if isinstance(recipe, Comparison) else [f.objective for f in recipe.fits()]
+    first = recipe.teacher.train.objective if isinstance(recipe.teacher, TrainedTeacher) else None
+    return own if first is None else [*own, first]
+
+
+def code_errors(
+    objectives: Iterable[ObjectiveSpec], *, trust_code: bool | frozenset[str] = False
+) -> Iterable[TutelageError]:
+    """Yield what is wrong with the functions of the user's own that objectives name; none is run."""
+    calls = [call for objective in objectives for call in objective.presets if is_own(call.preset)]
+    for name, sha256 in dict.fromkeys((call.preset, call.sha256) for call in calls):
+        try:
+            user_code.require_trust(name, "objective", trust_code)
+            file, _ = user_code.split(name, "objective", example=OWN_EXAMPLE)
+            user_code.require_file(name, "objective", file)
+            user_code.require_unchanged(f"objective {name}", file, sha256)
+        except TutelageError as error:
+            yield error
 
 
 def check_early_stopping(recipe: Recipe, *, validation: bool) -> None:

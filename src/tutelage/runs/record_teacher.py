@@ -27,9 +27,10 @@ from tutelage.runs.lock import folder_lock
 from tutelage.runs.preflight import require_outputs, require_teacher
 from tutelage.runs.run import DEFAULTS, RunOptions
 from tutelage.runs.setup import RunInputs
-from tutelage.settings.outputs import BOUND, TOKEN_BOUND
-from tutelage.taps import feature_shapes
+from tutelage.settings.outputs import BOUND, TOKEN_BOUND, words
+from tutelage.taps import feature_shapes, find_all
 from tutelage.teacher_cache.cache import ROWS, TeacherCache, size_of
+from tutelage.teacher_cache.forms import Form, form_of
 from tutelage.teacher_cache.top_k import TopK
 from tutelage.training.agreement import Agreement
 from tutelage.training.compile import ComputePlan, PlannedTeacher
@@ -98,7 +99,7 @@ def record(
     inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     by_all(lambda: _check(recipe, inputs))
-    names = tuple(dict.fromkeys((*wanted_taps(recipe), *taps)))
+    names = tuple(find_all(network, (*wanted_taps(recipe), *taps)))
     if names and inputs.splits.train.per_position:
         expected = "logits alone of tokens"
         raise RecipeError("outputs", expected, f"taps {', '.join(names)}", "type outputs=null to ask the live teacher")
@@ -114,6 +115,7 @@ def record(
         for line in notes.of_data(inputs.splits):
             options.reporter.remark(line)
         outputs = by_all(lambda: setup.outputs_of(recipe, inputs))
+        by_all(lambda: setup.check_typed_form(recipe, outputs))
         stack.callback(inputs.splits.close)
         epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
         if todo := _missing(outputs, epochs, names):
@@ -146,7 +148,13 @@ class _Recording:
             self._device, split, batch_size=self._inner, data_seed=recipe.data_seed, train=True
         )
         probe = next(self._batches.at(0, [np.arange(min(PROBED, len(split)))])).inputs
-        self._shapes = shapes = feature_shapes(network, names, inputs_for(network, probe, "teacher"))
+        read = inputs_for(network, probe, "teacher")
+        self._shapes = shapes = feature_shapes(network, names, read)
+        varying = [name for name, shape in shapes.items() if len(shape) > 1]
+        if varying and isinstance(read, Tensor) and not read.is_floating_point():
+            expected = "features of whole texts alone: a text's tokens are as many as those of the longest of its batch"
+            instead = "type outputs=null to ask the live teacher"
+            raise RecipeError("outputs", expected, f"taps {', '.join(varying)}", instead)
         # The main process decides, and has written it before another writes a chunk.
         self._size, outputs.form, outputs.rows = by_main(lambda: _choose_form(outputs, recipe, shapes, epochs, split))
         whole = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.ranges()]
@@ -166,8 +174,8 @@ class _Recording:
         outputs, todo, reporter, name = self._outputs, self._todo, options.reporter, self._outputs.folder.name
         if line := fallback(self._device, self._settings.precision):
             reporter.say(f"{name}: {line}")
-        top = "all" if outputs.form is None else f"the top {outputs.form.kept} of"
-        kept = f"{self._epochs} epoch{'s' if outputs.varies else ', as none differs,'} of {top} {self._classes} classes"
+        kept = f"all {self._classes}" if outputs.form is None else words(outputs.form.to_json())
+        kept = f"{self._epochs} epoch{'s' if outputs.varies else ', as none differs,'} of {kept} classes"
         reporter.say(f"{name}: {self._size:.1f} MB for {kept}, {len(todo)} chunks to record")
         reporter.begin(name, len(todo), 0)
         agreement, seconds = Agreement(self._accelerator), 0.0
@@ -185,11 +193,7 @@ class _Recording:
         for gamma in self._gammas:
             assert outputs.form is not None
             error = errors[outputs.form.gammas[outputs.form.at(gamma)]]
-            reporter.say(
-                f"{name}: gamma {gamma:.4g}: p_gamma off by {error['mean_tv']:.2g} in total variation (at most "
-                f"{error['max_tv']:.2g}), U_gamma by {error['mean_power_sum']:.2g} of it (at most "
-                f"{error['max_power_sum']:.2g})"
-            )
+            reporter.say(f"{name}: gamma {gamma:.4g}: {outputs.form.describe(error)}")
 
     def _record_round(self, chunks: Sequence[tuple[int, range]]) -> None:
         """Let each process record one of these chunks; where it fails in one, none goes on."""
@@ -268,9 +272,16 @@ def _positions(split: data.Split) -> tuple[int, int]:
 
 def _check(recipe: Recipe, inputs: RunInputs) -> None:
     setup.check_compatible(inputs)
-    if recipe.outputs_top is not None and inputs.splits.task == "embedding":
-        expected = "null with data.embedding, of which no number may be left out"
-        raise RecipeError("outputs_top", expected, recipe.outputs_top, "type outputs_top=null")
+    for key, value in (("outputs_top", recipe.outputs_top), ("outputs_form", recipe.outputs_form)):
+        if value is not None and inputs.splits.task == "embedding":
+            expected = "null with data.embedding, of which no number may be left out"
+            raise RecipeError(key, expected, value, f"type {key}=null")
+    if (form := recipe.outputs_form) is not None:
+        if inputs.splits.task == "labels":
+            expected = "null for several labels, whose outputs are all recorded"
+            raise RecipeError("outputs_form", expected, form.name, "type outputs_form=null")
+        for objective in inputs.objectives:
+            setup.check_form(objective, form.name)
     setup.check_teacher_outputs(recipe, inputs, setup.probe_inputs(recipe, inputs))
 
 
@@ -335,7 +346,7 @@ def _rows(classes: int, shapes: Mapping[str, tuple[int, ...]], least: int = INNE
 
 def _choose_form(
     outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int, split: data.Split
-) -> tuple[float, TopK | None, int]:
+) -> tuple[float, Form | None, int]:
     """Choose form and chunks of a new recording; one above the limit is refused.
 
     Returns:
@@ -349,15 +360,18 @@ def _choose_form(
         expected = f"null for several labels, whose {classes} outputs are all recorded"
         raise RecipeError("outputs_top", expected, top, "type outputs_top=null")
 
-    def size(form: TopK | None) -> float:
+    def size(form: Form | None) -> float:
         return size_of(samples=samples, classes=classes, shapes=shapes, epochs=epochs, form=form) / 1e6
 
     if not outputs.begun:
         outputs.rows = _rows(classes * longest, shapes, least=1 if outputs.ragged else INNER)
-    if outputs.begun and outputs.form is not None and top not in (None, outputs.form.kept):
+    typed = recipe.outputs_form
+    if not outputs.begun and typed is not None:
+        outputs.form = form_of(typed, classes=classes, seed=recipe.data_seed)
+    if outputs.begun and isinstance(outputs.form, TopK) and top not in (None, outputs.form.kept):
         instead = "type outputs=... for another folder, or remove this one"
         raise RecipeError("outputs_top", f"{outputs.form.kept}, as {outputs.folder.name} was begun with", top, instead)
-    if not outputs.begun and top is not None and size(None) > limit_mb:
+    if not outputs.begun and typed is None and top is not None and size(None) > limit_mb:
         outputs.form = TopK.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error or bound)
         if size(outputs.form) >= size(None):
             expected = f"fewer than take as much as all {classes} classes, {size(None):.3g} MB"
@@ -366,7 +380,7 @@ def _choose_form(
     if (size_mb := size(outputs.form)) <= limit_mb:
         return size_mb, outputs.form, outputs.rows
     fewer, fits = "", [k for k in (2**n for n in range(16)) if k < classes and size(TopK.of(k, classes)) <= limit_mb]
-    if fits and top is None:
+    if fits and top is None and outputs.form is None:
         fewer = f"outputs_top={fits[-1]} to keep the {fits[-1]} largest of {classes} logits, "
     raise RecipeError(
         "outputs",

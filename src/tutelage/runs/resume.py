@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 FREE = {
     *("nonfinite", "checkpoint_steps", "checkpoint_seconds", "log_steps", "threads", "device", "weak_teacher"),
-    *("graphs", "checkpoint_activations", "outputs_limit_mb", "outputs_top", "outputs_max_error"),
+    *("graphs", "checkpoint_activations", "outputs_limit_mb", "outputs_top", "outputs_form", "outputs_max_error"),
     *("data.workers", "data.root", "data.memory_limit_mb", "data.on_device", "data.on_corrupt"),
     *("seeds", "baseline", "together"),
 }

@@ -31,6 +31,8 @@ from tutelage.runs.networks import describe_fit
 from tutelage.runs.run import PrunedError, RunOptions
 from tutelage.runs.start import Origin
 from tutelage.runs.trackers import Trackers
+from tutelage.settings.outputs import words
+from tutelage.taps import find_all
 from tutelage.teacher_cache.cache import CachedTeacher, TeacherCache
 from tutelage.teacher_cache.served import ServedTeacher
 from tutelage.training import layers
@@ -210,12 +212,16 @@ class RunState:
         if self.recipe.outputs is None or self.run_inputs.teacher is None:
             return
         self.outputs = setup.outputs_of(self.recipe, self.run_inputs)
+        setup.check_typed_form(self.recipe, self.outputs)
+        form = getattr(self.outputs.form, "settings", None)
         for stage, objective in enumerate(self.objectives):
             if objective.needs.teacher:
+                if form is not None:
+                    setup.check_form(objective, form.name)
                 gamma = setup.single_exponent(objective) if self.outputs.form else None
                 first, end = (self.first_epoch(each) for each in (stage, stage + 1))
                 for epoch in range(first, end) if self.outputs.varies else [0]:
-                    taps = objective.needs.teacher_taps
+                    taps = tuple(find_all(self.run_inputs.teacher, objective.needs.teacher_taps))
                     self.outputs.require(epoch, taps, gammas=[] if gamma is None else [gamma])
 
     def describe_teacher(self, *, announce: bool) -> dict[str, Any] | None:
@@ -243,7 +249,8 @@ class RunState:
                 "type teacher=... for one that is trained, check the order of its classes, or type weak_teacher=true",
             )
         measured = {"accuracy": accuracy, **evaluation.of_task(), "set": test.name, "mode": "eval"}
-        return {**manifest.describe_network(teacher), **measured, "answers": self.teacher_mode()}
+        described = {**manifest.describe_network(teacher), **measured, "answers": self.teacher_mode()}
+        return described | self.recorded_form()
 
     def doubts(self) -> Iterator[str]:
         """Yield what is to be told of the run before its first step."""
@@ -487,7 +494,13 @@ class RunState:
         if self.outputs is None:
             return "live"
         form = self.outputs.form
-        return f"recorded in float16, the top {form.kept} of {form.classes}" if form else "recorded in float16"
+        return f"recorded in float16, {words(form.to_json())}" if form else "recorded in float16"
+
+    def recorded_form(self) -> dict[str, Any]:
+        """Return what the manifest says of recorded outputs that do not hold all logits; empty for others."""
+        if self.outputs is None or self.outputs.form is None:
+            return {}
+        return {"form": self.outputs.form.to_json(), "errors": self.outputs.errors}
 
     def training_teacher(self, stage: int, taps: tuple[str, ...]) -> Teacher:
         """Return a stage's teacher: the network, its recorded outputs, or a served one's answers."""

@@ -33,6 +33,7 @@ from tutelage.runs.networks import check_classes, check_width, create_student, c
 from tutelage.runs.preflight import check_early_stopping, require_teacher
 from tutelage.runs.transform_library import transform_library
 from tutelage.settings.fit import Fit, smallest_share
+from tutelage.settings.outputs import words
 from tutelage.submodules import device_of
 from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.training import library_optimizers
@@ -69,19 +70,31 @@ class RunInputs:
     served: Served | None = None  # answers of a served teacher, which has no network
 
 
-def parse(kind: type[R], value: Mapping[str, Any], *, where: str = "recipe") -> R:
-    """Check a recipe as `config.parse` does, and that its objectives can be built."""
-    return config.parse(kind, value, where=where, check=from_spec)
+def parse(
+    kind: type[R], value: Mapping[str, Any], *, where: str = "recipe", trust_code: bool | frozenset[str] | None = None
+) -> R:
+    """Check a recipe as `config.parse` does, and that its objectives can be built; see `from_spec`."""
+    return config.parse(kind, value, where=where, check=partial(from_spec, trust_code=trust_code))
 
 
-def check_objectives(recipe: Recipe, *, where: str = "recipe", overrides: Sequence[str] = ()) -> None:
-    """Refuse values of objectives' arguments that a recipe may hold and the losses refuse, as `parse` does."""
-    config.parse(type(recipe), recipe.model_dump(mode="json"), where=where, overrides=overrides, check=from_spec)
+def check_objectives(
+    recipe: Recipe,
+    *,
+    where: str = "recipe",
+    overrides: Sequence[str] = (),
+    trust_code: bool | frozenset[str] = False,
+) -> None:
+    """Refuse values of objectives' arguments that a recipe may hold and the losses refuse, as `parse` does.
+
+    Functions of the user's own that objectives name are run here, if their code is trusted.
+    """
+    check = partial(from_spec, trust_code=trust_code)
+    config.parse(type(recipe), recipe.model_dump(mode="json"), where=where, overrides=overrides, check=check)
 
 
-def build_objectives(recipe: Recipe) -> tuple[Objective, ...]:
-    """Build the objective of each stage."""
-    return tuple(for_teacher(recipe, from_spec(fit.objective)) for fit in recipe.fits())
+def build_objectives(recipe: Recipe, *, trust_code: bool | frozenset[str] | None = None) -> tuple[Objective, ...]:
+    """Build the objective of each stage; `from_spec` says what ``trust_code`` is."""
+    return tuple(for_teacher(recipe, from_spec(fit.objective, trust_code=trust_code)) for fit in recipe.fits())
 
 
 def for_teacher(recipe: Recipe, objective: Objective) -> Objective:
@@ -117,9 +130,10 @@ def build_inputs(
         recipe: recipe of the run.
         splits: data of the recipe, if already open.
         teacher: teacher of the recipe, if already loaded.
-        trust_code: whether ``file:`` models, which run code, are allowed: all of them, or only those of these names.
+        trust_code: whether ``file:`` models and objectives, which run code, are allowed: all of them, or only those of
+            these names.
     """
-    objectives = build_objectives(recipe)
+    objectives = build_objectives(recipe, trust_code=trust_code)
     for fit in recipe.fits():
         library_optimizers.check(fit.settings.optimizer)
     opened = data.read_by(splits or once_a_node(lambda: data.open_data(recipe.data)), recipe.reads)
@@ -183,11 +197,19 @@ def check_compatible(run_inputs: RunInputs) -> None:
     for objective in run_inputs.objectives:
         needs, name = objective.needs, objective.name
         _check_task(objective, splits)
+        if splits.for_teacher is not splits and needs.teacher and not needs.other_vocabulary:
+            expected = "one that takes a teacher of another vocabulary, which data.teacher_tokenizer gives it"
+            instead = "type objective=uld or objective=gold, or data.teacher_tokenizer=null for one of the same tokens"
+            raise RecipeError(f"objective {name}", expected, "one that compares the same tokens", instead)
         unlabelled = not soft and not splits.train.labelled
         if needs.labels != "none" and unlabelled:
             expected = f"labels for the supervised objective {name}"
             instead = "give labels, or zero its supervised weight where it has one beside a teacher's"
             raise RecipeError("data", expected, f"none among {len(splits.train)} training samples", instead)
+        if needs.views > splits.train.views:
+            expected = f"{needs.views} views of each training sample for objective {name}, which compares them"
+            instead = "type data.strong={randaugment: {}}, or use an objective of one view"
+            raise RecipeError("data.strong", expected, splits.train.views, instead)
         if splits.task == "labels":
             _check_of_labels(objective)
         if needs.labels == "index" and (soft or splits.train.mixing is not None):
@@ -196,11 +218,9 @@ def check_compatible(run_inputs: RunInputs) -> None:
             instead = f"{unmix}use an objective that takes them"
             raise RecipeError("data", expected, "soft labels" if soft else "the soft labels of mixed samples", instead)
         try:
-            for tap in needs.student_taps:
-                taps.find(run_inputs.student, tap)
+            taps.find_all(run_inputs.student, needs.student_taps)
             if teacher is not None:
-                for tap in needs.teacher_taps:
-                    taps.find(teacher, tap)
+                taps.find_all(teacher, needs.teacher_taps)
                 if needs.teacher_head:
                     taps.head(teacher)
                 for tap in needs.teacher_norms:
@@ -210,7 +230,7 @@ def check_compatible(run_inputs: RunInputs) -> None:
     if teacher is not None and splits.task == "embedding":
         check_width(teacher, splits, run_inputs.objectives)
     elif teacher is not None:
-        check_classes(teacher, splits)
+        check_classes(teacher, splits.for_teacher)
 
 
 def _check_task(objective: Objective, splits: data.Splits) -> None:
@@ -290,8 +310,9 @@ def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
             if fit.on_policy is not None:
                 _sampler(fit, run_inputs, student).prepare()
         sizes = [size for fit in fits for size in _micro_batches(samples, fit, world)]
-        size, layer = smallest_batch(student, who, inputs, sizes, settings=settings)
-        least[f"the {who}" + f", its {layer}" * bool(layer)] = size
+        views = run_inputs.splits.train.views
+        size, layer = smallest_batch(student, who, inputs, [views * each for each in sizes], settings=settings)
+        least[f"the {who}" + f", its {layer}" * bool(layer)] = -(-size // views)
     check_last_batch(samples, run_inputs.objectives, fits, world=world, networks=least)
 
 
@@ -338,7 +359,7 @@ def probe_inputs(recipe: Recipe, run_inputs: RunInputs) -> Inputs | None:
 
 def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs | None) -> None:
     """Refuse a teacher that does not take the data's ``inputs``, or gives logits for other classes."""
-    teacher = run_inputs.teacher
+    teacher, splits = run_inputs.teacher, run_inputs.splits
     if teacher is None or inputs is None:
         return
     device = trial_device(recipe, "teacher")
@@ -346,7 +367,7 @@ def check_teacher_outputs(recipe: Recipe, run_inputs: RunInputs, inputs: Inputs 
         teacher.to(device),
         f"teacher {teacher.card.name}",
         map_views(lambda view: view.to(device), inputs_for(teacher, inputs, "teacher")),
-        classes=teacher.card.classes if run_inputs.splits.task == "embedding" else run_inputs.splits.classes,
+        classes=teacher.card.classes if splits.task == "embedding" else splits.for_teacher.classes,
         settings=recipe.fits()[0].settings,
         instead="name a teacher that was trained on these classes",
     )
@@ -451,7 +472,7 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
         teacher_logits = torch.cat([logits for _, logits in read])
     if needs.teacher_statistics and (served := run_inputs.served) is not None:
         rows = torch.linspace(0, len(served.logits.level) - 1, min(_most_rows(splits), len(served.logits.level))).long()
-        values, index, level, classes = served.logits
+        values, index, level, classes, _ = served.logits
         teacher_logits = targets.dense(Sparse(values[rows], index[rows], level[rows], classes))
     if needs.student_taps or needs.teacher_taps:
         probe = data.BatchLoader(train, batch_size=min(PROBED, len(train)), train=True)
@@ -466,7 +487,16 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
         labels=train.labels,
         teacher_logits=teacher_logits,
         class_means=_class_means(run_inputs, asked or teacher, needs.class_means),
+        same_tokens=_same_tokens(splits) if needs.same_tokens else None,
     )
+
+
+def _same_tokens(splits: data.Splits) -> torch.Tensor | None:
+    """Return the tokens of both vocabularies that are the same; ``None`` where the classes are."""
+    if splits.for_teacher is splits:
+        return None
+    student, teacher = (splits.text[name].tokenizer for name in ("student", "teacher"))
+    return torch.tensor(student.same_tokens(teacher), dtype=torch.int64).reshape(-1, 2)
 
 
 STATISTICS = 10_000
@@ -544,7 +574,7 @@ def _class_means(run_inputs: RunInputs, teacher: nn.Module | None, names: Sequen
 
 VIEW_IRRELEVANT = {
     *("workers", "memory_limit_mb", "on_device", "root", "on_corrupt", "source", "image", "label", "labels"),
-    *("labelled", "sampling"),
+    *("labelled", "sampling", "strong"),
     *("test_shards", "shuffle_buffer", "text", "prompt", "completion", "messages", "tokenizer", "teacher_tokenizer"),
     *("mask", "embedding", "max_tokens", "pack", "bucket_batches", "unlabelled", "top_logprobs"),
 }
@@ -564,6 +594,9 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     if splits.fingerprint is None:
         instead = "outputs recorded of it could not be told from another's: type outputs=null"
         raise RecipeError("data", "a source whose content is known", "one without a fingerprint", instead)
+    if splits.train.views > 1:
+        expected = "null with data.strong, as outputs are recorded for one view of a sample"
+        raise RecipeError("outputs", expected, recipe.outputs, "type outputs=null to ask the teacher itself")
     of_text = "teacher" in splits.text
     viewed = recipe.data.without_views() if of_text else recipe.data
     key: dict[str, Any] = {
@@ -593,6 +626,40 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     return TeacherCache(
         Path(recipe.outputs), key, samples=len(splits.train), ragged=splits.train.per_position, varies=not of_text
     )
+
+
+def check_form(objective: Objective, form: str) -> None:
+    """Refuse an objective for a teacher recorded as a bucket or as sampled classes, if it reads more than these say.
+
+    Raises:
+        RecipeError: if it reads the teacher at another exponent than 1, or whole rows.
+    """
+    if not objective.needs.teacher:
+        return
+    others = [gamma for gamma in objective.read_at if gamma is None or not math.isclose(gamma, 1, rel_tol=1e-9)]
+    whole = not objective.needs.sparse or any(piece.gather for piece in objective.pieces)
+    if others or whole:
+        got = [] if not others else ["another reading" if g is None else f"gamma {g:.4g}" for g in others]
+        raise RecipeError(
+            f"objective {objective.name}",
+            f"gamma 1, a temperature of 1, and no whole rows with outputs_form {form}, which says nothing else",
+            ", ".join(sorted(got)) or "whole rows",
+            "type ttm or wttm with gamma=1, or kd with temperature=1, or record all classes in another folder with "
+            "outputs_form=null",
+        )
+
+
+def check_typed_form(recipe: Recipe, outputs: TeacherCache) -> None:
+    """Refuse outputs of another form than the recipe types.
+
+    Raises:
+        RecipeError: if they are.
+    """
+    typed, kept = recipe.outputs_form, getattr(outputs.form, "settings", None)
+    if outputs.begun and typed not in (None, kept):
+        then = words(outputs.form.to_json() if outputs.form else None)
+        instead = "leave it out, type outputs=... for another folder, or remove this one"
+        raise RecipeError("outputs_form", f"that of {outputs.folder.name}, {then}", typed, instead)
 
 
 def single_exponent(objective: Objective) -> float | None:
@@ -671,6 +738,10 @@ def ask_teacher(
     recipe: Recipe, teacher: nn.Module, batches: Batches, split: data.Split, metric: Metric | None = None
 ) -> TeacherOutputs:
     """Evaluate the teacher on a held-out set, and keep its logits; of many positions, when needed."""
+    if (own := split.for_teacher) is not split:
+        device = accelerator_on(recipe.device).device
+        alone = data.loader_on(device, own, batch_size=held_out_batch(recipe, own), train=False)
+        return ask_teacher(recipe, teacher, alone, own, metric)._replace(logits=None)
     kept, text_bytes = KeptLogits(), split.text_bytes
     evaluation = evaluate_network(
         recipe,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -28,6 +29,18 @@ class RandAugment:
     """Strength of the operations, in [0, 10]."""
     magnitude_std: Annotated[Real, Range("a number in [0, 100]", least=0, most=100, example=0.5)] = 0.5
     """Standard deviation of the magnitude from one operation to the next, in [0, 100]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StrongView:
+    """How the second, strong view of a training sample differs from the first; it is drawn by itself."""
+
+    randaugment: RandAugment | None = None
+    """Random operations on the strong view; unset does those of the other view."""
+    random_erasing: Annotated[Real, Range("a probability in [0, 1], or null", least=0, most=1, example=0.5)] | None = (
+        None
+    )
+    """Probability that noise fills a random rectangle of the strong view; unset is that of the other view."""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -117,8 +130,9 @@ class DataSettings:
     tokenizer: str | LearnedTokenizer | None = None
     """Tokenizer of texts: a ``tokenizer.json``, a folder with one, ``package:<package>/<folder>``, a Hub id, or
     ``{bpe: 2000}``, which is learned from the training split."""
-    teacher_tokenizer: str | None = None
-    """The teacher's own tokenizer, where it reads the texts by another; unset gives it the student's tokens."""
+    teacher_tokenizer: str | LearnedTokenizer | None = None
+    """The teacher's own tokenizer, where it reads the texts by another; unset gives it the student's tokens. Language
+    models of two tokenizers have two vocabularies, which ``objective: uld`` or ``gold`` matches."""
     max_tokens: Annotated[Whole, Range(_TEXT, least=1, most=_LARGEST_TEXT, example=128)] = 128
     """Largest number of tokens of a sample, in [1, 1000000]; a longer text is cut."""
     pack: (
@@ -195,6 +209,9 @@ class DataSettings:
     """Probability that a sample is mixed at all, if Mixup or CutMix is on."""
     switch_probability: Probability = 0.5
     """Probability of CutMix for a mixed sample, if both are on."""
+    strong: StrongView | None = None
+    """A second view of each training sample, by the same settings but for these: a batch holds both, one after the
+    other, with the same label. Evaluation has one. Unset has one in training too."""
     size: Annotated[Whole, Range("1 to 4096 pixels, or null", least=1, most=4096, example=224)] | None = None
     """Side of the square images, pixels, in [1, 4096].
 
@@ -227,6 +244,24 @@ class DataSettings:
     """Folder that ``torchvision:`` downloads into."""
 
     @property
+    def strongly(self) -> DataSettings:
+        """The settings by which a sample's strong view is made; without one, these."""
+        if self.strong is None:
+            return self
+        erasing = self.strong.random_erasing
+        return replace(
+            self,
+            strong=None,
+            randaugment=self.strong.randaugment or self.randaugment,
+            random_erasing=self.random_erasing if erasing is None else erasing,
+        )
+
+    @property
+    def views(self) -> int:
+        """Number of views that a batch holds of each training sample."""
+        return 1 if self.strong is None else 2
+
+    @property
     def is_text(self) -> bool:
         """Whether samples are texts."""
         return any((self.text, self.prompt, self.completion, self.messages))
@@ -256,7 +291,7 @@ _DEFAULTS = {field.name: field.default for field in fields(DataSettings)}
 _OF_TEXT = ("top_logprobs", "tokenizer", "teacher_tokenizer", "max_tokens", "pack", "bucket_batches")
 _OF_IMAGES = (
     *("image", "mask", "crop_padding", "flip", "random_resized_crop", "interpolation", "randaugment", "transform"),
-    *("random_erasing", "mixup", "cutmix", "size", "test_crop"),
+    *("random_erasing", "mixup", "cutmix", "strong", "size", "test_crop"),
 )
 _COLOUR_ALONE = (
     *("Grayscale", "RandomGrayscale", "ColorJitter", "RandomPhotometricDistort", "RandomChannelPermutation"),
@@ -289,7 +324,10 @@ def check(settings: DataSettings) -> DataSettings:
         for name, good, expected, example in rows
         if not good
     ]
-    sections = {"": s, "randaugment.": s.randaugment, "unlabelled.": s.unlabelled, "tokenizer.": s.tokenizer}
+    sections: dict[str, Any] = {"": s, "randaugment.": s.randaugment, "strong.": s.strong}
+    sections |= {"unlabelled.": s.unlabelled, "tokenizer.": s.tokenizer}
+    sections["strong.randaugment."] = s.strong and s.strong.randaugment
+    sections["teacher_tokenizer."] = s.teacher_tokenizer
     errors += [
         InvalidValueError(f"data.{prefix}{name}", known.words, repr(value), f"type data.{prefix}{name}={known.example}")
         for prefix, section in sections.items()
@@ -314,7 +352,7 @@ def check(settings: DataSettings) -> DataSettings:
         below = f"a border below data.size, {s.size} pixels"
         instead = f"type data.crop_padding={s.size // 8}"
         errors = [InvalidValueError("data.crop_padding", below, s.crop_padding, instead)]
-    raise_all(errors or _contradictions(s) or _wrong_with_embedding(s) or _wrong_with_sampling(s))
+    raise_all(errors or _contradictions(s) or _wrong_with_embedding(s) or _wrong_with_sampling(s) or _wrong_strong(s))
     return settings
 
 
@@ -325,6 +363,20 @@ def _wrong_with_sampling(s: DataSettings) -> list[InvalidValueError]:
     kind = "tokens with a label each" if s.per_token else "masks" if s.has_masks else "several labels a sample"
     expected = f"natural with {kind}, as samples have no class each"
     return [InvalidValueError("data.sampling", expected, repr(s.sampling), "type data.sampling=natural")]
+
+
+def _wrong_strong(s: DataSettings) -> list[InvalidValueError]:
+    """Return why samples cannot have a second view."""
+    if s.strong is None:
+        return []
+    expected, instead = "null where each sample is an image and a text", "type data.strong=null"
+    errors = [InvalidValueError("data.strong", expected, "a second view", instead)] if s.is_pair else []
+    unmixed = "0 with data.strong, as no view of a sample is mixed"
+    return errors + [
+        InvalidValueError(f"data.{name}", unmixed, getattr(s, name), f"type data.{name}=0")
+        for name in ("mixup", "cutmix")
+        if getattr(s, name)
+    ]
 
 
 def _wrong_with_embedding(s: DataSettings) -> list[InvalidValueError]:
@@ -390,10 +442,9 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
     if s.per_token:
         untold = "null for a language model, whose labels are the next tokens"
         rows += [
-            (name, untold, f"type data.{name}=null")
-            for name in ("label", "labelled", "teacher_tokenizer")
-            if getattr(s, name) is not None
+            (name, untold, f"type data.{name}=null") for name in ("label", "labelled") if getattr(s, name) is not None
         ]
+        rows += [("teacher_tokenizer", *why) for why in _one_vocabulary(s) if s.teacher_tokenizer is not None]
     rows += [
         (name, f"its default, {_typed(_DEFAULTS[name])}, for texts", f"leave data.{name} out")
         for name in _OF_IMAGES
@@ -405,6 +456,18 @@ def _contradictions(s: DataSettings) -> list[InvalidValueError]:
         InvalidValueError(f"data.{name}", want, _typed(getattr(s, name)), instead) for name, want, instead in rows
     ]
     return errors + _wrong_unlabelled(s)
+
+
+def _one_vocabulary(s: DataSettings) -> Iterator[tuple[str, str]]:
+    """Yield why a language model's teacher reads by the student's tokenizer, and what to type."""
+    prompts = "name the columns of prompts and completions, data.prompt and data.completion, or type {}"
+    null = "data.teacher_tokenizer=null"
+    if s.pack is not None:
+        yield "null with data.pack, as one tokenizer cuts the rows", prompts.format(null)
+    if s.messages is not None:
+        yield "null with data.messages, as one tokenizer's template writes conversations", prompts.format(null)
+    if s.top_logprobs is not None:
+        yield "null with data.top_logprobs, whose tokens are data.tokenizer's", f"type {null}"
 
 
 def _wrong_with_masks(s: DataSettings) -> list[InvalidValueError]:
@@ -419,6 +482,7 @@ def _wrong_with_masks(s: DataSettings) -> list[InvalidValueError]:
         ("embedding", "null with masks, as each pixel has a class"),
         ("text", "null with masks"),
         ("randaugment", moved),
+        ("strong", "null with masks, as RandAugment moves pixels whose classes stay"),
         *((name, "0 with masks") for name in ("random_erasing", "mixup", "cutmix")),
     ]
     errors = [

@@ -54,7 +54,8 @@ def _check(name: str, got: object, expected: str, good: bool, example: object) -
         raise InvalidValueError(name, expected, got, f"for example {name}={example}")
 
 
-def _check_ranges(section: str, settings: Any) -> None:
+def check_ranges(section: str, settings: Any) -> None:
+    """Refuse numbers of a section that are out of their `Range`."""
     for name, value, known in ranged(settings):
         default = type(settings).__dataclass_fields__[name].default
         example = default if known.example is None else known.example
@@ -92,7 +93,7 @@ class SGD:
     layer_decay: LayerDecay | None = None
 
     def __post_init__(self) -> None:
-        _check_ranges("optimizer", self)
+        check_ranges("optimizer", self)
         good = self.momentum > 0 or not self.nesterov
         _check("optimizer.nesterov", self.nesterov, "momentum > 0 with it", good, False)
 
@@ -120,7 +121,7 @@ class AdamW:
     layer_decay: LayerDecay | None = None
 
     def __post_init__(self) -> None:
-        _check_ranges("optimizer", self)
+        check_ranges("optimizer", self)
 
 
 TIMM = "timm:"
@@ -183,7 +184,7 @@ class LibraryOptimizer:
             instead = "type optimizer.name=timm:adamw, or another"
             expected = "one of timm's optimizers that works in the steps here"
             raise InvalidValueError("optimizer.name", expected, f"{self.name}, which {arguments}", instead)
-        _check_ranges("optimizer", self)
+        check_ranges("optimizer", self)
         own = ("momentum", "betas", "eps")
         options = self.options or {}
         for name in (*(name for name in own if getattr(self, name) is not None), *options):
@@ -224,7 +225,7 @@ class Constant:
     warmup: WarmUp = 0.0
 
     def __post_init__(self) -> None:
-        _check_ranges("schedule", self)
+        check_ranges("schedule", self)
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ class Step:
     warmup: WarmUp = 0.0
 
     def __post_init__(self) -> None:
-        _check_ranges("schedule", self)
+        check_ranges("schedule", self)
 
 
 @dataclass(frozen=True)
@@ -253,7 +254,7 @@ class MultiStep:
     warmup: WarmUp = 0.0
 
     def __post_init__(self) -> None:
-        _check_ranges("schedule", self)
+        check_ranges("schedule", self)
         rising = list(self.milestones) == sorted(set(self.milestones))
         _check("schedule.milestones", self.milestones, "ascending epochs >= 1", rising, [150, 180, 210])
 
@@ -270,7 +271,7 @@ class Cosine:
     warmup: WarmUp = 0.0
 
     def __post_init__(self) -> None:
-        _check_ranges("schedule", self)
+        check_ranges("schedule", self)
 
 
 Optimizer = SGD | AdamW | LibraryOptimizer
@@ -295,7 +296,7 @@ class EMA:
     warm_up: Truth = True
 
     def __post_init__(self) -> None:
-        _check_ranges("ema", self)
+        check_ranges("ema", self)
 
     def decay_at(self, step: int) -> float:
         """Return the decay of a step, counted from 1."""
@@ -321,7 +322,7 @@ class EarlyStopping:
     keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
-        _check_ranges("early_stopping", self)
+        check_ranges("early_stopping", self)
 
 
 @dataclass(frozen=True)
@@ -414,7 +415,7 @@ class OnPolicy:
     temperature: Annotated[Real, Range("in [0.01, 100]", least=0.01, most=100, example=1)] = 1.0
 
     def __post_init__(self) -> None:
-        _check_ranges("on_policy", self)
+        check_ranges("on_policy", self)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
+from tutelage import user_code
 from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, nearest, raise_all
 from tutelage.records import BESIDE
 from tutelage.settings import weights
@@ -15,8 +17,11 @@ from tutelage.settings.numbers import FLOAT32, InSchema
 Names = str | Sequence[str]
 """Annotation of an argument that is one name or several: a string, or a list of strings."""
 
-Exponent = Annotated[float, "exponent"]
-"""Annotation of the exponent of a transformed teacher."""
+LayerPairs = str | Sequence[Sequence[int]]
+"""Annotation of an argument that pairs layers: the name of a rule, or pairs of numbers, the student's first."""
+
+Exponent = Annotated[weights.Weight, "exponent"]
+"""Annotation of the exponent of a transformed teacher, a number or a schedule."""
 
 BALANCED: Final = "balanced"
 """Classes that count alike, however many samples each has."""
@@ -85,15 +90,21 @@ class PresetSpec:
     """Factor on every weight, > 0."""
     gather: bool = False
     """Whether its terms read all processes' samples at once, not each process's share."""
+    sha256: str | None = None
+    """Digest of the file (`user_code.digest`) that a preset of the user's own is in; ``None`` if it was not there."""
     defaulted: frozenset[str] = field(default=frozenset(), compare=False)
     """Arguments that were not typed; none are left where a recipe was written out and read again."""
 
     def to_recipe(self) -> dict[str, Any]:
-        """Return the preset as written in a recipe: ``{preset: {argument: value}, scale: number, gather: true}``."""
+        """Return the preset as written in a recipe: ``{preset: {argument: value}, scale: number, gather: true}``.
+
+        One of the user's own has the ``sha256`` of its file too.
+        """
         return (
             {self.preset: dict(self.arguments)}
             | ({"scale": self.scale} if self.scale != 1 else {})
             | ({"gather": True} if self.gather else {})
+            | ({"sha256": self.sha256} if self.sha256 else {})
         )
 
 
@@ -126,7 +137,9 @@ def read_objective(value: Any, signatures: Mapping[str, Signature]) -> Objective
     number, a weight or a name is checked here; further conditions are known only to the losses, and checked when the
     objective is built.
 
-    An objective of `tutelage.objectives` stands for its written form.
+    An objective of `tutelage.objectives` stands for its written form. ``file:path.py:function`` stands for a function
+    of the user's own: its arguments are known only once its file was run, when the objective is built, so that any are
+    let through here; its file is read for its digest alone, unless a ``sha256`` beside it says which file is meant.
 
     Raises:
         ValueError: if a preset or argument is unknown (the nearest known one is named), missing or bad; all errors are
@@ -170,6 +183,9 @@ def matched_kd(ttm: Mapping[str, Any]) -> dict[str, Any]:
     """
     same = dict(ttm)
     gamma, beta = same.pop("gamma"), same.pop("beta")
+    if isinstance(gamma, weights.Schedule):
+        instead = "give kd a temperature and a weight of its own"
+        raise InvalidValueError("gamma", "a number, which a temperature can be matched to", gamma, instead)
     if not gamma > 0:
         raise InvalidValueError("gamma", "a number > 0", gamma, "for example gamma=0.25")
     weight = beta if isinstance(beta, weights.Automatic) else weights.scaled(beta, gamma)
@@ -209,6 +225,12 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         raise InvalidValueError("objective", "one preset with its arguments", got, instead)
     (name,) = names
     arguments = {} if entry[name] is None else entry[name]
+    own = is_own(name)
+    if own:
+        signatures = {name: {str(key): Argument("any") for key in arguments} if isinstance(arguments, Mapping) else {}}
+    elif "sha256" in entry:
+        expected, instead = f"no sha256 beside {name}, which is in no file of yours", "leave it out"
+        raise InvalidValueError("objective.sha256", expected, repr(entry["sha256"]), instead)
     if name not in signatures:
         instead = f"{nearest(name, signatures, otherwise='for example kd;')} `tutelage list objectives` lists them"
         raise InvalidValueError("objective", "a preset's name", repr(name), instead)
@@ -237,6 +259,11 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         errors.append(
             InvalidValueError(f"objective.{name}", "gather, true or false", repr(gather), "for example gather: true")
         )
+    sha256 = None
+    try:
+        sha256 = _file_of(name, entry.get("sha256")) if own else None
+    except TutelageError as error:
+        errors.append(error)
     values: dict[str, Any] = {}
     try:
         values = read_arguments(name, signatures[name], {str(key): value for key, value in arguments.items()})
@@ -248,8 +275,28 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         arguments=arguments_to_recipe(values),
         scale=float(scale),
         gather=gather,
+        sha256=sha256,
         defaulted=frozenset(values) - frozenset(map(str, arguments)) if defaulted is None else defaulted,
     )
+
+
+def is_own(name: object) -> bool:
+    """Whether a preset's name is that of a function in a file of the user's own."""
+    return isinstance(name, str) and name.startswith(user_code.PREFIX)
+
+
+OWN_EXAMPLE = "file:my_method.py:my_loss"
+
+
+def _file_of(name: str, sha256: Any) -> str | None:
+    """Return the digest of the file that a name of the user's own is in; the one that was typed, if one was."""
+    file, _ = user_code.split(name, "objective", example=OWN_EXAMPLE)
+    if sha256 is None:
+        return user_code.digest(file) if file.is_file() else None
+    if not isinstance(sha256, str) or not re.fullmatch("[0-9a-f]{16}", sha256):
+        instead = "leave it out: the file that is there is meant then"
+        raise InvalidValueError("objective.sha256", "16 hexadecimal digits, in quotes", repr(sha256), instead)
+    return sha256
 
 
 def untyped_exponents(
@@ -262,7 +309,7 @@ def untyped_exponents(
     for call in spec.presets:
         gammas = {"gamma": call.preset} | {f"{MATCHED_TO}.{of}.gamma": of for of in MATCHED}
         for name, preset in gammas.items():
-            argument = signatures[preset].get("gamma")
+            argument = signatures.get(preset, {}).get("gamma")
             if argument and name in call.defaulted and argument.kind in ("exponent", "automatic_number"):
                 typed = "kd" if name.startswith(MATCHED_TO) else call.preset  # whatever it stands for
                 key, expected = f"{where}.{typed}.{name}", "a gamma that was typed, where each token has a label"
@@ -276,7 +323,7 @@ def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]
     def key(what: str) -> str:
         if what.partition(":")[0] in arguments:
             return f"objective.{preset}.{what}"
-        return f"objective.{preset}" if what == "objective" else f"objective.{preset}: {what}"
+        return f"objective.{preset}" if what in ("objective", preset) else f"objective.{preset}: {what}"
 
     return error.renamed(key)
 
@@ -284,7 +331,9 @@ def with_recipe_keys(error: TutelageError, preset: str, arguments: Sequence[str]
 def arguments_to_recipe(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call's arguments as written in a recipe."""
     return {
-        name: list(value) if isinstance(value, tuple) else weights.weight_to_recipe(value)
+        name: [list(each) if isinstance(each, tuple) else each for each in value]
+        if isinstance(value, tuple)
+        else weights.weight_to_recipe(value)
         for name, value in arguments.items()
     }
 
@@ -322,6 +371,10 @@ def _number(value: Any, *, argument: str) -> float:
     return value if isinstance(value, int) and abs(value) < 2**63 else float(value)  # as torch takes
 
 
+def _number_or_schedule(value: Any, *, argument: str) -> float | weights.Schedule:
+    return weights.scheduled_from_recipe(value, argument=argument) or _number(value, argument=argument)
+
+
 def _number_or_auto(value: Any, *, argument: str) -> float | weights.Automatic:
     automatic = weights.automatic_from_recipe(value, argument=argument)
     if automatic is None and isinstance(value, str):
@@ -342,14 +395,31 @@ def _names(value: Any, *, argument: str) -> tuple[str, ...]:
     return names
 
 
+def _layers(value: Any, *, argument: str) -> str | tuple[tuple[int, int], ...]:
+    if isinstance(value, str):
+        return value
+    pairs: Sequence[Any] = value if isinstance(value, list | tuple) and value else [None]
+    if not all(isinstance(pair, list | tuple) and list(map(type, pair)) == [int, int] for pair in pairs):
+        expected = "a rule's name, or pairs of layers' numbers, the student's first"
+        raise InvalidTypeError(argument, expected, repr(value), f"for example {argument}=[[0, 1], [1, 3]]")
+    return tuple((ours, theirs) for ours, theirs in pairs)
+
+
+def _any(value: Any, *, argument: str) -> Any:
+    return value
+
+
 ARGUMENT_READERS: dict[str, Callable[..., Any]] = {
+    "any": _any,
     "number": _number,
-    "exponent": _number,
+    "exponent": _number_or_schedule,
+    "scheduled_number": _number_or_schedule,
     "automatic_number": _number_or_auto,
     "weight": weights.weight_from_recipe,
     "signed_weight": functools.partial(weights.weight_from_recipe, signed=True),
     "automatic_weight": functools.partial(weights.weight_from_recipe, automatic=True),
     "text": _text,
     "names": _names,
+    "layers": _layers,
 }
 """Readers of arguments, by kind."""

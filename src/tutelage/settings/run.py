@@ -18,6 +18,7 @@ from tutelage.settings.fit import (
     Switch,
     Threads,
 )
+from tutelage.settings.outputs import OutputsForm
 
 TOGETHER = 8
 """Students in one group by default. Each takes memory for its parameters, their gradients and the
@@ -75,6 +76,9 @@ class RunSettings(TypedDict, total=False):
     """Recording refuses to write more, MB of 10**6 bytes."""
     outputs_top: Count | None
     """Where all logits are above that, recording keeps so many per sample; none keeps all."""
+    outputs_form: OutputsForm | Mapping[str, Any] | Literal["bucket", "sampled"] | None
+    """What recording keeps of each answer: ``{"name": "bucket", "top": 16}`` or ``{"name": "sampled", "draws": 50}``;
+    none keeps all logits, or the top."""
     outputs_max_error: Positive | None
     """Recording refuses the top classes where they are further off than this; none is 0.01, and 0.25 for tokens."""
     checkpoint_steps: Count | None

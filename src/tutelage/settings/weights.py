@@ -158,6 +158,9 @@ AutomaticWeight = Annotated[Weight | Automatic | Literal["auto"], "or auto"]
 AutomaticNumber = Annotated[float | Automatic | Literal["auto"], "or auto"]
 """Number that may be found automatically."""
 
+ScheduledNumber = Annotated[Weight, "a number above 0"]
+"""Number above 0, such as a temperature, or a schedule of such numbers."""
+
 SCHEDULES = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp, "cosine_warm_up": CosineWarmUp}
 
 
@@ -212,6 +215,22 @@ def weight_from_recipe(
     elif weight < 0:
         raise InvalidValueError(argument, "a weight >= 0", weight, f"for example {argument}=0.9")
     return weight
+
+
+def scheduled_from_recipe(value: Any, *, argument: str) -> Schedule | None:
+    """Read a schedule of numbers above 0 from a recipe; return ``None`` if it is something else.
+
+    Raises:
+        ValueError: if it is a schedule with wrong arguments, or one of its numbers is not above 0.
+    """
+    if not (isinstance(value, Schedule) or (isinstance(value, Mapping) and "schedule" in value)):
+        return None
+    schedule = _read_weight(value, argument=argument, beside="")
+    assert isinstance(schedule, Schedule)
+    for name in schedule.scaled_fields:
+        if not (number := getattr(schedule, name)) > 0:
+            raise InvalidValueError(f"{argument}: schedule", f"{name} > 0", number, f"for example {name}: 1")
+    return schedule
 
 
 def automatic_from_recipe(value: Any, *, argument: str) -> Automatic | None:

@@ -242,7 +242,7 @@ def _time(
     return Times(
         teacher=teacher,
         student=student,
-        batch=recipe.fits()[0].batch_size,
+        batch=recipe.fits()[0].batch_size * splits.train.views,
         asked=build_objectives(recipe)[0].needs.teacher,
         teacher_eval_s=autotune.time_evaluation(recipe, network, splits.test) if network else None,
         student_eval_s=autotune.time_evaluation(recipe, run_inputs.student, splits.test),
@@ -267,7 +267,8 @@ def _recorded_step(hardware: Mapping[str, Any], folder: Path) -> float | None:
         if recorded["hardware"] == hardware and rates:
             # Students in lockstep wait for each other: each was as fast as the whole group.
             together = 1 + len(recorded.get("class") or [])
-            return float(recorded["recipe"]["batch_size"] / median(rates) / together)
+            views = 2 if recorded["recipe"]["data"].get("strong") else 1
+            return float(views * recorded["recipe"]["batch_size"] / median(rates) / together)
     return None
 
 

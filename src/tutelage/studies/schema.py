@@ -32,7 +32,7 @@ from tutelage.config.schema import (
 from tutelage.errors import InvalidValueError, RecipeError, TutelageError, nearest, raise_all
 from tutelage.settings.fit import SGD, Constant, Precision
 from tutelage.settings.numbers import LARGEST_COUNT, Real, ShortFor, Whole
-from tutelage.settings.objective import ObjectiveSpec, read_objective
+from tutelage.settings.objective import ObjectiveSpec, is_own, read_objective
 
 TEACHER = "teacher"
 """The name of a pair's first row, which no method may have."""
@@ -137,7 +137,7 @@ class Method(_Section):
     def missing(self) -> list[str]:
         """The presets of its objective that are not built."""
         known = known_presets()
-        return [name for name in self.presets if name not in known]
+        return [name for name in self.presets if name not in known and not is_own(name)]
 
     def entry(self, pair: str) -> list[Any]:
         """Return the objective of one pair, as a recipe writes it."""

@@ -44,7 +44,7 @@ def read(
 def _full_key(text: str, methods: Iterable[str]) -> str:
     """Write an override with the whole path of its key."""
     key, equals, value = text.partition("=")
-    first, *inner = key.split(".")
+    first, *inner = config.keys_of(key)
     if first not in Study.model_fields:
         return f"protocol.{text}"
     if first == "methods" and len(inner) > 1 and inner[0] in methods and inner[1] not in Method.model_fields:

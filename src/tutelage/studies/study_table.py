@@ -258,9 +258,11 @@ def _costs(runs: Sequence[Run]) -> tuple[float | None, float | None]:
     for run in runs:
         if run.manifest.get("class"):
             continue
-        size = number(section(run.manifest, "recipe").get("batch_size"))
+        recipe = section(run.manifest, "recipe")
+        size = number(recipe.get("batch_size"))
         rates = [rate for epoch in run.epochs if (rate := number(epoch.get("images_per_second")))]
-        steps.append(1000 * size / median(rates) if size and rates else None)
+        views = 2 if section(recipe, "data").get("strong") else 1
+        steps.append(1000 * views * size / median(rates) if size and rates else None)
         peaks = [peak for epoch in run.epochs if (peak := number(epoch.get("memory_mb")))]
         memories.append(max(peaks, default=None))
     return mean(steps), mean(memories)

@@ -3,7 +3,7 @@
 ``outputs.json`` describes a folder's teacher, views and form. ``epoch-0003/000016384.logits.safetensors`` holds the
 logits of epoch 3, samples 16384 and up (both counted from 0), and a file beside it holds each feature. Logits are
 float16 less their row's float32 mean: probabilities would lose their tails (6e-8 is 0 in float16, yet counts at a small
-gamma). If there are too many, the file holds the form of `top_k.TopK`. A file carries its place (what it is of, epoch,
+gamma). If there are too many, the file holds the form of `top_k.TopK`, or one of `forms`. A file carries its place (what it is of, epoch,
 first sample, and a digest of the key in ``outputs.json``) and a digest of its tensors and place, is written atomically,
 and is checked once when it is opened; its tensors are mapped, not copied.
 
@@ -21,7 +21,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict
 
 import safetensors
 import safetensors.torch
@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from tutelage import records
-from tutelage.teacher_cache.top_k import MEASURES, TeacherCacheError, TopK
+from tutelage.teacher_cache.forms import BucketForm, Form, SampledForm, from_json
+from tutelage.teacher_cache.top_k import TeacherCacheError, TopK
 from tutelage.types import Batch, Outputs, View
 
 ROWS = 16384  # samples per chunk, at which interrupted recording resumes
@@ -37,15 +38,31 @@ DIGEST = "blake2b"
 LOGITS = "logits"
 OF_IMAGES = 2
 """Schema of outputs with one row per sample."""
+OF_POSITIONS = 3
+"""Schema of outputs with as many rows per sample as positions that count. Those above say so with ``ragged``."""
 PLACE = ("what", "epoch", "start", "of")
 """Keys of a file's metadata that say its place; ``of`` is the digest of the key."""
 
 
-class _Form(TypedDict):
+class _TopForm(TypedDict):
     top: int
     classes: int
     gammas: list[float]
     max_error: float
+
+
+class _BucketForm(TypedDict):
+    name: Literal["bucket"]
+    top: int
+    classes: int
+
+
+class _SampledForm(TypedDict):
+    name: Literal["sampled"]
+    draws: int
+    proposal: float
+    classes: int
+    seed: int
 
 
 class _Described(TypedDict):
@@ -54,14 +71,16 @@ class _Described(TypedDict):
     samples: int
     rows: int
     key: dict[str, Any]
-    form: NotRequired[_Form | None]
+    form: NotRequired[_TopForm | _BucketForm | _SampledForm | None]
+    ragged: NotRequired[bool]
+    errors: NotRequired[list[dict[str, float]]]
     speed: NotRequired[dict[str, Any] | None]
 
 
 def size_of(
-    *, samples: int, classes: int, shapes: Mapping[str, tuple[int, ...]], epochs: int, form: TopK | None = None
+    *, samples: int, classes: int, shapes: Mapping[str, tuple[int, ...]], epochs: int, form: Form | None = None
 ) -> int:
-    """Return the size of the outputs in bytes: 2 per logit and per feature entry, 4 per sample; or `TopK.bytes`."""
+    """Return the size of the outputs in bytes: 2 per logit and per feature entry, 4 per sample; or the form's."""
     features = sum(torch.Size(shape).numel() for shape in shapes.values())
     return epochs * samples * ((2 * classes + 4 if form is None else form.bytes) + 2 * features)
 
@@ -83,6 +102,7 @@ class TeacherCache:
         of_labels: whether each of a sample's ``classes`` is a label with the classes no and yes, of which the logit of
             yes less that of no is stored.
         begun: whether the cache exists.
+        errors: what was measured of the form, by exponent, once all is recorded.
         speed: plan by which the recorded teacher is computed, as a JSON value; ``None`` until it is chosen.
 
     Raises:
@@ -98,7 +118,7 @@ class TeacherCache:
         *,
         samples: int,
         rows: int = ROWS,
-        form: TopK | None = None,
+        form: Form | None = None,
         ragged: bool = False,
         varies: bool = True,
     ) -> None:
@@ -107,7 +127,8 @@ class TeacherCache:
         self.folder, self.key, self.samples, self.rows, self.form = folder, dict(key), samples, rows, form
         path = folder / records.OUTPUTS
         self.speed: Mapping[str, Any] | None = None
-        self.schema = records.OUTPUTS_SCHEMA if ragged else OF_IMAGES
+        self.errors: list[dict[str, float]] = []
+        self.schema = OF_POSITIONS if ragged else OF_IMAGES
         self.begun = path.exists()
         if self.begun:
             instead = f"restore it, or remove the folder {folder} and record again with `tutelage record`"
@@ -116,8 +137,8 @@ class TeacherCache:
                 raise records.DamagedError(path, "rows: 1 or more", stored["rows"], instead)
             self._check_same(stored)
             self.schema, self.speed, self.rows = stored.get("schema", 1), stored.get("speed"), stored["rows"]
-            self.ragged = self.schema > OF_IMAGES
-            self.form = TopK.from_json(stored["form"]) if stored.get("form") else None
+            self.ragged = stored.get("ragged", self.schema == OF_POSITIONS)
+            self.form, self.errors = self._stored_form(stored, instead), stored.get("errors", [])
             if self.schema == 1:
                 warnings.warn(
                     f"{path}: recorded by an earlier version, whose files do not say their epoch and samples: a file "
@@ -128,6 +149,13 @@ class TeacherCache:
             expected = f"{path}, which says whose outputs lie beside it"
             instead = f"restore it, or remove the folder {folder} and record again with `tutelage record`"
             raise TeacherCacheError("outputs", expected, "none", instead)
+
+    def _stored_form(self, stored: Mapping[str, Any], instead: str) -> Form | None:
+        try:
+            return from_json(stored["form"]) if stored.get("form") else None
+        except (KeyError, TypeError) as error:
+            path = self.folder / records.OUTPUTS
+            raise records.DamagedError(path, "form: one that was written", stored["form"], instead) from error
 
     def epochs(self, epochs: int) -> int:
         """Return how many epochs are stored for so many of a fit."""
@@ -157,27 +185,45 @@ class TeacherCache:
 
     def begin(self, **more: Any) -> None:
         """Write ``outputs.json``: the key, the form, and further entries."""
+        named: dict[str, Any] = {}
+        if isinstance(self.form, BucketForm | SampledForm):  # which earlier versions do not read
+            self.schema, named = records.OUTPUTS_SCHEMA, {"ragged": self.ragged}
         value = {"schema": self.schema, "samples": self.samples, "rows": self.rows, "digest": DIGEST, "key": self.key}
         value["form"], value["speed"] = self.form.to_json() if self.form else None, self.speed
-        records.write_json(self.folder / records.OUTPUTS, value | more)
+        records.write_json(self.folder / records.OUTPUTS, value | named | more)
         self.begun = True
 
     def conclude(self, epochs: int) -> dict[float, dict[str, float]]:
-        """Record the top-k form's errors over all chunks of this many epochs; return `MEASURES` by exponent."""
+        """Record the form's errors over all chunks of this many epochs; return its `measures` by exponent."""
         if self.form is None:
             return {}
+        measures = self.form.measures
         chunks = [(epoch, chunk) for epoch in range(epochs) for chunk in self.ranges()]
         paths = [self._existing(epoch, chunk.start, LOGITS) for epoch, chunk in chunks]
         each = torch.stack([_error_of(path) for path in paths]).double()
         share = torch.tensor([len(chunk) for _, chunk in chunks], dtype=torch.float64)
         mean, largest = (each * (share / share.sum())[:, None, None]).sum(0), each.amax(0)
-        whole = torch.where(torch.tensor([name.startswith("mean") for name in MEASURES]), mean, largest).tolist()
+        whole = torch.where(torch.tensor([name.startswith("mean") for name in measures]), mean, largest).tolist()
         errors = {
-            gamma: {name: float(f"{value:.3g}") for name, value in zip(MEASURES, row, strict=True)}
+            gamma: {name: float(f"{value:.3g}") for name, value in zip(measures, row, strict=True)}
             for gamma, row in zip(self.form.gammas, whole, strict=True)
         }
-        self.begin(errors=[{"gamma": gamma, **measured} for gamma, measured in errors.items()])
+        if isinstance(self.form, SampledForm):
+            (measured,) = errors.values()
+            rows = self.epochs(epochs) * self.samples if not self.ragged else self._rows_in(paths)
+            spread = max(0.0, measured.pop("mean_square") - measured["mean_bias"] ** 2)
+            measured["standard_error"] = float(f"{(spread / max(1, rows)) ** 0.5:.3g}")
+        self.errors = [{"gamma": gamma, **measured} for gamma, measured in errors.items()]
+        self.begin(errors=self.errors)
         return errors
+
+    def _rows_in(self, paths: Sequence[Path]) -> int:
+        """Return how many positions the files of logits have."""
+        rows = 0
+        for path in paths:
+            with _opened(path) as file:
+                rows += file.get_slice("entropy").get_shape()[0]
+        return rows
 
     def ranges(self) -> Iterator[range]:
         """Yield the samples of each chunk."""
@@ -245,7 +291,10 @@ class TeacherCache:
         if self.form is None:
             packed = {"values": centred, "mean": mean.cpu()}
         else:
-            packed = self.form.pack(logits)
+            if isinstance(self.form, SampledForm):
+                packed = self.form.pack(logits, self.form.bits(epoch if self.varies else 0, chunk, counts))
+            else:
+                packed = self.form.pack(logits)
             self.form.check(packed["error"], gammas)
         if counts is not None:
             packed["offsets"] = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).cpu()
@@ -265,7 +314,7 @@ class TeacherCache:
             what: name of the outputs: ``logits``, or a tap.
 
         Returns:
-            Tensors that lie in the files: ``values``, and for logits ``mean``, or the result of `TopK.pack`.
+            Tensors that lie in the files: ``values``, and for logits ``mean``, or the result of the form's ``pack``.
 
         Raises:
             TeacherCacheError: if any of it is missing or damaged.
@@ -318,7 +367,8 @@ class CachedTeacher:
         taps: features to return.
         gamma: exponent at which logits in top-k form are read; at 1 the left-over mass is exact.
         device: device of the returned tensors.
-        sparse: whether logits in top-k form are returned as they are stored, as ``sparse`` of `types.Outputs`.
+        sparse: whether logits in top-k form are returned as they are stored, as ``sparse`` of `types.Outputs`. A bucket
+            and sampled classes are in any case.
 
     Raises:
         TeacherCacheError: if the tail was not summed at the exponent.
@@ -333,7 +383,7 @@ class CachedTeacher:
         device: torch.device | str = "cpu",
         sparse: bool = False,
     ) -> None:
-        self._sparse = sparse
+        self._sparse = sparse or isinstance(cache.form, BucketForm | SampledForm)
         self._cache, self._taps, self._gamma, self._device = cache, taps, gamma, torch.device(device)
         self._chunks: dict[str, list[dict[str, Tensor]]] = {}
         self._on_device: dict[str, dict[str, Tensor]] = {}
@@ -427,9 +477,14 @@ class CachedTeacher:
         rows = []
         for (k, samples), rank in zip(parts, ranks.split([len(each) for _, each in parts]), strict=True):
             chunk = self._chunks[LOGITS][k]
-            row = rows_of_positions(chunk["offsets"], samples, rank, last=len(chunk["values"]) - 1)
+            row = rows_of_positions(chunk["offsets"], samples, rank, last=_height(chunk) - 1)
             rows.append((k, row.unflatten(1, counted.shape[1:])))
         return rows
+
+
+def _height(chunk: Mapping[str, Tensor]) -> int:
+    """Return the number of a chunk's rows."""
+    return next(len(tensor) for name, tensor in chunk.items() if name != "offsets")
 
 
 def rows_of_positions(offsets: Tensor, samples: Tensor, rank: Tensor, *, last: int) -> Tensor:
@@ -499,7 +554,7 @@ def _opened(path: Path) -> Iterator[Any]:
 
 
 def _error_of(path: Path) -> Tensor:
-    """Return the errors of a chunk in the top-k form."""
+    """Return the errors of a chunk's form."""
     with _opened(path) as file:
         error: Tensor = file.get_tensor("error")
     return error

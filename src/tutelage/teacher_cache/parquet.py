@@ -20,7 +20,8 @@ def export(folder: Path, out: Path) -> Iterator[Path]:
 
     ``data/train-00000-of-00012.parquet`` has a row per sample, and columns ``sample``, its index, and ``logits``; or in
     the top-k form ``logprobs``, ``classes`` and ``tail``, the logarithms of the other classes' power sums at the
-    exponents of ``outputs.json``, which is copied beside. Where samples have positions, each of these is a list with an
+    exponents of ``outputs.json``, which is copied beside. In a bucket ``rest`` is the logarithm of what is left over; of
+    draws there are ``classes``, ``log_weights`` unless all are equal, and ``negative_entropy``. Where samples have positions, each of these is a list with an
     entry for every counted position. Several epochs are splits ``epoch0000`` and so on. Features are left out.
 
     Raises:
@@ -56,8 +57,12 @@ def export(folder: Path, out: Path) -> Iterator[Path]:
 def _columns(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     if "index" not in tensors:
         return {"logits": tensors["values"].float() + tensors["mean"]}
-    values = tensors["values"].float() + tensors["top"]
-    return {"logprobs": values, "classes": tensors["index"].to(torch.int32), "tail": tensors["tail"]}
+    classes = {"classes": tensors["index"].to(torch.int32)}
+    if "entropy" in tensors:
+        weights = {"log_weights": tensors["weights"]} if "weights" in tensors else {}
+        return {**classes, **weights, "negative_entropy": tensors["entropy"][:, None]}
+    logprobs = {"logprobs": tensors["values"].float() + tensors["top"], **classes}
+    return {**logprobs, **({"rest": tensors["rest"][:, None]} if "rest" in tensors else {"tail": tensors["tail"]})}
 
 
 def _lists(rows: Tensor, offsets: Tensor | None) -> Any:

@@ -17,7 +17,7 @@ class ServedTeacher:
     """
 
     def __init__(self, served: Served, device: torch.device | str = "cpu") -> None:
-        values, index, level, classes = served.logits
+        values, index, level, classes, _ = served.logits
         self._logits = Sparse(values.to(device), index.to(device), level.to(device), classes)
         self._offsets = served.offsets.to(device)
 
@@ -26,7 +26,7 @@ class ServedTeacher:
 
         At temperature 1 they are log-probabilities, and the level spreads what is left over the other classes.
         """
-        values, index, level, classes = self._logits
+        values, index, level, classes, _ = self._logits
         counted = torch.ones_like(batch.labels, dtype=torch.bool) if batch.counted is None else batch.counted
         rank = counted.flatten(1).cumsum(1)
         rows = rows_of_positions(self._offsets, batch.index, rank, last=len(level) - 1).view(counted.shape)

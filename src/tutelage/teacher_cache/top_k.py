@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class TopK:
     classes: int  # number of classes, K
     gammas: tuple[float, ...] = GAMMAS  # exponents of the tail's power sums, rising
     bound: float = BOUND  # bound on both mean errors of a chunk, at the needed exponents
+    measures: ClassVar[tuple[str, ...]] = MEASURES
 
     def __post_init__(self) -> None:
         if not 1 <= self.kept < self.classes:
@@ -123,6 +124,13 @@ class TopK:
             apart = (gamma * log_p - log_u[:, None]).exp_() - (gamma * log_q - log_v[:, None]).exp_()
             errors.append(torch.stack([apart.abs().sum(-1) / 2, (log_v - log_u).expm1().abs()], -1).double())
         return torch.stack(errors)
+
+    def describe(self, error: Mapping[str, float]) -> str:
+        """Say what was measured at an exponent."""
+        return (
+            f"p_gamma off by {error['mean_tv']:.2g} in total variation (at most {error['max_tv']:.2g}), U_gamma by "
+            f"{error['mean_power_sum']:.2g} of it (at most {error['max_power_sum']:.2g})"
+        )
 
     def as_sparse(self, kept: Mapping[str, Tensor], gamma: float) -> Sparse:
         """Return packed logits as they are read at an exponent: the largest, and the level of all others.

@@ -143,7 +143,7 @@ class TeacherOutputs(NamedTuple):
     """A teacher on a held-out set."""
 
     evaluation: Evaluation
-    logits: TeacherLogits
+    logits: TeacherLogits | None  # None where its positions are its own
 
 
 class EvalSet(NamedTuple):

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from tutelage import losses, records, targets
 from tutelage.checks import widened
-from tutelage.losses.sparse import sparse_matching
+from tutelage.losses.sparse import likeliest, sparse_matching
 from tutelage.modules import StepOutput
 from tutelage.objectives import BoundObjective
 from tutelage.types import UNLABELLED, Batch, Outputs, Totals
+from tutelage.views import positions_of
 
 COUNTED = ("correct", "labelled", "entropy", "kl", "agree", "samples", "positions", "skipped")
 """Names of the sums: over positions that count, but for the number of samples and that of skipped steps."""
@@ -69,9 +70,10 @@ class EpochMetrics:
         else:
             logits = widened(student.logits)
             log_q, predicted = logits.log_softmax(-1), logits.argmax(-1)
-            if teacher is not None and (sparse := teacher.sparse) is not None:
-                top = sparse.index.gather(-1, sparse.values.argmax(-1, keepdim=True))[..., 0]
-                agree = summed(predicted == top)
+            if teacher is not None and positions_of(batch, "teacher") is not counted:
+                kl = agree = zero + torch.nan  # At positions of its own it answers nothing that the student does.
+            elif teacher is not None and (sparse := teacher.sparse) is not None:
+                agree = summed(predicted == likeliest(sparse))
                 if self.objective.target_gamma is not None:
                     kl = summed(sparse_matching(logits, sparse, gamma=self.objective.target_gamma)[0])
             elif teacher is not None:

@@ -10,8 +10,8 @@ from typing import Any
 
 from tutelage import targets
 from tutelage.config.schema import Recipe, known_presets
-from tutelage.losses.divergences import KINDS, PARAMETERS
-from tutelage.objectives.methods.logits import REGULARISERS
+from tutelage.losses.divergences import KINDS
+from tutelage.objectives.methods.logits import MIXTURES, REGULARISERS
 from tutelage.records import Dimension
 from tutelage.settings.objective import ObjectiveSpec, read_objective
 from tutelage.tuning.space import GAMMA, WEIGHT, choice, number
@@ -23,17 +23,28 @@ ORDERS = (0.25, 4.0)
 """Range of the order of a Rényi entropy that regularises."""
 SHARE = (0.05, 0.95)
 """Range of the teacher's share of a mixture."""
+EXPONENT = (0.1, 1.2)
+"""Range of each exponent of the alpha-beta divergence: published pairs add up to between 0.9 and 1.1."""
+MASS = (0.1, 0.95)
+"""Range of the mass of the head of the adaptive divergence."""
 TEMPERATURE = (1.0, 20.0)
 """Range of the student's temperature."""
 
 
 def dimensions() -> list[Dimension]:
-    """Return the parts and their numbers, each asked for only where it is there."""
+    """Return the parts and their numbers, each asked for only where it is there.
+
+    All divergences but ``wasserstein``: it reads the teacher's last layer, which a recorded teacher has not, and its
+    unit is that of a cost, for which ``beta`` would need a range of its own.
+    """
     sure, some = ["constant", "power_sum"], [name for name in REGULARISERS if name != "none"]
     graded = [name for name in targets.WEIGHTS if name not in sure]
     return [
-        choice(f"{PART}.divergence", [*KINDS]),
-        number(f"{PART}.share", *SHARE, when={f"{PART}.divergence": [*PARAMETERS]}),
+        choice(f"{PART}.divergence", [kind for kind in KINDS if kind != "wasserstein"]),
+        number(f"{PART}.share", *SHARE, when={f"{PART}.divergence": [*MIXTURES]}),
+        number(f"{PART}.ab_alpha", *EXPONENT, when={f"{PART}.divergence": ["alpha_beta"]}),
+        number(f"{PART}.ab_beta", *EXPONENT, when={f"{PART}.divergence": ["alpha_beta"]}),
+        number(f"{PART}.mu", *MASS, when={f"{PART}.divergence": ["adaptive"]}),
         choice(f"{PART}.target", [*targets.TRANSFORMS]),
         number(f"{PART}.gamma", *GAMMA),
         number(f"{PART}.temperature", *TEMPERATURE, log=True),

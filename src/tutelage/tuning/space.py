@@ -168,9 +168,11 @@ def _of_preset(call: PresetSpec) -> list[Dimension]:
     if call.preset == "cross_entropy":
         return []
     found: list[Dimension] = []
-    for name, argument in known_presets()[call.preset].items():
-        key, value = f"objective.{call.preset}.{name}", call.arguments[name]
+    for name, argument in known_presets().get(call.preset, {}).items():
+        key, value = f"objective.{call.preset}.{name}", call.arguments.get(name, argument.default)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if isinstance(value, Mapping) and argument.kind in ("exponent", "scheduled_number"):
+            continue  # a schedule is left as it is
         if argument.kind == "exponent" or (argument.kind == "automatic_number" and name == "gamma"):
             low, high = GAMMA
             bounds = (min(low, value), max(high, value)) if is_number else GAMMA
@@ -279,9 +281,9 @@ def as_typed(spec: ObjectiveSpec) -> Any:
     """Return an objective as somebody would type it: without the defaults."""
     entries = []
     for call in spec.presets:
-        signature, written = known_presets()[call.preset], call.to_recipe()
+        signature, written = known_presets().get(call.preset, {}), call.to_recipe()
         defaults = arguments_to_recipe({key: argument.default for key, argument in signature.items()})
-        changed = {key: value for key, value in call.arguments.items() if value != defaults[key]}
+        changed = {key: value for key, value in call.arguments.items() if value != defaults.get(key)}
         entries.append({**written, call.preset: changed} if changed or len(written) > 1 else call.preset)
     return entries[0] if len(entries) == 1 else entries
 

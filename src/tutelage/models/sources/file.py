@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from tutelage.errors import InvalidTypeError, InvalidValueError, UserCodeError, explaining
+from tutelage import user_code
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.models import names, structure
 from tutelage.models.card import Card
 from tutelage.models.spec import ModelRequest, ModelSpec
@@ -49,8 +47,7 @@ def plan(path: str, request: ModelRequest) -> ModelSpec:
             expected = f"{actual}, as {name} makes them and takes no classes="
             instead = f"give the function a parameter classes, or type classes={actual}"
             raise InvalidValueError("classes", expected, classes, instead)
-    with explaining():
-        source = f"{file.name}, sha256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+    source = f"{file.name}, sha256 {user_code.digest(file)}"
     card = Card(name=name, classes=classes, channels=request.channels, image_size=request.image_size, source=source)
     return ModelSpec(card=card, build=build)
 
@@ -59,15 +56,9 @@ class _Builder:
     """Calls the function with the keywords that it takes."""
 
     def __init__(self, file: Path, function: str, request: ModelRequest, name: str) -> None:
-        module = _execute(file)
-        self.function = getattr(module, function, None)
+        self.function = user_code.function_of(user_code.execute(file, "model"), function, file, "model")
         self.name = self.user_code = name
         self.request = request
-        if not callable(self.function):
-            names = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
-            raise InvalidValueError(
-                "model", f"a function of {file}", repr(function), f"it has {', '.join(names) or 'no function'}"
-            )
         self.parameters = inspect.signature(self.function).parameters
 
     def takes(self, keyword: str) -> bool:
@@ -82,25 +73,9 @@ class _Builder:
             if parameter.default is parameter.empty and parameter.kind not in variable and keyword not in keywords:
                 instead = f"give the parameter a default, or the model {keyword}="
                 raise InvalidValueError(keyword, f"a value, which {self.name} requires", "none", instead)
-        network = self.function(**keywords)  # type: ignore[misc]
+        network = self.function(**keywords)
         if not isinstance(network, nn.Module):
             raise InvalidTypeError(
                 "model", f"{self.name} to return a torch.nn.Module", type(network).__name__, "return the network itself"
             )
         return network
-
-
-def _execute(file: Path) -> Any:
-    # Dataclasses and pickling look their module up by name, so it must be registered; the path keeps the name unique.
-    name = f"tutelage_file_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, file)
-    if spec is None or spec.loader is None:
-        raise InvalidValueError("model", "a Python file", file, "give it the ending .py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserCodeError(f"file:{file}", "Python that runs", reason, "fix the file") from error
-    return module

@@ -56,13 +56,13 @@ def mlkd(*, instance: Weight = 4.5, batch: Weight = 4.5, classes: Weight = 4.5, 
     """
     return objective_of(
         supervised_part(supervised),
-        WeightedTerm("mlkd_instance", instance, Apply(_mean_over, {"loss": losses.kd})),
-        WeightedTerm("mlkd_batch", batch, Apply(_mean_over, {"loss": losses.mlkd_batch}, coupled=True)),
-        WeightedTerm("mlkd_class", classes, Apply(_mean_over, {"loss": losses.mlkd_class}, coupled=True)),
+        WeightedTerm("mlkd_instance", instance, Apply(mean_over_temperatures, {"loss": losses.kd})),
+        WeightedTerm("mlkd_batch", batch, Apply(mean_over_temperatures, {"loss": losses.mlkd_batch}, coupled=True)),
+        WeightedTerm("mlkd_class", classes, Apply(mean_over_temperatures, {"loss": losses.mlkd_class}, coupled=True)),
     )
 
 
-def _mean_over(student_logits: Tensor, teacher_logits: Tensor, *, loss: Callable[..., Tensor]) -> Tensor:
+def mean_over_temperatures(student_logits: Tensor, teacher_logits: Tensor, *, loss: Callable[..., Tensor]) -> Tensor:
     """Return the mean of a loss over temperatures."""
     each = [loss(student_logits, teacher_logits, temperature=t) for t in MLKD_TEMPERATURES]
     return torch.stack(each).mean(dim=0)

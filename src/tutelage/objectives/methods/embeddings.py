@@ -29,6 +29,18 @@ def embedding_mse(*, weight: Weight = 1.0) -> Objective:
     return objective_of(WeightedTerm("embedding_mse", weight, Apply(losses.embedding_mse)))
 
 
+@preset("Kim et al. 2023, arXiv:2301.12005")
+def embedding_distance(*, weight: Weight = 1.0) -> Objective:
+    """``weight * |s - t|`` on embeddings, of ``data.embedding``.
+
+    Args:
+        weight: weight of `losses.embedding_distance`.
+
+    Differs from: the paper, which matches scores and queries' vectors beside the documents'.
+    """
+    return objective_of(WeightedTerm("embedding_distance", weight, Apply(losses.embedding_distance)))
+
+
 @preset("Fang et al. 2021, arXiv:2101.04731")
 def in_batch_similarity(
     *, temperature: float = 0.05, teacher_temperature: float = 0.05, weight: Weight = 1.0

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from tutelage.losses.divergences import KINDS, PARAMETERS
 from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
-from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, present
+from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, missing, present
 from tutelage.settings.objective import MATCHED, MATCHED_TO, Exponent, matched_kd
 from tutelage.settings.weights import (
     AUTO,
@@ -23,6 +24,7 @@ from tutelage.settings.weights import (
     AutomaticWeight,
     CosineWarmUp,
     Schedule,
+    ScheduledNumber,
     SignedWeight,
     Weight,
     WeightValue,
@@ -35,6 +37,18 @@ REGULARISERS = ("none", "confidence", "renyi")
 NORMALISE = ("none", "batch", "training")
 LOGITS = ("raw", "standardised")
 """Forms of the networks' logits that a term may read: unchanged or standardised."""
+MIXTURES = ("jensen_shannon", "skew", "skew_reverse")
+"""Divergences from a mixture of both distributions."""
+PARAMETERS_OF: Mapping[str, tuple[str, str]] = {
+    "ab_alpha": ("alpha_beta", "alpha"),
+    "ab_beta": ("alpha_beta", "beta"),
+    "mu": ("adaptive", "mu"),
+    "sinkhorn_lambda": ("wasserstein", "sinkhorn_lambda"),
+    "sinkhorn_iter": ("wasserstein", "sinkhorn_iter"),
+}
+"""A divergence's kind and parameter by the argument of a `Matching` that they are; of mixtures see its ``share``."""
+MOST_CLASSES = 10_000
+"""Largest number of classes between which a transport is computed."""
 CTKD_REVERSAL = CosineWarmUp(-1.0, 10)
 """Factor of the temperature's gradient over the CTKD authors' run."""
 
@@ -56,18 +70,33 @@ class Matching:
     temperature: float = 1.0  # T of the student; values are times its square
     divergence: str = "forward"  # name of D, `losses.divergence`
     share: float | Automatic = AUTO  # teacher's share of a divergence's mixture; automatic: the kind's default
+    ab_alpha: float | Automatic = AUTO  # parameters of other divergences, `PARAMETERS_OF`; likewise
+    ab_beta: float | Automatic = AUTO
+    mu: float | Automatic = AUTO
+    sinkhorn_lambda: float | Automatic = AUTO
+    sinkhorn_iter: float | Automatic = AUTO
 
     def __post_init__(self) -> None:
         checks.known(self.divergence, "divergence", KINDS, example="forward")
         if not isinstance(self.share, Automatic):
-            if self.divergence not in PARAMETERS:
+            if self.divergence not in MIXTURES:
                 expected, instead = (
                     f"auto with divergence {self.divergence}, which mixes nothing",
-                    " or ".join(PARAMETERS),
+                    " or ".join(MIXTURES),
                 )
                 raise InvalidValueError("share", expected, self.share, f"leave it out, or type divergence={instead}")
+            ((_, known),) = PARAMETERS[self.divergence].items()
+            example = 1 - known.default if self.divergence == "skew_reverse" else known.default
             ends = "divergence=forward or divergence=reverse"
-            checks.mixture_weight(self.share, "share", example=PARAMETERS[self.divergence][1], ends=ends)
+            checks.mixture_weight(self.share, "share", example=example, ends=ends)
+        for argument, (kind, name) in PARAMETERS_OF.items():
+            value = getattr(self, argument)
+            if isinstance(value, Automatic):
+                continue
+            if self.divergence != kind:
+                expected = f"auto with divergence {self.divergence}, which has none"
+                raise InvalidValueError(argument, expected, value, f"leave it out, or type divergence={kind}")
+            PARAMETERS[kind][name].check(value, argument, example=PARAMETERS[kind][name].default)
         checks.positive(self.temperature, "temperature", example=4.0)
         checks.known(self.normalise, "normalise", NORMALISE, example="batch")
         self.weight(targets.Pointwise(self.transform, gamma=1 if isinstance(self.gamma, Automatic) else self.gamma))
@@ -81,6 +110,7 @@ class Matching:
             labels="none",
             coupled=self.normalise == "batch",
             teacher_statistics=automatic_gamma or self.normalise == "training",
+            teacher_head=self.divergence == "wasserstein",
         )
 
     @property
@@ -102,9 +132,17 @@ class Matching:
         )
 
     @property
-    def mixture(self) -> dict[str, float]:
-        """The keyword argument of `losses.divergence` that the share is; none if it is the kind's default."""
-        return {} if isinstance(self.share, Automatic) else {PARAMETERS[self.divergence][0]: self.share}
+    def parameters(self) -> dict[str, Any]:
+        """The keyword arguments of `losses.divergence` that are not the kind's defaults."""
+        found = {
+            name: getattr(self, argument) for argument, (kind, name) in PARAMETERS_OF.items() if kind == self.divergence
+        }
+        if self.divergence in MIXTURES:
+            share = (
+                self.share if isinstance(self.share, Automatic) or self.divergence != "skew_reverse" else 1 - self.share
+            )
+            found = dict.fromkeys(PARAMETERS[self.divergence], share)
+        return {name: value for name, value in found.items() if not isinstance(value, Automatic)}
 
     def simplest(self) -> TermSpec:
         """Return the term of a named loss if there is one that computes the same, or else this one.
@@ -124,7 +162,9 @@ class Matching:
                 return Apply(loss, {"temperature": self.temperature}, target_gamma=gamma)
             return Apply(losses.wttm if weighted else losses.ttm, {"gamma": gamma}, target_gamma=gamma)
         at_one = gamma == 1 and self.temperature == 1  # where the power sum is 1
-        return Divergence(losses.divergence, {"kind": self.divergence, **self.mixture}, 1.0) if at_one else self
+        if not at_one or self.needs.teacher_head:
+            return self
+        return Divergence(losses.divergence, {"kind": self.divergence, **self.parameters}, 1.0)
 
     def weight(self, transform: targets.Pointwise) -> targets.SampleWeight:
         """Return the sample weight for a mapping."""
@@ -157,7 +197,9 @@ class _BoundMatching(nn.Module):
             mean = self.resolved["mean_weight"] = automatic.mean_weight(weight, context)
         self._weight = weight if spec.weight_by != "constant" else None
         self._temperature, self._divisor = spec.temperature, mean / spec.temperature**2
-        self._divergence, self._mixture = spec.divergence, spec.mixture
+        self._divergence, self._of_kind = spec.divergence, spec.parameters
+        if self.needs.teacher_head:
+            self.register_buffer("cost", head_cost(context), persistent=False)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         z = student.logits
@@ -168,9 +210,26 @@ class _BoundMatching(nn.Module):
             sample_weight=self._weight,
             normalise=self.needs.coupled,
             kind=self._divergence,
-            **self._mixture,
+            cost=getattr(self, "cost", None),
+            **self._of_kind,
         )
         return values / self._divisor
+
+
+def head_cost(context: BindContext, sharpen: float = 1.0) -> Tensor:
+    """Return `losses.class_cost` of the teacher's last layer, ``(classes, classes)``.
+
+    Raises:
+        ValueError: if it is not known, or has more than 10,000 classes, whose matrix no transport could be run with.
+    """
+    if context.teacher_head is None:
+        raise missing("teacher_head, the weights of the teacher's last layer")
+    weight = context.teacher_head[0].detach()
+    if len(weight) > MOST_CLASSES:
+        expected = f"at most {MOST_CLASSES} classes for a transport, whose cost is a matrix of them"
+        instead = "choose a divergence that needs no cost, such as alpha_beta"
+        raise InvalidValueError("teacher_head", expected, len(weight), instead)
+    return losses.class_cost(weight.flatten(1), sharpen=sharpen)
 
 
 @dataclass(frozen=True)
@@ -223,6 +282,44 @@ def on_logits(logits: str, term: TermSpec, weight: AutomaticWeight) -> TermSpec:
         expected, name = "a number where logits are standardised", weight.argument
         raise InvalidValueError(name, expected, f"{weight}, which is found from raw logits", f"for example {name}=9.0")
     return Standardised(term)
+
+
+SCHEDULED: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "temperature": lambda z, v, t: losses.ctkd(z, v, temperature=t),
+    "gamma": lambda z, v, g: losses.ttm(z, g * v, gamma=1.0),
+    "weighted gamma": lambda z, v, g: (g * v.log_softmax(-1)).logsumexp(-1).exp() * losses.ttm(z, g * v, gamma=1.0),
+}
+"""`losses.kd`, `losses.ttm` and `losses.wttm` at a number that is a tensor."""
+
+
+@dataclass(frozen=True)
+class Scheduled:
+    """A loss of `SCHEDULED` at a temperature, or an exponent, that is a schedule of progress.
+
+    It changes from step to step as a tensor does, so that nothing is compiled or captured anew.
+    """
+
+    needs: ClassVar = Requirements(teacher=True, labels="none")
+    target_gamma: ClassVar[None] = None  # it changes
+    loss: str  # name of the loss
+    number: Schedule
+
+    def bind(self, context: BindContext) -> Term:
+        """Build the term; it needs nothing from the context."""
+        return _BoundScheduled(self)
+
+
+class _BoundScheduled(nn.Module):
+    """A bound `Scheduled`: no parameters, no state."""
+
+    def __init__(self, spec: Scheduled) -> None:
+        super().__init__()
+        self.needs, self._loss, self._number = spec.needs, SCHEDULED[spec.loss], spec.number
+        self.scheduled = (spec.number,)
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
+        z, v = student.logits, present(teacher).logits
+        return self._loss(z, v, torch.as_tensor(weight_at(self._number, progress), dtype=z.dtype, device=z.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,14 +396,14 @@ def renyi_penalty(*, weight: SignedWeight, order: float) -> Objective:
 
 @preset("Hinton et al. 2015, arXiv:1503.02531")
 def kd(
-    *, temperature: float = 4.0, weight: AutomaticWeight = 0.9, supervised: Weight = 0.1, logits: str = "raw"
+    *, temperature: ScheduledNumber = 4.0, weight: AutomaticWeight = 0.9, supervised: Weight = 0.1, logits: str = "raw"
 ) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T)``.
 
     Published settings: CIFAR-100 T=4, 0.1 and 0.9; ImageNet T=1, 0.5 and 0.5.
 
     Args:
-        temperature: T > 0, on both sides.
+        temperature: T > 0, on both sides; a number, or a schedule such as ``{schedule: linear, start: 8, end: 1}``.
         weight: weight of the KL, whose ``T**2`` is unconditional; lambda in the TTM paper. ``auto`` is gamma times the
             automatic beta of `ttm` at ``gamma = 1/T``, so that both have one factor on their divergence.
         supervised: weight of the cross-entropy, always on raw logits.
@@ -315,8 +412,15 @@ def kd(
 
     Differs from: a public library that drops ``T**2`` if its alpha is 0, and code that keeps the cross-entropy at 1.
     """
-    match = Apply(losses.kd, {"temperature": temperature}, target_gamma=1 / temperature if temperature else None)
-    weight = _in_betas(weight, temperature)
+    t = cast(WeightValue, temperature)  # by the decorator
+    if isinstance(t, Schedule):
+        if isinstance(weight, Automatic):
+            expected, instead = "a number where the temperature is a schedule", "for example weight=0.9"
+            raise InvalidValueError("weight", expected, weight, instead)
+        match: TermSpec = Scheduled("temperature", t)
+    else:
+        match = Apply(losses.kd, {"temperature": t}, target_gamma=1 / t if t else None)
+        weight = _in_betas(weight, t)
     return objective_of(supervised_part(supervised), WeightedTerm("kd", weight, on_logits(logits, match, weight)))
 
 
@@ -333,14 +437,22 @@ def ttm(
     """``supervised * CE(y, q) + beta * KL(p_gamma || q)``: transformed teacher matching.
 
     Args:
-        gamma: exponent, > 0; 1/T in knowledge distillation.
+        gamma: exponent, > 0; 1/T in knowledge distillation; a number or a schedule.
         beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: weight of the cross-entropy, always on raw logits.
         logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427),
             unpublished for TTM; ``beta`` must then be a number.
     """
-    match = Apply(losses.ttm, {"gamma": gamma}, target_gamma=gamma)
+    match = _at(losses.ttm, "gamma", gamma)
     return objective_of(supervised_part(supervised), WeightedTerm("ttm", beta, on_logits(logits, match, beta)))
+
+
+def _at(loss: Callable[..., Tensor], scheduled: str, gamma: Exponent) -> TermSpec:
+    """Return a loss at an exponent: a number, or a schedule."""
+    exponent = cast(WeightValue, gamma)  # by the decorator
+    if isinstance(exponent, Schedule):
+        return Scheduled(scheduled, exponent)
+    return Apply(loss, {"gamma": exponent}, target_gamma=exponent)
 
 
 def kd_matched_to(objective: Objective) -> Objective:
@@ -387,7 +499,7 @@ def wttm(
     between gammas.
 
     Args:
-        gamma: exponent, > 0.
+        gamma: exponent, > 0; a number, or without ``normalise`` a schedule.
         beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: weight of the cross-entropy.
         normalise: divisor of the power sum: ``none``, or its mean over the ``batch``, which couples a batch's samples,
@@ -395,9 +507,16 @@ def wttm(
         logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427),
             unpublished for WTTM; ``beta`` must then be a number, and the power sum is the standardised teacher's.
     """
-    match: TermSpec = Apply(losses.wttm, {"gamma": gamma}, target_gamma=gamma)
+    match = _at(losses.wttm, "weighted gamma", gamma)
     if normalise != "none":
-        match = Matching(gamma=gamma, weight_by="power_sum", normalise=normalise)
+        exponent = cast(WeightValue, gamma)  # by the decorator
+        if isinstance(exponent, Schedule):
+            expected, instead = (
+                "a number where weights are normalised",
+                "type normalise=none, or for example gamma=0.25",
+            )
+            raise InvalidValueError("gamma", expected, exponent, instead)
+        match = Matching(gamma=exponent, weight_by="power_sum", normalise=normalise)
     return objective_of(supervised_part(supervised), WeightedTerm("wttm", beta, on_logits(logits, match, beta)))
 
 
@@ -481,6 +600,11 @@ def matching(
     regulariser_weight: SignedWeight = 0.1,
     regulariser_order: float = 1.0,
     share: AutomaticNumber = AUTO,
+    ab_alpha: AutomaticNumber = AUTO,
+    ab_beta: AutomaticNumber = AUTO,
+    mu: AutomaticNumber = AUTO,
+    sinkhorn_lambda: AutomaticNumber = AUTO,
+    sinkhorn_iter: AutomaticNumber = AUTO,
     weight_of: str = "teacher",
     order: float = 1.0,
     normalise: str = "none",
@@ -492,7 +616,10 @@ def matching(
     docs/methods.md. A point that is a named loss is computed by it.
 
     Args:
-        divergence: name of D: ``forward``, ``reverse``, ``jensen_shannon``, ``skew`` or ``total_variation``.
+        divergence: name of D: ``forward``, ``reverse``, ``jensen_shannon``, ``skew``, ``skew_reverse``,
+            ``total_variation``, ``alpha_beta``, ``adaptive``, ``class_wise``, or ``wasserstein``, whose cost between
+            classes is ``1 - exp(cos - 1)`` of the rows of the teacher's last layer; see `losses.divergence`. All work
+            token by token, the last one where there are at most 10,000 classes.
         target: name of f, which makes the target ``p_f``: ``power``, ``rational``, ``logarithm`` or ``complement``.
         gamma: parameter of f; 1 changes nothing, and the smaller the flatter. ``auto`` is as flat as the power at
             0.25, a temperature of 4.
@@ -504,8 +631,14 @@ def matching(
             Rényi entropy.
         regulariser_weight: weight of R, any finite number; below 0 it rewards low entropy.
         regulariser_order: order of the Rényi entropy, > 0; 1 is Shannon's.
-        share: teacher's share of the mixture of ``jensen_shannon`` and ``skew``, above 0 and below 1; ``auto`` is 0.5
-            for the one and 0.1 for the other.
+        share: teacher's share of the mixture of ``jensen_shannon``, ``skew`` and ``skew_reverse``, above 0 and below 1;
+            ``auto`` is 0.5, 0.1 and 0.9.
+        ab_alpha: exponent of the target in ``alpha_beta``, any finite number; ``auto`` is 0.5.
+        ab_beta: exponent of the student in ``alpha_beta``, any finite number; ``auto`` is 0.5.
+        mu: mass of the head of ``adaptive``, in [0, 1); ``auto`` is 0.5.
+        sinkhorn_lambda: weight of the plan's entropy in ``wasserstein``, > 0; ``auto`` is 0.05.
+        sinkhorn_iter: number of iterations of ``wasserstein``; ``auto`` is 10, which do not converge at high
+            temperatures: see `losses.transport`.
         weight_of: distribution that the entropy or the top is of: the ``teacher``'s p or the ``target`` p_f.
         order: order of the entropy that weighs; 1 is Shannon's.
         normalise: divisor of w: ``none``, or its mean over the ``batch``, which couples a batch's samples, or over the
@@ -514,9 +647,18 @@ def matching(
             number.
     """
     checks.known(target, "target", targets.TRANSFORMS, example="power")
-    exponent, teacher_share = cast(tuple[float | Automatic, float | Automatic], (gamma, share))  # by the decorator
-    match = Matching(gamma=exponent, transform=target, weight_by=weight_by, weight_of=weight_of, order=order)
-    match = replace(match, divergence=divergence, share=teacher_share, temperature=temperature, normalise=normalise)
+    given = {"gamma": gamma, "share": share, "ab_alpha": ab_alpha, "ab_beta": ab_beta, "mu": mu}
+    given |= {"sinkhorn_lambda": sinkhorn_lambda, "sinkhorn_iter": sinkhorn_iter}
+    match = Matching(
+        transform=target,
+        weight_by=weight_by,
+        weight_of=weight_of,
+        order=order,
+        divergence=divergence,
+        temperature=temperature,
+        normalise=normalise,
+        **cast(dict[str, float | Automatic], given),  # by the decorator
+    )
     beta = _in_betas(beta, temperature, "beta")
     term = WeightedTerm("matching", beta, on_logits(logits, match.simplest(), beta))
     penalty = regulariser_part(regulariser, regulariser_weight, regulariser_order)

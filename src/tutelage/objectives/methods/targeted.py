@@ -10,7 +10,7 @@ from tutelage.objectives.term import Apply, WeightedTerm
 from tutelage.settings.weights import WarmUp, Weight
 
 DKD_WEIGHT = WarmUp(1.0, 20)
-"""Factor of the DKD term over its authors' run."""
+"""Factor of the terms of DKD and RLD over their authors' runs."""
 
 
 @preset("Zhao et al. 2022, arXiv:2203.08679")
@@ -56,6 +56,36 @@ def nkd(*, gamma: float = 3.5, temperature: float = 3.0, weight: Weight = 1.0, s
     """
     match = Apply(losses.nkd, {"gamma": gamma, "temperature": temperature}, soft_labels=True)
     return objective_of(supervised_part(supervised), WeightedTerm("nkd", weight, match))
+
+
+@preset("Sun et al. 2024, arXiv:2408.07703")
+def rld(
+    *,
+    alpha: float = 1.0,
+    beta: float = 8.0,
+    temperature: float = 4.0,
+    alpha_temperature: float = 1.0,
+    weight: Weight = DKD_WEIGHT,
+    supervised: Weight = 1.0,
+    logits: str = "raw",
+) -> Objective:
+    """``supervised * CE(y, q) + weight * (alpha * A**2 * KL_sure + beta * T**2 * KL_below)``: refined logits.
+
+    Published settings: CIFAR-100 T=4, A=1 or the same T (type ``alpha_temperature=4``), alpha 1, beta 8; ImageNet T=1,
+    alpha 1, beta 0.5, without a warm-up: ``weight=1``.
+
+    Args:
+        alpha: weight of the divergence of the student's label from the teacher's likeliest class, >= 0.
+        beta: weight of the divergence over the classes that the teacher puts below the label, >= 0.
+        temperature: T > 0 of these classes, on both sides.
+        alpha_temperature: A > 0 of the other divergence.
+        weight: weight of both divergences; the published weight grows to 1 over 20 epochs, ``min(epoch / 20, 1)``.
+        supervised: weight of the cross-entropy.
+        logits: form of the logits: ``raw``, or ``standardised`` (Sun et al. 2024, arXiv:2403.01427).
+    """
+    numbers = {"alpha": alpha, "beta": beta, "temperature": temperature, "alpha_temperature": alpha_temperature}
+    match = Apply(losses.rld, numbers)
+    return objective_of(supervised_part(supervised), WeightedTerm("rld", weight, on_logits(logits, match, weight)))
 
 
 @preset("Zhou et al. 2021, arXiv:2102.00650")

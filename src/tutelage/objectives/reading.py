@@ -1,0 +1,184 @@
+"""Objectives from recipes: presets by their names, and functions in files of the user's own, which this runs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from tutelage import user_code
+from tutelage.errors import InvalidTypeError, InvalidValueError, TutelageError, UserCodeError, raise_all
+from tutelage.objectives.objective import Objective
+from tutelage.objectives.registry import PRESETS, Preset, described, is_built_in, objective_of, supervised_part
+from tutelage.objectives.term import LOSS_INPUTS, Apply, WeightedTerm
+from tutelage.settings.objective import (
+    OWN_EXAMPLE,
+    SIGNATURES,
+    ObjectiveSpec,
+    PresetSpec,
+    Signature,
+    is_own,
+    read_objective,
+    with_recipe_keys,
+)
+from tutelage.settings.weights import Weight
+
+Trust = bool | frozenset[str] | None
+"""Whether functions in files, which run code, are allowed: all, those of these names, or those that were run."""
+
+
+def from_recipe(value: Any, *, trust_code: Trust = None) -> Objective:
+    """Read an objective from a recipe: a preset's name, ``{preset: {argument: value}}``, or a list of those.
+
+    An entry of a list may carry ``scale: number`` beside the preset, and ``gather: true`` (`Objective.gathered`).
+
+    Args:
+        value: what a recipe holds; an objective is returned as it is.
+        trust_code: as of `from_spec`.
+
+    Raises:
+        ValueError: if a preset or argument is unknown (the nearest known one is named), missing or bad.
+    """
+    return (
+        value if isinstance(value, Objective) else from_spec(read_objective(value, SIGNATURES), trust_code=trust_code)
+    )
+
+
+def from_spec(spec: ObjectiveSpec, *, trust_code: Trust = None) -> Objective:
+    """Build the objective that a recipe holds.
+
+    Args:
+        spec: objective as plain data.
+        trust_code: whether functions ``file:path.py:function``, whose files are run, are allowed: all of them, or those
+            of these names; ``None`` for those that this process has run already.
+
+    Raises:
+        ValueError: if an argument's value is refused (all are listed), the presets do not add up, a file is not trusted
+            or not the one that is meant, or the recipe holds the weights of terms that were put together by hand.
+        UserCodeError: if a file of the user's own fails.
+    """
+    if not spec.presets:
+        instead = "name the function that makes them as a preset, with @tutelage.objectives.preset"
+        raise InvalidValueError("objective", "presets", "terms put together by hand, which no recipe can make", instead)
+    built, errors = [], []
+    for call in spec.presets:
+        try:
+            preset = _own(call, trust_code) if is_own(call.preset) else PRESETS[call.preset]
+            built.append(_build(preset, json.dumps(call.to_recipe())))
+        except InvalidValueError as error:
+            errors.append(error)
+    raise_all(errors)
+    return functools.reduce(lambda left, right: left + right, built)
+
+
+@functools.lru_cache(maxsize=256)
+def _build(preset: Preset, entry: str) -> Objective:
+    """Build one preset's entry of a recipe; objectives are immutable, and studies build the same one many times."""
+    (call,) = read_objective(json.loads(entry), SIGNATURES).presets
+    try:
+        objective = preset.build(**call.arguments)
+        return call.scale * (objective.gathered() if call.gather else objective)
+    except TutelageError as error:
+        if isinstance(error, UserCodeError):
+            raise
+        of_recipe = with_recipe_keys(error, call.preset, [*SIGNATURES[call.preset], *call.arguments])
+        raise InvalidValueError.of([of_recipe]) from None
+
+
+# Functions of the user's own
+
+
+_OWN: dict[tuple[str, str], tuple[Preset, Signature]] = {}
+"""Presets of the user's own that were made in this process, by name and digest of the file."""
+
+
+def _own(call: PresetSpec, trust_code: Trust) -> Preset:
+    """Return the preset of a function in a file, which is run unless the very file was run before."""
+    name = call.preset
+    file, function = user_code.split(name, "objective", example=OWN_EXAMPLE)
+    if trust_code is not None:
+        user_code.require_trust(name, "objective", trust_code)
+    sha256 = call.sha256
+    if sha256 is None or (name, sha256) not in _OWN:
+        user_code.require_file(name, "objective", file)
+        sha256 = user_code.require_unchanged(f"objective {name}", file, call.sha256)
+        if (name, sha256) not in _OWN:
+            user_code.require_trust(name, "objective", bool(trust_code))
+            _OWN[name, sha256] = _read(name, file, function, sha256)
+    PRESETS[name], SIGNATURES[name] = _OWN[name, sha256]
+    return PRESETS[name]
+
+
+def _read(name: str, file: Path, function: str, sha256: str) -> tuple[Preset, Signature]:
+    """Run a file, and return the preset that its function is, or makes a loss into."""
+    with _own_presets_aside():
+        found = user_code.function_of(user_code.execute(file, "objective"), function, file, "objective")
+        papers = {id(preset.build): preset.paper for preset in PRESETS.values()}
+    paper = papers.get(id(found), f"{file.name}, sha256 {sha256}")
+    inner = inspect.unwrap(found) if id(found) in papers else found
+    made, signature = described(_with_weights(inner, name) if _is_loss(inner) else inner, name, paper)
+
+    @functools.wraps(inner)
+    def build(**arguments: Any) -> Objective:
+        try:
+            (piece,) = made.build(**arguments).pieces
+        except TutelageError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise UserCodeError(name, "a function that returns an objective", reason, "fix the function") from error
+        # Defaults are the file's own, which its digest stands for: what was typed is all that a recipe needs.
+        typed = {key: value for key, value in (piece.arguments or {}).items() if key in arguments}
+        return Objective((replace(piece, arguments=typed, sha256=sha256),))
+
+    return Preset(build, paper), signature
+
+
+@contextmanager
+def _own_presets_aside() -> Iterator[None]:
+    """Forget presets of the user's own for as long as a file is run, and those that it makes afterwards.
+
+    So a file may be run again, and two files may use one name; what a recipe names is found by its file.
+    """
+    before = dict(PRESETS), dict(SIGNATURES)
+    for own in [name for name in PRESETS if not is_built_in(name)]:
+        del PRESETS[own], SIGNATURES[own]
+    try:
+        yield
+    finally:
+        for table, known in zip((PRESETS, SIGNATURES), before, strict=True):
+            table.clear()
+            table.update(known)  # type: ignore[arg-type]
+
+
+def _is_loss(function: Callable[..., Any]) -> bool:
+    """Whether a function is a loss, whose positional parameters are named after what it reads."""
+    parameters = inspect.signature(function).parameters.values()
+    return any(p.name in LOSS_INPUTS and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+
+
+def _with_weights(loss: Callable[..., Any], name: str) -> Callable[..., Objective]:
+    """Return a function that weighs a loss beside the cross-entropy, and takes its keyword arguments too."""
+    parameters = [p for p in inspect.signature(loss, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    apply = Apply(loss)
+    labels_alone = "labels" in apply.reads and not apply.needs.teacher
+    own = {"weight": 1.0, "supervised": 0.0 if labels_alone else 1.0}
+    if taken := [p.name for p in parameters if p.name in own]:
+        expected = f"a loss whose parameters are not {' or '.join(own)}, which are the terms' weights"
+        raise InvalidTypeError(name, expected, taken[0], "rename it, or write a function that returns an objective")
+
+    def weighted(*, weight: Weight, supervised: Weight, **arguments: Any) -> Objective:
+        term = WeightedTerm(loss.__name__, weight, Apply(loss, arguments))
+        return objective_of(supervised_part(supervised), term)
+
+    weights = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Weight)
+        for key, default in own.items()
+    ]
+    weighted.__signature__ = inspect.Signature([*parameters, *weights])  # type: ignore[attr-defined]
+    return weighted
