@@ -106,8 +106,9 @@ def gold(
     log_q, log_p, shared = _beside(student_logits, teacher_logits, student_counted, teacher_counted, temperature)
     mine, its = _pairs(same_tokens, log_q, log_p)
     kind = {0.0: "forward", 1.0: "reverse"}.get(beta, "jensen_shannon")
+    mixture = {"beta": beta} if kind == "jensen_shannon" else {}
     pair = log_q.index_select(-1, mine), log_p.index_select(-1, its)
-    matched = KINDS[kind](*pair, beta) if len(its) else log_q.new_zeros(())
+    matched = KINDS[kind](*pair, **mixture) if len(its) else log_q.new_zeros(())
     # A class of probability 0 stands where the filling does, so matched ones need not be cut out.
     others = _sorted_distance(log_q.exp().index_fill(-1, mine, 0.0), log_p.exp().index_fill(-1, its, 0.0))
     share = len(its) / log_p.shape[-1]
