@@ -83,8 +83,8 @@ def lines(row: Row, width: int, *, details: bool) -> list[str]:
     """Return what is known of a preset as lines; its published figure and our own runs where details are asked for."""
     head = textwrap.wrap(row.signature, width, subsequent_indent=" " * (len(row.name) + 1), break_on_hyphens=False)
     told = [*_facts(row), *(_details(row) if details else ())]
-    indents = {"initial_indent": " " * 4, "subsequent_indent": " " * 8}
-    return head + [line for each in told for line in textwrap.wrap(each, width, break_on_hyphens=False, **indents)]
+    wrap = textwrap.TextWrapper(width, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
+    return head + [line for each in told for line in wrap.wrap(each)]
 
 
 def _facts(row: Row) -> Iterator[str]:

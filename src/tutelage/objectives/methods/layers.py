@@ -312,7 +312,7 @@ def vkd(
     return objective_of(WeightedTerm("vkd", alpha, match))
 
 
-@preset("Shu et al. 2021, arXiv:2011.13256")
+@preset("Shu et al. 2021, arXiv:2011.13256", task="pixels")
 def cwd(
     *,
     weight: Weight = 5.0,
