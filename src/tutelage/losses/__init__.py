@@ -81,10 +81,10 @@ from tutelage.losses.relations import itrd_correlation as itrd_correlation
 from tutelage.losses.relations import itrd_mutual as itrd_mutual
 from tutelage.losses.relations import log_power as log_power
 from tutelage.losses.relations import log_sum as log_sum
-from tutelage.losses.targeted import abdkd as abdkd
 from tutelage.losses.sparse import sampled_cross_entropy as sampled_cross_entropy
 from tutelage.losses.sparse import top_k as top_k
 from tutelage.losses.sparse import with_rest as with_rest
+from tutelage.losses.targeted import abdkd as abdkd
 from tutelage.losses.targeted import dkd as dkd
 from tutelage.losses.targeted import nkd as nkd
 from tutelage.losses.targeted import rld as rld

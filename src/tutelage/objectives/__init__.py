@@ -9,7 +9,6 @@ from tutelage.objectives.methods.logits import ctkd as ctkd
 from tutelage.objectives.methods.logits import teacher_free_kd as teacher_free_kd, kd_matched_to as kd_matched_to
 from tutelage.objectives.methods.targeted import dkd as dkd, nkd as nkd, rld as rld, wsld as wsld
 from tutelage.objectives.methods.ranked import ldrld as ldrld, sdd as sdd
-from tutelage.objectives.methods.targeted import dkd as dkd, nkd as nkd, wsld as wsld
 from tutelage.objectives.methods.divergences import abkd as abkd, abttm as abttm, abdkd as abdkd, akl as akl
 from tutelage.objectives.methods.divergences import todi as todi, wkd_l as wkd_l
 from tutelage.objectives.methods.sparse import top_k as top_k

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 from torch import Tensor, nn
 
@@ -70,7 +70,7 @@ def abttm(
     the labels of the cross-entropy may be soft.
 
     Args:
-        gamma: exponent of the transformed teacher, > 0; ``ttm_l`` in the authors' code.
+        gamma: exponent of the transformed teacher, a number > 0 and no schedule; ``ttm_l`` in the authors' code.
         ab_alpha: exponent of ``p_gamma`` in the divergence, any finite number; see `losses.divergence`.
         ab_beta: exponent of the student in the divergence, any finite number. At 1 and 0 it is `ttm`.
         weight: weight of the divergence.
@@ -78,7 +78,7 @@ def abttm(
 
     Differs from: the authors' code as published, which ends in an error: no option defines the exponent that it reads.
     """
-    match = Matching(gamma=gamma, divergence="alpha_beta", ab_alpha=ab_alpha, ab_beta=ab_beta)
+    match = Matching(gamma=cast(float, gamma), divergence="alpha_beta", ab_alpha=ab_alpha, ab_beta=ab_beta)
     return objective_of(supervised_part(supervised), WeightedTerm("abttm", weight, match.simplest()))
 
 
