@@ -24,7 +24,7 @@ OF_IMAGES = {
     "cwd": {"student_tap": "card:stage.-1", "teacher_tap": "card:stage.-1"},
     "attention_relations": {"student": "*.attn.qkv", "teacher": "*.attn.qkv"},
 }
-"""Arguments with which presets are tried on classifiers of images, as of timm, where their defaults are for others."""
+"""Arguments with which presets are tried on classifiers of images, timm's, where their defaults are for others."""
 HEADINGS = ("Objective", "What it adds", "Source", "Needs", "Time x KD", "Memory x KD", "Tables")
 
 
