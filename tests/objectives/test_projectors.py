@@ -90,3 +90,10 @@ def test_the_convolution_of_a_regressor_follows_the_sizes(student, kernel, strid
 def test_shapes_that_no_map_leads_between(kind, student, teacher, refusal):
     with refusal:
         build(Projection("a", "b", kind), student, teacher)
+
+
+def test_a_1x1_convolution_keeps_the_students_size():
+    projector = build(Projection("a", "b", "conv1x1"), (3, 8, 6), (5, 4, 3))
+    assert projector(torch.randn(2, 3, 8, 6)).shape == (2, 5, 8, 6)
+    with refused(InvalidValueError, "projection"):
+        build(Projection("a", "b", "conv1x1"), (3,), (5, 4, 3))

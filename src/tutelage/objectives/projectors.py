@@ -31,6 +31,12 @@ def conv(student: Shape, teacher: Shape) -> nn.Module:
     return nn.Conv2d(student[0], teacher[0], 1)
 
 
+def conv1x1(student: Shape, teacher: Shape) -> nn.Module:
+    """Return a 1x1 convolution with a bias; height and width stay the student's."""
+    _maps("conv1x1", student, teacher)
+    return nn.Conv2d(student[0], teacher[0], 1)
+
+
 def conv1x1_bn(student: Shape, teacher: Shape) -> nn.Module:
     """Return a 1x1 convolution without a bias, and a batch norm; height and width stay the student's."""
     _maps("conv1x1_bn", student, teacher)
@@ -110,6 +116,7 @@ KINDS: Mapping[str, Callable[[Shape, Shape], nn.Module]] = MappingProxyType(
     {
         "linear": linear,
         "conv": conv,
+        "conv1x1": conv1x1,
         "conv1x1_bn": conv1x1_bn,
         "connector": connector,
         "regressor": regressor,

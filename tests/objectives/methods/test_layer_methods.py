@@ -185,6 +185,7 @@ def test_a_grid_is_checked_where_it_is_typed_and_where_the_maps_are_known():
 # Dense prediction
 
 NETWORKS = """
+from torch import nn
 
 def student(classes, channels):
     return nn.Sequential(nn.Conv2d(channels, 4, 3, 2, 1), nn.ReLU(), nn.Conv2d(4, classes, 1))

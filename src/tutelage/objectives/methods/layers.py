@@ -320,7 +320,7 @@ def cwd(
     over: str = "positions",
     student_tap: str = LOGITS,
     teacher_tap: str = LOGITS,
-    projection: str = "conv",
+    projection: str = "conv1x1",
 ) -> Objective:
     """``weight * T**2 * mean_c KL(softmax_x(t[c] / T) || softmax_x(s[c] / T))``, on logits of pixels or on maps.
 
@@ -333,8 +333,8 @@ def cwd(
         over: axis of the distributions: ``positions``; or ``channels``, the spatial variant.
         student_tap: ``logits``, or a tap of maps.
         teacher_tap: likewise, ``logits`` where the student's is.
-        projection: kind of map of the student's features where the shapes differ: ``conv``, a 1x1 convolution, or
-            ``regressor``.
+        projection: kind of map of the student's features where the shapes differ: ``conv1x1``, of whose maps or the
+            teacher's the larger are averaged down, or ``regressor``.
     """
     if LOGITS in (student_tap, teacher_tap):
         return objective_of(WeightedTerm("cwd", weight, _of_logits(student_tap, teacher_tap, temperature, over)))
