@@ -177,7 +177,7 @@ def sampled_cross_entropy(student_logits: Tensor, index: Tensor, weights: Tensor
     if index.dtype != torch.int64 or index.shape != weights.shape or index.shape[:-1] != z.shape[:-1]:
         expected = f"int64 classes and weights of one shape, {tuple(z.shape[:-1])} and the number of draws"
         got = f"{index.dtype} of {tuple(index.shape)}, and {tuple(weights.shape)}"
-        raise InvalidValueError("index", expected, got, "type what targets.draw returns")
+        raise InvalidValueError("index", expected, got, "type what tutelage.targets.draw returns")
     surprise = z.logsumexp(-1, keepdim=True) - z.gather(-1, index)
     return (weights * surprise.masked_fill(weights == 0, 0.0)).sum(-1)
 
