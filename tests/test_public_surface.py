@@ -32,6 +32,7 @@ from tutelage.settings.fit import (
     Optimizer,
     Schedule,
 )
+from tutelage.settings.outputs import Bucket, OutputsForm, Sampled
 from tutelage.settings.run import RunSettings
 
 SOURCE = Path(tutelage.__file__).parent
@@ -144,6 +145,7 @@ def test_the_search_of_messages_sees_a_name(tmp_path):
 SHORTHAND: Mapping[str, Any] = {
     "optimizer": Optimizer | Mapping[str, Any] | Literal["sgd", "adamw"],
     "schedule": Schedule | Mapping[str, Any] | Literal["constant", "step", "multistep", "cosine"],
+    "outputs_form": OutputsForm | Mapping[str, Any] | Literal["bucket", "sampled"] | None,
     "class_weights": Literal["balanced"] | Sequence[float] | Mapping[str, float] | None,
     "stages": Sequence[Mapping[str, Any]],
     "ema": EMA | Mapping[str, Any] | float | None,
@@ -176,6 +178,9 @@ def test_the_settings_of_a_call_are_the_fields_of_a_recipe():
         ("schedule", "cosine", Cosine()),
         ("schedule", Cosine(warmup=1), Cosine(warmup=1)),
         ("schedule", {"name": "cosine", "warmup": 1}, Cosine(warmup=1)),
+        ("outputs_form", "bucket", Bucket()),
+        ("outputs_form", Sampled(draws=3), Sampled(draws=3)),
+        ("outputs_form", {"name": "sampled", "draws": 3}, Sampled(draws=3)),
     ],
 )
 def test_shorthand_is_read(key, value, read):

@@ -233,7 +233,7 @@ def test_faults():
         losses.top_k(z, v, top=1, rest="tail")
     with refused(InvalidValueError, "top", got=1.5):
         losses.top_k(z, v, top=1.5)
-    with refused(InvalidValueError, "index", suggests="targets.draw"):
+    with refused(InvalidValueError, "index", suggests="tutelage.targets.draw"):
         losses.sampled_cross_entropy(z, torch.zeros(2, 3, dtype=torch.int32), torch.ones(2, 3))
     with refused(InvalidValueError, "index"):
         losses.sampled_cross_entropy(z, torch.zeros(2, 3, dtype=torch.int64), torch.ones(2, 2))

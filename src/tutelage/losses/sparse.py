@@ -89,7 +89,7 @@ def with_rest(logits: Tensor, index: Tensor) -> Tensor:
 
     Example:
         >>> with_rest(torch.tensor([[2.0, 0.0, 0.0]]), torch.tensor([[0]]))
-        tensor([[-0.2395, -1.5463]])
+        tensor([[-0.2395, -1.5464]])
     """
     logits = checks.classwise(logits, "logits")
     others = logits.scatter(-1, index, -torch.inf)
@@ -130,7 +130,7 @@ def top_k(
     Example:
         >>> student, teacher = torch.tensor([[0.0, 0.0, 0.0]]), torch.tensor([[2.0, 0.0, 0.0]])
         >>> [top_k(student, teacher, top=1, rest=rest) for rest in RESTS]
-        [tensor([0.2724]), tensor([1.0986]), tensor([0.])]
+        [tensor([0.4330]), tensor([1.0986]), tensor([0.])]
     """
     z, v = checks.logit_pair(student_logits, teacher_logits)
     checks.positive(temperature, "temperature", example=1.0)
@@ -177,7 +177,7 @@ def sampled_cross_entropy(student_logits: Tensor, index: Tensor, weights: Tensor
     if index.dtype != torch.int64 or index.shape != weights.shape or index.shape[:-1] != z.shape[:-1]:
         expected = f"int64 classes and weights of one shape, {tuple(z.shape[:-1])} and the number of draws"
         got = f"{index.dtype} of {tuple(index.shape)}, and {tuple(weights.shape)}"
-        raise InvalidValueError("index", expected, got, "type what targets.draw returns")
+        raise InvalidValueError("index", expected, got, "type what tutelage.targets.draw returns")
     surprise = z.logsumexp(-1, keepdim=True) - z.gather(-1, index)
     return (weights * surprise.masked_fill(weights == 0, 0.0)).sum(-1)
 
