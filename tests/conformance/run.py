@@ -278,6 +278,12 @@ def _norm_direction(case: Case) -> Tensor:
     return case.hyper["nd_loss_factor"] * value
 
 
+def _tekap(case: Case) -> Tensor:
+    noise = torch.stack([case[f"noise{i}"] for i in (1, 2, 3)])
+    numbers = {"temperature": case.hyper["T"], "share": 0.1, "perturbed": 0.8}
+    return losses.tekap(case["z_s"], case["z_t"], noise=noise, **numbers).mean()
+
+
 # Recorded losses are means over the batch, ours are one value a sample.
 METHODS: Mapping[str, Adapter] = {
     # At a temperature of 1 `kd` is the KL divergence; the features are as they are there.
@@ -359,6 +365,7 @@ METHODS: Mapping[str, Adapter] = {
     "OFD.feat": lambda c: losses.ofd(c["f_s"], c["f_t"], margins=c["margin"].flatten()).mean(),
     "OFD": _ofd,
     "ND": _norm_direction,
+    "TeKAP.logit": _tekap,
     **divergences.METHODS,
     **layers.METHODS,
     **moving.METHODS,

@@ -48,6 +48,13 @@ def close(ours, expected, tolerance=1e-11):
 LOGARITHM = targets.Pointwise("logarithm", gamma=0.01)
 ENTROPY = targets.SampleWeight("entropy", transform=LOGARITHM, order=0.5)
 
+
+def noise_of(v):
+    """Make up noise that moves with the classes and samples, so that their laws can be tried: two perspectives."""
+    p = torch.softmax(v.double(), -1)
+    return torch.stack([torch.sin(40 * p), torch.cos(70 * p)])
+
+
 # Every loss of two networks, and every loss of one: (student, teacher, labels) -> values.
 MATCHING = {
     "kd": lambda z, v, y: losses.kd(z, v, temperature=4.0),
@@ -63,6 +70,7 @@ MATCHING = {
     "skewed_kl": lambda z, v, y: losses.skewed_kl(z, v, share=0.3),
     "skewed_kl of the student": lambda z, v, y: losses.skewed_kl(z, v, share=0.3, of="student"),
     "top_k": lambda z, v, y: losses.top_k(z, v, top=4),
+    "tekap": lambda z, v, y: losses.tekap(z, v, noise=noise_of(v), temperature=4.0, share=0.1, perturbed=0.8),
     "kl_divergence": lambda z, v, y: losses.kl_divergence(torch.log_softmax(z, -1), torch.log_softmax(v, -1)),
 }
 ALONE = {

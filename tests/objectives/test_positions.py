@@ -34,7 +34,9 @@ def built(name):
     found = {key for key, each in SIGNATURES[name].items() if each.default is AUTO} - {"share", *PARAMETERS_OF}
     # The numbers of sdd are those of one base or of another.
     balanced = {} if name == "sdd" else dict.fromkeys(found, 2.0)
-    return PRESETS[name].build(**required, **balanced)
+    # Noise is drawn for each place, also where nothing counts, so that of the counted ones alone is another.
+    still = {"share": 0.0} if name == "tekap" else {}
+    return PRESETS[name].build(**required, **balanced, **still)
 
 
 def reads_logits_alone(name):

@@ -57,7 +57,7 @@ COMPOSED = {
 }
 
 
-ELSEWHERE = {"ctkd", "teacher_free_kd"}
+ELSEWHERE = {"ctkd", "teacher_free_kd", "tekap"}
 """Tried in `methods/test_logit_methods.py`."""
 
 

@@ -55,6 +55,7 @@ from tutelage.losses.logits import renyi_penalty as renyi_penalty
 from tutelage.losses.logits import scaled_gradient as scaled_gradient
 from tutelage.losses.logits import standardise as standardise
 from tutelage.losses.logits import teacher_free_kd as teacher_free_kd
+from tutelage.losses.logits import tekap as tekap
 from tutelage.losses.logits import ttm as ttm
 from tutelage.losses.logits import weighted_kd as weighted_kd
 from tutelage.losses.logits import wttm as wttm

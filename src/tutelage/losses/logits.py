@@ -364,6 +364,52 @@ def _divided(logits: Tensor, temperature: Tensor) -> Tensor:
     return (logits.masked_fill(absent, 0.0) / temperature).masked_fill(absent, -math.inf)
 
 
+def tekap(
+    student_logits: Tensor, teacher_logits: Tensor, *, noise: Tensor, temperature: float, share: float, perturbed: float
+) -> Tensor:
+    """Compute `kd` of a teacher and of perspectives of it, its logits mixed with noise.
+
+    ``KD(v) + perturbed * sum_i KD((1 - share) * v + share * noise[i])`` with
+    ``KD(u) = T**2 * KL(softmax(u / T) || softmax(z / T))``. The sum is not divided by the number of perspectives. Where
+    the networks agree it is above 0, as the perspectives differ from both.
+
+    Args:
+        student_logits: ``(..., classes)``, ``z``.
+        teacher_logits: the same shape, ``v``; ``-inf`` means probability 0, in every perspective.
+        noise: ``(perspectives, ..., classes)``, in the published setting standard normal, drawn anew at each step; no
+            gradient reaches it.
+        temperature: ``T``, finite and above 0; it divides all logits.
+        share: noise's share of a perspective's logits, in [0, 1).
+        perturbed: weight of the perspectives, finite and at least 0.
+
+    Returns:
+        ``(...)`` nats times ``T**2``.
+
+    Raises: TypeError or ValueError if a dtype, shape or number is not as above.
+    Source: Hossain et al., "Single teacher, multiple perspectives: teacher knowledge augmentation for enhanced
+        knowledge distillation", ICLR 2025: its part on logits.
+    Differs from: the authors' code in that the noise is given, and that its numbers are arguments.
+
+    Example:
+        >>> student, teacher, noise = torch.zeros(1, 2), torch.tensor([[2.0, 0.0]]), torch.tensor([[[0.0, 1.0]]])
+        >>> tekap(student, teacher, noise=noise, temperature=2.0, share=0.1, perturbed=0.8)
+        tensor([0.7086])
+    """
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
+    checks.positive(temperature, "temperature", example=4.0)
+    checks.fraction(share, "share", example=0.1)
+    checks.weight(perturbed, "perturbed", example=0.8)
+    noise = checks.classwise(noise, "noise").detach().to(teacher_logits.dtype)
+    if noise.shape[1:] != teacher_logits.shape:
+        sizes = ", ".join(map(str, teacher_logits.shape))
+        expected, instead = f"shape (perspectives, {sizes})", f"type torch.randn(3, {sizes})"
+        raise InvalidValueError("noise", expected, tuple(noise.shape), instead)
+    perspectives = torch.cat([teacher_logits[None], (1 - share) * teacher_logits + share * noise])
+    log_q = torch.log_softmax(student_logits / temperature, dim=-1)
+    values = _divergence(log_q, torch.log_softmax(perspectives / temperature, dim=-1))
+    return temperature * temperature * (values[0] + perturbed * values[1:].sum(dim=0))
+
+
 def scaled_gradient(values: Tensor, *, factor: float | Tensor) -> Tensor:
     """Return the values unchanged and multiply their gradient: a gradient reversal if the factor is negative.
 

@@ -5,7 +5,7 @@ from tutelage.objectives.methods.logits import cross_entropy as cross_entropy, c
 from tutelage.objectives.methods.logits import renyi_penalty as renyi_penalty, kd as kd, ttm as ttm, wttm as wttm
 from tutelage.objectives.methods.logits import weighted_kd as weighted_kd
 from tutelage.objectives.methods.logits import transformed_matching as transformed_matching, matching as matching
-from tutelage.objectives.methods.logits import ctkd as ctkd
+from tutelage.objectives.methods.logits import ctkd as ctkd, tekap as tekap
 from tutelage.objectives.methods.logits import teacher_free_kd as teacher_free_kd, kd_matched_to as kd_matched_to
 from tutelage.objectives.methods.targeted import dkd as dkd, nkd as nkd, rld as rld, wsld as wsld
 from tutelage.objectives.methods.ranked import ldrld as ldrld, sdd as sdd

@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from tests._helpers.fit_cases import Rows, mlp, same_bits, samples, settings, state
 from tests._helpers.refusals import refused
 from torch import nn
 
@@ -14,6 +15,9 @@ from tutelage import losses, objectives
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.modules import Distiller, FrozenTeacher, network_context
 from tutelage.objectives import BindContext, CosineWarmUp, WarmUp, from_recipe
+from tutelage.training.checkpoints import Checkpoints, CheckpointSink
+from tutelage.training.distributed import accelerator_on
+from tutelage.training.loop import fit
 from tutelage.types import Batch, Outputs, Progress
 
 PRESETS = {
@@ -49,7 +53,7 @@ def test_a_recipe_holds_all_of_it(objective):
     assert read_back.bind()(*drawn()).total == objective.bind()(*drawn()).total
 
 
-@pytest.mark.parametrize("name", ["ctkd", "dist", "dkd", "mlkd", "nkd", "teacher_free_kd", "wsld"])
+@pytest.mark.parametrize("name", ["ctkd", "dist", "dkd", "mlkd", "nkd", "teacher_free_kd", "tekap", "wsld"])
 def test_a_name_alone_is_enough(name):
     objective = from_recipe(name)
     assert from_recipe(objective.to_recipe()) == objective
@@ -204,6 +208,10 @@ def test_a_mean_over_the_training_set_is_that_of_the_standardised_teacher():
         (lambda: objectives.ctkd(lowest=0), refused(InvalidValueError, "lowest", got=0)),
         (lambda: objectives.ctkd(span=-1), refused(InvalidValueError, "span", got=-1)),
         (lambda: objectives.teacher_free_kd(correct=1), refused(InvalidValueError, "correct")),
+        (lambda: objectives.tekap(temperature=0), refused(InvalidValueError, "temperature", got=0)),
+        (lambda: objectives.tekap(share=1), refused(InvalidValueError, "share", got=1, suggests="share=0.1")),
+        (lambda: objectives.tekap(perspectives=0), refused(InvalidValueError, "perspectives", got=0)),
+        (lambda: objectives.tekap(perturbed=-1), refused(InvalidValueError, "perturbed", got=-1)),
     ],
 )
 def test_what_does_not_fit_is_refused(call, refusal):
@@ -255,6 +263,58 @@ def test_a_run_learns_its_temperature_and_keeps_it_out_of_the_student(tmp_path):
         weak_teacher=True,
     )
     assert set(run.epochs[0]["train"]["terms"]) == {"ce", "ctkd"}
+
+
+# ------------------------------------------------------------------------------------------------- noisy perspectives
+
+
+def test_perspectives_are_drawn_anew_and_repeated_by_the_seed():
+    student, teacher, batch = drawn()
+    objective = objectives.tekap(perspectives=2, share=0.2, perturbed=0.5, temperature=3.0, weight=0.7, supervised=0.3)
+    bound = from_recipe(objective.to_recipe()).bind()
+    torch.manual_seed(4)
+    first, second = (bound(student, teacher, batch).total for _ in range(2))
+    assert first != second
+    torch.manual_seed(4)
+    noise = torch.randn(2, 6, 4, dtype=torch.float64)
+    z, v, y = student.logits, teacher.logits, batch.labels
+    matched = losses.kd(z, v, temperature=3.0)
+    matched = matched + 0.5 * sum(losses.kd(z, 0.8 * v + 0.2 * each, temperature=3.0) for each in noise)
+    torch.testing.assert_close(first, (0.3 * losses.cross_entropy(z, y) + 0.7 * matched).mean())
+    torch.manual_seed(4)
+    assert first == objective.bind()(student, teacher, batch).total
+
+
+def test_an_interrupted_run_draws_what_it_would_have_drawn(tmp_path):
+    def fitted(name, *, stop=None, resume=False):
+        torch.manual_seed(11)
+        inputs, labels = samples(48)
+        distiller = Distiller(mlp(seed=0), objectives.tekap())
+        rows = Rows(inputs, labels, batch_size=10, shuffle=True, stop_before=stop)
+        keep = CheckpointSink(Checkpoints(tmp_path / name / "checkpoints"), tmp_path / name / "best.safetensors", {})
+        saved = keep.checkpoints.load() if resume else None
+        how, teacher = settings(checkpoint_steps=1), FrozenTeacher(mlp(seed=7))
+        list(fit(distiller, teacher, rows, how, accelerator=accelerator_on("cpu"), keep=keep, resume=saved))
+        return state(distiller)
+
+    whole = fitted("whole")
+    with pytest.raises(KeyboardInterrupt):
+        fitted("cut", stop=(1, 1))
+    assert same_bits(whole, fitted("cut", resume=True))
+
+
+@pytest.mark.parametrize(
+    ("noise", "refusal"),
+    [
+        (torch.zeros(3, 6, 5), refused(InvalidValueError, "noise", got=(3, 6, 5), suggests="torch.randn(3, 6, 4)")),
+        (torch.zeros(6, 4), refused(InvalidValueError, "noise", got=(6, 4))),
+        (torch.zeros(3, 6, 4).long(), refused(InvalidTypeError, "noise", got="torch.int64")),
+    ],
+)
+def test_noise_of_another_shape_is_refused(noise, refusal):
+    student, teacher, _ = drawn()
+    with refusal:
+        losses.tekap(student.logits, teacher.logits, noise=noise, temperature=4.0, share=0.1, perturbed=0.8)
 
 
 # ------------------------------------------------------------------------------ a class that both networks rule out

@@ -363,6 +363,42 @@ class _BoundCTKD(nn.Module):
         return losses.ctkd(student.logits, present(teacher).logits, temperature=self.temperature(theta))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TeKAP:
+    """`losses.tekap` with standard normal noise, drawn at each call from torch's generator on the logits' device."""
+
+    needs: ClassVar = Requirements(teacher=True, labels="none")
+    target_gamma: ClassVar[None] = None  # the perspectives are noisy
+    temperature: float  # of both networks, above 0
+    share: float  # noise's share of a perspective's logits, in [0, 1)
+    perspectives: int  # number of noisy copies of the teacher, at least 1
+    perturbed: float  # weight of their sum, at least 0
+
+    def __post_init__(self) -> None:
+        checks.positive(self.temperature, "temperature", example=4.0)
+        checks.fraction(self.share, "share", example=0.1)
+        checks.whole_number(self.perspectives, "perspectives", example=3)
+        checks.weight(self.perturbed, "perturbed", example=0.8)
+
+    def bind(self, context: BindContext) -> Term:
+        """Build the term; it needs nothing from the context."""
+        return _BoundTeKAP(self)
+
+
+class _BoundTeKAP(nn.Module):
+    """A bound `TeKAP`: no parameters, and no state but that of torch's generator, which a run keeps."""
+
+    def __init__(self, spec: TeKAP) -> None:
+        super().__init__()
+        self.needs, self._perspectives = spec.needs, spec.perspectives
+        self._numbers = {"temperature": spec.temperature, "share": spec.share, "perturbed": spec.perturbed}
+
+    def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
+        v = present(teacher).logits
+        noise = torch.randn((self._perspectives, *v.shape), dtype=v.dtype, device=v.device)
+        return losses.tekap(student.logits, v, noise=noise, **self._numbers)
+
+
 @preset("labels alone; label smoothing: Szegedy et al. 2016, arXiv:1512.00567")
 def cross_entropy(*, label_smoothing: float = 0.0, weight: Weight = 1.0) -> Objective:
     """``weight * CE(y, q)``: learning from labels, with no teacher.
@@ -736,3 +772,31 @@ def teacher_free_kd(
     """
     match = Apply(losses.teacher_free_kd, {"correct": correct, "temperature": temperature})
     return objective_of(supervised_part(supervised), WeightedTerm("teacher_free_kd", weight, match))
+
+
+@preset("Hossain et al. 2025, ICLR, Single Teacher, Multiple Perspectives")
+def tekap(
+    *,
+    temperature: float = 4.0,
+    share: float = 0.1,
+    perspectives: int = 3,
+    perturbed: float = 0.8,
+    weight: Weight = 0.9,
+    supervised: Weight = 0.1,
+) -> Objective:
+    """``supervised * CE(y, q) + weight * (KD(v) + perturbed * sum_i KD((1 - share) * v + share * noise_i))``.
+
+    ``KD(u) = T**2 * KL(u_T || q_T)`` of logits ``u``: the teacher's own, and perspectives of them with standard normal
+    noise, drawn anew at each step. This is the method's part on logits; its part on features is not implemented.
+    Published settings: CIFAR-100 these.
+
+    Args:
+        temperature: T > 0, on all sides.
+        share: noise's share of a perspective's logits, in [0, 1).
+        perspectives: number of perspectives, a whole number >= 1; their sum grows with it.
+        perturbed: weight of the perspectives beside the teacher itself, >= 0.
+        weight: weight of teacher and perspectives together.
+        supervised: weight of the cross-entropy.
+    """
+    match = TeKAP(temperature=temperature, share=share, perspectives=perspectives, perturbed=perturbed)
+    return objective_of(supervised_part(supervised), WeightedTerm("tekap", weight, match))
