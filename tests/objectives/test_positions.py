@@ -41,7 +41,7 @@ def built(name):
 
 def reads_logits_alone(name):
     needs = built(name).needs
-    if name == "cwd":  # It is of a sample's positions together; `methods/test_layer_methods.py` tries it.
+    if name in ("cwd", "uld", "gold"):  # They are of a sample's positions together; tests of their own try them.
         return False
     return not (
         needs.student_taps or needs.teacher_taps or needs.indices or needs.teacher_statistics or needs.views > 1
