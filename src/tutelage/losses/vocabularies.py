@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from tutelage import checks
 from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.losses.divergences import KINDS
+from tutelage.losses.layers import mean_of
 
 
 def uld(
@@ -52,7 +53,7 @@ def uld(
         tensor([0.6000])
     """
     log_q, log_p, shared = _beside(student_logits, teacher_logits, student_counted, teacher_counted, temperature)
-    return _mean(_sorted_distance(log_q.exp(), log_p.exp()), shared)
+    return mean_of(_sorted_distance(log_q.exp(), log_p.exp()), shared)
 
 
 def gold(
@@ -115,7 +116,7 @@ def gold(
     share = len(its) / log_p.shape[-1]
     w_m = share if matched_weight is None else matched_weight
     w_u = 1 - share if unmatched_weight is None else unmatched_weight
-    return _mean(w_m * matched + w_u * others, shared)
+    return mean_of(w_m * matched + w_u * others, shared)
 
 
 def _beside(
@@ -186,8 +187,3 @@ def _sorted_distance(q: Tensor, p: Tensor) -> Tensor:
     q, p = (x.sort(-1, descending=True).values for x in (q, p))
     more = p.shape[-1] - q.shape[-1]
     return (F.pad(q, (0, max(more, 0))) - F.pad(p, (0, max(-more, 0)))).abs().sum(-1)
-
-
-def _mean(values: Tensor, shared: Tensor) -> Tensor:
-    """Return each sample's mean over the positions that both networks have."""
-    return values.where(shared, 0.0).sum(1) / shared.sum(1).clamp(min=1)
