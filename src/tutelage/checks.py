@@ -117,10 +117,8 @@ def per_class(logits: Tensor, class_weights: Tensor) -> Tensor:
 def cost_matrix(cost: Tensor | None, name: str = "cost", *, example: object = None) -> None:
     """Refuse what is no matrix ``(classes, classes)`` of floats."""
     if not isinstance(cost, Tensor):
-        got, instead = (
-            "none" if cost is None else type(cost).__name__,
-            f"type {name}=losses.class_cost(last_layer.weight)",
-        )
+        got = "none" if cost is None else type(cost).__name__
+        instead = f"type {name}=losses.class_cost(last_layer.weight)"
         raise InvalidTypeError(name, "a torch.Tensor (classes, classes)", got, instead)
     if not cost.is_floating_point():
         raise InvalidTypeError(name, "a floating dtype", cost.dtype, f"type {name}.float()")

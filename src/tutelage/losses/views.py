@@ -65,8 +65,7 @@ def crld(
     for name, value in (("within", within), ("across", across)):
         checks.weight(value, name, example=1.0)
     for name, value in (("tau_w", tau_w), ("tau_s", tau_s)):
-        if not 0 <= value <= 1:
-            raise InvalidValueError(name, "a confidence in [0, 1]", value, f"for example {name}=0.9")
+        checks.share(value, name, example=0.9)
     confidence = teacher_logits.softmax(-1).amax(-1)
     sure = torch.stack((confidence[:, 0] >= tau_w, confidence[:, 1] >= tau_s), dim=1)
     masks = (sure, sure) if masked_by == "target" else (sure[:, :1], sure[:, 1:])

@@ -101,8 +101,7 @@ def gold(
         >>> gold(student, teacher, same_tokens=torch.tensor([[0, 1]]), beta=0.0)
         tensor([0.1389])
     """
-    if beta not in (0.0, 1.0):
-        checks.mixture_weight(beta, "beta", example=0.5, ends="beta=0.0 or beta=1.0")
+    checks.share(beta, "beta", example=0.5)
     for name, weight in (("matched_weight", matched_weight), ("unmatched_weight", unmatched_weight)):
         if weight is not None:
             checks.weight(weight, name, example=0.5)
