@@ -202,16 +202,16 @@ def parameters_of(kind: str, **given: Any) -> dict[str, Any]:
         ValueError: if there is no such kind, one is given for a kind that does not take it, or it is out of range.
     """
     checks.known(kind, "kind", KINDS, example='"forward"')
-    own = PARAMETERS.get(kind, {})
+    parameters = PARAMETERS.get(kind, {})
     for name, value in given.items():
-        if name not in own and value is not None:
+        if name not in parameters and value is not None:
             owners = " or ".join(f'kind="{other}"' for other, its in PARAMETERS.items() if name in its)
             got = tuple(value.shape) if isinstance(value, Tensor) else value
             instead = f"leave it out, or type {owners}" if owners else "leave it out"
             raise InvalidValueError(name, f'none for kind="{kind}"', got, instead)
-    values = {name: known.default if given.get(name) is None else given[name] for name, known in own.items()}
+    values = {name: known.default if given.get(name) is None else given[name] for name, known in parameters.items()}
     for name, value in values.items():
-        own[name].check(value, name, example=own[name].default)
+        parameters[name].check(value, name, example=parameters[name].default)
     return values
 
 

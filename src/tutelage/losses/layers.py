@@ -29,8 +29,8 @@ def vkd(student_features: Tensor, teacher_features: Tensor, *, normalise: str = 
     each channel over all positions of the batch, and what is returned is the mean over these too.
 
     Args:
-        student_features: ``(batch, width)``, ``(batch, tokens, width)`` or ``(batch, width, height, width)``, mapped to
-            the teacher's width.
+        student_features: ``(batch, width)``, ``(batch, tokens, width)`` or maps ``(batch, channels, height, width)``,
+            mapped to the teacher's width, which of maps is the number of channels.
         teacher_features: any of these layouts; with ``batch`` as many positions as the student's, or maps of any size,
             of which the larger is averaged down.
         normalise: kind of normalisation: ``layer`` or ``batch``.

@@ -158,12 +158,12 @@ def skewed_kl(
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.known(of, "of", OF, example='"student"')
     log_q, log_p = torch.log_softmax(student_logits, dim=-1), torch.log_softmax(teacher_logits, dim=-1)
-    own, other = (log_p, log_q) if of == "teacher" else (log_q, log_p)
+    log_a, log_b = (log_p, log_q) if of == "teacher" else (log_q, log_p)
     if isinstance(share, Tensor):
         s = share.to(student_logits).unsqueeze(-1)
-        return from_mixture(own, other, s.log(), torch.log1p(-s), constant=of == "student")
+        return from_mixture(log_a, log_b, s.log(), torch.log1p(-s), constant=of == "student")
     checks.mixture_weight(share, "share", example=0.1, ends=_ENDS)
-    return from_mixture(own, other, math.log(share), math.log1p(-share), constant=of == "student")
+    return from_mixture(log_a, log_b, math.log(share), math.log1p(-share), constant=of == "student")
 
 
 def adaptive_share(
@@ -197,14 +197,14 @@ def adaptive_share(
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.known(of, "of", OF, example='"student"')
     checks.mixture_weight(share, "share", example=0.1, ends=_ENDS)
-    place, known = labelled_class(student_logits, labels), labels != UNLABELLED
+    target, labelled = labelled_class(student_logits, labels), labels != UNLABELLED
     positions = tuple(range(1, labels.ndim))
 
     def mean_probability(logits: Tensor) -> Tensor:
-        log_probs = torch.log_softmax(logits, dim=-1).gather(-1, place).squeeze(-1).where(known, 0.0)
+        log_probs = torch.log_softmax(logits, dim=-1).gather(-1, target).squeeze(-1).where(labelled, 0.0)
         if not positions:
             return log_probs.exp()
-        return (log_probs.sum(positions, keepdim=True) / known.sum(positions, keepdim=True).clamp(min=1)).exp()
+        return (log_probs.sum(positions, keepdim=True) / labelled.sum(positions, keepdim=True).clamp(min=1)).exp()
 
     gap = mean_probability(teacher_logits) - mean_probability(student_logits)
     gap = gap if of == "teacher" else -gap

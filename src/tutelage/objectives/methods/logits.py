@@ -134,15 +134,15 @@ class Matching:
     @property
     def parameters(self) -> dict[str, Any]:
         """The keyword arguments of `losses.divergence` that are not the kind's defaults."""
-        found = {
+        values = {
             name: getattr(self, argument) for argument, (kind, name) in PARAMETERS_OF.items() if kind == self.divergence
         }
         if self.divergence in MIXTURES:
             share = self.share
             if self.divergence == "skew_reverse" and not isinstance(share, Automatic):
                 share = 1 - share
-            found = dict.fromkeys(PARAMETERS[self.divergence], share)
-        return {name: value for name, value in found.items() if not isinstance(value, Automatic)}
+            values = dict.fromkeys(PARAMETERS[self.divergence], share)
+        return {name: value for name, value in values.items() if not isinstance(value, Automatic)}
 
     def simplest(self) -> TermSpec:
         """Return the term of a named loss if there is one that computes the same, or else this one.
