@@ -202,7 +202,7 @@ def test_another_form_than_was_recorded_is_refused(recorded, tmp_path):
         with refused(RecipeError, "outputs_form", got=31, suggests="outputs=..."):
             verb(other)
     untyped = recorded["sampled"].model_copy(update={"outputs_form": None})
-    record_teacher.record(untyped)  # which goes on with what was begun
+    record_teacher.record(untyped)  # which resumes what was begun
     assert run_state.words(setup.outputs_of(untyped, setup.build_inputs(untyped)).form.to_json()) == "30 draws of 270"
 
 

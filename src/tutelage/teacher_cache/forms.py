@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tutelage import rng, targets
+from tutelage import rng
 from tutelage.settings.outputs import Bucket, OutputsForm, Sampled
 from tutelage.teacher_cache.top_k import BLOCK, SHORT, TeacherCacheError, TopK
 from tutelage.types import Sparse
@@ -184,11 +184,12 @@ class SampledForm(_AtOne):
         for rows, numbers in zip(logits.split(BLOCK), uniform.split(BLOCK), strict=True):
             log_p = rows.double().log_softmax(-1)
             index, log_weights = rng.drawn_classes(log_p, numbers, proposal=self.settings.proposal)
-            entropy = targets.shannon_entropy(log_p)
+            p = log_p.exp()
+            entropy = -(p * log_p.masked_fill(p == 0, 0.0)).sum(-1)
             packed = {"index": index.to(self._id_type), "entropy": -entropy.float(), "weights": log_weights.float()}
             kept.append({name: each.cpu() for name, each in packed.items()})
             histogram = torch.zeros_like(log_p).scatter_add_(-1, index, log_weights.exp())
-            apart = (histogram - log_p.exp()).abs().sum(-1) / 2
+            apart = (histogram - p).abs().sum(-1) / 2
             excess = -(log_weights.exp() * log_p.gather(-1, index)).sum(-1) - entropy
             errors.append(torch.stack([apart, apart, excess, excess.square()], -1).cpu())
         whole = {name: torch.cat([part[name] for part in kept]).contiguous() for name in kept[0]}
