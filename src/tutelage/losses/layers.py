@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.errors import InvalidValueError
 from tutelage.losses.embeddings import cosine_distance, embedding_mse
 from tutelage.losses.features import same_size
 from tutelage.losses.logits import kl_divergence
@@ -122,7 +122,7 @@ def cwd(
     student, teacher = student.flatten(2) / temperature, teacher.flatten(2) / temperature
     seen: Tensor | None = None
     if counted is not None:
-        seen = _mask(counted, student_features.shape[:1] + student_features.shape[2:], "counted").flatten(1)
+        seen = checks.mask(counted, student_features.shape[:1] + student_features.shape[2:], "counted").flatten(1)
     if over == "channels":
         return temperature**2 * mean_of(_kl(student.mT, teacher.mT), seen)
     if seen is not None:
@@ -142,15 +142,6 @@ def _kl(student: Tensor, teacher: Tensor) -> Tensor:
 def _only(logits: Tensor, counted: Tensor) -> Tensor:
     """Leave what does not count out of a softmax, but where nothing counts."""
     return logits.masked_fill(~counted, torch.finfo(logits.dtype).min)
-
-
-def _mask(mask: Tensor, shape: torch.Size, name: str) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise InvalidTypeError(name, "a bool tensor", checks.kind_of(mask), f"type {name}.bool()")
-    if mask.shape != shape:
-        instead = "give one value for each position of the features"
-        raise InvalidValueError(name, f"shape {tuple(shape)}", tuple(mask.shape), instead)
-    return mask
 
 
 def wkd_f(
@@ -286,7 +277,9 @@ def attention_relations(
     if teacher.shape[:2] != tokens:
         expected = f"the tokens of student_features, {tuple(tokens)}"
         raise InvalidValueError("teacher_features", expected, tuple(teacher.shape[:2]), "let both read the same tokens")
-    seen = torch.ones(tokens, dtype=torch.bool, device=student.device) if mask is None else _mask(mask, tokens, "mask")
+    if mask is None:
+        mask = torch.ones(tokens, dtype=torch.bool, device=student.device)
+    seen = checks.mask(mask, tokens, "mask")
     pairs = seen[:, None, None, :].expand(-1, 1, tokens[1], -1)
     if attend == "earlier":
         pairs = pairs.tril()

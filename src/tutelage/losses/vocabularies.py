@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.errors import InvalidValueError
 from tutelage.losses.divergences import KINDS
 from tutelage.losses.layers import mean_of
 
@@ -149,12 +149,7 @@ def _answer(logits: Tensor, counted: Tensor | None, who: str) -> tuple[Tensor, T
         raise InvalidValueError(f"{who}_logits", "shape (batch, *positions, classes)", tuple(logits.shape), instead)
     if counted is None:
         counted = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
-    if counted.dtype != torch.bool:
-        raise InvalidTypeError(f"{who}_counted", "torch.bool", counted.dtype, f"type {who}_counted.bool()")
-    if counted.shape != logits.shape[:-1]:
-        expected = f"one value for each of the {who}'s positions, shape {tuple(logits.shape[:-1])}"
-        instead = f"give those that belong to {who}_logits"
-        raise InvalidValueError(f"{who}_counted", expected, tuple(counted.shape), instead)
+    counted = checks.mask(counted, logits.shape[:-1], f"{who}_counted")
     size = len(logits)
     return logits.reshape(size, -1, logits.shape[-1]), counted.reshape(size, -1)
 
