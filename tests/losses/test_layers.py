@@ -278,6 +278,7 @@ def test_a_teacher_that_is_nan_is_noticed(over, masked):
     tokens = torch.zeros(1, 3, 4)
     tokens[0, 0, 0] = math.nan
     assert losses.attention_relations(torch.zeros(1, 3, 4), tokens, heads=2).isnan().all()
+    assert losses.vkd(student, teacher, normalise="batch").isnan()
 
 
 def test_the_cosine_of_hidden_states_does_not_depend_on_their_size():

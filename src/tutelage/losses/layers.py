@@ -76,9 +76,9 @@ def _rows(features: Tensor, name: str) -> Tensor:
 def _standardised(rows: Tensor) -> Tensor:
     """Standardise columns by the unbiased variance; a constant one becomes 0 and gets no gradient."""
     variance, mean = torch.var_mean(rows, 0)
-    # Rounding leaves a variance to a column of equal numbers.
-    varies = variance > (mean * torch.finfo(rows.dtype).eps).square()
-    return torch.where(varies, (rows - mean) * variance.where(varies, 1.0).rsqrt(), 0.0)
+    # Rounding leaves a variance to a column of equal numbers. One with NaN is not constant, so that it is noticed.
+    constant = variance <= (mean * torch.finfo(rows.dtype).eps).square()
+    return ((rows - mean) * variance.masked_fill(constant, 1.0).rsqrt()).masked_fill(constant, 0.0)
 
 
 def cwd(
