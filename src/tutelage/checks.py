@@ -114,13 +114,21 @@ def per_class(logits: Tensor, class_weights: Tensor) -> Tensor:
     return class_weights
 
 
+def mask(mask: Tensor, shape: torch.Size, name: str) -> Tensor:
+    """Return a mask of positions; refuse one that is not of bools, or of another shape."""
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        raise InvalidTypeError(name, "a bool tensor", kind_of(mask), f"type {name}.bool()")
+    if mask.shape != shape:
+        instead = "give one value for each position"
+        raise InvalidValueError(name, f"shape {tuple(shape)}", tuple(mask.shape), instead)
+    return mask
+
+
 def cost_matrix(cost: Tensor | None, name: str = "cost", *, example: object = None) -> None:
     """Refuse what is no matrix ``(classes, classes)`` of floats."""
     if not isinstance(cost, Tensor):
-        got, instead = (
-            "none" if cost is None else type(cost).__name__,
-            f"type {name}=losses.class_cost(last_layer.weight)",
-        )
+        got = "none" if cost is None else type(cost).__name__
+        instead = f"type {name}=losses.class_cost(last_layer.weight)"
         raise InvalidTypeError(name, "a torch.Tensor (classes, classes)", got, instead)
     if not cost.is_floating_point():
         raise InvalidTypeError(name, "a floating dtype", cost.dtype, f"type {name}.float()")

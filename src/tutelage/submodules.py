@@ -46,14 +46,14 @@ def layers_of(pattern: str, taps: Iterable[str]) -> dict[str, list[str]]:
         return {tap: [tap] for tap in taps if tap == pattern}
     number = re.escape(pattern).replace(re.escape(LAYER), r"(\d+)")
     ending = re.compile(rf"(?P<before>(?:.*\.)?){number}")
-    found: dict[str, dict[tuple[int, ...], str]] = {}
+    layers: dict[str, dict[tuple[int, ...], str]] = {}
     for tap in taps:
         if match := ending.fullmatch(tap):
             before, *numbers = match.groups()
-            found.setdefault(f"{before}{pattern}", {})[tuple(map(int, numbers))] = tap
-    if pattern in found:
-        found = {pattern: found[pattern]}
-    return {whole: [taps[key] for key in sorted(taps)] for whole, taps in found.items()}
+            layers.setdefault(f"{before}{pattern}", {})[tuple(map(int, numbers))] = tap
+    if pattern in layers:
+        layers = {pattern: layers[pattern]}
+    return {whole: [taps[key] for key in sorted(taps)] for whole, taps in layers.items()}
 
 
 def unwrapped(network: nn.Module) -> nn.Module:

@@ -78,11 +78,11 @@ class Taps:
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
-        found = find_all(network, names)
-        self._names = tuple(found)
+        modules = find_all(network, names)
+        self._names = tuple(modules)
         self.recorder = _Recorder()
         self.local = {name: _LocalLogits(network, name) for name in self._names if name.startswith(HEAD)}
-        for name, (module, is_input) in found.items():
+        for name, (module, is_input) in modules.items():
             hook = _Hook(self.recorder, name, is_input)
             handle = module.register_forward_pre_hook(hook) if is_input else module.register_forward_hook(hook)
             weakref.finalize(self, handle.remove)
@@ -184,17 +184,17 @@ def _layers(network: nn.Module, name: str) -> list[str]:
     """Return the taps of a pattern's layers."""
     pattern, is_input = split_tap(name)
     paths = [path for path, _ in unwrapped(network).named_modules() if path]
-    found = layers_of(pattern, paths)
-    if len(found) != 1:
+    layers = layers_of(pattern, paths)
+    if len(layers) != 1:
         who = getattr(getattr(network, "card", None), "name", type(network).__name__)
-        known = list(found) or list(
+        known = list(layers) or list(
             dict.fromkeys(re.sub(r"\d+", LAYER, path) for path in paths if re.search(r"\d", path))
         )
         some = get_close_matches(pattern, known, n=_SHOWN, cutoff=0.4) or known[:_SHOWN]
-        got = f"the end of {len(found)} of them" if found else repr(name)
+        got = f"the end of {len(layers)} of them" if layers else repr(name)
         instead = f"type one of {', '.join(some)}" if some else "name submodules: none of its has a number"
         raise InvalidValueError(f"tap {name}", f"a pattern of submodules of {who}", got, instead)
-    (taps,) = found.values()
+    (taps,) = layers.values()
     return [input_of(tap) for tap in taps] if is_input else taps
 
 

@@ -88,9 +88,9 @@ def execute(file: Path, what: str) -> ModuleType:
 
 def function_of(module: ModuleType, function: str, file: Path, what: str) -> Any:
     """Return what a module calls by a name; refuse what cannot be called."""
-    found = getattr(module, function, None)
-    if not callable(found):
+    value = getattr(module, function, None)
+    if not callable(value):
         names = [k for k, v in vars(module).items() if inspect.isfunction(v) and v.__module__ == module.__name__]
         instead = f"it has {', '.join(names) or 'no function'}"
         raise InvalidValueError(what, f"a function of {file}", repr(function), instead)
-    return found
+    return value

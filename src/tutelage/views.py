@@ -52,8 +52,8 @@ def positions_of(batch: Batch, name: str, which: str = "counted") -> Tensor | No
 
     They are those beside the views, as ``teacher_counted``, or else the batch's.
     """
-    own = batch.inputs.get(f"{name}_{which}") if isinstance(batch.inputs, Mapping) else None
-    return batch.counted if own is None else own
+    mask = batch.inputs.get(f"{name}_{which}") if isinstance(batch.inputs, Mapping) else None
+    return batch.counted if mask is None else mask
 
 
 def with_own_inputs(batch: Batch) -> Batch:

@@ -60,7 +60,7 @@ def test_a_batch_has_the_weak_view_of_a_run_without_and_behind_it_the_strong_one
         expected = as_strong.fetch(weak.index.numpy(), view=strong_view(weak.view))
         assert torch.equal(pair.inputs[1::2], expected)
         assert pair.inputs.stride() == torch.empty(pair.inputs.shape).to(memory_format=torch.channels_last).stride()
-    assert (both.views, plain.views) == (2, 1)
+    assert (both.views_per_sample, plain.views_per_sample) == (2, 1)
 
 
 def test_the_views_of_a_sample_are_drawn_by_themselves():

@@ -78,14 +78,6 @@ def test_the_distance_is_euclids_also_where_squares_overflow_and_at_0():
     assert far.grad.norm(dim=1).tolist() == pytest.approx([1.0, 1.0, 0.0])
 
 
-def test_features_have_a_cosine_at_each_position():
-    s, t = drawn(2, 3, 5, seed=0), drawn(2, 3, 5, seed=1)
-    torch.testing.assert_close(losses.feature_cosine(s, t), losses.cosine_distance(s, t))
-    assert losses.feature_cosine(s, t).shape == (2, 3)
-    term = objectives.Apply(losses.feature_cosine, student_tap="a", teacher_tap="b")
-    assert (term.needs.student_taps, term.needs.teacher_taps) == (("a",), ("b",))
-
-
 def test_margins_do_not_read_the_level_of_scores():
     s, t = drawn(4, 5, seed=0), drawn(4, 5, seed=1)
     wanted = [sum(((s[n, 0] - s[n, j]) - (t[n, 0] - t[n, j])) ** 2 for j in range(1, 5)) / 4 for n in range(4)]

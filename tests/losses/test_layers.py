@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -264,3 +266,23 @@ def test_faults_of_relations():
         losses.attention_relations(student, teacher, heads=2, student_keys=draw(2, 5, 2))
     with refused(InvalidValueError, "attend", got="'later'"):
         losses.attention_relations(student, teacher, heads=2, attend="later")
+
+
+@pytest.mark.parametrize("over", ["positions", "channels"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_teacher_that_is_nan_is_noticed(over, masked):
+    student, teacher = torch.zeros(2, 3, 2, 2), torch.zeros(2, 3, 2, 2)
+    teacher[0, 0, 0, 0] = math.nan
+    counted = torch.ones(2, 2, 2, dtype=torch.bool) if masked else None
+    assert losses.cwd(student, teacher, over=over, counted=counted).isnan().tolist() == [True, False]
+    tokens = torch.zeros(1, 3, 4)
+    tokens[0, 0, 0] = math.nan
+    assert losses.attention_relations(torch.zeros(1, 3, 4), tokens, heads=2).isnan().all()
+    assert losses.vkd(student, teacher, normalise="batch").isnan()
+
+
+def test_the_cosine_of_hidden_states_does_not_depend_on_their_size():
+    student, teacher = torch.ones(1, 1, 4), torch.tensor([[[1.0, 1.0, 1.0, -1.0]]])
+    for size in (1e-30, 1.0, 1e30):
+        values = losses.hidden_states(size * student, size * teacher, distance="cosine")
+        assert values.item() == pytest.approx(0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -403,3 +405,14 @@ def test_a_virtual_teacher_as_the_paper_writes_it_is_kd_with_its_logarithm():
     nearly_uniform = losses.teacher_free_kd(z, y, correct=0.9, temperature=1e6)
     expected = losses.kl_divergence(z.log_softmax(-1), torch.full_like(z, 0.2).log().detach())
     torch.testing.assert_close(nearly_uniform, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_abdkd_is_finite_where_a_student_excludes_a_class():
+    student = torch.tensor([[1.0, -math.inf, 0.5, 0.0]], dtype=torch.float64, requires_grad=True)
+    teacher, numbers = torch.tensor([[0.0, 1.0, 2.0, 0.5]], dtype=torch.float64), {"ab_alpha": 0.5, "ab_beta": 0.6}
+    values = losses.abdkd(student, teacher, torch.tensor([0]), alpha=1.0, beta=8.0, temperature=2.0, **numbers)
+    values.sum().backward()
+    nearly = torch.tensor([[1.0, -1e3, 0.5, 0.0]], dtype=torch.float64)
+    wanted = losses.abdkd(nearly, teacher, torch.tensor([0]), alpha=1.0, beta=8.0, temperature=2.0, **numbers)
+    torch.testing.assert_close(values.detach(), wanted)
+    assert student.grad.isfinite().all()

@@ -106,3 +106,11 @@ def test_weak_views_are_every_other_row():
 def test_refusals(call, expected):
     with expected:
         call(*drawn())
+
+
+def test_a_teacher_that_is_nan_is_noticed_in_its_row():
+    student, teacher = torch.zeros(4, 3), torch.zeros(4, 3)
+    teacher[1, 2] = torch.nan
+    assert losses.hard_label(student, teacher).isnan().tolist() == [False, True, False, False]
+    for masked_by in ("target", "pair"):
+        assert losses.crld(student, teacher, **HOW, masked_by=masked_by).isnan().tolist() == [True, False]

@@ -94,7 +94,7 @@ class Stops(tutelage.Reporter):
         raise KeyboardInterrupt
 
 
-def test_an_interrupted_run_does_not_go_on_with_another_file(here, teacher):
+def test_an_interrupted_run_is_not_resumed_with_another_file(here, teacher):
     named = {"student": "mlp:8", "teacher": teacher, **FAST, "epochs": 3, "trust_code": True, "objective": OURS}
     with pytest.raises(KeyboardInterrupt):
         tutelage.distill(name="cut", **{**named, "display": Stops()})

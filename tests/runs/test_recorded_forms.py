@@ -97,8 +97,13 @@ def test_what_is_recorded_is_what_is_computed_live(recorded, name):
     torch.testing.assert_close(got, expected, rtol=2e-3, atol=2e-3)
 
 
+@pytest.fixture(scope="module")
+def live(keys, tmp_path_factory):
+    return execute(config.parse(Recipe, keys), tmp_path_factory.mktemp("live") / "run")
+
+
 @pytest.mark.parametrize("name", FORMS)
-def test_a_run_reads_it_and_its_manifest_says_form_and_bias(recorded, name, tmp_path):
+def test_a_run_reads_it_and_its_manifest_says_form_and_bias(recorded, live, name, tmp_path):
     recipe = recorded[name]
     run = execute(recipe, tmp_path / "run")
     said, written = run.manifest["teacher"], json.loads((setup.Path(recipe.outputs) / "outputs.json").read_text())
@@ -115,8 +120,7 @@ def test_a_run_reads_it_and_its_manifest_says_form_and_bias(recorded, name, tmp_
         error = said["errors"][0]
         assert abs(error["mean_bias"]) < 4 * error["standard_error"]
         assert 0 < error["standard_error"] < 0.1
-    live = execute(config.parse(Recipe, {**recipe.model_dump(), "outputs": None}), tmp_path / "live")
-    assert trained(tmp_path / "run")[-1]["loss"] == pytest.approx(trained(tmp_path / "live")[-1]["loss"], rel=0.2)
+    assert trained(tmp_path / "run")[-1]["loss"] == pytest.approx(trained(live.folder)[-1]["loss"], rel=0.2)
     assert live.manifest["teacher"]["answers"] == "live"
 
 
@@ -198,7 +202,7 @@ def test_another_form_than_was_recorded_is_refused(recorded, tmp_path):
         with refused(RecipeError, "outputs_form", got=31, suggests="outputs=..."):
             verb(other)
     untyped = recorded["sampled"].model_copy(update={"outputs_form": None})
-    record_teacher.record(untyped)  # which goes on with what was begun
+    record_teacher.record(untyped)  # which resumes what was begun
     assert run_state.words(setup.outputs_of(untyped, setup.build_inputs(untyped)).form.to_json()) == "30 draws of 270"
 
 

@@ -88,8 +88,8 @@ def keys_of(dotted: str) -> list[str]:
         >>> keys_of("objective.file:my.py:loss.weight")
         ['objective', 'file:my.py:loss', 'weight']
     """
-    own = re.sub(r"(?:^|(?<=\.))file:.*:\w+(?=\.|$)", lambda match: match[0].replace(".", "\0"), dotted)
-    return [key.replace("\0", ".") for key in own.split(".")]
+    escaped = re.sub(r"(?:^|(?<=\.))file:.*:\w+(?=\.|$)", lambda match: match[0].replace(".", "\0"), dotted)
+    return [key.replace("\0", ".") for key in escaped.split(".")]
 
 
 def _put(value: dict[str, Any], text: str) -> None:

@@ -119,7 +119,7 @@ class Split(ABC):
     strong: Split | None = None
 
     @property
-    def views(self) -> int:
+    def views_per_sample(self) -> int:
         """Number of views that a training batch holds of each sample."""
         return 1 if self.strong is None else 2
 
@@ -199,7 +199,7 @@ class Split(ABC):
     def fetch(self, index: NDArray[np.int64], *, view: View | None = None) -> Inputs:
         """Return float32 ``(batch, channels, height, width)`` in [0, 1]; without a view, not augmented.
 
-        In a view the batch has `views` rows a sample.
+        In a view the batch has `views_per_sample` rows a sample.
         """
 
     def stream(

@@ -56,7 +56,7 @@ class BatchLoader:
         self.first_epoch = first_epoch
         self.world = world
         self._drawn = split.per_epoch if train else len(split)
-        self.samples = self._drawn * (split.views if train else 1)
+        self.samples = self._drawn * (split.views_per_sample if train else 1)
 
     @property
     def corrupt(self) -> list[str]:

@@ -22,7 +22,6 @@ from tutelage.losses.divergences import transformed_matching as transformed_matc
 from tutelage.losses.embeddings import cosine_distance as cosine_distance
 from tutelage.losses.embeddings import embedding_distance as embedding_distance
 from tutelage.losses.embeddings import embedding_mse as embedding_mse
-from tutelage.losses.embeddings import feature_cosine as feature_cosine
 from tutelage.losses.embeddings import in_batch_similarity as in_batch_similarity
 from tutelage.losses.embeddings import margin_mse as margin_mse
 from tutelage.losses.embeddings import score_kl as score_kl

@@ -202,16 +202,16 @@ def parameters_of(kind: str, **given: Any) -> dict[str, Any]:
         ValueError: if there is no such kind, one is given for a kind that does not take it, or it is out of range.
     """
     checks.known(kind, "kind", KINDS, example='"forward"')
-    own = PARAMETERS.get(kind, {})
+    parameters = PARAMETERS.get(kind, {})
     for name, value in given.items():
-        if name not in own and value is not None:
+        if name not in parameters and value is not None:
             owners = " or ".join(f'kind="{other}"' for other, its in PARAMETERS.items() if name in its)
             got = tuple(value.shape) if isinstance(value, Tensor) else value
             instead = f"leave it out, or type {owners}" if owners else "leave it out"
             raise InvalidValueError(name, f'none for kind="{kind}"', got, instead)
-    values = {name: known.default if given.get(name) is None else given[name] for name, known in own.items()}
+    values = {name: known.default if given.get(name) is None else given[name] for name, known in parameters.items()}
     for name, value in values.items():
-        own[name].check(value, name, example=own[name].default)
+        parameters[name].check(value, name, example=parameters[name].default)
     return values
 
 
@@ -222,20 +222,30 @@ def _reverse(log_q: Tensor, log_p: Tensor) -> Tensor:
 
 def _jensen_shannon(log_q: Tensor, log_p: Tensor, *, beta: float) -> Tensor:
     rest = 1 - beta
-    return beta * _from_mixture(log_p, log_q, beta, rest) + rest * _from_mixture(log_q, log_p, rest, beta)
+    of_teacher = from_mixture(log_p, log_q, math.log(beta), math.log(rest))
+    return beta * of_teacher + rest * from_mixture(log_q, log_p, math.log(rest), math.log(beta))
+
+
+def _skew(log_a: Tensor, log_b: Tensor, *, alpha: float) -> Tensor:
+    return from_mixture(log_a, log_b, math.log(alpha), math.log(1 - alpha))
 
 
 def _total_variation(log_q: Tensor, log_p: Tensor) -> Tensor:
     return 0.5 * (log_p.exp() - log_q.exp()).abs().sum(dim=-1)
 
 
-def _from_mixture(log_a: Tensor, log_b: Tensor, share_a: float, share_b: float) -> Tensor:
-    """Return ``KL(a || share_a * a + share_b * b)``."""
+def from_mixture(
+    log_a: Tensor, log_b: Tensor, log_share_a: float | Tensor, log_share_b: float | Tensor, *, constant: bool = False
+) -> Tensor:
+    """Return ``KL(a || share_a * a + share_b * b)``, without the gradient through a mixture that is a constant."""
     a = log_a.exp()
     # log(m / a) = log(share_a + share_b * b / a): one side is a finite constant, so if a class has neither a nor b,
     # logaddexp never differentiates two infinities, and nothing of the size of log a cancels.
-    ratio = (log_b - log_a).masked_fill(a == 0, 0.0) + math.log(share_b)
-    return -(a * torch.logaddexp(ratio, ratio.new_full((), math.log(share_a)))).sum(dim=-1)
+    ratio = (log_b - log_a).masked_fill(a == 0, 0.0)
+    # The derivative of a's own logarithm sums to 0, so with a constant mixture nothing of the ratio's is left.
+    ratio = (ratio.detach() if constant else ratio) + log_share_b
+    least = log_share_a if isinstance(log_share_a, Tensor) else ratio.new_full((), log_share_a)
+    return -(a * torch.logaddexp(ratio, least)).sum(dim=-1)
 
 
 def _adaptive(log_q: Tensor, log_p: Tensor, *, mu: float) -> Tensor:
@@ -354,9 +364,9 @@ KINDS: Mapping[str, Callable[..., Tensor]] = {
     "forward": kl_divergence,
     "reverse": _reverse,
     "jensen_shannon": _jensen_shannon,
-    "skew": lambda log_q, log_p, *, alpha: _from_mixture(log_p, log_q, alpha, 1 - alpha),
+    "skew": lambda log_q, log_p, *, alpha: _skew(log_p, log_q, alpha=alpha),
     "total_variation": _total_variation,
-    "skew_reverse": lambda log_q, log_p, *, alpha: _from_mixture(log_q, log_p, alpha, 1 - alpha),
+    "skew_reverse": _skew,
     "alpha_beta": _alpha_beta,
     "adaptive": _adaptive,
     "class_wise": _class_wise,

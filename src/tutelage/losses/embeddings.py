@@ -122,31 +122,6 @@ def embedding_distance(student_embeddings: Tensor, teacher_embeddings: Tensor) -
     return torch.linalg.vector_norm(difference / scale, dim=-1) * scale[..., 0]
 
 
-def feature_cosine(student_features: Tensor, teacher_features: Tensor) -> Tensor:
-    """Compute one minus the cosine similarity of features, one value a position: `cosine_distance` of features.
-
-    ``1 - s t / (|s| |t|)`` over the last axis, such as of a language model's hidden states.
-
-    Args:
-        student_features: ``(batch, *positions, width)``, ``s``.
-        teacher_features: the same shape, ``t``.
-
-    Returns:
-        ``(batch, *positions)``, in [0, 2].
-
-    Raises: TypeError or ValueError if a dtype or shape is not as above.
-    Source: the field's common practice.
-    Differs from: Liger-Kernel, which adds up all positions, those that are ignored too, and divides by the number of
-        the others: an objective's mean is over the counted positions alone.
-
-    Example:
-        >>> feature_cosine(torch.tensor([[[1.0, 0.0], [1.0, 0.0]]]), torch.tensor([[[2.0, 0.0], [0.0, 2.0]]]))
-        tensor([[0., 1.]])
-    """
-    student, teacher = checks.logit_pair(student_features, teacher_features, "features")
-    return 1 - (_unit(student) * _unit(teacher)).sum(-1)
-
-
 def margin_mse(student_scores: Tensor, teacher_scores: Tensor) -> Tensor:
     """Compute the mean squared difference of both networks' margins between a relevant document and others.
 

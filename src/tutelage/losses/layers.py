@@ -9,12 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.errors import InvalidValueError
+from tutelage.losses.embeddings import cosine_distance, embedding_mse
 from tutelage.losses.features import same_size
+from tutelage.losses.logits import kl_divergence
 
 OVER = ("positions", "channels")
 NORMALISE = ("layer", "batch")
-TOKEN_DISTANCES = ("mean_square", "cosine")
+TOKEN_DISTANCES = {"mean_square": embedding_mse, "cosine": cosine_distance}
 RELATION_DISTANCES = ("kl", "mean_square")
 
 
@@ -27,8 +29,8 @@ def vkd(student_features: Tensor, teacher_features: Tensor, *, normalise: str = 
     each channel over all positions of the batch, and what is returned is the mean over these too.
 
     Args:
-        student_features: ``(batch, width)``, ``(batch, tokens, width)`` or ``(batch, width, height, width)``, mapped to
-            the teacher's width.
+        student_features: ``(batch, width)``, ``(batch, tokens, width)`` or maps ``(batch, channels, height, width)``,
+            mapped to the teacher's width, which of maps is the number of channels.
         teacher_features: any of these layouts; with ``batch`` as many positions as the student's, or maps of any size,
             of which the larger is averaged down.
         normalise: kind of normalisation: ``layer`` or ``batch``.
@@ -74,9 +76,9 @@ def _rows(features: Tensor, name: str) -> Tensor:
 def _standardised(rows: Tensor) -> Tensor:
     """Standardise columns by the unbiased variance; a constant one becomes 0 and gets no gradient."""
     variance, mean = torch.var_mean(rows, 0)
-    # Rounding leaves a variance to a column of equal numbers.
-    varies = variance > (mean * torch.finfo(rows.dtype).eps).square()
-    return torch.where(varies, (rows - mean) * variance.where(varies, 1.0).rsqrt(), 0.0)
+    # Rounding leaves a variance to a column of equal numbers. One with NaN is not constant, so that it is noticed.
+    constant = variance <= (mean * torch.finfo(rows.dtype).eps).square()
+    return ((rows - mean) * variance.masked_fill(constant, 1.0).rsqrt()).masked_fill(constant, 0.0)
 
 
 def cwd(
@@ -118,35 +120,28 @@ def cwd(
         student, teacher = same_size(student, teacher)
     checks.same_shape(student, teacher, "student_features", "teacher_features")
     student, teacher = student.flatten(2) / temperature, teacher.flatten(2) / temperature
-    out: Tensor | None = None
+    seen: Tensor | None = None
     if counted is not None:
-        out = ~_mask(counted, student_features.shape[:1] + student_features.shape[2:], "counted").flatten(1)[:, None]
+        seen = checks.mask(counted, student_features.shape[:1] + student_features.shape[2:], "counted").flatten(1)
     if over == "channels":
-        divergences = _kl(student, teacher, 1)  # (batch, 1, positions)
-        if out is None:
-            return temperature**2 * divergences.mean((1, 2))
-        counts = (~out).sum((1, 2)).clamp(min=1)
-        return temperature**2 * divergences.masked_fill(out, 0.0).sum((1, 2)) / counts
-    if out is not None:
-        least = torch.finfo(student.dtype).min  # and not infinity: a sample may have none that counts
-        student, teacher = student.masked_fill(out, least), teacher.masked_fill(out, least)
-    return temperature**2 * _kl(student, teacher, 2).mean((1, 2))
+        return temperature**2 * mean_of(_kl(student.mT, teacher.mT), seen)
+    if seen is not None:
+        student, teacher = (_only(maps, seen[:, None]) for maps in (student, teacher))
+    return temperature**2 * _kl(student, teacher).mean(1)
 
 
-def _kl(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
-    """Return ``KL(softmax(teacher) || softmax(student))`` along an axis, which is kept; ``-inf`` is probability 0."""
-    log_p, log_q = teacher.log_softmax(dim), student.log_softmax(dim)
-    p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim, keepdim=True)
+def mean_of(values: Tensor, counted: Tensor | None) -> Tensor:
+    """Return the mean of each row ``(batch, positions)`` over those of its values that count; 0 if none does."""
+    return values.mean(1) if counted is None else values.where(counted, 0.0).sum(1) / counted.sum(1).clamp(min=1)
 
 
-def _mask(mask: Tensor, shape: torch.Size, name: str) -> Tensor:
-    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
-        raise InvalidTypeError(name, "a bool tensor", checks.kind_of(mask), f"type {name}.bool()")
-    if mask.shape != shape:
-        instead = "give one value for each position of the features"
-        raise InvalidValueError(name, f"shape {tuple(shape)}", tuple(mask.shape), instead)
-    return mask
+def _kl(student: Tensor, teacher: Tensor) -> Tensor:
+    return kl_divergence(student.log_softmax(-1), teacher.log_softmax(-1))
+
+
+def _only(logits: Tensor, counted: Tensor) -> Tensor:
+    """Leave what does not count out of a softmax, but where nothing counts."""
+    return logits.masked_fill(~counted, torch.finfo(logits.dtype).min)
 
 
 def wkd_f(
@@ -212,8 +207,8 @@ def hidden_states(student_features: Tensor, teacher_features: Tensor, *, distanc
     Args:
         student_features: ``(batch, tokens, width)``, mapped to the teacher's width.
         teacher_features: the same shape.
-        distance: kind of distance. Patient knowledge distillation has the squared distance of vectors of length 1,
-            which is twice the ``cosine``.
+        distance: kind of distance, ``mean_square`` or ``cosine``. Patient knowledge distillation has the squared
+            distance of vectors of length 1, which is twice the ``cosine``.
 
     Returns:
         ``(batch, tokens)``; padding is for the caller to leave out.
@@ -221,6 +216,8 @@ def hidden_states(student_features: Tensor, teacher_features: Tensor, *, distanc
     Raises: TypeError or ValueError if a dtype, shape or number is not as above.
     Source: Jiao et al., "TinyBERT", arXiv 1909.10351; Sanh et al., "DistilBERT", arXiv 1910.01108; Sun et al., "Patient
         Knowledge Distillation for BERT Model Compression", arXiv 1908.09355.
+    Differs from: Liger-Kernel's ``cosine``, which adds up all positions, those that are ignored too, and divides by the
+        number of the others.
 
     Example:
         >>> hidden_states(torch.ones(1, 1, 2), torch.tensor([[[1.0, 3.0]]]))
@@ -228,9 +225,7 @@ def hidden_states(student_features: Tensor, teacher_features: Tensor, *, distanc
     """
     checks.known(distance, "distance", TOKEN_DISTANCES, example="mean_square")
     student, teacher = checks.feature_pair(student_features, teacher_features, checks.TOKENS)
-    if distance == "mean_square":
-        return (student - teacher).square().mean(2)
-    return 1 - F.cosine_similarity(student, teacher, dim=2)
+    return TOKEN_DISTANCES[distance](student, teacher)
 
 
 def attention_relations(
@@ -282,8 +277,10 @@ def attention_relations(
     if teacher.shape[:2] != tokens:
         expected = f"the tokens of student_features, {tuple(tokens)}"
         raise InvalidValueError("teacher_features", expected, tuple(teacher.shape[:2]), "let both read the same tokens")
-    seen = torch.ones(tokens, dtype=torch.bool, device=student.device) if mask is None else _mask(mask, tokens, "mask")
-    pairs = seen[:, None, :].expand(-1, tokens[1], -1)
+    if mask is None:
+        mask = torch.ones(tokens, dtype=torch.bool, device=student.device)
+    seen = checks.mask(mask, tokens, "mask")
+    pairs = seen[:, None, None, :].expand(-1, 1, tokens[1], -1)
     if attend == "earlier":
         pairs = pairs.tril()
     if any(each.shape[2] % heads for each in (student, teacher)):
@@ -295,14 +292,11 @@ def attention_relations(
         _scores(vectors, keys, heads, f"{who}_features")
         for who, vectors, keys in (("student", student, student_keys), ("teacher", teacher, teacher_keys))
     ]
-    apart = ~pairs[:, None]
     if distance == "mean_square":
-        squares = (scores[0] - scores[1].detach()).square().masked_fill(apart, 0.0)
-        values = squares.sum(3) / pairs.sum(2).clamp(min=1)[:, None]
+        squares = (scores[0] - scores[1].detach()).square().where(pairs, 0.0)
+        values = squares.sum(3) / pairs.sum(3).clamp(min=1)
     else:
-        least = torch.finfo(scores[0].dtype).min  # and not infinity: padding may have nothing to attend to
-        student, teacher = (each.masked_fill(apart, least) for each in (scores[0], scores[1].detach()))
-        values = _kl(student, teacher, 3).squeeze(3)
+        values = _kl(*(_only(each, pairs) for each in scores))
     return values.mean(1).masked_fill(~seen, 0.0)
 
 

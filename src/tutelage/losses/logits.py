@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from tutelage import checks, targets
 from tutelage.errors import InvalidTypeError, InvalidValueError
-from tutelage.losses.sparse import sparse_matching
+from tutelage.losses.sparse import kl, sparse_matching
 from tutelage.types import UNLABELLED, Sparse
 
 
@@ -116,7 +116,7 @@ def kl_divergence(student_log_probs: Tensor, teacher_log_probs: Tensor) -> Tenso
         >>> kl_divergence(q.log(), p.log())
         tensor([0.3466])
     """
-    return _divergence(*checks.logit_pair(student_log_probs, teacher_log_probs, "log_probs"))
+    return kl(*checks.logit_pair(student_log_probs, teacher_log_probs, "log_probs"))
 
 
 def kd(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, temperature: float) -> Tensor:
@@ -153,7 +153,7 @@ def kd(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, temperature: 
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_q = torch.log_softmax(student_logits / temperature, dim=-1)
     log_p = torch.log_softmax(teacher_logits / temperature, dim=-1)
-    return temperature * temperature * _divergence(log_q, log_p)
+    return temperature * temperature * kl(log_q, log_p)
 
 
 def ttm(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, gamma: float) -> Tensor:
@@ -187,7 +187,7 @@ def ttm(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, gamma: float
         return sparse_matching(student_logits, teacher_logits, gamma=gamma)[0]
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_p_gamma = torch.log_softmax(gamma * teacher_logits, dim=-1)
-    return _divergence(torch.log_softmax(student_logits, dim=-1), log_p_gamma)
+    return kl(torch.log_softmax(student_logits, dim=-1), log_p_gamma)
 
 
 def wttm(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, gamma: float) -> Tensor:
@@ -221,7 +221,7 @@ def wttm(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, gamma: floa
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_p_gamma = torch.log_softmax(gamma * teacher_logits, dim=-1)
     weight = _power_sum(teacher_logits, log_p_gamma, gamma)
-    return weight * _divergence(torch.log_softmax(student_logits, dim=-1), log_p_gamma)
+    return weight * kl(torch.log_softmax(student_logits, dim=-1), log_p_gamma)
 
 
 def weighted_kd(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, temperature: float) -> Tensor:
@@ -255,7 +255,7 @@ def weighted_kd(student_logits: Tensor, teacher_logits: Tensor | Sparse, *, temp
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     log_p_gamma = torch.log_softmax(teacher_logits / temperature, dim=-1)
     weight = _power_sum(teacher_logits, log_p_gamma, gamma)
-    return factor * weight * _divergence(torch.log_softmax(student_logits / temperature, dim=-1), log_p_gamma)
+    return factor * weight * kl(torch.log_softmax(student_logits / temperature, dim=-1), log_p_gamma)
 
 
 def renyi_penalty(student_logits: Tensor, *, order: float) -> Tensor:
@@ -355,7 +355,7 @@ def ctkd(student_logits: Tensor, teacher_logits: Tensor, *, temperature: Tensor)
         raise InvalidValueError("temperature", "one entry", tuple(temperature.shape), "for example temperature.mean()")
     t = temperature.reshape(()).to(torch.promote_types(temperature.dtype, torch.float32))
     log_q, log_p = (torch.log_softmax(_divided(logits, t), dim=-1) for logits in (student_logits, teacher_logits))
-    return t * t * _divergence(log_q, log_p)
+    return t * t * kl(log_q, log_p)
 
 
 def _divided(logits: Tensor, temperature: Tensor) -> Tensor:
@@ -475,7 +475,7 @@ def teacher_free_kd(student_logits: Tensor, labels: Tensor, *, correct: float, t
     wrong = torch.full_like(student_logits, (1 - correct) / (student_logits.shape[-1] - 1))
     virtual = wrong.scatter(-1, target, correct)
     log_p = torch.log_softmax(virtual / temperature, dim=-1)
-    values = _divergence(torch.log_softmax(student_logits, dim=-1), log_p)
+    values = kl(torch.log_softmax(student_logits, dim=-1), log_p)
     return values.masked_fill(labels == UNLABELLED, 0.0)
 
 
@@ -500,7 +500,7 @@ def kl_within(student_logits: Tensor, teacher_logits: Tensor, inside: Tensor) ->
     log_q, log_p = (
         torch.log_softmax(logits.masked_fill(outside, -math.inf), dim=-1) for logits in (student_logits, teacher_logits)
     )
-    return _divergence(log_q, log_p).masked_fill(nothing.squeeze(-1), 0.0)
+    return kl(log_q, log_p).masked_fill(nothing.squeeze(-1), 0.0)
 
 
 def _power_sum(teacher_logits: Tensor, log_p_gamma: Tensor, gamma: float) -> Tensor:
@@ -508,10 +508,3 @@ def _power_sum(teacher_logits: Tensor, log_p_gamma: Tensor, gamma: float) -> Ten
     # nothing cancels, and two maxima cost less than a logsumexp.
     log_p_max = torch.log_softmax(teacher_logits, dim=-1).amax(dim=-1)
     return (gamma * log_p_max - log_p_gamma.amax(dim=-1)).exp()
-
-
-def _divergence(log_q: Tensor, log_p: Tensor) -> Tensor:
-    p = log_p.exp()
-    # Compared with 0, not "above 0": a NaN teacher must stay NaN and be noticed. Masked before the product, as p has a
-    # gradient where the temperature is learned, which would be 0 * inf.
-    return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(dim=-1)

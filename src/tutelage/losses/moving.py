@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
 from tutelage import checks
+from tutelage.losses.divergences import from_mixture
 from tutelage.losses.logits import kl_divergence, labelled_class
 from tutelage.types import UNLABELLED
 
@@ -16,6 +19,7 @@ OF = ("teacher", "student")
 """Whose divergence from the mixture `skewed_kl` is."""
 LEAST_SHARE = 0.01
 """Least share that `adaptive_share` returns."""
+_ENDS = 'divergence(..., kind="forward") or kind="reverse"'
 
 
 def taid(student_logits: Tensor, teacher_logits: Tensor, *, t: float | Tensor) -> Tensor:
@@ -153,16 +157,13 @@ def skewed_kl(
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.known(of, "of", OF, example='"student"')
-    if not isinstance(share, Tensor):
-        checks.mixture_weight(share, "share", example=0.1, ends='divergence(..., kind="forward") or kind="reverse"')
-    s = torch.as_tensor(share, dtype=student_logits.dtype, device=student_logits.device).unsqueeze(-1)
     log_q, log_p = torch.log_softmax(student_logits, dim=-1), torch.log_softmax(teacher_logits, dim=-1)
-    own, other = (log_p, log_q) if of == "teacher" else (log_q, log_p)
-    a = own.exp()
-    # log(m / a) = log(s + (1 - s) * b / a). The student's own derivative of it sums to 0, so only what `a` has remains.
-    ratio = (other - own).masked_fill(a == 0, 0.0)
-    ratio = ratio.detach() if of == "student" else ratio
-    return -(a * torch.logaddexp(ratio + torch.log1p(-s), s.log())).sum(dim=-1)
+    log_a, log_b = (log_p, log_q) if of == "teacher" else (log_q, log_p)
+    if isinstance(share, Tensor):
+        s = share.to(student_logits).unsqueeze(-1)
+        return from_mixture(log_a, log_b, s.log(), torch.log1p(-s), constant=of == "student")
+    checks.mixture_weight(share, "share", example=0.1, ends=_ENDS)
+    return from_mixture(log_a, log_b, math.log(share), math.log1p(-share), constant=of == "student")
 
 
 def adaptive_share(
@@ -195,15 +196,15 @@ def adaptive_share(
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.known(of, "of", OF, example='"student"')
-    checks.mixture_weight(share, "share", example=0.1, ends='divergence(..., kind="forward") or kind="reverse"')
-    place, known = labelled_class(student_logits, labels), labels != UNLABELLED
+    checks.mixture_weight(share, "share", example=0.1, ends=_ENDS)
+    target, labelled = labelled_class(student_logits, labels), labels != UNLABELLED
     positions = tuple(range(1, labels.ndim))
 
     def mean_probability(logits: Tensor) -> Tensor:
-        log_probs = torch.log_softmax(logits, dim=-1).gather(-1, place).squeeze(-1).where(known, 0.0)
+        log_probs = torch.log_softmax(logits, dim=-1).gather(-1, target).squeeze(-1).where(labelled, 0.0)
         if not positions:
             return log_probs.exp()
-        return (log_probs.sum(positions, keepdim=True) / known.sum(positions, keepdim=True).clamp(min=1)).exp()
+        return (log_probs.sum(positions, keepdim=True) / labelled.sum(positions, keepdim=True).clamp(min=1)).exp()
 
     gap = mean_probability(teacher_logits) - mean_probability(student_logits)
     gap = gap if of == "teacher" else -gap

@@ -69,7 +69,7 @@ def _at_one(z: Tensor, teacher: Sparse, v: Tensor, level: Tensor, gamma: float, 
             raise InvalidValueError(name, expected, number, "type gamma=1, or temperature=1 of kd")
     if teacher.form == "sampled":
         return sampled_cross_entropy(z, teacher.index, v.exp()) + level
-    return _kl(with_rest(z, teacher.index), torch.cat([v, level[..., None]], -1).log_softmax(-1))
+    return kl(with_rest(z, teacher.index), torch.cat([v, level[..., None]], -1).log_softmax(-1))
 
 
 def with_rest(logits: Tensor, index: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def top_k(
         log_q, log_p = z.log_softmax(-1).gather(-1, index), v.gather(-1, index).log_softmax(-1)
         if rest == "renormalised":
             log_q = z.gather(-1, index).log_softmax(-1)
-    return temperature * temperature * _kl(log_q, log_p)
+    return temperature * temperature * kl(log_q, log_p)
 
 
 def sampled_cross_entropy(student_logits: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -189,6 +189,9 @@ def likeliest(teacher: Sparse) -> Tensor:
     return teacher.index.gather(-1, teacher.values.argmax(-1, keepdim=True))[..., 0]
 
 
-def _kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+def kl(log_q: Tensor, log_p: Tensor) -> Tensor:
+    """Return ``KL(p || q)`` of log-probabilities, which are not checked."""
     p = log_p.exp()
-    return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(-1)
+    # Compared with 0, not "above 0": a NaN teacher must stay NaN and be noticed. Masked before the product, as p has a
+    # gradient where the temperature is learned, which would be 0 * inf.
+    return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(dim=-1)

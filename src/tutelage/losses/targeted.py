@@ -10,6 +10,9 @@ Everything is in log space and uses the margin ``m = z[y] - logsumexp(z[others])
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,16 +54,8 @@ def dkd(
         >>> dkd(student, teacher, torch.tensor([0]), alpha=1.0, beta=8.0, temperature=1.0)
         tensor([0.9069])
     """
-    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
-    checks.weight(alpha, "alpha", example=1.0)
-    checks.weight(beta, "beta", example=8.0)
-    checks.positive(temperature, "temperature", example=4.0)
-    target = labelled_class(student_logits, labels)
-    sure, others = _split(student_logits / temperature, target)
-    teacher_sure, teacher_others = _split(teacher_logits / temperature, target)
-    of_label, of_others = kl_divergence(_binary(sure), _binary(teacher_sure)), kl_divergence(others, teacher_others)
-    values = temperature * temperature * (alpha * of_label + beta * of_others)
-    return values.masked_fill(labels == UNLABELLED, 0.0)
+    weights = {"alpha": alpha, "beta": beta, "temperature": temperature}
+    return _decoupled(student_logits, teacher_logits, labels, **weights, divergence=kl_divergence)
 
 
 def abdkd(
@@ -104,16 +99,34 @@ def abdkd(
         >>> abdkd(student, teacher, torch.tensor([0]), **numbers)
         tensor([0.8900])
     """
-    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
-    checks.weight(beta, "beta", example=6.0)
     checks.finite(ab_alpha, "ab_alpha", example=0.5)
     checks.finite(ab_beta, "ab_beta", example=0.6)
-    of_label = dkd(student_logits, teacher_logits, labels, alpha=alpha, beta=0.0, temperature=temperature)
+    weights = {"alpha": alpha, "beta": beta, "temperature": temperature}
+    divergence = partial(KINDS["alpha_beta"], alpha=ab_alpha, beta=ab_beta)
+    return _decoupled(student_logits, teacher_logits, labels, **weights, divergence=divergence)
+
+
+def _decoupled(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    *,
+    alpha: float,
+    beta: float,
+    temperature: float,
+    divergence: Callable[[Tensor, Tensor], Tensor],
+) -> Tensor:
+    """Return `dkd` with any divergence of the others, given their log-probabilities."""
+    student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
+    checks.weight(alpha, "alpha", example=1.0)
+    checks.weight(beta, "beta", example=8.0)
+    checks.positive(temperature, "temperature", example=4.0)
     target = labelled_class(student_logits, labels)
-    _, others = _split(student_logits / temperature, target)
-    _, teacher_others = _split(teacher_logits / temperature, target)
-    of_others = KINDS["alpha_beta"](others, teacher_others, alpha=ab_alpha, beta=ab_beta)
-    return of_label + (beta * temperature * temperature * of_others).masked_fill(labels == UNLABELLED, 0.0)
+    sure, others = _split(student_logits / temperature, target)
+    teacher_sure, teacher_others = _split(teacher_logits / temperature, target)
+    of_label, of_others = kl_divergence(_binary(sure), _binary(teacher_sure)), divergence(others, teacher_others)
+    values = temperature * temperature * (alpha * of_label + beta * of_others)
+    return values.masked_fill(labels == UNLABELLED, 0.0)
 
 
 def wkd_l(

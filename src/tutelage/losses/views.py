@@ -65,10 +65,10 @@ def crld(
     for name, value in (("within", within), ("across", across)):
         checks.weight(value, name, example=1.0)
     for name, value in (("tau_w", tau_w), ("tau_s", tau_s)):
-        if not 0 <= value <= 1:
-            raise InvalidValueError(name, "a confidence in [0, 1]", value, f"for example {name}=0.9")
+        checks.share(value, name, example=0.9)
     confidence = teacher_logits.softmax(-1).amax(-1)
-    sure = torch.stack((confidence[:, 0] >= tau_w, confidence[:, 1] >= tau_s), dim=1)
+    # Not "at least": a NaN teacher must stay NaN and be noticed.
+    sure = torch.stack((confidence[:, 0] < tau_w, confidence[:, 1] < tau_s), dim=1).logical_not()
     masks = (sure, sure) if masked_by == "target" else (sure[:, :1], sure[:, 1:])
     values = student_logits.new_zeros(len(student_logits))
     for weight, logits, mask in zip((within, across), (student_logits, student_logits.flip(1)), masks, strict=True):
@@ -96,7 +96,8 @@ def hard_label(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         tensor([0.5514])
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
-    return cross_entropy(student_logits, teacher_logits.argmax(-1))
+    values = cross_entropy(student_logits, teacher_logits.argmax(-1))
+    return values.masked_fill(teacher_logits.isnan().any(-1), torch.nan)  # whose argmax would be a class
 
 
 def weak_views(logits: Tensor) -> Tensor:

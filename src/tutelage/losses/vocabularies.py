@@ -12,8 +12,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.errors import InvalidValueError
 from tutelage.losses.divergences import KINDS
+from tutelage.losses.layers import mean_of
 
 
 def uld(
@@ -52,7 +53,7 @@ def uld(
         tensor([0.6000])
     """
     log_q, log_p, shared = _beside(student_logits, teacher_logits, student_counted, teacher_counted, temperature)
-    return _mean(_sorted_distance(log_q.exp(), log_p.exp()), shared)
+    return mean_of(_sorted_distance(log_q.exp(), log_p.exp()), shared)
 
 
 def gold(
@@ -100,8 +101,7 @@ def gold(
         >>> gold(student, teacher, same_tokens=torch.tensor([[0, 1]]), beta=0.0)
         tensor([0.1389])
     """
-    if beta not in (0.0, 1.0):
-        checks.mixture_weight(beta, "beta", example=0.5, ends="beta=0.0 or beta=1.0")
+    checks.share(beta, "beta", example=0.5)
     for name, weight in (("matched_weight", matched_weight), ("unmatched_weight", unmatched_weight)):
         if weight is not None:
             checks.weight(weight, name, example=0.5)
@@ -115,7 +115,7 @@ def gold(
     share = len(its) / log_p.shape[-1]
     w_m = share if matched_weight is None else matched_weight
     w_u = 1 - share if unmatched_weight is None else unmatched_weight
-    return _mean(w_m * matched + w_u * others, shared)
+    return mean_of(w_m * matched + w_u * others, shared)
 
 
 def _beside(
@@ -149,12 +149,7 @@ def _answer(logits: Tensor, counted: Tensor | None, who: str) -> tuple[Tensor, T
         raise InvalidValueError(f"{who}_logits", "shape (batch, *positions, classes)", tuple(logits.shape), instead)
     if counted is None:
         counted = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
-    if counted.dtype != torch.bool:
-        raise InvalidTypeError(f"{who}_counted", "torch.bool", counted.dtype, f"type {who}_counted.bool()")
-    if counted.shape != logits.shape[:-1]:
-        expected = f"one value for each of the {who}'s positions, shape {tuple(logits.shape[:-1])}"
-        instead = f"give those that belong to {who}_logits"
-        raise InvalidValueError(f"{who}_counted", expected, tuple(counted.shape), instead)
+    counted = checks.mask(counted, logits.shape[:-1], f"{who}_counted")
     size = len(logits)
     return logits.reshape(size, -1, logits.shape[-1]), counted.reshape(size, -1)
 
@@ -186,8 +181,3 @@ def _sorted_distance(q: Tensor, p: Tensor) -> Tensor:
     q, p = (x.sort(-1, descending=True).values for x in (q, p))
     more = p.shape[-1] - q.shape[-1]
     return (F.pad(q, (0, max(more, 0))) - F.pad(p, (0, max(-more, 0)))).abs().sum(-1)
-
-
-def _mean(values: Tensor, shared: Tensor) -> Tensor:
-    """Return each sample's mean over the positions that both networks have."""
-    return values.where(shared, 0.0).sum(1) / shared.sum(1).clamp(min=1)

@@ -44,9 +44,9 @@ def from_recipe(value: Any, *, trust_code: Trust = None) -> Objective:
     Raises:
         ValueError: if a preset or argument is unknown (the nearest known one is named), missing or bad.
     """
-    return (
-        value if isinstance(value, Objective) else from_spec(read_objective(value, SIGNATURES), trust_code=trust_code)
-    )
+    if isinstance(value, Objective):
+        return value
+    return from_spec(read_objective(value, SIGNATURES), trust_code=trust_code)
 
 
 def from_spec(spec: ObjectiveSpec, *, trust_code: Trust = None) -> Objective:
@@ -117,16 +117,16 @@ def _own(call: PresetSpec, trust_code: Trust) -> Preset:
 def _read(name: str, file: Path, function: str, sha256: str) -> tuple[Preset, Signature]:
     """Run a file, and return the preset that its function is, or makes a loss into."""
     with _own_presets_aside():
-        found = user_code.function_of(user_code.execute(file, "objective"), function, file, "objective")
+        loaded = user_code.function_of(user_code.execute(file, "objective"), function, file, "objective")
         papers = {id(preset.build): preset.paper for preset in PRESETS.values()}
-    paper = papers.get(id(found), f"{file.name}, sha256 {sha256}")
-    inner = inspect.unwrap(found) if id(found) in papers else found
-    made, signature = described(_with_weights(inner, name) if _is_loss(inner) else inner, name, paper)
+    paper = papers.get(id(loaded), f"{file.name}, sha256 {sha256}")
+    inner = inspect.unwrap(loaded) if id(loaded) in papers else loaded
+    preset, signature = described(_with_weights(inner, name) if _is_loss(inner) else inner, name, paper)
 
     @functools.wraps(inner)
     def build(**arguments: Any) -> Objective:
         try:
-            (piece,) = made.build(**arguments).pieces
+            (piece,) = preset.build(**arguments).pieces
         except TutelageError:
             raise
         except Exception as error:
@@ -168,9 +168,9 @@ def _with_weights(loss: Callable[..., Any], name: str) -> Callable[..., Objectiv
     parameters = [p for p in inspect.signature(loss, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
     apply = Apply(loss)
     labels_alone = "labels" in apply.reads and not apply.needs.teacher
-    own = {"weight": 1.0, "supervised": 0.0 if labels_alone else 1.0}
-    if taken := [p.name for p in parameters if p.name in own]:
-        expected = f"a loss whose parameters are not {' or '.join(own)}, which are the terms' weights"
+    defaults = {"weight": 1.0, "supervised": 0.0 if labels_alone else 1.0}
+    if taken := [p.name for p in parameters if p.name in defaults]:
+        expected = f"a loss whose parameters are not {' or '.join(defaults)}, which are the terms' weights"
         raise InvalidTypeError(name, expected, taken[0], "rename it, or write a function that returns an objective")
 
     def weighted(*, weight: Weight, supervised: Weight, **arguments: Any) -> Objective:
@@ -179,7 +179,7 @@ def _with_weights(loss: Callable[..., Any], name: str) -> Callable[..., Objectiv
 
     weights = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Weight)
-        for key, default in own.items()
+        for key, default in defaults.items()
     ]
     weighted.__signature__ = inspect.Signature([*parameters, *weights])  # type: ignore[attr-defined]
     return weighted

@@ -120,7 +120,7 @@ def _try(recipe: Recipe, trust_code: bool | frozenset[str], runs: Path) -> list[
         asked = ", the teacher asked in each: outputs save that" if recipe.outputs and objective.needs.teacher else ""
         summary += [
             (f"{stage}objective", objective.name + ": " + ", ".join(f"{k} {v:.4f}" for k, v in terms.items())),
-            (f"{stage}logits", _logits(fit.batch_size * splits.train.views, splits)),
+            (f"{stage}logits", _logits(fit.batch_size * splits.train.views_per_sample, splits)),
             (f"{stage}steps", f"{steps} of {fit.batch_size} samples, {seconds * 1000:.1f} ms each{asked}"),
         ]
     if training is not None:

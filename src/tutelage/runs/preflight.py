@@ -42,9 +42,11 @@ def check_names(recipe: Recipe, *, trust_code: bool | frozenset[str] = False, ev
 
 def objectives_of(recipe: Recipe) -> list[ObjectiveSpec]:
     """Return the objectives of all runs of a recipe, with that of a teacher that is trained first."""
-    own = [*recipe.objectives.values()] if isinstance(recipe, Comparison) else [f.objective for f in recipe.fits()]
+    objectives = (
+        [*recipe.objectives.values()] if isinstance(recipe, Comparison) else [f.objective for f in recipe.fits()]
+    )
     first = recipe.teacher.train.objective if isinstance(recipe.teacher, TrainedTeacher) else None
-    return own if first is None else [*own, first]
+    return objectives if first is None else [*objectives, first]
 
 
 def code_errors(

@@ -206,10 +206,10 @@ def check_compatible(run_inputs: RunInputs) -> None:
             expected = f"labels for the supervised objective {name}"
             instead = "give labels, or zero its supervised weight where it has one beside a teacher's"
             raise RecipeError("data", expected, f"none among {len(splits.train)} training samples", instead)
-        if needs.views > splits.train.views:
+        if needs.views > splits.train.views_per_sample:
             expected = f"{needs.views} views of each training sample for objective {name}, which compares them"
             instead = "type data.strong={randaugment: {}}, or use an objective of one view"
-            raise RecipeError("data.strong", expected, splits.train.views, instead)
+            raise RecipeError("data.strong", expected, splits.train.views_per_sample, instead)
         if splits.task == "labels":
             _check_of_labels(objective)
         if needs.labels == "index" and (soft or splits.train.mixing is not None):
@@ -310,7 +310,7 @@ def _check_run(recipe: Recipe, run_inputs: RunInputs) -> None:
             if fit.on_policy is not None:
                 _sampler(fit, run_inputs, student).prepare()
         sizes = [size for fit in fits for size in _micro_batches(samples, fit, world)]
-        views = run_inputs.splits.train.views
+        views = run_inputs.splits.train.views_per_sample
         size, layer = smallest_batch(student, who, inputs, [views * each for each in sizes], settings=settings)
         least[f"the {who}" + f", its {layer}" * bool(layer)] = -(-size // views)
     check_last_batch(samples, run_inputs.objectives, fits, world=world, networks=least)
@@ -594,7 +594,7 @@ def outputs_of(recipe: Recipe, run_inputs: RunInputs) -> TeacherCache:
     if splits.fingerprint is None:
         instead = "outputs recorded of it could not be told from another's: type outputs=null"
         raise RecipeError("data", "a source whose content is known", "one without a fingerprint", instead)
-    if splits.train.views > 1:
+    if splits.train.views_per_sample > 1:
         expected = "null with data.strong, as outputs are recorded for one view of a sample"
         raise RecipeError("outputs", expected, recipe.outputs, "type outputs=null to ask the teacher itself")
     of_text = "teacher" in splits.text

@@ -257,11 +257,6 @@ class DataSettings:
         )
 
     @property
-    def views(self) -> int:
-        """Number of views that a batch holds of each training sample."""
-        return 1 if self.strong is None else 2
-
-    @property
     def is_text(self) -> bool:
         """Whether samples are texts."""
         return any((self.text, self.prompt, self.completion, self.messages))

@@ -225,8 +225,8 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         raise InvalidValueError("objective", "one preset with its arguments", got, instead)
     (name,) = names
     arguments = {} if entry[name] is None else entry[name]
-    own = is_own(name)
-    if own:
+    in_file = is_own(name)
+    if in_file:
         signatures = {name: {str(key): Argument("any") for key in arguments} if isinstance(arguments, Mapping) else {}}
     elif "sha256" in entry:
         expected, instead = f"no sha256 beside {name}, which is in no file of yours", "leave it out"
@@ -261,7 +261,7 @@ def _read_entry(entry: Any, signatures: Mapping[str, Signature]) -> PresetSpec:
         )
     sha256 = None
     try:
-        sha256 = _file_of(name, entry.get("sha256")) if own else None
+        sha256 = _file_of(name, entry.get("sha256")) if in_file else None
     except TutelageError as error:
         errors.append(error)
     values: dict[str, Any] = {}

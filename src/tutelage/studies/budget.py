@@ -242,7 +242,7 @@ def _time(
     return Times(
         teacher=teacher,
         student=student,
-        batch=recipe.fits()[0].batch_size * splits.train.views,
+        batch=recipe.fits()[0].batch_size * splits.train.views_per_sample,
         asked=build_objectives(recipe)[0].needs.teacher,
         teacher_eval_s=autotune.time_evaluation(recipe, network, splits.test) if network else None,
         student_eval_s=autotune.time_evaluation(recipe, run_inputs.student, splits.test),

@@ -82,9 +82,9 @@ def _row(row: dict[str, Any]) -> Row:
 def lines(row: Row, width: int, *, details: bool) -> list[str]:
     """Return what is known of a preset as lines; its published figure and our own runs where details are asked for."""
     head = textwrap.wrap(row.signature, width, subsequent_indent=" " * (len(row.name) + 1), break_on_hyphens=False)
-    told = [*_facts(row), *(_details(row) if details else ())]
+    facts = [*_facts(row), *(_details(row) if details else ())]
     wrap = textwrap.TextWrapper(width, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
-    return head + [line for each in told for line in wrap.wrap(each)]
+    return head + [line for each in facts for line in wrap.wrap(each)]
 
 
 def _facts(row: Row) -> Iterator[str]:
@@ -109,7 +109,7 @@ def _details(row: Row) -> Iterator[str]:
     for ran in row.recorded:
         beside = f" beside {ran.beside}" if ran.beside else ""
         seeds = f"{ran.n} seed{'s' * (ran.n != 1)}"
-        said = f"{ran.figure}{beside}, {seeds}; {ran.measure}, {ran.epoch} epoch; {ran.what}"
-        yield f"we ran: {said}; benchmarks/results/{ran.record}"
+        result = f"{ran.figure}{beside}, {seeds}; {ran.measure}, {ran.epoch} epoch; {ran.what}"
+        yield f"we ran: {result}; benchmarks/results/{ran.record}"
     if not row.recorded:
         yield "we ran: no record yet"

@@ -152,14 +152,14 @@ def _task(objective: Objective) -> str:
     """Name what an objective is for, by what it reads."""
     needs = objective.needs
     read = {*needs.student_taps, *needs.teacher_taps}
-    told = {
+    tasks = {
         "embeddings": needs.embeddings,
         "tokens": needs.teacher and needs.other_vocabulary,
         "transformers": any("*" in tap for tap in read),
         "images": needs.views > 1 or (read and read != {EMBEDDING}),
         "classes": read or needs.teacher_head,
     }
-    return next((task for task, holds in told.items() if holds), "any")
+    return next((task for task, holds in tasks.items() if holds), "any")
 
 
 def _needs(objective: Objective) -> list[str]:

@@ -99,11 +99,13 @@ def read() -> Figures:
 def by_preset() -> dict[str, Published]:
     """Return the figure of each preset that has one; the file's own before the studies'."""
     file = read()
-    found = {name: figure for study in reversed(file.studies) for name, figure in _of_study(study, file.studies[study])}
+    figures = {
+        name: figure for study in reversed(file.studies) for name, figure in _of_study(study, file.studies[study])
+    }
     for table in file.tables:
         for name, figure in table.figures.items():
             value = figure if isinstance(figure, Value) else Value(mean=figure)
-            found[name] = Published(
+            figures[name] = Published(
                 figure=value.text(table.decimals),
                 measure=table.measure,
                 kd=_against(table),
@@ -114,7 +116,7 @@ def by_preset() -> dict[str, Published]:
                 source=table.source,
                 read=table.read,
             )
-    return found
+    return figures
 
 
 def _against(table: Table) -> str:

@@ -63,10 +63,6 @@ class _AtOne:
         expected = f"one that reads what outputs of the form {self.settings.name} hold, as `as_sparse` does"
         raise TeacherCacheError("outputs", expected, "whole rows", _AT_ONE)
 
-    def as_sparse(self, kept: Mapping[str, Tensor], gamma: float) -> Sparse:
-        """Return packed logits as a loss reads them."""
-        raise NotImplementedError
-
     @property
     def _id_bytes(self) -> int:
         return 2 if self.classes <= SHORT + 1 else 4
@@ -249,6 +245,6 @@ def from_json(value: Mapping[str, Any]) -> Form:
     """
     if "name" not in value:
         return TopK.from_json(value)
-    given = {name: each for name, each in value.items() if name not in ("classes", "seed")}
-    settings: OutputsForm = {"bucket": Bucket, "sampled": Sampled}[value["name"]](**given)
+    numbers = {name: each for name, each in value.items() if name not in ("classes", "seed")}
+    settings: OutputsForm = {"bucket": Bucket, "sampled": Sampled}[value["name"]](**numbers)
     return form_of(settings, classes=value["classes"], seed=value.get("seed", 0))

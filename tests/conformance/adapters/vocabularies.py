@@ -91,7 +91,7 @@ def _score_kl(case: Case) -> Tensor:
 
 def _liger_cosine(case: Case) -> Tensor:
     """The code leaves ignored positions in the sum, and divides by the number of the others."""
-    values = losses.feature_cosine(case["z_s"], case["z_t"])
+    values = losses.hidden_states(case["z_s"], case["z_t"], distance="cosine")
     return case.hyper["beta"] * values.sum() / (case["mask"] != 0).sum()
 
 

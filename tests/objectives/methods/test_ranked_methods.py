@@ -228,7 +228,7 @@ def test_it_resumes_to_the_bit(tmp_path):
     wanted, _ = fitted(objective, rows())
     with pytest.raises(KeyboardInterrupt):
         fitted(objective, rows(stop_before=(1, 2)), folder=tmp_path)
-    same_bits(fitted(objective, rows(), folder=tmp_path, resume=True)[0], wanted)
+    assert same_bits(fitted(objective, rows(), folder=tmp_path, resume=True)[0], wanted)
 
 
 @pytest.mark.slow

@@ -88,7 +88,11 @@ def test_standardised_logits_take_it_too():
         ),
         (lambda: objectives.ttm(gamma=Linear(-1.0, 1.0)), refused(InvalidValueError, "gamma: schedule", got=-1.0)),
         (lambda: objectives.ttm(gamma="flat"), refused(InvalidTypeError, "gamma", got="flat")),
-        (lambda: objectives.wttm(gamma=RISING, normalise="batch"), refused(InvalidValueError, "gamma")),
+        (
+            lambda: objectives.wttm(gamma=RISING, normalise="batch"),
+            refused(InvalidValueError, "gamma", suggests="normalise=none"),
+        ),
+        (lambda: objectives.abttm(gamma=RISING), refused(InvalidValueError, "gamma", suggests="gamma=0.1")),
         (
             lambda: objectives.kd_matched_to(objectives.ttm(gamma=RISING, beta=1.0)),
             refused(InvalidValueError, "gamma"),

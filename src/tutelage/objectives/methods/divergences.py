@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from torch import Tensor, nn
 
 from tutelage import checks, losses
-from tutelage.objectives.methods.logits import Divergence, Matching, head_cost, on_logits
+from tutelage.objectives.methods.logits import Divergence, Matching, fixed, head_cost, on_logits
 from tutelage.objectives.methods.targeted import DKD_WEIGHT
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
@@ -50,8 +50,7 @@ def abkd(
         reciprocal of the exponent that is left and the limit's is that squared; and the shipped script for GPT-2, whose
         loop computes the reverse KL whatever its arguments.
     """
-    numbers = {"alpha": ab_alpha, "beta": ab_beta, "temperature": temperature}
-    match = Divergence(losses.divergence, {"kind": "alpha_beta", **numbers}, 1 / temperature if temperature else None)
+    match = _tempered("alpha_beta", temperature, alpha=ab_alpha, beta=ab_beta)
     return objective_of(supervised_part(supervised), WeightedTerm("abkd", weight, on_logits(logits, match, weight)))
 
 
@@ -78,7 +77,8 @@ def abttm(
 
     Differs from: the authors' code as published, which ends in an error: no option defines the exponent that it reads.
     """
-    match = Matching(gamma=cast(float, gamma), divergence="alpha_beta", ab_alpha=ab_alpha, ab_beta=ab_beta)
+    number = fixed(gamma, "a number", "for example gamma=0.1")
+    match = Matching(gamma=number, divergence="alpha_beta", ab_alpha=ab_alpha, ab_beta=ab_beta)
     return objective_of(supervised_part(supervised), WeightedTerm("abttm", weight, match.simplest()))
 
 
@@ -128,8 +128,7 @@ def akl(*, mu: float = 0.5, temperature: float = 1.0, weight: Weight = 1.0, supe
     Differs from: the authors' code where the networks agree, which is NaN there and here 0; and a public copy, which
         counts the token that crosses mu to the head and sums over tokens.
     """
-    arguments = {"kind": "adaptive", "mu": mu, "temperature": temperature}
-    match = Divergence(losses.divergence, arguments, 1 / temperature if temperature else None)
+    match = _tempered("adaptive", temperature, mu=mu)
     return objective_of(supervised_part(supervised), WeightedTerm("akl", weight, match))
 
 
@@ -148,9 +147,14 @@ def todi(*, temperature: float = 2.0, weight: Weight = 0.5, supervised: Weight =
 
     Differs from: the authors' code in the mean over tokens, where theirs sums and divides later.
     """
-    arguments = {"kind": "class_wise", "temperature": temperature}
-    match = Divergence(losses.divergence, arguments, 1 / temperature if temperature else None)
+    match = _tempered("class_wise", temperature)
     return objective_of(supervised_part(supervised), WeightedTerm("todi", weight, match))
+
+
+def _tempered(kind: str, temperature: float, **numbers: float) -> Divergence:
+    """Return a `losses.divergence` at a temperature of both networks."""
+    arguments = {"kind": kind, "temperature": temperature, **numbers}
+    return Divergence(losses.divergence, arguments, 1 / temperature if temperature else None)
 
 
 @dataclass(frozen=True, kw_only=True)

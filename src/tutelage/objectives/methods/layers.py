@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from tutelage import checks, losses
 from tutelage.errors import InvalidValueError
+from tutelage.losses.layers import mean_of
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset
 from tutelage.objectives.term import Apply, BindContext, BoundFeatures, FeatureTerm, WeightedTerm, missing, present
@@ -130,8 +131,7 @@ class LayerTerm(FeatureTerm):
         positions = batch.labels.shape[: batch.labels.ndim - batch.labels.is_floating_point()]
         if values.shape == positions:
             return values
-        seen = self.present(values, batch.inputs)
-        return values.mean(1) if seen is None else (values * seen).sum(1) / seen.sum(1).clamp(min=1)
+        return mean_of(values, self.present(values, batch.inputs))
 
     def present(self, tokens: Tensor, inputs: Inputs) -> Tensor | None:
         """Return which tokens ``(batch, tokens, ...)`` are no padding; ``None`` where all count."""

@@ -134,15 +134,15 @@ class Matching:
     @property
     def parameters(self) -> dict[str, Any]:
         """The keyword arguments of `losses.divergence` that are not the kind's defaults."""
-        found = {
+        values = {
             name: getattr(self, argument) for argument, (kind, name) in PARAMETERS_OF.items() if kind == self.divergence
         }
         if self.divergence in MIXTURES:
-            share = (
-                self.share if isinstance(self.share, Automatic) or self.divergence != "skew_reverse" else 1 - self.share
-            )
-            found = dict.fromkeys(PARAMETERS[self.divergence], share)
-        return {name: value for name, value in found.items() if not isinstance(value, Automatic)}
+            share = self.share
+            if self.divergence == "skew_reverse" and not isinstance(share, Automatic):
+                share = 1 - share
+            values = dict.fromkeys(PARAMETERS[self.divergence], share)
+        return {name: value for name, value in values.items() if not isinstance(value, Automatic)}
 
     def simplest(self) -> TermSpec:
         """Return the term of a named loss if there is one that computes the same, or else this one.
@@ -491,6 +491,13 @@ def _at(loss: Callable[..., Tensor], scheduled: str, gamma: Exponent) -> TermSpe
     return Apply(loss, {"gamma": exponent}, target_gamma=exponent)
 
 
+def fixed(gamma: Exponent, expected: str, instead: str) -> float:
+    """Return an exponent that may be no schedule."""
+    if isinstance(gamma, Schedule):
+        raise InvalidValueError("gamma", expected, gamma, instead)
+    return cast(float, gamma)  # by the decorator
+
+
 def kd_matched_to(objective: Objective) -> Objective:
     """Return the `kd` of a `ttm`, or the `weighted_kd` of a `wttm`, that lacks the Rényi entropy of the student alone.
 
@@ -546,14 +553,9 @@ def wttm(
     """
     match = _at(losses.wttm, "weighted gamma", gamma)
     if normalise != "none":
-        exponent = cast(WeightValue, gamma)  # by the decorator
-        if isinstance(exponent, Schedule):
-            expected, instead = (
-                "a number where weights are normalised",
-                "type normalise=none, or for example gamma=0.25",
-            )
-            raise InvalidValueError("gamma", expected, exponent, instead)
-        match = Matching(gamma=exponent, weight_by="power_sum", normalise=normalise)
+        instead = "type normalise=none, or for example gamma=0.25"
+        number = fixed(gamma, "a number where weights are normalised", instead)
+        match = Matching(gamma=number, weight_by="power_sum", normalise=normalise)
     return objective_of(supervised_part(supervised), WeightedTerm("wttm", beta, on_logits(logits, match, beta)))
 
 
@@ -684,20 +686,12 @@ def matching(
             number.
     """
     checks.known(target, "target", targets.TRANSFORMS, example="power")
-    given = {"gamma": gamma, "share": share, "ab_alpha": ab_alpha, "ab_beta": ab_beta, "mu": mu}
-    given |= {"sinkhorn_lambda": sinkhorn_lambda, "sinkhorn_iter": sinkhorn_iter}
-    match = Matching(
-        transform=target,
-        weight_by=weight_by,
-        weight_of=weight_of,
-        order=order,
-        divergence=divergence,
-        temperature=temperature,
-        normalise=normalise,
-        **cast(dict[str, float | Automatic], given),  # by the decorator
-    )
+    how: dict[str, Any] = {"transform": target, "weight_by": weight_by, "weight_of": weight_of, "order": order}
+    how |= {"divergence": divergence, "temperature": temperature, "normalise": normalise}
+    how |= {"gamma": gamma, "share": share, "ab_alpha": ab_alpha, "ab_beta": ab_beta, "mu": mu}
+    how |= {"sinkhorn_lambda": sinkhorn_lambda, "sinkhorn_iter": sinkhorn_iter}
     beta = _in_betas(beta, temperature, "beta")
-    term = WeightedTerm("matching", beta, on_logits(logits, match.simplest(), beta))
+    term = WeightedTerm("matching", beta, on_logits(logits, Matching(**how).simplest(), beta))
     penalty = regulariser_part(regulariser, regulariser_weight, regulariser_order)
     return objective_of(supervised_part(supervised), term, *penalty)
 

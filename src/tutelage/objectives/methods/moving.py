@@ -158,8 +158,8 @@ def distillm2(
     Both terms read whatever text a batch has: the data's, which the teacher may have written, or for a share of the
     samples the student's, with ``on_policy``. So the paper's figures are not to be expected of it.
 
-    DistiLLM (Ko et al. 2024, arXiv:2402.03898) is ``matching`` with ``divergence=skew`` or ``skew_reverse``,
-    ``gamma=1`` and ``share=0.1``.
+    DistiLLM (Ko et al. 2024, arXiv:2402.03898) is ``matching`` with ``divergence=skew`` or ``skew_reverse`` and
+    ``gamma=1``: its 0.1, the teacher's share in the one and the student's in the other, is the default of both.
 
     Args:
         share: a, each network's share of the mixture that it is compared with, above 0 and below 1.

@@ -120,8 +120,8 @@ class _SideBySide(nn.Module):
 
 def _require_aligned(batch: Batch) -> None:
     """Refuse a teacher's own positions of which nothing says where both networks have read the same text."""
-    given = batch.inputs if isinstance(batch.inputs, Mapping) else {}
-    if "teacher_counted" in given and not {"student_aligned", "teacher_aligned"} <= given.keys():
+    inputs = batch.inputs if isinstance(batch.inputs, Mapping) else {}
+    if "teacher_counted" in inputs and not {"student_aligned", "teacher_aligned"} <= inputs.keys():
         expected = "student_aligned and teacher_aligned beside teacher_counted: where both have read the same text"
         instead = "give them, or type positions='order' in the objective"
-        raise InvalidValueError("batch.inputs", expected, ", ".join(given), instead)
+        raise InvalidValueError("batch.inputs", expected, ", ".join(inputs), instead)
