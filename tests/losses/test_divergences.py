@@ -410,6 +410,15 @@ def test_narrow_inputs_are_computed_in_float32(name, dtype):
 
 
 @every
+def test_derivatives_can_be_mapped_over_and_taken_twice(name):
+    z, v = draw_logits(11, (3, 2, 5))
+    mapped = torch.func.vmap(torch.func.grad(lambda z, v: call(name, z, v).sum()))(z.detach(), v)
+    torch.testing.assert_close(mapped, gradient(call(name, z, v), z))
+    if name not in HELD:
+        assert torch.autograd.gradgradcheck(lambda x: call(name, x, v), z)
+
+
+@every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_autocast_changes_nothing(name, dtype):
     z, v = draw_logits(9, dtype=dtype)

@@ -264,3 +264,16 @@ def test_faults_of_relations():
         losses.attention_relations(student, teacher, heads=2, student_keys=draw(2, 5, 2))
     with refused(InvalidValueError, "attend", got="'later'"):
         losses.attention_relations(student, teacher, heads=2, attend="later")
+
+
+@pytest.mark.parametrize("distance", ["kl", "mean_square"])
+def test_autocast_changes_no_relation_and_no_cost(distance):
+    student, teacher = draw(2, 3, 4).float(), draw(2, 3, 4, seed=1).float()
+
+    def computed():
+        relations = losses.attention_relations(student, teacher, heads=2, distance=distance)
+        return relations, losses.class_cost(student[0])
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = computed()
+    assert all(map(torch.equal, inside, computed()))

@@ -105,15 +105,18 @@ def abdkd(
         tensor([0.8900])
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
+    checks.weight(alpha, "alpha", example=1.0)
     checks.weight(beta, "beta", example=6.0)
     checks.finite(ab_alpha, "ab_alpha", example=0.5)
     checks.finite(ab_beta, "ab_beta", example=0.6)
-    of_label = dkd(student_logits, teacher_logits, labels, alpha=alpha, beta=0.0, temperature=temperature)
+    checks.positive(temperature, "temperature", example=4.0)
     target = labelled_class(student_logits, labels)
-    _, others = _split(student_logits / temperature, target)
-    _, teacher_others = _split(teacher_logits / temperature, target)
+    sure, others = _split(student_logits / temperature, target)
+    teacher_sure, teacher_others = _split(teacher_logits / temperature, target)
+    of_label = kl_divergence(_binary(sure), _binary(teacher_sure))
     of_others = KINDS["alpha_beta"](others, teacher_others, alpha=ab_alpha, beta=ab_beta)
-    return of_label + (beta * temperature * temperature * of_others).masked_fill(labels == UNLABELLED, 0.0)
+    values = temperature * temperature * (alpha * of_label + beta * of_others)
+    return values.masked_fill(labels == UNLABELLED, 0.0)
 
 
 def wkd_l(
@@ -130,7 +133,8 @@ def wkd_l(
     """Compute the transport of Wasserstein distillation on logits: what it costs to move ``a`` to ``b``.
 
     `transport` between the others' softmaxes at temperature ``T``. The method has the label's term as well,
-    ``-p[y] * log q[y]`` at temperature 1, which is `nkd` with ``gamma = 0``. With two classes, the transport is 0.
+    ``-p[y] * log q[y]`` at temperature 1, which is `nkd` with ``gamma = 0``. With two classes, the transport is 0, and
+    so it is where a network gives none of the others probability.
 
     Args:
         student_logits: ``(..., classes)``, ``z``; at least two classes.
@@ -161,15 +165,16 @@ def wkd_l(
     target = labelled_class(student_logits, labels)
     _, others = _split(student_logits / temperature, target)
     _, teacher_others = _split(teacher_logits / temperature, target)
+    nothing = ((others == -torch.inf).all(dim=-1) | (teacher_others == -torch.inf).all(dim=-1)).unsqueeze(-1)
     values = transport(
-        others,
-        teacher_others,
+        others.masked_fill(nothing, 0.0),
+        teacher_others.masked_fill(nothing, 0.0),
         cost=cost,
         sinkhorn_lambda=sinkhorn_lambda,
         sinkhorn_iter=sinkhorn_iter,
         guard=guard,
     )
-    return values.masked_fill(labels == UNLABELLED, 0.0)
+    return values.masked_fill(nothing.squeeze(-1) | (labels == UNLABELLED), 0.0)
 
 
 def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma: float, temperature: float) -> Tensor:
@@ -212,8 +217,10 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
     teacher_sure, _ = _split(teacher_logits, target)
     _, others = _split(student_logits / temperature, target)
     _, teacher_others = _split(teacher_logits / temperature, target)
-    of_label = -teacher_sure.sigmoid() * F.logsigmoid(sure)
-    values = of_label + gamma * temperature * temperature * _crossed(others, teacher_others)
+    p = teacher_sure.sigmoid()
+    values = -(p * F.logsigmoid(sure)).masked_fill(p == 0, 0.0)
+    if gamma:  # 0 times an infinite cross-entropy would be NaN.
+        values = values + gamma * temperature * temperature * _crossed(others, teacher_others)
     return values.masked_fill(labels == UNLABELLED, 0.0)
 
 
@@ -307,10 +314,16 @@ def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temp
 
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the margin of the target and the log-probabilities of the others, ``-inf`` at the target."""
+    """Return the margin of the target and the log-probabilities of the others, ``-inf`` at the target.
+
+    Where all others have a logit of ``-inf``, each stays so, without a gradient, and the margin is infinite.
+    """
     others = logits.scatter(-1, target, -torch.inf)
+    none = (others == -torch.inf).all(dim=-1, keepdim=True)
+    others = others.masked_fill(none, 0.0)
     margin = logits.gather(-1, target).squeeze(-1) - others.logsumexp(dim=-1)
-    return margin, torch.log_softmax(others, dim=-1)
+    log_others = torch.log_softmax(others, dim=-1).masked_fill(none, -torch.inf)
+    return margin.masked_fill(none.squeeze(-1), torch.inf), log_others
 
 
 def _binary(margin: Tensor) -> Tensor:

@@ -67,7 +67,8 @@ def transport(
     if len(cost) != log_q.shape[-1]:
         expected = f"a row and a column for each of {log_q.shape[-1]} classes"
         raise InvalidValueError("cost", expected, tuple(cost.shape), "give the cost between the classes of the logits")
-    cost = cost.detach().to(log_q)
+    wide = torch.promote_types(log_q.dtype, log_p.dtype)
+    log_q, log_p, cost = log_q.to(wide), log_p.to(wide), cost.detach().to(log_q.device, wide)
     kernel = torch.exp(-cost / sinkhorn_lambda)
     least = math.log(guard) if guard else -math.inf
 
@@ -116,4 +117,5 @@ def class_cost(weight: Tensor, *, sharpen: float = 1.0) -> Tensor:
     weight = checks.features(weight, "weight", axes=("classes", "width"))
     checks.positive(sharpen, "sharpen", example=1.0)
     directions = F.normalize(weight, dim=1)
-    return -torch.expm1(-sharpen * (1 - directions @ directions.mT).clamp(min=0))
+    with torch.autocast(weight.device.type, enabled=False):
+        return -torch.expm1(-sharpen * (1 - directions @ directions.mT).clamp(min=0))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tutelage import checks
 from tutelage.errors import InvalidValueError
-from tutelage.losses.logits import cross_entropy, kd
+from tutelage.losses.logits import kd
 
 MASKED_BY = ("target", "pair")
 
@@ -65,8 +65,7 @@ def crld(
     for name, value in (("within", within), ("across", across)):
         checks.weight(value, name, example=1.0)
     for name, value in (("tau_w", tau_w), ("tau_s", tau_s)):
-        if not 0 <= value <= 1:
-            raise InvalidValueError(name, "a confidence in [0, 1]", value, f"for example {name}=0.9")
+        checks.share(value, name, example=0.9)
     confidence = teacher_logits.softmax(-1).amax(-1)
     sure = torch.stack((confidence[:, 0] >= tau_w, confidence[:, 1] >= tau_s), dim=1)
     masks = (sure, sure) if masked_by == "target" else (sure[:, :1], sure[:, 1:])
@@ -96,7 +95,7 @@ def hard_label(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         tensor([0.5514])
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
-    return cross_entropy(student_logits, teacher_logits.argmax(-1))
+    return -student_logits.log_softmax(-1).gather(-1, teacher_logits.argmax(-1, keepdim=True)).squeeze(-1)
 
 
 def weak_views(logits: Tensor) -> Tensor:
