@@ -86,6 +86,14 @@ def test_a_hard_label_is_the_cross_entropy_with_the_teachers_class():
     torch.testing.assert_close(losses.cross_entropy(z, (1e4 * v).softmax(1)), expected)
 
 
+@pytest.mark.parametrize("loss", [lambda z, v: losses.crld(z, v, **HOW), losses.hard_label])
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_no_number_is_noticed(loss, which):
+    logits = [x.detach().clone() for x in drawn()]
+    logits[which][3, 1] = float("nan")
+    assert loss(*logits).isnan().any()
+
+
 def test_hard_labels_can_be_mapped_over():
     z, v = drawn()
     mapped = torch.func.vmap(torch.func.grad(lambda z, v: losses.hard_label(z, v).sum()))(z[:, None], v[:, None])

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from tutelage import checks
 from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.losses.embeddings import feature_cosine
 from tutelage.losses.features import same_size
 
 OVER = ("positions", "channels")
@@ -75,8 +76,8 @@ def _standardised(rows: Tensor) -> Tensor:
     """Standardise columns by the unbiased variance; a constant one becomes 0 and gets no gradient."""
     variance, mean = torch.var_mean(rows, 0)
     # Rounding leaves a variance to a column of equal numbers.
-    varies = variance > (mean * torch.finfo(rows.dtype).eps).square()
-    return torch.where(varies, (rows - mean) * variance.where(varies, 1.0).rsqrt(), 0.0)
+    constant = variance <= (mean * torch.finfo(rows.dtype).eps).square()
+    return ((rows - mean) * variance.masked_fill(constant, 1.0).rsqrt()).masked_fill(constant, 0.0)
 
 
 def cwd(
@@ -137,7 +138,7 @@ def _kl(student: Tensor, teacher: Tensor, dim: int) -> Tensor:
     """Return ``KL(softmax(teacher) || softmax(student))`` along an axis, which is kept; ``-inf`` is probability 0."""
     log_p, log_q = teacher.log_softmax(dim), student.log_softmax(dim)
     p = log_p.exp()
-    return torch.where(p > 0, p * (log_p - log_q), 0.0).sum(dim, keepdim=True)
+    return (p * (log_p - log_q).masked_fill(p == 0, 0.0)).sum(dim, keepdim=True)
 
 
 def _mask(mask: Tensor, shape: torch.Size, name: str) -> Tensor:
@@ -212,8 +213,8 @@ def hidden_states(student_features: Tensor, teacher_features: Tensor, *, distanc
     Args:
         student_features: ``(batch, tokens, width)``, mapped to the teacher's width.
         teacher_features: the same shape.
-        distance: kind of distance. Patient knowledge distillation has the squared distance of vectors of length 1,
-            which is twice the ``cosine``.
+        distance: kind of distance; ``cosine`` is `feature_cosine`. Patient knowledge distillation has the squared
+            distance of vectors of length 1, which is twice that.
 
     Returns:
         ``(batch, tokens)``; padding is for the caller to leave out.
@@ -230,7 +231,7 @@ def hidden_states(student_features: Tensor, teacher_features: Tensor, *, distanc
     student, teacher = checks.feature_pair(student_features, teacher_features, checks.TOKENS)
     if distance == "mean_square":
         return (student - teacher).square().mean(2)
-    return 1 - F.cosine_similarity(student, teacher, dim=2)
+    return feature_cosine(student, teacher)
 
 
 def attention_relations(
