@@ -11,7 +11,6 @@ from torch.nn import functional as F
 from tutelage import checks
 from tutelage.errors import InvalidValueError
 
-
 FARTHEST = 80.0
 """Largest cost over `sinkhorn_lambda` in a plan: the exponential of minus it is far above float32's smallest number."""
 
