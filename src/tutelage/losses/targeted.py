@@ -218,7 +218,7 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
     _, others = _split(student_logits / temperature, target)
     _, teacher_others = _split(teacher_logits / temperature, target)
     p = teacher_sure.sigmoid()
-    values = -(p * F.logsigmoid(sure)).masked_fill(p == 0, 0.0)
+    values = (-p * F.logsigmoid(sure)).masked_fill(p == 0, 0.0)
     if gamma:  # 0 times an infinite cross-entropy would be NaN.
         values = values + gamma * temperature * temperature * _crossed(others, teacher_others)
     return values.masked_fill(labels == UNLABELLED, 0.0)
