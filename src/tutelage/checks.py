@@ -80,7 +80,7 @@ def whole_number(value: object, name: str, *, example: int, minimum: int = 1) ->
 
 def known(value: str, name: str, names: Collection[str], *, example: str) -> None:
     """Refuse a hyperparameter that is not one of the names; the nearest is suggested."""
-    if value not in names:
+    if not isinstance(value, str) or value not in names:
         instead = nearest(value, names, otherwise=f"for example {name}={example}")
         raise InvalidValueError(name, f"one of {', '.join(names)}", repr(value), instead)
 

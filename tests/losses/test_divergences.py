@@ -409,6 +409,26 @@ def test_narrow_inputs_are_computed_in_float32(name, dtype):
     torch.testing.assert_close(values.double(), exact, rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("sinkhorn_lambda", [0.1, 0.01, 0.001, 1e-6])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_all_that_has_to_move_moves_however_small_the_weight_of_entropy(sinkhorn_lambda, dtype):
+    z, v = 20 * torch.eye(3, dtype=dtype), 20 * torch.eye(3, dtype=dtype).roll(1, 0)
+    values = losses.divergence(
+        z.requires_grad_(), v, kind="wasserstein", cost=1 - torch.eye(3), sinkhorn_lambda=sinkhorn_lambda
+    )
+    torch.testing.assert_close(values.detach(), torch.ones(3, dtype=dtype), rtol=1e-4, atol=0)
+    assert gradient(values, z).any()
+
+
+@every
+def test_derivatives_can_be_mapped_over_and_taken_twice(name):
+    z, v = draw_logits(11, (3, 2, 5))
+    mapped = torch.func.vmap(torch.func.grad(lambda z, v: call(name, z, v).sum()))(z.detach(), v)
+    torch.testing.assert_close(mapped, gradient(call(name, z, v), z))
+    if name not in HELD:
+        assert torch.autograd.gradgradcheck(lambda x: call(name, x, v), z)
+
+
 @every
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
 def test_autocast_changes_nothing(name, dtype):

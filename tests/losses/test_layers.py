@@ -281,8 +281,51 @@ def test_a_teacher_that_is_nan_is_noticed(over, masked):
     assert losses.vkd(student, teacher, normalise="batch").isnan()
 
 
-def test_the_cosine_of_hidden_states_does_not_depend_on_their_size():
-    student, teacher = torch.ones(1, 1, 4), torch.tensor([[[1.0, 1.0, 1.0, -1.0]]])
-    for size in (1e-30, 1.0, 1e30):
-        values = losses.hidden_states(size * student, size * teacher, distance="cosine")
-        assert values.item() == pytest.approx(0.5)
+NOTICED = {
+    "vkd": (losses.vkd, (6, 4)),
+    "vkd batch": (lambda s, t: losses.vkd(s, t, normalise="batch"), (6, 4)),
+    "cwd": (losses.cwd, (2, 3, 4, 4)),
+    "cwd channels": (lambda s, t: losses.cwd(s, t, over="channels"), (2, 3, 4, 4)),
+    "wkd_f": (losses.wkd_f, (2, 3, 4, 4)),
+    "hidden_states": (losses.hidden_states, (2, 3, 4)),
+    "cosine": (lambda s, t: losses.hidden_states(s, t, distance="cosine"), (2, 3, 4)),
+    "relations": (lambda s, t: losses.attention_relations(s, t, heads=2), (2, 3, 4)),
+    "scores": (lambda s, t: losses.attention_relations(s, t, heads=2, distance="mean_square"), (2, 3, 4)),
+}
+
+
+@pytest.mark.parametrize("name", NOTICED)
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_no_number_is_noticed(name, which):
+    loss, shape = NOTICED[name]
+    features = [draw(*shape), draw(*shape, seed=1)]
+    assert loss(*features).isfinite().all()
+    features[which].view(-1)[5] = float("nan")
+    assert loss(*features).isnan().any()
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e25])
+def test_the_cosine_of_states_of_any_size(scale):
+    student, teacher = draw(2, 3, 4), draw(2, 3, 4, seed=1)
+    wide = losses.hidden_states(student, teacher, distance="cosine")
+    ours = losses.hidden_states((student * scale).float(), (teacher * scale).float(), distance="cosine")
+    np.testing.assert_allclose(ours.numpy(), wide.numpy(), rtol=1e-5)
+
+
+def test_a_state_of_0_has_a_gradient_that_float16_holds():
+    student = torch.zeros(1, 1, 4, dtype=torch.float16, requires_grad=True)
+    losses.hidden_states(student, draw(1, 1, 4).half(), distance="cosine").sum().backward()
+    assert student.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("distance", ["kl", "mean_square"])
+def test_autocast_changes_no_relation_and_no_cost(distance):
+    student, teacher = draw(2, 3, 4).float(), draw(2, 3, 4, seed=1).float()
+
+    def computed():
+        relations = losses.attention_relations(student, teacher, heads=2, distance=distance)
+        return relations, losses.class_cost(student[0])
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = computed()
+    assert all(map(torch.equal, inside, computed()))

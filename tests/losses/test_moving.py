@@ -157,6 +157,8 @@ def test_no_gradient_flows_through_the_share_and_none_without_a_label():
             lambda z, v, y: losses.distillm2(z, v, torch.softmax(v, -1), anchor=0.1),
             refused(InvalidValueError, "labels"),
         ),
+        (lambda z, v, y: losses.distillm2(z, v, y, anchor="far"), refused(InvalidTypeError, "anchor", got="str")),
+        (lambda z, v, y: losses.distillm2(z, v, y, anchor=math.inf), refused(InvalidValueError, "anchor", got="inf")),
         (lambda z, v, y: losses.taid(z, v[:, 1:], t=0.5), refused(InvalidValueError, "teacher_logits")),
     ],
 )

@@ -74,6 +74,20 @@ def test_ldrld_is_0_and_least_at_equality():
     torch.testing.assert_close(z.grad, torch.zeros_like(z), rtol=0, atol=1e-12)
 
 
+def test_ldrld_of_classes_that_both_networks_rule_out():
+    z, v, _ = drawn((6, 4))
+    ruled_out = torch.full((6, 3), -torch.inf, dtype=torch.float64)
+    wide = torch.cat((z.detach(), ruled_out), 1).requires_grad_()
+    kwargs = {"alpha": 2.0, "beta": 3.0, "temperature": T}
+    values = losses.ldrld(wide, torch.cat((v, ruled_out), 1), k=4, **kwargs)
+    torch.testing.assert_close(values, losses.ldrld(z, v, k=4, **kwargs))
+    more = losses.ldrld(wide, torch.cat((v, ruled_out), 1), k=7, **kwargs)  # pairs of them are as alike as can be
+    (more + values).sum().backward()
+    assert more.isfinite().all()
+    assert wide.grad.isfinite().all()
+    assert losses.ldrld(wide, torch.cat((v, ruled_out.exp()), 1), k=7, **kwargs).isposinf().all()
+
+
 def test_ldrld_ranks_the_students_classes():
     """A teacher's own order does not matter: classes far down the student's ranks are in the rest alone."""
     z, v, _ = drawn((1, 5))
@@ -169,6 +183,12 @@ def test_sdd_is_finite_at_extremes_and_the_student_alone_learns(base, scale, dty
 def test_gradients_of_sdd_are_those_of_differences(base):
     z, v, y = drawn((3, 5, 4))
     assert torch.autograd.gradcheck(lambda x: losses.sdd(x, v, y[:, 0], base=base), (z,))
+
+
+def test_sdd_refuses_a_loss_of_one_value_for_all_regions():
+    z, v, y = drawn((4, 5, 3))
+    with refused(InvalidValueError, "base", got="()"):
+        losses.sdd(z, v, y[:, 0], base=lambda z, v, y: (z - v).mean())
 
 
 def test_sdd_refuses_what_has_no_regions_and_soft_labels():

@@ -4,10 +4,11 @@ from functools import partial
 
 import pytest
 import torch
+from tests._helpers.refusals import refused
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tutelage import kernels, losses, targets
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.teacher_cache.top_k import TopK
 from tutelage.types import Sparse
 
@@ -100,3 +101,13 @@ def test_top_classes_of_another_shape_are_refused():
     z, v = pair(torch.float32)
     with pytest.raises(InvalidValueError, match="top classes of student_logits' shape"):
         losses.ttm(z[:1], v, gamma=0.5)
+
+
+def test_an_index_that_does_not_belong_to_the_rows_is_refused():
+    z = torch.zeros(4, 6)
+    with refused(InvalidTypeError, "index", got="torch.int32", suggests="index.long()"):
+        losses.with_rest(z, torch.zeros(4, 1, dtype=torch.int32))
+    with refused(InvalidValueError, "index", got="(3, 1)"):
+        losses.with_rest(z, torch.zeros(3, 1, dtype=torch.int64))
+    with refused(InvalidTypeError, "index", got="list"):
+        losses.sampled_cross_entropy(z, [[0]] * 4, torch.ones(4, 1))

@@ -11,6 +11,7 @@ from tests._helpers.refusals import refused
 
 from tutelage import losses
 from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.types import UNLABELLED
 
 LOSSES = {
     "dkd": lambda z, v, y: losses.dkd(z, v, y, alpha=0.5, beta=3.0, temperature=2.0),
@@ -164,6 +165,50 @@ def test_extreme_logits_are_finite(loss, scale):
     values.sum().backward()
     assert values.isfinite().all()
     assert z.grad.isfinite().all()
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize("name", ["dkd", "nkd", "rld", "abdkd", "wkd_l"])
+@pytest.mark.parametrize("who", ["teacher", "both"])
+@pytest.mark.parametrize("label", [1, 0, -100])
+def test_where_one_class_alone_is_possible_nothing_is_nan(name, who, label):
+    z, v, _ = drawn()
+    alone = torch.full((6, 5), -INF, dtype=torch.float64).index_fill(1, torch.tensor([1]), 2.0)
+    z, v = (alone.clone() if who == "both" else z.detach()).requires_grad_(), alone
+    values = LOSSES[name](z, v, torch.full((6,), label))
+    certain = label == 0 and name == "rld" and who == "both"  # of class 1, not of the label
+    assert torch.equal(values.isposinf(), torch.full((6,), certain))
+    values.masked_fill(values.isinf(), 0.0).sum().backward()
+    assert z.grad.isfinite().all()
+    assert label != UNLABELLED or not (values.any() or z.grad.any())
+
+
+def test_abdkd_is_finite_where_the_student_rules_a_class_out():
+    z, v, _ = drawn()
+    y, z = torch.zeros(6, dtype=torch.long), z.detach().index_fill(1, torch.tensor([2]), -INF).requires_grad_()
+    values = LOSSES["abdkd"](z, v, y)
+    near = LOSSES["abdkd"](z.detach().clamp(min=-300.0), v, y)
+    torch.testing.assert_close(values.detach(), near)
+    values.sum().backward()
+    assert z.grad.isfinite().all()
+
+
+def test_the_labels_term_of_nkd_reads_nothing_else():
+    z, v, y = drawn()
+    z = z.detach().scatter(1, ((y + 1) % 5)[:, None], -INF)
+    values = losses.nkd(z, v, y, gamma=0.0, temperature=1.0)
+    torch.testing.assert_close(values, v.softmax(-1).gather(1, y[:, None])[:, 0] * losses.cross_entropy(z, y))
+
+
+def test_a_transport_of_unlike_precisions_is_in_the_wider():
+    z, v, y = drawn()
+    close = {"rtol": 1e-6, "atol": 1e-6}
+    for mixed in ((z.float(), v), (z, v.float())):
+        values = LOSSES["wkd_l"](*mixed, y)
+        assert values.dtype == torch.float64
+        torch.testing.assert_close(values, LOSSES["wkd_l"](z, v, y), **close)
 
 
 @every

@@ -86,6 +86,21 @@ def test_a_hard_label_is_the_cross_entropy_with_the_teachers_class():
     torch.testing.assert_close(losses.cross_entropy(z, (1e4 * v).softmax(1)), expected)
 
 
+@pytest.mark.parametrize("loss", [lambda z, v: losses.crld(z, v, **HOW), losses.hard_label])
+@pytest.mark.parametrize("which", [0, 1])
+def test_what_is_no_number_is_noticed(loss, which):
+    logits = [x.detach().clone() for x in drawn()]
+    logits[which][3, 1] = float("nan")
+    assert loss(*logits).isnan().any()
+
+
+def test_hard_labels_can_be_mapped_over():
+    z, v = drawn()
+    mapped = torch.func.vmap(torch.func.grad(lambda z, v: losses.hard_label(z, v).sum()))(z[:, None], v[:, None])
+    expected = torch.autograd.grad(losses.hard_label(z.requires_grad_(), v).sum(), z)[0]
+    torch.testing.assert_close(mapped[:, 0], expected)
+
+
 def test_weak_views_are_every_other_row():
     assert torch.equal(weak_views(torch.arange(8.0).reshape(4, 2)), torch.tensor([[0.0, 1.0], [4.0, 5.0]]))
 
@@ -97,6 +112,8 @@ def test_weak_views_are_every_other_row():
         (lambda z, v: weak_views(z[:, None]), refused(InvalidValueError, "logits", got="(80, 1, 5)")),
         (lambda z, v: losses.crld(z, v[:, 1:], **HOW), refused(InvalidValueError, "teacher_logits")),
         (lambda z, v: losses.crld(z, v, **HOW | {"tau_w": 1.1}), refused(InvalidValueError, "tau_w", got=1.1)),
+        (lambda z, v: losses.crld(z, v, **HOW | {"tau_s": "0.2"}), refused(InvalidTypeError, "tau_s", got="str")),
+        (lambda z, v: losses.crld(z, v, **HOW | {"tau_s": True}), refused(InvalidTypeError, "tau_s", got="bool")),
         (lambda z, v: losses.crld(z, v, **HOW | {"across": -1.0}), refused(InvalidValueError, "across", got=-1.0)),
         (lambda z, v: losses.crld(z, v, **HOW | {"temperature": 0}), refused(InvalidValueError, "temperature", got=0)),
         (lambda z, v: losses.crld(z, v, **HOW, masked_by="x"), refused(InvalidValueError, "masked_by", got="'x'")),

@@ -131,6 +131,15 @@ def test_two_classes_one_sample_and_one_position_each():
     assert gap.shape == (1,)
 
 
+@pytest.mark.parametrize("shape", [(0, 3, 5), (0, 5), (2, 0, 5)])
+def test_no_samples_and_no_positions(shape):
+    z = torch.zeros(shape, requires_grad=True)
+    for loss in (losses.uld, losses.gold):
+        values = loss(z, torch.zeros(shape))
+        assert torch.equal(values, torch.zeros(shape[0]))
+        values.sum().backward()
+
+
 def test_derivatives_are_those_of_differences():
     z, v, ours, theirs = drawn(3, classes=(4, 5), positions=(2, 3), batch=2)
     for loss in (losses.uld, BOTH[1]):
@@ -149,6 +158,17 @@ def test_what_cannot_be_compared_is_refused():
         losses.gold(z, v, ours, theirs)
     with refused(InvalidValueError, "same_tokens", got="torch.float32"):
         losses.gold(z, v, ours, theirs, same_tokens=torch.zeros(2, 2))
+    for pairs in ([[0, 7]], [[-1, 0]]):
+        with refused(InvalidValueError, "same_tokens", got=str(pairs[0])[1:-1]):
+            losses.gold(z, z, same_tokens=torch.tensor(pairs))
+    with refused(InvalidTypeError, "same_tokens", got="list", suggests="torch.tensor"):
+        losses.gold(z, v, ours, theirs, same_tokens=[[0, 1]])
+    with refused(InvalidTypeError, "teacher_logits", got="NoneType"):
+        losses.uld(z, None)
+    with refused(InvalidTypeError, "student_counted", got="list"):
+        losses.uld(z, v, [True])
+    with refused(InvalidTypeError, "beta", got="bool"):
+        losses.gold(z, v, ours, theirs, beta=True)
     with refused(InvalidValueError, "beta", got=1.5):
         losses.gold(z, v, ours, theirs, beta=1.5)
     with refused(InvalidValueError, "student_logits", got=(7,)):

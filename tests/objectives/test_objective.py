@@ -119,6 +119,23 @@ def test_equal_calls_are_equal_and_survive_pickling():
     assert objective != objectives.wttm(gamma=0.1, beta=3)
 
 
+@pytest.mark.parametrize(
+    "objective",
+    [
+        objectives.kd(),
+        objectives.kd(temperature=objectives.Linear(8.0, 1.0)),
+        objectives.matching(divergence="alpha_beta", beta=1.0),
+        objectives.ldrld(),
+        objectives.taid(),
+    ],
+    ids=["kd", "scheduled", "matching", "ldrld", "taid"],
+)
+def test_a_bound_objective_survives_pickling(objective):
+    bound = objective.bind()
+    again = pickle.loads(pickle.dumps(bound))
+    assert torch.equal(bound(*draw()).total, again(*draw()).total)
+
+
 # -------------------------------------------------------------------------------------------------------- several terms
 
 

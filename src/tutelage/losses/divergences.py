@@ -286,6 +286,8 @@ class _AlphaBeta(torch.autograd.Function):
     points coincide, at exponents of 0 and at ``p = q``, and do not depend on the points' order.
     """
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(log_q: Tensor, log_p: Tensor, alpha: float, beta: float) -> Tensor:
         d, total = log_q - log_p, alpha + beta

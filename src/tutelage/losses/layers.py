@@ -310,4 +310,5 @@ def _scores(vectors: Tensor, keys: Tensor | None, heads: int, name: str) -> Tens
             instead = "compare queries, keys and values each with themselves where they share heads"
             raise InvalidValueError(name.replace("features", "keys"), expected, tuple(others.shape), instead)
     a, b = (each.unflatten(2, (heads, width // heads)).transpose(1, 2) for each in (vectors, others))
-    return a @ b.mT / math.sqrt(width // heads)
+    with torch.autocast(a.device.type, enabled=False):
+        return a @ b.mT / math.sqrt(width // heads)

@@ -406,7 +406,7 @@ def tekap(
         raise InvalidValueError("noise", expected, tuple(noise.shape), instead)
     perspectives = torch.cat([teacher_logits[None], (1 - share) * teacher_logits + share * noise])
     log_q = torch.log_softmax(student_logits / temperature, dim=-1)
-    values = _divergence(log_q, torch.log_softmax(perspectives / temperature, dim=-1))
+    values = kl(log_q, torch.log_softmax(perspectives / temperature, dim=-1))
     return temperature * temperature * (values[0] + perturbed * values[1:].sum(dim=0))
 
 
@@ -493,14 +493,16 @@ def labelled_class(student_logits: Tensor, labels: Tensor) -> Tensor:
 def kl_within(student_logits: Tensor, teacher_logits: Tensor, inside: Tensor) -> Tensor:
     """Return the divergence of the softmaxes over some classes, ``inside``, alone.
 
-    It is 0, and so is its gradient, where there are none of them or the teacher gives none of them probability.
+    It is 0 where there are none of them or the teacher gives none of them probability, and infinite where the student
+    alone gives none; neither has a gradient.
     """
-    nothing = (inside & (teacher_logits != -math.inf)).any(dim=-1, keepdim=True).logical_not()
-    outside = (inside | nothing).logical_not()
-    log_q, log_p = (
-        torch.log_softmax(logits.masked_fill(outside, -math.inf), dim=-1) for logits in (student_logits, teacher_logits)
-    )
-    return kl(log_q, log_p).masked_fill(nothing.squeeze(-1), 0.0)
+    rows, lost = [], []
+    for logits in (student_logits, teacher_logits):
+        here = inside & (logits != -math.inf)
+        none = here.any(dim=-1, keepdim=True).logical_not()
+        rows.append(torch.log_softmax(logits.masked_fill(~(here | none), -math.inf).masked_fill(none, 0.0), dim=-1))
+        lost.append(none.squeeze(-1))
+    return kl(*rows).masked_fill(lost[0], math.inf).masked_fill(lost[1], 0.0)
 
 
 def _power_sum(teacher_logits: Tensor, log_p_gamma: Tensor, gamma: float) -> Tensor:

@@ -197,6 +197,7 @@ def adaptive_share(
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
     checks.known(of, "of", OF, example='"student"')
     checks.mixture_weight(share, "share", example=0.1, ends=_ENDS)
+    checks.finite(anchor, "anchor", example=0.3)
     target, labelled = labelled_class(student_logits, labels), labels != UNLABELLED
     positions = tuple(range(1, labels.ndim))
 

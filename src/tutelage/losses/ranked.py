@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tutelage import checks
 from tutelage.errors import InvalidValueError
-from tutelage.losses.logits import kl_divergence, kl_within, labelled_class
+from tutelage.losses.logits import kl_within, labelled_class
 from tutelage.types import UNLABELLED
 
 
@@ -61,7 +61,7 @@ def ldrld(
     first, second = torch.triu_indices(k, k, 1, device=ranked.device)
     pairs = [torch.stack((logits[..., first], logits[..., second]), dim=-1) for logits in top]
     weights = 2 * torch.exp(-0.05 * (first + second + 2).to(student_logits.dtype)) / (1.5 + second - first)
-    of_pairs, of_top = (kl_divergence(*(x.log_softmax(dim=-1) for x in each)) for each in (pairs, top))
+    of_pairs, of_top = (kl_within(z, v, torch.ones_like(z, dtype=torch.bool)) for z, v in (pairs, top))
     local = ((weights * of_pairs).sum(dim=-1) + (weights[0] if k == 2 else 1.0) * of_top) / (len(weights) + 1)
     rest = kl_within(*both, torch.ones_like(student_logits, dtype=torch.bool).scatter(-1, ranked, False))
     return temperature * temperature * (alpha * local + beta * rest)
@@ -107,5 +107,8 @@ def sdd(
     each = labels.unsqueeze(-1).expand(student_logits.shape[:-1])
     right = teacher_logits.argmax(dim=-1) == each
     weights = 1 + (right != right[..., :1]).to(student_logits.dtype)
-    values = weights * base(student_logits, teacher_logits, each)
-    return values.mean(dim=-1).masked_fill(labels == UNLABELLED, 0.0)
+    values = base(student_logits, teacher_logits, each)
+    if values.shape != weights.shape:
+        expected, instead = f"a loss of one value for each region, shape {tuple(weights.shape)}", "leave out its mean"
+        raise InvalidValueError("base", expected, tuple(values.shape), instead)
+    return (weights * values).mean(dim=-1).masked_fill(labels == UNLABELLED, 0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tutelage import checks
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.types import Sparse
 
 RESTS = ("bucket", "dropped", "renormalised")
@@ -84,7 +84,7 @@ def with_rest(logits: Tensor, index: Tensor) -> Tensor:
     Returns:
         ``(..., top + 1)`` nats; ``-inf`` for a rest of no class.
 
-    Raises: TypeError or ValueError if the dtype is not as above.
+    Raises: TypeError or ValueError if a dtype or shape is not as above.
     Source: the two sides of `top_k`, for losses of one's own.
 
     Example:
@@ -92,6 +92,11 @@ def with_rest(logits: Tensor, index: Tensor) -> Tensor:
         tensor([[-0.2395, -1.5464]])
     """
     logits = checks.classwise(logits, "logits")
+    if not isinstance(index, Tensor) or index.dtype != torch.int64:
+        raise InvalidTypeError("index", "a tensor of torch.int64", checks.kind_of(index), "type index.long()")
+    if index.shape[:-1] != logits.shape[:-1] or not index.ndim:
+        expected, instead = f"classes {(*logits.shape[:-1], 'top')}", "give each row's classes, on the last axis"
+        raise InvalidValueError("index", expected, tuple(index.shape), instead)
     others = logits.scatter(-1, index, -torch.inf)
     empty = (others == -torch.inf).all(-1, keepdim=True)
     # A sum of no exponentials has no gradient, which NaN would be.
@@ -174,6 +179,10 @@ def sampled_cross_entropy(student_logits: Tensor, index: Tensor, weights: Tensor
         tensor([0.7936])
     """
     z, weights = checks.classwise(student_logits, "student_logits"), checks.classwise(weights, "weights").detach()
+    if not isinstance(index, Tensor):
+        raise InvalidTypeError(
+            "index", "a torch.Tensor", type(index).__name__, "type what tutelage.targets.draw returns"
+        )
     if index.dtype != torch.int64 or index.shape != weights.shape or index.shape[:-1] != z.shape[:-1]:
         expected = f"int64 classes and weights of one shape, {tuple(z.shape[:-1])} and the number of draws"
         got = f"{index.dtype} of {tuple(index.shape)}, and {tuple(weights.shape)}"

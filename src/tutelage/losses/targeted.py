@@ -143,7 +143,8 @@ def wkd_l(
     """Compute the transport of Wasserstein distillation on logits: what it costs to move ``a`` to ``b``.
 
     `transport` between the others' softmaxes at temperature ``T``. The method has the label's term as well,
-    ``-p[y] * log q[y]`` at temperature 1, which is `nkd` with ``gamma = 0``. With two classes, the transport is 0.
+    ``-p[y] * log q[y]`` at temperature 1, which is `nkd` with ``gamma = 0``. With two classes, the transport is 0, and
+    so it is where a network gives none of the others probability.
 
     Args:
         student_logits: ``(..., classes)``, ``z``; at least two classes.
@@ -174,15 +175,16 @@ def wkd_l(
     target = labelled_class(student_logits, labels)
     _, others = _split(student_logits / temperature, target)
     _, teacher_others = _split(teacher_logits / temperature, target)
+    nothing = ((others == -torch.inf).all(dim=-1) | (teacher_others == -torch.inf).all(dim=-1)).unsqueeze(-1)
     values = transport(
-        others,
-        teacher_others,
+        others.masked_fill(nothing, 0.0),
+        teacher_others.masked_fill(nothing, 0.0),
         cost=cost,
         sinkhorn_lambda=sinkhorn_lambda,
         sinkhorn_iter=sinkhorn_iter,
         guard=guard,
     )
-    return values.masked_fill(labels == UNLABELLED, 0.0)
+    return values.masked_fill(nothing.squeeze(-1) | (labels == UNLABELLED), 0.0)
 
 
 def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma: float, temperature: float) -> Tensor:
@@ -225,8 +227,10 @@ def nkd(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, gamma
     teacher_sure, _ = _split(teacher_logits, target)
     _, others = _split(student_logits / temperature, target)
     _, teacher_others = _split(teacher_logits / temperature, target)
-    of_label = -teacher_sure.sigmoid() * F.logsigmoid(sure)
-    values = of_label + gamma * temperature * temperature * _crossed(others, teacher_others)
+    p = teacher_sure.sigmoid()
+    values = (-p * F.logsigmoid(sure)).masked_fill(p == 0, 0.0)
+    if gamma:  # 0 times an infinite cross-entropy would be NaN.
+        values = values + gamma * temperature * temperature * _crossed(others, teacher_others)
     return values.masked_fill(labels == UNLABELLED, 0.0)
 
 
@@ -320,10 +324,16 @@ def wsld(student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, *, temp
 
 
 def _split(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the margin of the target and the log-probabilities of the others, ``-inf`` at the target."""
+    """Return the margin of the target and the log-probabilities of the others, ``-inf`` at the target.
+
+    Where all others have a logit of ``-inf``, each stays so, without a gradient, and the margin is infinite.
+    """
     others = logits.scatter(-1, target, -torch.inf)
+    none = (others == -torch.inf).all(dim=-1, keepdim=True)
+    others = others.masked_fill(none, 0.0)
     margin = logits.gather(-1, target).squeeze(-1) - others.logsumexp(dim=-1)
-    return margin, torch.log_softmax(others, dim=-1)
+    log_others = torch.log_softmax(others, dim=-1).masked_fill(none, -torch.inf)
+    return margin.masked_fill(none.squeeze(-1), torch.inf), log_others
 
 
 def _binary(margin: Tensor) -> Tensor:

@@ -11,6 +11,9 @@ from torch.nn import functional as F
 from tutelage import checks
 from tutelage.errors import InvalidValueError
 
+FARTHEST = 80.0
+"""Largest cost over `sinkhorn_lambda` in a plan: the exponential of minus it is far above float32's smallest number."""
+
 
 def transport(
     student_log_probs: Tensor,
@@ -26,7 +29,8 @@ def transport(
     ``sum_ij F[i, j] * C[i, j]`` with the plan ``F = u[i] * G[i, j] * v[j]``, ``G = exp(-C / sinkhorn_lambda)``. Of
     Sinkhorn's iterations, which begin with ``u = 1 / classes``, each sets ``v = p / (u G + guard)``, then
     ``u = q / (G v + guard)``. The gradient flows through all of them. Vectors are kept as logarithms, and their sums
-    shifted by the largest entry, so they neither overflow nor underflow while ``C / sinkhorn_lambda`` is below 80.
+    shifted by the largest entry, so they neither overflow nor underflow. The plan takes what costs more than
+    ``80 * sinkhorn_lambda`` for that far, and so for equally far, which the value does not.
 
     What leaves a class of the student is exactly ``q``, but what arrives is ``p`` only in the limit of many iterations,
     and then the value is above the smallest possible cost by at most ``sinkhorn_lambda * log(classes)``. So it is not 0
@@ -67,8 +71,9 @@ def transport(
     if len(cost) != log_q.shape[-1]:
         expected = f"a row and a column for each of {log_q.shape[-1]} classes"
         raise InvalidValueError("cost", expected, tuple(cost.shape), "give the cost between the classes of the logits")
-    cost = cost.detach().to(log_q)
-    kernel = torch.exp(-cost / sinkhorn_lambda)
+    wide = torch.promote_types(log_q.dtype, log_p.dtype)
+    log_q, log_p, cost = log_q.to(wide), log_p.to(wide), cost.detach().to(log_q.device, wide)
+    kernel = torch.exp(-(cost / sinkhorn_lambda).clamp(max=FARTHEST))
     least = math.log(guard) if guard else -math.inf
 
     def sums(log_weights: Tensor, matrix: Tensor) -> Tensor:
@@ -116,4 +121,5 @@ def class_cost(weight: Tensor, *, sharpen: float = 1.0) -> Tensor:
     weight = checks.features(weight, "weight", axes=("classes", "width"))
     checks.positive(sharpen, "sharpen", example=1.0)
     directions = F.normalize(weight, dim=1)
-    return -torch.expm1(-sharpen * (1 - directions @ directions.mT).clamp(min=0))
+    with torch.autocast(weight.device.type, enabled=False):
+        return -torch.expm1(-sharpen * (1 - directions @ directions.mT).clamp(min=0))

@@ -6,6 +6,7 @@ then its strong one, as batches of data with ``data.strong`` have them.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from tutelage import checks
 from tutelage.errors import InvalidValueError
-from tutelage.losses.logits import cross_entropy, kd
+from tutelage.losses.logits import kd
 
 MASKED_BY = ("target", "pair")
 
@@ -67,13 +68,12 @@ def crld(
     for name, value in (("tau_w", tau_w), ("tau_s", tau_s)):
         checks.share(value, name, example=0.9)
     confidence = teacher_logits.softmax(-1).amax(-1)
-    # Not "at least": a NaN teacher must stay NaN and be noticed.
-    sure = torch.stack((confidence[:, 0] < tau_w, confidence[:, 1] < tau_s), dim=1).logical_not()
-    masks = (sure, sure) if masked_by == "target" else (sure[:, :1], sure[:, 1:])
+    unsure = torch.stack((confidence[:, 0] < tau_w, confidence[:, 1] < tau_s), dim=1)  # a teacher of NaN is neither
+    masks = (unsure, unsure) if masked_by == "target" else (unsure[:, :1], unsure[:, 1:])
     values = student_logits.new_zeros(len(student_logits))
     for weight, logits, mask in zip((within, across), (student_logits, student_logits.flip(1)), masks, strict=True):
         if weight:
-            values = values + weight * kd(logits, teacher_logits, temperature=temperature).where(mask, 0.0).sum(1)
+            values = values + weight * kd(logits, teacher_logits, temperature=temperature).masked_fill(mask, 0.0).sum(1)
     return values
 
 
@@ -96,8 +96,9 @@ def hard_label(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
         tensor([0.5514])
     """
     student_logits, teacher_logits = checks.logit_pair(student_logits, teacher_logits)
-    values = cross_entropy(student_logits, teacher_logits.argmax(-1))
-    return values.masked_fill(teacher_logits.isnan().any(-1), torch.nan)  # whose argmax would be a class
+    top = teacher_logits.max(-1, keepdim=True)
+    values = -student_logits.log_softmax(-1).gather(-1, top.indices)
+    return values.masked_fill(top.values.isnan(), math.nan).squeeze(-1)  # a teacher of NaN is to be noticed
 
 
 def weak_views(logits: Tensor) -> Tensor:

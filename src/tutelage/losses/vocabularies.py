@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tutelage import checks
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidTypeError, InvalidValueError
 from tutelage.losses.divergences import KINDS
 from tutelage.losses.layers import mean_of
 
@@ -81,7 +81,7 @@ def gold(
         student_counted: which of the student's positions count, ``(batch, *positions)`` bool; ``None`` for all.
         teacher_counted: which of the teacher's do.
         same_tokens: classes that are the same, ``(pairs, 2)`` int64, the student's and the teacher's, each at most
-            once; ``None`` where all classes are.
+            once (not checked); ``None`` where all classes are.
         beta: teacher's share of the mixture, in [0, 1].
         temperature: finite and above 0; it divides both networks' logits.
         matched_weight: ``w_m``; by default the share of the teacher's classes that are matched.
@@ -131,13 +131,15 @@ def _beside(
     """
     checks.positive(temperature, "temperature", example=1.0)
     z, ours = _answer(student_logits, student_counted, "student")
-    v, theirs = _answer(teacher_logits.detach(), teacher_counted, "teacher")
+    v, theirs = _answer(teacher_logits, teacher_counted, "teacher")
     if len(z) != len(v):
         expected = f"those of {len(z)} samples, as student_logits"
         raise InvalidValueError("teacher_logits", expected, len(v), "feed both networks the same batch")
     length = min(z.shape[1], v.shape[1])
     shared = torch.arange(length, device=z.device) < torch.minimum(ours.sum(1), theirs.sum(1))[:, None]
-    log_q, log_p = ((_first(x, mask, length) / temperature).log_softmax(-1) for x, mask in ((z, ours), (v, theirs)))
+    log_q, log_p = (
+        (_first(x, mask, length) / temperature).log_softmax(-1) for x, mask in ((z, ours), (v.detach(), theirs))
+    )
     return log_q, log_p, shared
 
 
@@ -150,8 +152,8 @@ def _answer(logits: Tensor, counted: Tensor | None, who: str) -> tuple[Tensor, T
     if counted is None:
         counted = torch.ones(logits.shape[:-1], dtype=torch.bool, device=logits.device)
     counted = checks.mask(counted, logits.shape[:-1], f"{who}_counted")
-    size = len(logits)
-    return logits.reshape(size, -1, logits.shape[-1]), counted.reshape(size, -1)
+    size = len(logits), logits.shape[1:-1].numel()
+    return logits.reshape(*size, logits.shape[-1]), counted.reshape(size)
 
 
 def _first(logits: Tensor, counted: Tensor, length: int) -> Tensor:
@@ -169,9 +171,17 @@ def _pairs(same_tokens: Tensor | None, log_q: Tensor, log_p: Tensor) -> tuple[Te
             raise InvalidValueError("teacher_logits", f"the student's {classes[0]} classes", classes[1], instead)
         every = torch.arange(classes[0], device=log_q.device)
         return every, every
+    instead = "type torch.tensor([[student's id, teacher's id], ...])"
+    if not isinstance(same_tokens, Tensor):
+        raise InvalidTypeError("same_tokens", "a torch.Tensor", type(same_tokens).__name__, instead)
     if same_tokens.dtype != torch.int64 or same_tokens.ndim != 2 or same_tokens.shape[1] != 2:
         got = f"{same_tokens.dtype} of {tuple(same_tokens.shape)}"
-        raise InvalidValueError("same_tokens", "int64 (pairs, 2)", got, "type [[student's id, teacher's id], ...]")
+        raise InvalidValueError("same_tokens", "int64 (pairs, 2)", got, instead)
+    if same_tokens.device.type == "cpu" and not torch.compiler.is_compiling():
+        outside = same_tokens[((same_tokens < 0) | (same_tokens >= torch.tensor(classes))).any(1)]
+        if len(outside):
+            expected = f"classes in 0..{classes[0] - 1} and 0..{classes[1] - 1}"
+            raise InvalidValueError("same_tokens", expected, outside[0].tolist(), "give those of the logits' last axis")
     mine, its = same_tokens.unbind(1)
     return mine, its
 

@@ -256,7 +256,7 @@ class _Applied(nn.Module):
         super().__init__()
         self.needs = spec.needs
         self._spec, self.applied = spec, partial(spec.loss, **spec.arguments)
-        self._readers = [LOSS_INPUTS[name] for name in spec.reads]
+        self._reads = spec.reads  # names, as the functions could not be pickled
 
     @property
     def user_code(self) -> str | None:
@@ -266,7 +266,7 @@ class _Applied(nn.Module):
         return None if ours else f"loss {getattr(loss, '__qualname__', type(loss).__name__)}"
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
-        return self.applied(*(read(self._spec, student, teacher, batch) for read in self._readers))
+        return self.applied(*(LOSS_INPUTS[name](self._spec, student, teacher, batch) for name in self._reads))
 
 
 class BoundFeatures(nn.Module):

@@ -314,12 +314,14 @@ class _BoundScheduled(nn.Module):
 
     def __init__(self, spec: Scheduled) -> None:
         super().__init__()
-        self.needs, self._loss, self._number = spec.needs, SCHEDULED[spec.loss], spec.number
+        self.needs, self._loss, self._number = spec.needs, spec.loss, spec.number
         self.scheduled = (spec.number,)
 
     def forward(self, student: Outputs, teacher: Outputs | None, batch: Batch, progress: Progress) -> Tensor:
         z, v = student.logits, present(teacher).logits
-        return self._loss(z, v, torch.as_tensor(weight_at(self._number, progress), dtype=z.dtype, device=z.device))
+        return SCHEDULED[self._loss](
+            z, v, torch.as_tensor(weight_at(self._number, progress), dtype=z.dtype, device=z.device)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
