@@ -26,8 +26,8 @@ from tutelage.runs.resume import begun, recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
 from tutelage.runs.setup import (
     build_inputs,
-    check_run,
     check_form,
+    check_run,
     check_teacher,
     needs_teacher,
     steps_of,
