@@ -229,7 +229,7 @@ def explained(error: Exception) -> Exception:
         )
     if reason.startswith("RuntimeError: DataLoader worker"):  # raised by a signal's handler, whatever runs just then
         return reader_ended(reason)
-    if user := _of_user_code(error, reason):
+    if user := of_user_code(error):
         return user
     if isinstance(error, OSError) and error.errno is not None:
         instead = "free space or change the permissions, then run the same command again"
@@ -246,7 +246,8 @@ def reader_ended(reason: str) -> RunError:
     return RunError("data.workers", "processes that last as long as the run", reason, instead)
 
 
-def _of_user_code(error: Exception, reason: str) -> UserCodeError | None:
+def of_user_code(error: BaseException) -> UserCodeError | None:
+    """Return an error that names the user's module or loss that ``error`` came out of; ``None`` if it came of none."""
     inner: list[str] = []  # functions below it that are neither a library's nor Python's own
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__")).partition(".")[0]
@@ -255,7 +256,7 @@ def _of_user_code(error: Exception, reason: str) -> UserCodeError | None:
             if not hasattr(caller, "user_code"):
                 return None
             name, instead = inner[0] if inner else caller.user_code, "fix it, or what is passed to it"
-            return UserCodeError(name, "to run without an error", reason, instead) if name else None
+            return UserCodeError(name, "to run without an error", reason_of(error), instead) if name else None
         if module not in _LIBRARIES and module not in sys.stdlib_module_names:
             inner.append(f"{frame.f_code.co_qualname} ({Path(frame.f_code.co_filename).name}, line {line})")
     return None

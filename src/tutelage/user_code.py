@@ -44,9 +44,8 @@ def require_trust(name: str, what: str, trust_code: bool | frozenset[str], *, fi
 def require_file(name: str, what: str, file: Path) -> None:
     """Refuse the name of a function in a file that is not there."""
     if not file.is_file():
-        raise NotFoundError(
-            what, "a Python file", f"{str(file)!r}, which does not exist", f"check the path of {name!r}"
-        )
+        got = f"{str(file)!r}, which {'is a folder' if file.is_dir() else 'does not exist'}"
+        raise NotFoundError(what, "a Python file", got, f"check the path of {name!r}")
 
 
 def require_unchanged(what: str, file: Path, sha256: str | None) -> str:
@@ -80,10 +79,18 @@ def execute(file: Path, what: str) -> ModuleType:
     sys.modules[name] = module
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UserCodeError(f"{PREFIX}{file}", "Python that runs", reason, "fix the file") from error
+    except (Exception, SystemExit) as error:
+        reason, instead = f"{type(error).__name__}: {error}", "fix the file"
+        if isinstance(error, ModuleNotFoundError) and _is_beside(file, str(error.name)):
+            instead = f"type PYTHONPATH={file.parent} before the command, or write what it imports into the file itself"
+        raise UserCodeError(f"{PREFIX}{file}", "Python that runs", reason, instead) from error
     return module
+
+
+def _is_beside(file: Path, module: str) -> bool:
+    """Whether a module lies beside a file, where Python does not look for it."""
+    beside = file.with_name(module.partition(".")[0])
+    return beside.is_dir() or beside.with_name(f"{beside.name}.py").is_file()
 
 
 def function_of(module: ModuleType, function: str, file: Path, what: str) -> Any:

@@ -18,7 +18,7 @@ PAIRS = {
     "from wrn to ShuffleNet": ("cifar:wrn_16_2", "cifar:ShuffleV1", 32),
 }
 OF_EQUAL_WIDTH = {"fsp", "kd_svd"}
-REFUSED = {("from wrn to ShuffleNet", "mgd")}
+REFUSED = {("from wrn to ShuffleNet", "mgd"), *((pair, name) for pair in PAIRS for name in ("sdd", "deit"))}
 OF_FEATURES = [
     name
     for name in objectives.PRESETS

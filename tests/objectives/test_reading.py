@@ -87,6 +87,42 @@ def test_a_loss_of_labels_takes_the_place_of_the_cross_entropy(method):
     assert from_recipe(alone, trust_code=True).weights() == {"ce": 1.0, "ours": 1.0}
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from functools import partial\nours = partial(losses.kd, temperature=2.0)\n",
+        "class Kd:\n    def __call__(self, student_logits, teacher_logits):\n"
+        "        return losses.kd(student_logits, teacher_logits, temperature=2.0)\n\nours = Kd()\n",
+        "ours = lambda student_logits, teacher_logits: losses.kd(student_logits, teacher_logits, temperature=2.0)\n",
+    ],
+    ids=["partial", "instance", "lambda"],
+)
+def test_a_loss_need_not_be_written_with_def(method, text):
+    made = from_recipe(method(f"from tutelage import losses\n{text}"), trust_code=True)
+    assert made.weights() == {"ce": 1.0, "ours": 1.0}
+    assert torch.equal(values(made).total, values(from_recipe(method(LOSS, "other.py"), trust_code=True)).total)
+
+
+def test_a_preset_that_a_file_imports_is_that_of_the_file(method):
+    name = method("from tutelage.objectives import kd as ours\n")
+    (written,) = from_recipe({name: {"temperature": 3}}, trust_code=True).to_recipe()
+    assert written[name] == {"temperature": 3}
+    assert not objectives.is_built_in(name)
+
+
+def test_a_loss_of_maps_is_tried_on_other_features_in_vain(method):
+    name = method(
+        "from tutelage import objectives\n"
+        "from tutelage.objectives import Apply, Objective, WeightedTerm\n\n"
+        "def loss(student_features, teacher_features):\n"
+        "    return (student_features - teacher_features).square().mean((1, 2, 3))\n\n"
+        "def ours(*, weight=1.0):\n"
+        "    match = Apply(loss, student_tap='layer1', teacher_tap='layer1')\n"
+        "    return objectives.cross_entropy() + Objective.of(WeightedTerm('maps', weight, match))\n"
+    )
+    assert set(from_recipe(name, trust_code=True).weights()) == {"ce", "maps"}
+
+
 def test_it_adds_to_presets_of_the_package(method):
     both = from_recipe([{method(LOSS): {"supervised": 0}}, "itrd"], trust_code=True)
     assert set(both.weights()) >= {"ours"}
@@ -143,9 +179,32 @@ def test_a_changed_file_is_read_anew_and_is_no_longer_what_a_recipe_knew(method,
             "def ours(*, weight=1.0):\n    raise KeyError('x')\n",
             refused(UserCodeError, "file:method.py:ours", got="KeyError"),
         ),
+        ("raise SystemExit(0)\n", refused(UserCodeError, "file:method.py", got="SystemExit")),
+        ("import beside\n", refused(UserCodeError, "file:method.py", got="beside", suggests="PYTHONPATH=.")),
+        (
+            "def ours(*, weight=1.0):\n    raise SystemExit(0)\n",
+            refused(UserCodeError, "file:method.py:ours", got="SystemExit"),
+        ),
+        (
+            "def ours(student, teacher):\n    return student - teacher\n",
+            refused(InvalidValueError, "objective.file:method.py:ours", got="student", suggests="rename"),
+        ),
+        (
+            "def ours(student_logits, *, width: 'Gone' = 1.0):\n    return student_logits\n",
+            refused(UserCodeError, "file:method.py:ours", got="NameError"),
+        ),
+        ("from torch import add as ours\n", refused(UserCodeError, "file:method.py:ours", got="ValueError")),
+        (
+            "def ours(student_logits):\n    yield student_logits\n",
+            refused(InvalidValueError, "objective.file:method.py:ours: term ours", got="generator"),
+        ),
+        (
+            "def ours(student_logits):\n    return student_logits.mean()\n",
+            refused(InvalidValueError, "objective.file:method.py:ours: term ours", got="()"),
+        ),
         ("def ours(:\n", refused(UserCodeError, "file:method.py", got="SyntaxError")),
         ("def ours(student_logits, other):\n    return other\n", refused(InvalidTypeError, "loss", got="other")),
-        ("def ours(student_logits, **rest):\n    return student_logits\n", None),
+        ("def ours(student_logits, **rest):\n    return student_logits.mean(-1)\n", None),
         ("def ours(**rest):\n    return None\n", refused(InvalidTypeError, "file:method.py:ours", got="**rest")),
         (
             "def ours(student_features):\n    return student_features.mean(-1)\n",
@@ -153,7 +212,8 @@ def test_a_changed_file_is_read_anew_and_is_no_longer_what_a_recipe_knew(method,
         ),
     ],
 )
-def test_what_is_refused(method, text, refusal):
+def test_what_is_refused(method, here, text, refusal):
+    (here / "beside.py").touch()
     name = method(text)
     if refusal is None:
         assert from_recipe(name, trust_code=True).name == name

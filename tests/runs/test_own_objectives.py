@@ -87,6 +87,30 @@ def test_a_file_that_changed_is_another_run(here, teacher, invoke):
     assert invoke("distill", "old.yaml", f"objective={OURS}")[0] == 0
 
 
+EXITS = """
+def ours(student_logits):
+    if len(student_logits) > 2:
+        raise SystemExit(0)
+    return student_logits.mean(-1)
+"""
+
+
+def test_a_loss_that_exits_ends_in_an_error(here, teacher, invoke):
+    (here / "method.py").write_text(EXITS, encoding="utf-8")
+    code, _, said = invoke("distill", "student=mlp:8", f"teacher={teacher}", f"objective={OURS}", "name=exits", *TYPED)
+    assert code == 2
+    assert "ours (method.py, line 4): expected to run without an error, got SystemExit: 0" in said
+
+
+def test_what_a_loss_returns_is_checked_before_its_teacher_is_trained(here, invoke):
+    (here / "method.py").write_text(METHOD.replace("return losses", "yield losses"), encoding="utf-8")
+    first = "teacher={train: {model: 'mlp:16', epochs: 1}}"
+    code, _, said = invoke("distill", "student=mlp:8", first, f"objective={OURS}", "name=yields", *TYPED)
+    assert code == 2
+    assert "got generator" in said
+    assert not (here / "runs").exists()
+
+
 class Stops(tutelage.Reporter):
     """Stops a run after its first epoch."""
 

@@ -104,6 +104,8 @@ def main() -> None:
         with interruption.stop_on_signals(leave):
             app()
     except SystemExit as error:
+        if user := errors.of_user_code(error):
+            end(str(user), user.exit_code)
         if error.code == TutelageError.exit_code and launcher.rank() > 0:
             wait_for_launcher()  # which ends this process, if the first one found the same
             print(held.getvalue(), end="", file=sys.__stderr__)

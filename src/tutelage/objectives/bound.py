@@ -194,7 +194,7 @@ class BoundObjective(nn.Module):
                     values = fused.get(name) if inputs is local else None  # Those are of all positions.
                     if values is None:
                         values = term(outputs, inputs.teacher, inputs.batch, progress)
-                    _check_shape(name, values, term.needs, outputs.logits.shape[:-1])
+                    check_shape(name, values, term.needs, outputs.logits.shape[:-1])
                     mean = _mean(values, term.needs, outputs.logits.shape[:-1], inputs)
                     parts[name] = mean.detach()
                     weighted.append(mean * weight_at(self._weights[name], progress))
@@ -270,7 +270,8 @@ def _reads_distributions(term: nn.Module) -> bool:
     return cast(Term, term).needs.labels == "any" and getattr(term, "user_code", "") is None
 
 
-def _check_shape(name: str, values: object, needs: Requirements, expected: torch.Size) -> None:
+def check_shape(name: str, values: object, needs: Requirements, expected: torch.Size) -> None:
+    """Refuse a term's values that are neither one per position nor one per sample, nor ``()`` where it couples them."""
     if not isinstance(values, Tensor):
         raise InvalidTypeError(
             f"term {name}", "a tensor, one value per sample", type(values).__name__, "return that from the loss"

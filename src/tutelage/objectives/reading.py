@@ -18,6 +18,7 @@ from tutelage.objectives.registry import PRESETS, Preset, described, is_built_in
 from tutelage.objectives.term import LOSS_INPUTS, Apply, WeightedTerm
 from tutelage.settings.objective import (
     OWN_EXAMPLE,
+    REQUIRED,
     SIGNATURES,
     ObjectiveSpec,
     PresetSpec,
@@ -93,6 +94,8 @@ def _build(preset: Preset, entry: str) -> Objective:
 # Functions of the user's own
 
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 _OWN: dict[tuple[str, str], tuple[Preset, Signature]] = {}
 """Presets of the user's own that were made in this process, by name and digest of the file."""
 
@@ -121,22 +124,36 @@ def _read(name: str, file: Path, function: str, sha256: str) -> tuple[Preset, Si
         papers = {id(preset.build): preset.paper for preset in PRESETS.values()}
     paper = papers.get(id(loaded), f"{file.name}, sha256 {sha256}")
     inner = inspect.unwrap(loaded) if id(loaded) in papers else loaded
-    preset, signature = described(_with_weights(inner, name) if _is_loss(inner) else inner, name, paper)
+    with _blaming(name, "a function whose parameters and annotations can be read"):
+        preset, signature = described(_with_weights(inner, name) if _is_loss(inner) else inner, name, paper)
+        positional = [p.name for p in inspect.signature(preset.build).parameters.values() if p.kind in _POSITIONAL]
 
     @functools.wraps(inner)
     def build(**arguments: Any) -> Objective:
-        try:
+        if unread := [key for key in positional if signature[key].default is REQUIRED and key not in arguments]:
+            expected = (
+                f"a loss whose positional parameters are among {', '.join(LOSS_INPUTS)}, or a function of numbers"
+            )
+            instead = "rename them, or give each number its default or its value"
+            raise InvalidTypeError(name, expected, ", ".join(unread), instead)
+        with _blaming(name, "a function that returns an objective"):
             (piece,) = preset.build(**arguments).pieces
-        except TutelageError:
-            raise
-        except Exception as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise UserCodeError(name, "a function that returns an objective", reason, "fix the function") from error
         # Defaults are the file's own, which its digest stands for: what was typed is all that a recipe needs.
         typed = {key: value for key, value in (piece.arguments or {}).items() if key in arguments}
         return Objective((replace(piece, arguments=typed, sha256=sha256),))
 
     return Preset(build, paper), signature
+
+
+@contextmanager
+def _blaming(name: str, expected: str) -> Iterator[None]:
+    """Raise a `UserCodeError` about a function of the user's own where Python refuses it, or it fails or exits."""
+    try:
+        yield
+    except TutelageError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UserCodeError(name, expected, f"{type(error).__name__}: {error}", "fix the function") from error
 
 
 @contextmanager
@@ -160,7 +177,7 @@ def _own_presets_aside() -> Iterator[None]:
 def _is_loss(function: Callable[..., Any]) -> bool:
     """Whether a function is a loss, whose positional parameters are named after what it reads."""
     parameters = inspect.signature(function).parameters.values()
-    return any(p.name in LOSS_INPUTS and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD) for p in parameters)
+    return any(p.name in LOSS_INPUTS and p.kind in _POSITIONAL for p in parameters)
 
 
 def _with_weights(loss: Callable[..., Any], name: str) -> Callable[..., Objective]:
@@ -174,7 +191,7 @@ def _with_weights(loss: Callable[..., Any], name: str) -> Callable[..., Objectiv
         raise InvalidTypeError(name, expected, taken[0], "rename it, or write a function that returns an objective")
 
     def weighted(*, weight: Weight, supervised: Weight, **arguments: Any) -> Objective:
-        term = WeightedTerm(loss.__name__, weight, Apply(loss, arguments))
+        term = WeightedTerm(name.rpartition(":")[2], weight, Apply(loss, arguments))
         return objective_of(supervised_part(supervised), term)
 
     weights = [

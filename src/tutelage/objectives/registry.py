@@ -14,6 +14,7 @@ import torch
 
 from tutelage import losses
 from tutelage.errors import InvalidTypeError, InvalidValueError
+from tutelage.objectives.bound import check_shape
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.term import Apply, BindContext, PresetCall, WeightedTerm
 from tutelage.settings.objective import (
@@ -25,6 +26,7 @@ from tutelage.settings.objective import (
     Names,
     Signature,
     arguments_to_recipe,
+    is_own,
     read_arguments,
 )
 from tutelage.settings.weights import AutomaticNumber, AutomaticWeight, ScheduledNumber, SignedWeight, Weight, scaled
@@ -139,7 +141,8 @@ def supervised_part(weight: Weight, *, label_smoothing: float = 0.0) -> Weighted
 
 def is_built_in(name: str | None) -> bool:
     """Whether a preset is one of this package's, so that a recipe that names it can be read anywhere."""
-    return name in PRESETS and PRESETS[name].build.__module__.startswith(f"{__package__}.")
+    built = PRESETS[name].build if name in PRESETS and not is_own(name) else None
+    return built is not None and built.__module__.startswith(f"{__package__}.")
 
 
 def papers(objective: Objective) -> list[str]:
@@ -173,7 +176,10 @@ def _argument_json(argument: Argument) -> dict[str, Any]:
 
 
 def _probe(parts: Sequence[WeightedTerm]) -> None:
-    """Call each pure loss on two samples: only it checks its hyperparameters, and otherwise not until training."""
+    """Call each pure loss on two samples: only it checks its hyperparameters, and otherwise not until training.
+
+    What a loss of logits returns is checked too.
+    """
     batch = Batch(torch.arange(2), torch.zeros(2, 1), torch.zeros(2, dtype=torch.int64))
     for part in parts:
         term = getattr(part.term, "inner", part.term)  # a description may wrap another
@@ -182,7 +188,7 @@ def _probe(parts: Sequence[WeightedTerm]) -> None:
             # A loss of features takes some of these shapes; a bad hyperparameter fails on all of them, and is what
             # the message is about if the shape fits.
             for shape in _FEATURES:
-                if (error := _error(term, shape, batch)) is None:
+                if (error := _error(part.name, term, shape, batch)) is None:
                     break
                 errors.append(error)
             else:
@@ -194,13 +200,15 @@ _FEATURES = ((2, 3), (2, 4), (2, 4, 3), (2, 4, 3, 3), (2, 4, 64, 64))
 """Shapes of the features that losses are tried on: logits, embeddings, tokens, maps, and maps of many cells."""
 
 
-def _error(term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:
+def _error(name: str, term: Apply, shape: tuple[int, ...], batch: Batch) -> ValueError | TypeError | None:
     taps = dict.fromkeys((term.student_feature, term.teacher_tap), torch.ones(shape))
     outputs = Outputs(torch.zeros(2, 3), taps)
     try:
-        # A user's loss may be written for other shapes, where torch raises a RuntimeError.
-        with contextlib.suppress(RuntimeError):
-            term.bind(BindContext())(outputs, outputs, batch, Progress())
+        # A user's loss may be written for other shapes, where torch raises one of these.
+        with contextlib.suppress(RuntimeError, IndexError):
+            values = term.bind(BindContext())(outputs, outputs, batch, Progress())
+            if not any(read.endswith("_features") for read in term.reads):
+                check_shape(name, values, term.needs, batch.labels.shape)
     except (ValueError, TypeError) as error:
         return error
     return None

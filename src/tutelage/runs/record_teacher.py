@@ -174,8 +174,8 @@ class _Recording:
         outputs, todo, reporter, name = self._outputs, self._todo, options.reporter, self._outputs.folder.name
         if line := fallback(self._device, self._settings.precision):
             reporter.say(f"{name}: {line}")
-        kept = f"all {self._classes}" if outputs.form is None else words(outputs.form.to_json())
-        kept = f"{self._epochs} epoch{'s' if outputs.varies else ', as none differs,'} of {kept} classes"
+        kept = f"all {self._classes} classes" if outputs.form is None else words(outputs.form.to_json(), "classes")
+        kept = f"{self._epochs} epoch{'s' if outputs.varies else ', as none differs,'} of {kept}"
         reporter.say(f"{name}: {self._size:.1f} MB for {kept}, {len(todo)} chunks to record")
         reporter.begin(name, len(todo), 0)
         agreement, seconds = Agreement(self._accelerator), 0.0

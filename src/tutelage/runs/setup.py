@@ -656,10 +656,11 @@ def check_typed_form(recipe: Recipe, outputs: TeacherCache) -> None:
         RecipeError: if they are.
     """
     typed, kept = recipe.outputs_form, getattr(outputs.form, "settings", None)
-    if outputs.begun and typed not in (None, kept):
+    if outputs.begun and typed is not None and typed != kept:
         then = words(outputs.form.to_json() if outputs.form else None)
+        got = words({**vars(typed), "classes": outputs.key["classes"]})
         instead = "leave it out, type outputs=... for another folder, or remove this one"
-        raise RecipeError("outputs_form", f"that of {outputs.folder.name}, {then}", typed, instead)
+        raise RecipeError("outputs_form", f"that of {outputs.folder.name}, {then}", got, instead)
 
 
 def single_exponent(objective: Objective) -> float | None:

@@ -53,11 +53,11 @@ OutputsForm: TypeAlias = Bucket | Sampled
 """Form of recorded logits that is typed; without one all logits are kept, or the top classes with power sums."""
 
 
-def words(form: Mapping[str, Any] | None) -> str:
-    """Say which form ``outputs.json`` describes, for people."""
+def words(form: Mapping[str, Any] | None, unit: str = "") -> str:
+    """Say which form ``outputs.json`` describes, for people; ``unit`` is what it holds."""
     if form is None:
         return "all logits"
-    of = f"of {form['classes']}"
+    of = f"of {form['classes']} {unit}".rstrip()
     if form.get("name") == "sampled":
         proposal = "" if form["proposal"] == 1 else f" with weights, from p**{form['proposal']:g},"
         return f"{form['draws']} draws{proposal} {of}"

@@ -24,7 +24,15 @@ from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
 from tutelage.runs.resume import begun, recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, Run, RunOptions, finished
-from tutelage.runs.setup import build_inputs, check_run, check_teacher, needs_teacher, steps_of, torch_settings
+from tutelage.runs.setup import (
+    build_inputs,
+    check_form,
+    check_run,
+    check_teacher,
+    needs_teacher,
+    steps_of,
+    torch_settings,
+)
 
 if TYPE_CHECKING:
     from tutelage.report.figures import Figure
@@ -102,6 +110,9 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
     reporter = options.reporter
     objectives = [from_spec(spec) for spec in comparison.objectives.values()]
     check_teacher(comparison.teacher, objectives)
+    if comparison.outputs is not None and comparison.outputs_form is not None:
+        for objective in objectives:
+            check_form(objective, comparison.outputs_form.name)
     splits = data.open_data(comparison.data)
     for line in notes.of_data(splits):
         reporter.remark(line)

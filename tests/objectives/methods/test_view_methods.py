@@ -157,3 +157,9 @@ def test_a_network_without_a_distillation_token_is_refused_by_the_tap():
     network = timm.models.VisionTransformer(num_classes=4, **sizes)
     with refused(InvalidValueError, "tap head_dist", suggests="head"):
         network_context(objectives.deit(), network, nn.Flatten(), torch.rand(2, 1, 8, 8), classes=4)
+
+
+@pytest.mark.parametrize("form", ["hard", "soft"])
+def test_a_temperature_is_checked_whether_the_form_reads_it_or_not(form):
+    with refused(InvalidValueError, "objective.deit.temperature", got=0):
+        from_recipe({"deit": {"form": form, "temperature": 0}})

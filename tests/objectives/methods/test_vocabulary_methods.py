@@ -58,3 +58,11 @@ def test_what_a_run_has_to_know():
     assert uld.read_at == {None}  # so that no few of the teacher's classes stand for all
     with refused(InvalidValueError, "positions", got="'byte'", suggests="text"):
         objectives.uld(positions="byte")
+
+
+@pytest.mark.parametrize(("preset", "wrong"), [("uld", {"temperature": 0}), ("gold", {"temperature": -1}),
+                                               ("gold", {"beta": 2})])  # fmt: skip
+def test_numbers_that_the_losses_refuse_are_refused_before_a_run(preset, wrong):
+    ((argument, got),) = wrong.items()
+    with refused(InvalidValueError, f"objective.{preset}.{argument}", got=got):
+        from_recipe({preset: wrong})

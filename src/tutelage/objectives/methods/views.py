@@ -134,6 +134,7 @@ def deit(
     Differs from: the published code, whose soft form is divided by the number of classes too; the paper's is not.
     """
     checks.known(form, "form", FORMS, example="hard")
+    checks.positive(temperature, "temperature", example=3.0)
     numbers = {"loss": losses.kd, "temperature": temperature} if form == "soft" else {"loss": losses.hard_label}
     match = Apply(_teacher_of_tap, numbers, student_tap=distillation_tap)
     return objective_of(

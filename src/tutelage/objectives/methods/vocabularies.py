@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from tutelage import checks, losses
@@ -91,6 +92,10 @@ class SideBySide:
 
     def __post_init__(self) -> None:
         checks.known(self.positions, "positions", POSITIONS, example='"text"')
+        # Only the loss checks its hyperparameters, and otherwise not until training.
+        logits, counted = torch.zeros(2, 1, 2, 3), torch.ones(2, 1, 2, dtype=torch.bool)
+        more = {"same_tokens": torch.zeros(1, 2, dtype=torch.int64)} if self.same_tokens else {}
+        self.loss(*logits, *counted, **self.arguments, **more)
 
     @property
     def needs(self) -> Requirements:
