@@ -191,9 +191,9 @@ def _layers(network: nn.Module, name: str) -> list[str]:
             dict.fromkeys(re.sub(r"\d+", LAYER, path) for path in paths if re.search(r"\d", path))
         )
         some = get_close_matches(pattern, known, n=_SHOWN, cutoff=0.4) or known[:_SHOWN]
-        got = f"the end of {len(layers)} of them" if layers else repr(name)
+        got = f"{pattern!r}, the end of {len(layers)} rows of layers" if layers else repr(name)
         instead = f"type one of {', '.join(some)}" if some else "name submodules: none of its has a number"
-        raise InvalidValueError(f"tap {name}", f"a pattern of submodules of {who}", got, instead)
+        raise InvalidValueError(f"tap {name}", f"a pattern of one row of layers of {who}", got, instead)
     (taps,) = layers.values()
     return [input_of(tap) for tap in taps] if is_input else taps
 

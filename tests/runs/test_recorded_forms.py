@@ -14,7 +14,7 @@ from tutelage.errors import RecipeError
 from tutelage.runs import caches, record_teacher, run_state, setup
 from tutelage.runs.execute import execute
 from tutelage.runs.group import execute_group
-from tutelage.settings.outputs import Bucket, Sampled
+from tutelage.settings.outputs import Bucket, Sampled, words
 from tutelage.studies.compare import compare
 from tutelage.teacher_cache.cache import CachedTeacher
 from tutelage.teacher_cache.top_k import TeacherCacheError
@@ -199,7 +199,7 @@ def test_objectives_that_read_more_are_refused_before_training_and_recording(rec
 def test_another_form_than_was_recorded_is_refused(recorded, tmp_path):
     other = recorded["sampled"].model_copy(update={"outputs_form": Sampled(draws=31)})
     for verb in (record_teacher.record, lambda recipe: execute(recipe, tmp_path / "run")):
-        with refused(RecipeError, "outputs_form", got=31, suggests="outputs=..."):
+        with refused(RecipeError, "outputs_form", got="31 draws of 270", suggests="outputs=..."):
             verb(other)
     untyped = recorded["sampled"].model_copy(update={"outputs_form": None})
     record_teacher.record(untyped)  # which resumes what was begun
@@ -210,3 +210,19 @@ def test_as_many_classes_as_there_are_are_no_bucket(keys, tmp_path):
     more = {"outputs": str(tmp_path / "outputs"), "outputs_form": {"name": "bucket", "top": 270}}
     with refused(TeacherCacheError, "outputs_form.top", got=270, suggests="outputs_form=null"):
         record_teacher.record(config.parse(Recipe, {**keys, **more}))
+
+
+def test_a_comparison_is_refused_before_its_first_run_if_one_objective_reads_more(keys, tmp_path):
+    more = {"outputs": str(tmp_path / "outputs"), "outputs_form": vars(FORMS["bucket"]), "seeds": 1}
+    given = {key: value for key, value in keys.items() if key != "objective"}
+    recipe = config.parse(Comparison, {**given, **more, "objectives": {"ttm": TTM, "kd": "kd"}})
+    with refused(RecipeError, "objective kd", got="gamma 0.25"):
+        compare(recipe, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+def test_a_form_is_said_in_words():
+    assert (
+        words({"name": "bucket", "top": 4, "classes": 10}, "classes") == "the top 4 of 10 classes and the rest as one"
+    )
+    assert words({"name": "sampled", "draws": 3, "proposal": 1.0, "classes": 10}) == "3 draws of 10"
