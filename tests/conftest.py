@@ -47,3 +47,14 @@ def read_only(tmp_path):
         folder = tmp_path / "disk"
         folder.mkdir(0o500)
         yield folder
+
+
+@pytest.fixture(autouse=True)
+def _no_presets_of_files():
+    """Objectives of files are presets of the process that read them, and not of the next test."""
+    yield
+    for module, table in (("tutelage.objectives.registry", "PRESETS"), ("tutelage.settings.objective", "SIGNATURES")):
+        if loaded := sys.modules.get(module):
+            presets = getattr(loaded, table)
+            for name in [name for name in presets if name.startswith("file:")]:
+                del presets[name]
