@@ -13,7 +13,6 @@ import io
 import itertools
 import json
 import os
-import re
 import signal
 import sys
 import time
@@ -29,7 +28,7 @@ from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import tutelage
-from tutelage import data, kernels, losses
+from tutelage import data, kernels, losses, objectives
 from tutelage.cli import main as command_line
 
 PLAIN = {
@@ -122,17 +121,19 @@ VARIANTS = {
 }
 
 
-OF_EMBEDDINGS = ("cosine", "embedding_mse", "in_batch_similarity")
+OF_OTHERS = ("cwd", "hidden_states", "attention_relations", "deit")
+"""Presets of pixels and of transformers, which the networks here are not."""
 
 
 def presets(folder):
-    """Every preset of classes that BASE lists, for two epochs: with cross-entropy, or as a stage before KD."""
-    listed = re.findall(r"^(\w+)\((.*)\)$", command("list", "objectives"), re.MULTILINE)
-    for name, arguments in listed:
-        if name in OF_EMBEDDINGS:
+    """Every preset of classes of the revision, for two epochs: with cross-entropy, or as a stage before KD."""
+    for name, built_in in objectives.PRESETS.items():
+        needs = built_in.build(**ARGUMENTS.get(name, {})).needs
+        if needs.embeddings or getattr(needs, "views", 1) > 1 or name in OF_OTHERS:
             continue
+        arguments = inspect.signature(built_in.build).parameters
         preset = {name: ARGUMENTS.get(name, {})}
-        objective = preset if "supervised=" in arguments or name == "cross_entropy" else ["cross_entropy", preset]
+        objective = preset if "supervised" in arguments or name == "cross_entropy" else ["cross_entropy", preset]
         if name in STAGED:
             distil(folder, "kd", name, stages=[{"objective": preset, "epochs": 1}, {"epochs": 1}])
         elif name == "vitkd":
