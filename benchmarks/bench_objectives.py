@@ -185,23 +185,23 @@ if __name__ == "__main__":
     }
     found = {name: first(name, typed) for name in arguments.presets}
     beds = {name: bed for name, (bed, _) in found.items() if bed}
-    steps = {name: found[name][1] for name in beds}
+    steps = {name: found[name][1] for name in beds if name != "kd"}
     for bed in {against(bed).name: against(bed) for bed in beds.values()}.values():
         steps[bed.name] = step(overview.default("kd"), bed, typed[bed.data["source"]])  # KD's, by the bed's name
     medians = timing.medians(timing.in_turn({key: each.seconds for key, each in steps.items()}, arguments.rounds))
     kept = {key: each.saved_mb() for key, each in steps.items()}
     costs = {}
     for name, bed in beds.items():
-        base = against(bed).name
+        base, own = against(bed).name, name if name in steps else bed.name  # KD is measured once
         costs[name] = {
-            "step_ms": round(1000 * medians[name], 1),
-            "time": round(medians[name] / medians[base], 3),
-            "kept_mb": round(kept[name], 1),
-            "memory": round(kept[name] / kept[base], 3),
+            "step_ms": round(1000 * medians[own], 1),
+            "time": round(medians[own] / medians[base], 3),
+            "kept_mb": round(kept[own], 1),
+            "memory": round(kept[own] / kept[base], 3),
             "bed": bed.name,
         }
         print(
-            f"{name:<24} {1000 * medians[name]:6.0f} ms, {costs[name]['time']:.2f} x KD; {kept[name]:6.1f} MB, "
+            f"{name:<24} {1000 * medians[own]:6.0f} ms, {costs[name]['time']:.2f} x KD; {kept[own]:6.1f} MB, "
             f"{costs[name]['memory']:.2f} x KD; {bed.name}"
         )
     refused = {name: said for name, (bed, said) in found.items() if not bed}
