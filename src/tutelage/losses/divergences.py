@@ -314,7 +314,8 @@ class _AlphaBeta(torch.autograd.Function):
         ctx.save_for_backward(log_q, log_p)
 
     @staticmethod
-    def backward(ctx: Any, of_terms: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None, None]:
+        (of_terms,) = grad_outputs
         log_q, log_p = ctx.saved_tensors
         y = _power(log_p, ctx.alpha) + _power(log_q, ctx.beta)
         slope = _rise(y, _power(log_q, ctx.alpha + ctx.beta), ctx.alpha, log_q - log_p)
