@@ -321,6 +321,11 @@ def bert(lines, tmp_path_factory):
     return str(folder)
 
 
+def first_quick(names):
+    """The first of them in the quick tests, the others in the slow ones."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if k else []) for k, name in enumerate(names)]
+
+
 HIDDEN = {
     "TinyBERT": {"student": "encoder.layer.*", "teacher": "encoder.layer.*"},
     "DistilBERT": {"layers": "last", "distance": "cosine"},
@@ -330,7 +335,7 @@ HIDDEN = {
 }
 
 
-@pytest.mark.parametrize("name", HIDDEN)
+@pytest.mark.parametrize("name", first_quick(HIDDEN))
 def test_the_hidden_states_of_a_bert_teach_a_smaller_one(lines, bert, tmp_path, name):
     objective = ["cross_entropy", {"hidden_states": HIDDEN[name]}]
     run = executed(
@@ -351,7 +356,7 @@ RELATIONS = {
 }
 
 
-@pytest.mark.parametrize("name", RELATIONS)
+@pytest.mark.parametrize("name", first_quick(RELATIONS))
 def test_the_relations_of_a_berts_tokens_teach_a_smaller_one(lines, bert, tmp_path, name):
     objective = [{"attention_relations": RELATIONS[name], "scale": 100}]
     run = executed(
