@@ -8,23 +8,14 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from tests._helpers.logits import drawn, softmax
 from tests._helpers.refusals import refused
 
 from tutelage import losses
 from tutelage.errors import InvalidValueError
 
 T = 2.0
-
-
-def drawn(shape=(6, 9), scale=2.0, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    z, v = (scale * torch.randn(2, *shape, generator=generator, dtype=torch.float64)).to(dtype).unbind()
-    return z.clone().requires_grad_(), v, torch.randint(shape[-1], shape[:-1], generator=generator)
-
-
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum()
+SHAPE = (6, 9)
 
 
 def kl(v, z):
@@ -60,14 +51,14 @@ def test_ldrld_is_its_formula(classes, k):
 
 
 def test_ldrld_of_every_class_has_no_rest():
-    z, v, _ = drawn()
+    z, v, _ = drawn(SHAPE)
     with_rest, without = (losses.ldrld(z, v, k=9, alpha=1.0, beta=beta, temperature=T) for beta in (5.0, 0.0))
     assert torch.equal(with_rest, without)
     assert torch.equal(losses.ldrld(z, v, k=50, alpha=1.0, beta=5.0, temperature=T), with_rest)
 
 
 def test_ldrld_is_0_and_least_at_equality():
-    z, _, _ = drawn()
+    z, _, _ = drawn(SHAPE)
     values = losses.ldrld(z, z.detach(), k=4, alpha=10.5, beta=7.0, temperature=4.0)
     values.sum().backward()
     torch.testing.assert_close(values, torch.zeros_like(values), rtol=0, atol=1e-12)
@@ -98,7 +89,7 @@ def test_ldrld_ranks_the_students_classes():
 
 
 def test_ldrld_of_fewer_than_two_classes_is_refused():
-    z, v, _ = drawn()
+    z, v, _ = drawn(SHAPE)
     for k in (1, 2.0, True):
         with refused(InvalidValueError, "k", got=repr(k), suggests="k=7"):
             losses.ldrld(z, v, k=k, alpha=1.0, beta=1.0, temperature=T)

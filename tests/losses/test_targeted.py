@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from tests._helpers.logits import drawn, softmax
 from tests._helpers.refusals import refused
 
 from tutelage import losses
@@ -30,17 +31,6 @@ of_a_teacher = pytest.mark.parametrize(
 about_the_index = pytest.mark.parametrize(
     "loss", [LOSSES[name] for name in ("dkd", "rld", "teacher_free_kd", "abdkd", "wkd_l")]
 )
-
-
-def drawn(shape=(6, 5), scale=2.0, dtype=torch.float64, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    z, v = (scale * torch.randn(2, *shape, generator=generator, dtype=torch.float64)).to(dtype).unbind()
-    return z.clone().requires_grad_(), v, torch.randint(shape[-1], shape[:-1], generator=generator)
-
-
-def softmax(x):
-    e = np.exp(x - x.max())
-    return e / e.sum()
 
 
 def kl(p, q):

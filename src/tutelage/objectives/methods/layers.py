@@ -131,9 +131,9 @@ class LayerTerm(FeatureTerm):
         positions = batch.labels.shape[: batch.labels.ndim - batch.labels.is_floating_point()]
         if values.shape == positions:
             return values
-        return mean_of(values, self.present(values, batch.inputs))
+        return mean_of(values, self.unpadded(values, batch.inputs))
 
-    def present(self, tokens: Tensor, inputs: Inputs) -> Tensor | None:
+    def unpadded(self, tokens: Tensor, inputs: Inputs) -> Tensor | None:
         """Return which tokens ``(batch, tokens, ...)`` are no padding; ``None`` where all count."""
         size = tokens.shape[:2]
         ids: Any = inputs
@@ -230,7 +230,7 @@ class _BoundRelations(BoundFeatures):
         self._compare(ours, theirs, None)
 
     def values(self, student: Sequence[Tensor], teacher: Sequence[Tensor], batch: Batch, progress: Progress) -> Tensor:
-        seen = self.spec.present(student[0], batch.inputs)
+        seen = self.spec.unpadded(student[0], batch.inputs)
         layers = [self._compare(student[at : at + 3], teacher[at : at + 3], seen) for at in range(0, len(student), 3)]
         return self.spec.of_texts(torch.stack(layers).sum(0), batch)
 
