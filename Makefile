@@ -6,7 +6,10 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 LOWEST := .venv-lowest
 # A file's tests stay in one process, as they share what is dear to make; each process has one thread.
-SUITE := -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile
+# Files are begun in the order of their names, and not those of few tests at last: some of these are long.
+SUITE := -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+# Tests start some hundred processes; where a shell forbids to keep what Python compiles, each would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check mypy pyright docs docs-photos dist generated clean
 

@@ -264,8 +264,11 @@ def forked(value, folder, moment=None):
 
 def main():
     torch.set_num_threads(1)
-    # Before the forks: the imports of a run, and those that an optimizer's first construction makes.
-    import tutelage.runs.execute  # noqa: F401
+    # Before the forks: the imports of a run, which take longer than it, and those of an optimizer's first construction.
+    import sklearn.datasets  # noqa: F401
+
+    import tutelage.runs.execute
+    import tutelage.runs.group  # noqa: F401
 
     torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
     folder = pathlib.Path(sys.argv[1])

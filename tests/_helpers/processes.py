@@ -16,6 +16,8 @@ from .launching import free_port
 
 LIMIT = 120
 """Seconds after which a test ends the processes that it started."""
+# Processes are forked from one that has imported what all of them need: only this takes seconds.
+multiprocessing.set_forkserver_preload(["tutelage.runs.execute", "tutelage.objectives", "pytest"])
 
 
 class Shares(Rows):
@@ -40,7 +42,9 @@ def two_processes(work, *args):
 
 
 def _processes(count, limit, work, *args):
-    started = multiprocessing.spawn(_start, (free_port(), count, work, *args), nprocs=count, join=False)
+    started = multiprocessing.start_processes(
+        _start, (dict(os.environ), free_port(), count, work, *args), nprocs=count, join=False, start_method="forkserver"
+    )
     try:
         for process in started.processes:
             process.join(limit)
@@ -50,7 +54,9 @@ def _processes(count, limit, work, *args):
     return [process.exitcode for process in started.processes], started
 
 
-def _start(rank, port, count, work, *args):
+def _start(rank, environment, port, count, work, *args):
+    os.environ.clear()  # That of the process they are forked from is of an earlier test.
+    os.environ.update(environment)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")
     torch.set_num_threads(1)

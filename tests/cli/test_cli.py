@@ -27,12 +27,6 @@ QUICK = {
 }
 
 
-def run(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "tutelage", *arguments], cwd=cwd, capture_output=True, text=True, timeout=300
-    )
-
-
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -171,10 +165,10 @@ def test_list_shows_parameters_and_papers(invoke):
     assert "imagefolder:" in invoke("list", "data")[1]
 
 
-def test_doctor_takes_a_real_step(tmp_path):
-    done = run("doctor", cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"ok\s+training step, bf16\s+\d+ steps", done.stdout)
+def test_doctor_takes_a_real_step(here, invoke):
+    code, out, err = invoke("doctor")
+    assert code == 0, out + err
+    assert re.search(r"ok\s+training step, bf16\s+\d+ steps", out)
 
 
 def test_doctor_times_every_section_where_asked(invoke, monkeypatch):

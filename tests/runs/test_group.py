@@ -195,7 +195,15 @@ def test_one_that_fails_leaves_the_others_alone(teacher, each_alone, tmp_path):
         assert_same(tmp_path / name, each_alone / name)
 
 
-@pytest.mark.parametrize("where", ["finish", "record", "begin", "prepare"])
+@pytest.mark.parametrize(
+    "where",
+    [
+        "finish",
+        pytest.param("record", marks=pytest.mark.slow),
+        pytest.param("begin", marks=pytest.mark.slow),
+        "prepare",
+    ],
+)
 def test_what_fails_outside_of_steps_fails_alone_too(teacher, each_alone, tmp_path, monkeypatch, where):
     def full(plain, which):
         def act(folder, *arguments, **keywords):

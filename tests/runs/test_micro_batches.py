@@ -136,7 +136,7 @@ def trial_of(student, **keys):
     return micro_batches._trial(recipe, run_inputs, 0, recipe.fits()[0].settings), batch
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", [pytest.param("sgd", marks=pytest.mark.slow), "adamw"])
 def test_steps_that_are_tried_leave_everything_as_it_was(free, optimizer):
     free(PLENTY)
     student = Draws(most=8)

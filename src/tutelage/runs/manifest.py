@@ -8,6 +8,7 @@ import os
 import platform
 import re
 import subprocess
+from functools import cache
 from pathlib import Path, PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,7 @@ def hardware(device: torch.device) -> dict[str, Any]:
     }
 
 
+@cache
 def software() -> dict[str, str]:
     """Return the versions that a result depends on."""
     versions = {"python": platform.python_version(), "system": platform.system()}
@@ -63,8 +65,12 @@ def software() -> dict[str, str]:
     return versions
 
 
+@cache
 def version() -> dict[str, str | None]:
-    """Return this package's version and, in a checkout, the commit, marked if files differ from it."""
+    """Return this package's version and, in a checkout, the commit, marked if files differ from it.
+
+    A process keeps its first answer, as it does the code that it has imported.
+    """
     here = Path(__file__).parents[1]
     # An installed copy may be inside another project's checkout, whose commit says nothing about it.
     tracked = _git(here, "ls-files", "--", __file__)

@@ -259,7 +259,7 @@ def distill(teacher, runs, **more):
     )
 
 
-@pytest.mark.parametrize("first", ["fitnet", "activation_boundary", "fsp"])
+@pytest.mark.parametrize("first", ["activation_boundary", "fsp"])  # fitnet: below.
 def test_two_stages_of_a_recipe_feature_then_logits(first, teacher, tmp_path, monkeypatch):
     monkeypatch.setattr(html, "write_report", lambda folder: None)
     stages = [{"objective": first, "epochs": 1}, {"objective": "kd", "epochs": 1}]

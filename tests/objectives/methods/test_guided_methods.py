@@ -249,7 +249,7 @@ def trained(tmp_path_factory):
 @pytest.mark.parametrize("recorded", [False, True], ids=["live", "recorded"])
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_run_learns_by_name_and_saves_the_student_alone(tmp_path, trained, name, recorded):
-    how = {"teacher": trained, "data": {"source": "digits"}, "epochs": 1, "device": "cpu"}
+    how = {"teacher": trained, "data": {"source": "digits", "labelled": 10}, "epochs": 1, "device": "cpu"}
     if recorded:
         how["outputs"] = str(tmp_path / "outputs")
     value = {"name": name, "student": "cifar:resnet8", "objective": name, **how}
