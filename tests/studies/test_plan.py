@@ -399,6 +399,7 @@ def test_the_record_holds_what_a_table_is_made_of(tmp_path):
         ],
         "figures": ["entropy"],
         "costs": None,
+        "differences": [{"tests": "news", "first": "new", "second": "kd"}],
         "departures": ["seeds: 1 instead of 2"],
         "missing": {"new": "not built: not_built_yet"},
         "notes": ["a note"],
