@@ -89,7 +89,7 @@ def fields(difference: Difference) -> dict[str, Any]:
 def table_of(differences: Sequence[Difference], *, caption: str = "") -> tables.Table:
     """Return the table of one pair's differences."""
     by = next((each.measure for each in differences if each.measure is not records.ACCURACY), records.ACCURACY)
-    headings = ("Tests", "Difference", "n", by.heading("Mean", by.steps), "95 % interval", "p", "Above 0")
+    headings = ("Tests", "Difference", "n", by.heading("Mean", by.steps), "95\u00a0% interval", "p", "Above 0")
     exact = ("pair", "tests", "first", "second", "mean", "std", "low", "high", "p")
     rows = [
         tables.Row(cells=_cells(each), exact={key: getattr(each, key) for key in exact} | {"n": len(each.values)})
