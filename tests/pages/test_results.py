@@ -39,6 +39,7 @@ def tables(made):
 def test_the_tables_are_those_of_the_records(page, made):
     again = choosing_tables.written(page, {name: rows.__iter__ for name, rows in made.items()})
     assert again == page, "type python -m docs.results_tables"
+    assert not re.search(r"\|\n[^|\n]", page), "a table ends with an empty line"
     named = re.findall(r"^<!-- table: (\S+) -->$", page, flags=re.MULTILINE)
     assert sorted(named) == sorted(results_tables.TABLES)
 
