@@ -71,7 +71,7 @@ dist: $(STAMP)
 	$(BIN)/python tests/distribution.py dist
 
 # What is written from the settings, the presets and the models' sources: signatures for recipes, what `tutelage list` shows,
-# arguments of timm's optimizers, the tables of keys, the page of objectives, and the JSON Schema of recipes.
+# arguments of timm's optimizers, the tables of keys, the pages of objectives and of results, and the JSON Schema of recipes.
 generated: $(STAMP)
 	$(BIN)/python -c "from tutelage.objectives import registry; print(registry.signatures_json(), end='')" > objectives.json
 	mv objectives.json src/tutelage/config/objectives.json
@@ -84,6 +84,8 @@ generated: $(STAMP)
 	$(BIN)/python -m tutelage.studies.overview > objectives.md
 	mv objectives.md docs/objectives.md
 	$(BIN)/python docs/key_tables.py
+	$(BIN)/python docs/choosing_tables.py
+	$(BIN)/python -m docs.results_tables
 	$(BIN)/python -m docs.recipe_schema
 
 $(STAMP): pyproject.toml

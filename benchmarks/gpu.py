@@ -4,7 +4,7 @@
     python benchmarks/gpu.py bugs                     what fails, waits, differs from the CPU or cannot be resumed
     python benchmarks/gpu.py ratios                   steps against the published loop and a whole-step CUDA graph
     python benchmarks/gpu.py losses                   cross-entropy and WTTM, the last layer with them: time and memory
-    python benchmarks/gpu.py schedule --data FOLDER   vgg13 teaches vgg8 on CIFAR-100, 240 epochs, four methods
+    python benchmarks/gpu.py schedule --data FOLDER   vgg13 teaches vgg8 on CIFAR-100, 240 epochs, six methods
     python benchmarks/gpu.py report                   prints the tables; for a GPU it writes results/gpu.json
 
     --out FOLDER         for results and runs, by default runs/gpu; one folder per GPU, torch and size

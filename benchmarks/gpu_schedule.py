@@ -1,10 +1,8 @@
-"""Run the published schedule: vgg13 teaches vgg8 on CIFAR-100 for 240 epochs, four methods, three seeds each.
+"""Run the published schedule: vgg13 teaches vgg8 on CIFAR-100 for 240 epochs, six methods, three seeds each.
 
-It is a study like any other (`tutelage.studies`). Its protocol, gammas, betas and published values are those of table 1
-of arXiv:2402.11148. Next to kd, ttm and wttm it has KD with TTM's target and factor: temperature ``1 / gamma`` and
-weight ``beta * gamma``, because `losses.kd` has the factor ``T**2`` and KL's gradient by the logits has ``1 / T``, and
-the whole cross-entropy. Networks compute in bfloat16. The students of a seed are trained in lockstep. The runs are in
-``runs`` under the results, and resume where they stopped.
+It is a pair of the study ``method-alone``, whose ``kd_matched`` is KD with TTM's target and factor. Networks compute in
+bfloat16. The students of a seed are trained in lockstep. The runs are in ``runs`` under the results, and resume where
+they stopped.
 """
 
 import importlib.util
@@ -12,50 +10,33 @@ import json
 import statistics
 import time
 
-from tutelage import config, records
+from tutelage import records
 from tutelage.places.time_limit import Budget
 from tutelage.runs.run import RunOptions, finished
 from tutelage.runs.terminal import drawn_or_printed
 from tutelage.studies import plan, study_file
 from tutelage.studies.run_study import run_study
-from tutelage.studies.schema import TEACHER, parse
+from tutelage.studies.schema import TEACHER
 
-PAIR, METHODS, MATCHED, SEEDS = "vgg13/vgg8", ("kd", "ttm", "wttm"), "kd matched to ttm", 3
+STUDY, PAIR = "method-alone", "vgg13/vgg8"
 END = 20.0
 """Seconds of the budget reserved for the end of the worker and for the table."""
+SMALL = (
+    *("data=digits", "epochs=1", "batch_size=512"),
+    *(f"pairs.{PAIR}.teacher={{train: {{model: 'mlp:8'}}}}", f"pairs.{PAIR}.student=mlp:4"),
+)
+"""Overrides that try it; the data come with scikit-learn."""
 
 
 def request(options):
-    """Return the study's request: the pair and three methods of table 1, and the fourth method."""
-    value = config.read(study_file.find("table1"))
-    methods = {name: value["methods"][name] for name in METHODS}
-    ttm = methods["ttm"]["pairs"][PAIR]["ttm"]
-    matched = {"temperature": 1 / ttm["gamma"], "weight": ttm["beta"] * ttm["gamma"], "supervised": 1.0}
-    for method in methods.values():
-        for key in ("pairs", "published"):
-            method[key] = {pair: entry for pair, entry in method.get(key, {}).items() if pair == PAIR}
-    methods[MATCHED] = {"objective": {"kd": matched}}
-    pair = dict(value["pairs"][PAIR])
-    protocol = value["protocol"] | {"precision": "bf16", "device": options.device}
-    if options.small:  # The data come with scikit-learn.
-        protocol |= {"data": {"source": "digits"}, "epochs": 1, "batch_size": 512}
-        pair |= {"teacher": {"train": {"model": "mlp:8"}}, "student": "mlp:4"}
-    else:
-        protocol["data"] = protocol["data"] | {"source": f"hf:{options.data}"}
+    """Return the study's request for the pair."""
+    overrides = ["precision=bf16", f"device={options.device}"]
+    overrides += SMALL if options.small else [f"data.source=hf:{options.data}"]
     if options.teacher:
-        pair["teacher"] = str(options.teacher)
-    study = parse(
-        {
-            "name": "gpu-schedule",
-            "title": "vgg13 teaches vgg8 on CIFAR-100: KD, KD matched to TTM, TTM, WTTM",
-            "source": value["source"],
-            "protocol": protocol,
-            "pairs": {PAIR: pair},
-            "methods": methods,
-            "seeds": 1 if options.small else SEEDS,
-        }
-    )
-    return plan.assign(study, study, runs=options.out / "runs", pool="schedule")
+        overrides.append(f"pairs.{PAIR}.teacher={options.teacher}")
+    plain, study = study_file.read(STUDY, overrides)
+    seeds = 1 if options.small else None
+    return plan.assign(plain, study, runs=options.out / "runs", pool="schedule", pairs=[PAIR], seeds=seeds)
 
 
 def train(options):
@@ -95,7 +76,7 @@ def items(options):
         raise SystemExit("--data: expected the folder of CIFAR-100, got none; type --data path/to/cifar100")
     if missing := [name for name in ("datasets", "plotly") if importlib.util.find_spec(name) is None]:
         raise SystemExit(f"schedule: expected the packages datasets and plotly, got no {' and no '.join(missing)}")
-    return {f"{PAIR}, {', '.join((*METHODS, MATCHED))}": (30.0, lambda: train(options))}
+    return {f"{STUDY}, {PAIR}": (30.0, lambda: train(options))}
 
 
 def report(entries):

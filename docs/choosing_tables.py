@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
@@ -423,16 +423,19 @@ TABLES = {
 }
 
 
-def lines(name: str) -> list[str]:
-    head, *rows = TABLES[name]()
+Tables = Mapping[str, Callable[[], Iterator[list[str]]]]
+
+
+def lines(name: str, tables: Tables = TABLES) -> list[str]:
+    head, *rows = tables[name]()
     return [f"| {' | '.join(cells)} |" for cells in (head, ["---"] * len(head), *rows)]
 
 
-def written(page: str) -> str:
+def written(page: str, tables: Tables = TABLES) -> str:
     """Return the page with its tables rewritten."""
 
     def table(found: re.Match[str]) -> str:
-        return f"{found[1]}\n" + "\n".join(lines(found[2])) + "\n"
+        return f"{found[1]}\n" + "\n".join(lines(found[2], tables)) + "\n"
 
     return re.sub(r"^(<!-- table: (\S+) -->\n)\n(?:\|.*\n)*", table, page, flags=re.MULTILINE)
 

@@ -321,6 +321,14 @@ class Published(TypedDict):
     n: int | None  # runs that the mean is over
 
 
+class Compared(TypedDict):
+    """Two methods of a study, whose difference is reported."""
+
+    tests: str  # what it tests
+    first: str
+    second: str  # subtracted from the first
+
+
 class Study(TypedDict):
     """``study.json``."""
 
@@ -335,6 +343,7 @@ class Study(TypedDict):
     figures: list[str]  # which are drawn: any of ``entropy``, ``divergence``, ``histogram``, ``mappings``
     costs: str | None
     """The method that time and memory of all methods are relative to; none where the table shows neither."""
+    differences: list[Compared]  # between methods, below the table of each pair
     departures: list[str]  # how the runs differ from the published ones, one per line
     missing: dict[str, str]  # methods that could not be run, and why
     notes: list[str]  # below its table

@@ -15,6 +15,7 @@ from torch import nn
 from tutelage import losses
 from tutelage.benchmark.steps import BETA, GAMMA
 from tutelage.settings.fit import SGD
+from tutelage.studies import plan
 from tutelage.training.buffers import SavedBuffers
 
 CPU = {"device": "cpu", "gpu": None, "processor": "a processor"}
@@ -171,6 +172,21 @@ def test_what_says_nothing_of_a_gpu_is_not_written_as_a_gpus(hardware, small, sc
     assert "that it runs is all that this says" in capsys.readouterr().out
     assert not gpu.RESULT.exists()
     assert (tmp_path / "out" / "gpu.json").exists()
+
+
+def test_the_schedule_is_a_pair_of_the_study_in_half_precision(script, tmp_path):
+    schedule = script("gpu_schedule")
+    options = SimpleNamespace(device="cuda", small=False, data="path/to/cifar100", teacher=None, out=tmp_path)
+    request = schedule.request(options)
+    teacher, *students = plan.jobs(request)
+    assert (teacher.recipe.student.name, len(students)) == ("cifar:vgg13", 18)
+    assert {(job.recipe.epochs, job.recipe.precision, job.recipe.data.source) for job in students} == {
+        (240, "bf16", "hf:path/to/cifar100")
+    }
+    options.small, options.teacher = True, "runs/teacher"
+    request = schedule.request(options)
+    assert [job.recipe.student.name for job in plan.jobs(request)] == ["mlp:4"] * 6
+    assert request.study.pairs[schedule.PAIR].teacher.name == "runs/teacher"
 
 
 def test_a_mark_of_a_skipped_step_is_found(script, monkeypatch):

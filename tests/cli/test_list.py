@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from tutelage.cli import app
 from tutelage.errors import InvalidValueError, MissingExtraError
 from tutelage.models import catalogue
+from tutelage.studies import objective_rows
 
 
 def typed(*arguments, columns=80):
@@ -54,6 +55,27 @@ def test_an_objective_by_name_has_its_figures_too():
     assert "read in: arXiv:2402.11148 (paper)" in words
     assert re.search(r"we ran: [\d.]+, 1 seed; Accuracy \(%\), last epoch; .*; benchmarks/results/zoo-smoke", words)
     assert "no published figure: the control of WTTM" in " ".join(typed("objectives", "weighted_kd").stdout.split())
+
+
+@pytest.mark.parametrize("columns", [40, 80, 200])
+def test_evidence_is_every_record_of_each_objective_or_that_it_was_not_run(columns):
+    lines = typed("objectives", "--evidence", columns=columns).stdout.splitlines()
+    assert max(map(len, lines)) <= max(80, min(columns, 120))
+    rows = objective_rows.read()
+    assert [line for line in lines if not line.startswith(" ")] == [row.name for row in rows]
+    assert lines.count("    not run") == sum(not row.recorded for row in rows) > 0
+    words = " ".join(" ".join(lines).split())
+    assert words.count("; benchmarks/results/") == sum(len(row.recorded) for row in rows)
+
+
+def test_evidence_of_one_objective_says_data_epochs_and_seeds():
+    words = " ".join(typed("objectives", "wttm", "--evidence").stdout.split())
+    assert "93.36 ± 0.70, 10 seeds; Accuracy (%), last epoch; digits, resnet8 to mlp:16," in words
+    assert "74.32 ± 0.26, 3 seeds; Accuracy (%), last epoch; CIFAR-100 in a loop outside of the package, vgg13" in words
+    assert "--evidence" in typed("objectives", "wttm").stdout
+    assert typed("objectives", "vitkd", "--evidence").stdout == "vitkd\n    not run\n"
+    with pytest.raises(InvalidValueError, match="--evidence: expected objectives, got models; type"):
+        raise typed("models", "--evidence").exception
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import re
 import pytest
 from docs import choosing_tables
 from tests._helpers import ROOT
+from tests.pages.generated import unknown_numbers
 from tests.pages.harness import blocks_of, play
 
 from tutelage import config
@@ -27,10 +28,6 @@ def rewritten(page):
     return choosing_tables.written(page)
 
 
-def numbers(text):
-    return set(re.findall(r"(?<![\w.-])\d+(?:,\d{3})*(?:\.\d+)?", text.replace(",\n", ", ")))
-
-
 def test_the_tables_are_those_of_the_records(page, rewritten):
     assert rewritten == page, "type python docs/choosing_tables.py"
     assert sorted(re.findall(r"^<!-- table: (\S+) -->$", page, flags=re.MULTILINE)) == sorted(choosing_tables.TABLES)
@@ -40,20 +37,7 @@ def test_the_tables_are_those_of_the_records(page, rewritten):
 
 
 def test_every_number_of_the_text_is_in_a_table_or_in_the_record_that_it_links(page):
-    text = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
-    generated = re.findall(r"^<!-- table: \S+ -->\n\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
-    assert len(generated) == len(choosing_tables.TABLES)
-    known = numbers("".join(generated))
-    prose = re.sub(r"^(<!-- table: \S+ -->\n\n)(?:\|.*\n)+", "", text, flags=re.MULTILINE)
-    for paragraph in re.split(r"\n\n|\n(?=- |\|)", prose):
-        linked = [ROOT / "docs" / path for path in re.findall(r"\]\((\.\./benchmarks/[^)#]+\.md)\)", paragraph)]
-        of_records = numbers("".join(path.read_text(encoding="utf-8") for path in linked))
-        plain = re.sub(r"\]\([^)]*\)|`[^`]*`", " ", paragraph)
-        for words in sorted(KNOWN, key=len, reverse=True):
-            plain = plain.replace(words, " ")
-        assert numbers(plain.replace("CIFAR-100", "")) <= known | of_records, paragraph
-    unused = [words for words in KNOWN if words not in prose]
-    assert not unused
+    assert list(unknown_numbers(page, choosing_tables.TABLES, KNOWN)) == []
 
 
 def test_what_the_page_calls_matched_is():

@@ -148,9 +148,17 @@ def test_what_we_ran_is_what_a_studys_table_says():
 
 def test_every_record_that_is_shown_is_there_and_the_most_seeds_come_first():
     for row in ROWS.values():
-        assert len(row.recorded) <= recorded_figures.SHOWN
         assert [of.n for of in row.recorded] == sorted((of.n for of in row.recorded), reverse=True)
         assert all((RESULTS / of.record).is_dir() for of in row.recorded)
+
+
+def test_tables_show_a_few_records_and_say_how_many_more_there_are():
+    lines = [line.strip() for line in objective_rows.lines(ROWS["wttm"], 1000, details=True)]
+    assert sum(line.startswith("we ran: ") for line in lines) == objective_rows.SHOWN
+    more = len(ROWS["wttm"].recorded) - objective_rows.SHOWN
+    assert lines[-1] == f"and {more} more: tutelage list objectives wttm --evidence"
+    ran = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8").split("\n## ")[3]
+    assert ran.count("\n| `wttm` |") == objective_rows.SHOWN
 
 
 def test_without_records_nothing_was_run(tmp_path):

@@ -373,6 +373,7 @@ def test_the_record_holds_what_a_table_is_made_of(tmp_path):
             "new": {"objective": "not_built_yet", "published": {"wide/narrow": 71}},
         },
         figures=["entropy"],
+        differences={"news": ["new", "kd"]},
         notes=["a note"],
     )
     request = assign(grid, grid, runs=tmp_path, seeds=1)
@@ -399,6 +400,7 @@ def test_the_record_holds_what_a_table_is_made_of(tmp_path):
         ],
         "figures": ["entropy"],
         "costs": None,
+        "differences": [{"tests": "news", "first": "new", "second": "kd"}],
         "departures": ["seeds: 1 instead of 2"],
         "missing": {"new": "not built: not_built_yet"},
         "notes": ["a note"],

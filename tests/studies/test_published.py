@@ -59,7 +59,7 @@ def test_each_study_becomes_runs_without_a_departure(studies, planned):
 
 
 def test_the_networks_of_the_cifar_tables_are_built(studies):
-    for name in ("table1", "table2", "table3", "table4", "table6", "figure1", "figure2", "figure3"):
+    for name in ("table1", "table2", "table3", "table4", "table6", "figure1", "figure2", "figure3", "method-alone"):
         for key, pair in studies[name].pairs.items():
             teacher, student = key.split("/")
             assert (pair.teacher.name, pair.student.name) == (f"cifar:{teacher}", f"cifar:{student}")
@@ -79,7 +79,7 @@ def test_studies_of_one_pool_plan_equal_runs(planned):
 
 def test_the_protocol_is_the_paper_s(studies, planned, facts):
     protocol = facts["cifar100"]["protocol"]
-    for name in ("table1", "table2", "table3", "table4", "table6", "figure1", "figure2", "figure3"):
+    for name in ("table1", "table2", "table3", "table4", "table6", "figure1", "figure2", "figure3", "method-alone"):
         recipe = studies[name].recipe
         assert (recipe.epochs, recipe.batch_size) == (protocol["epochs"], protocol["batch_size"])
         optimizer, schedule = recipe.optimizer, recipe.schedule
@@ -240,6 +240,27 @@ def test_the_figures_runs_are_the_paper_s(studies):
     ]
     kinds = [studies[name].figures for name in ("figure1", "figure2", "figure3")]
     assert kinds == [("entropy",), ("divergence",), ("histogram",)]
+
+
+def test_the_method_alone_has_the_settings_and_figures_of_table_1(studies, planned):
+    study, first = studies["method-alone"], studies["table1"]
+    assert list(study.pairs) == ["vgg13/vgg8", "resnet32x4/resnet8x4", "resnet56/resnet20", "wrn_40_2/wrn_16_2"]
+    assert study.pairs.items() <= first.pairs.items()
+    shared = {job.name: job.recipe for job in planned["table1"]}
+    new = {job.method for job in planned["method-alone"] if job.name not in shared}
+    assert new == {"kd_matched", "wttm_auto"}
+    for name in ("cross_entropy", "kd", "ttm", "wttm"):
+        of = first.methods[name].published
+        assert study.methods[name].published == {pair: of[pair] for pair in study.pairs}
+    for pair in study.pairs:
+        matched = study.methods["kd_matched"].pairs[pair]["kd"]["matched_to"]
+        assert matched == study.methods["ttm"].pairs[pair] == first.methods["ttm"].pairs[pair]
+    assert list(study.differences.values()) == [
+        ("kd_matched", "kd"),
+        ("ttm", "kd_matched"),
+        ("wttm", "ttm"),
+        ("wttm_auto", "wttm"),
+    ]
 
 
 def test_vanilla_kd_is_compared_under_both_trainings(planned):

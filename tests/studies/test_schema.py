@@ -339,6 +339,18 @@ def test_costs_name_a_method_of_the_study():
         parse({**SMALL, "costs": "kdd"})
 
 
+def test_differences_are_between_two_methods_of_the_study():
+    assert parse({**SMALL, "differences": {"teaching": ["kd", "cross_entropy"]}}).differences == {
+        "teaching": ("kd", "cross_entropy")
+    }
+    wrong = {"teaching": ["kdd", "cross_entropy"], "nothing": ["kd", "kd"]}
+    whats = ["study: differences.teaching", "study: differences.nothing"]
+    with refused(RecipeError, whats, got=["'kdd'", "'kd' twice"], suggests="kd"):
+        parse({**SMALL, "differences": wrong})
+    with refused(RecipeError, "study: differences.teaching"):
+        parse({**SMALL, "differences": {"teaching": ["kd"]}})
+
+
 def test_what_stands_beside_a_preset_is_none():
     study = parse({**SMALL, "methods": {"itrd": ["cross_entropy", {"itrd": {}, "gather": True, "scale": 0.5}]}})
     assert study.methods["itrd"].missing == []

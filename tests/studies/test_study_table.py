@@ -8,6 +8,7 @@ from io import StringIO
 
 import pytest
 from rich.console import Console
+from scipy.stats import ttest_1samp
 from tests._helpers import synthetic
 from tests._helpers.refusals import refused
 
@@ -164,8 +165,8 @@ def test_it_says_which_methods_are_matched(tmp_path):
     assert sentence in study.notes(read_table(folder))
 
 
-def printed(folder):
-    console = Console(file=StringIO(), width=120)
+def printed(folder, width=120):
+    console = Console(file=StringIO(), width=width)
     study.print_study(folder, console)
     return console.file.getvalue()
 
@@ -236,6 +237,64 @@ def test_costs_are_held_against_the_method_that_the_study_names(tmp_path):
     assert "600 (1.50 x kd)" in shown
     assert "Published (%)" not in shown
     assert "Step (ms)" not in study.markdown(study.read_table(write(tmp_path)))
+
+
+WEIGHTS = {"tests": "weights", "first": "wttm", "second": "kd"}
+NEWS = {"tests": "news", "first": "new", "second": "kd"}
+
+
+def test_differences_are_paired_by_seed_over_finished_runs_of_both(tmp_path):
+    synthetic.write_run(tmp_path / "big-small/kd-seed2", objective="kd", seed=2, status="running", length=7)
+    cells = [{"folder": "../big-small/kd-seed2", "pair": "big/small", "teacher": "../t", "method": "kd", "seed": 2}]
+    folder = write(tmp_path, cells=cells, differences=[WEIGHTS, NEWS])
+    weights, news = read_table(folder).of("big/small")
+    values = (76.13 - 73.91, 75.89 - 74.02)
+    mean, half = sum(values) / 2, 12.7062047 * abs(values[0] - values[1]) / 2  # t of one degree of freedom
+    assert (weights.seeds, weights.above) == ((0, 1), 2)
+    assert weights.values == pytest.approx(values)
+    assert (weights.mean, weights.std) == pytest.approx((mean, abs(values[0] - values[1]) / math.sqrt(2)))
+    assert (weights.low, weights.high) == pytest.approx((mean - half, mean + half))
+    assert (weights.p, weights.untested) == (None, None)  # of two seeds there is no test
+    assert (news.seeds, news.mean, news.low, news.untested) == ((), None, None, "no seed that both have finished")
+
+
+def test_three_seeds_have_a_test_and_one_no_interval(tmp_path):
+    folder = write(tmp_path, differences=[WEIGHTS])
+    value = json.loads((folder / records.STUDY).read_text())
+    synthetic.write_run(tmp_path / "big-small/kd-seed2", objective="kd", seed=2, accuracy=0.74)
+    third = {"folder": "../big-small/kd-seed2", "pair": "big/small", "teacher": None, "method": "kd", "seed": 2}
+    synthetic.write(folder / records.STUDY, value | {"cells": [*value["cells"], third]})
+    (weights, _) = read_table(folder).differences
+    assert weights.p == pytest.approx(ttest_1samp(weights.values, 0).pvalue)
+    first = [cell for cell in value["cells"] if cell["seed"] == 1]
+    synthetic.write(folder / records.STUDY, value | {"cells": first})
+    (weights, _) = read_table(folder).differences
+    assert (weights.values, weights.std, weights.low) == ((pytest.approx(1.87),), None, None)
+    assert weights.untested == "one seed has no spread"
+
+
+def test_differences_stand_below_each_pairs_table(tmp_path):
+    folder = write(tmp_path, differences=[WEIGHTS, NEWS])
+    study.write_tables(folder)
+    text = (folder / study.MARKDOWN).read_text()
+    row_of = "| weights | wttm - kd | 2 | +2.05 ± 0.25 | -0.18 to +4.27 | – | 2 of 2 |"
+    assert text.index("## big/small") < text.index(row_of) < text.index("## big/tiny")
+    assert "| news | new - kd | 0 | – | none: no seed that both have finished | – | – |" in text
+    assert study.paired.NOTE in text
+    (weights, *_) = json.loads((folder / study.JSON).read_text())["differences"]
+    assert (weights["tests"], weights["n"], weights["above"], weights["seeds"]) == ("weights", 2, 2, [0, 1])
+    assert weights["mean"] == pytest.approx(2.045)
+    assert "measure" not in weights
+    shown = printed(folder)
+    assert "-0.18 to +4.27" in shown
+    assert study.paired.NOTE.split(":")[0] in " ".join(shown.split())
+    assert "-0.18 to +4.27" in printed(folder, 80)
+    page = write_report(folder).read_text()
+    assert "Differences between methods</h2>" in page
+    assert 'data-tests="weights" data-first="wttm" data-second="kd"' in page
+    assert page.count("wttm - kd") == 1  # of the pair that has runs
+    study.write_tables(write(tmp_path))
+    assert "Tests" not in (folder / study.MARKDOWN).read_text()
 
 
 def test_a_study_of_language_models_is_of_perplexity(tmp_path):

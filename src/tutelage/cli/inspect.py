@@ -151,10 +151,16 @@ def list_(
         str | None,
         typer.Argument(metavar="[PATTERN]", help="Only names like it: 'timm:mobilenet*', or a part of them: resnet18."),
     ] = None,
+    evidence: Annotated[
+        bool,
+        typer.Option("--evidence", help="Of objectives: what of each we have run ourselves, and with what result."),
+    ] = False,
 ) -> None:
     """List models, data sources, or objectives with their parameters and papers; print the schema of recipes."""
     if what not in LISTS:
         raise InvalidValueError("list", f"one of {', '.join(LISTS)}", repr(what), nearest(what, LISTS))
+    if evidence and what != "objectives":
+        raise InvalidValueError("--evidence", "objectives", what, "type tutelage list objectives --evidence")
     if what == "schema":
         from tutelage.config.files import JSON_SCHEMA
 
@@ -173,7 +179,9 @@ def list_(
         objectives = objective_rows.read()
         known = [row.name for row in objectives]
         for row in objectives:
-            if matches(row.name):
+            if matches(row.name) and evidence:
+                lines += objective_rows.evidence(row, _width())
+            elif matches(row.name):
                 lines += objective_rows.lines(row, _width(), details=pattern is not None)
     else:
         from tutelage import data, models

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ROWS = Path(__file__).parent / "objective_rows.json"
+SHOWN = 3
+"""Records of a preset beside its other facts; all of them are its evidence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +84,18 @@ def _row(row: dict[str, Any]) -> Row:
 def lines(row: Row, width: int, *, details: bool) -> list[str]:
     """Return what is known of a preset as lines; its published figure and our own runs where details are asked for."""
     head = textwrap.wrap(row.signature, width, subsequent_indent=" " * (len(row.name) + 1), break_on_hyphens=False)
-    facts = [*_facts(row), *(_details(row) if details else ())]
+    return head + _below([*_facts(row), *(_details(row) if details else ())], width)
+
+
+def evidence(row: Row, width: int) -> list[str]:
+    """Return what we have run of a preset ourselves as lines: every record, or that there is none."""
+    return [row.name, *_below([*map(_ran, row.recorded)] or ["not run"], width)]
+
+
+def _below(facts: Iterable[str], width: int) -> list[str]:
+    """Wrap facts below a preset's name."""
     wrap = textwrap.TextWrapper(width, initial_indent=" " * 4, subsequent_indent=" " * 8, break_on_hyphens=False)
-    return head + [line for each in facts for line in wrap.wrap(each)]
+    return [line for each in facts for line in wrap.wrap(each)]
 
 
 def _facts(row: Row) -> Iterator[str]:
@@ -106,10 +117,16 @@ def _details(row: Row) -> Iterator[str]:
         yield f"published: {of.figure}{beside}; {of.measure}; {of.setting}; {of.table}"
         yield f"its epoch: {of.epoch}; {of.known_by}"
         yield f"read in: {of.source} ({of.read})"
-    for ran in row.recorded:
-        beside = f" beside {ran.beside}" if ran.beside else ""
-        seeds = f"{ran.n} seed{'s' * (ran.n != 1)}"
-        result = f"{ran.figure}{beside}, {seeds}; {ran.measure}, {ran.epoch} epoch; {ran.what}"
-        yield f"we ran: {result}; benchmarks/results/{ran.record}"
+    for ran in row.recorded[:SHOWN]:
+        yield f"we ran: {_ran(ran)}"
+    if len(row.recorded) > SHOWN:
+        yield f"and {len(row.recorded) - SHOWN} more: tutelage list objectives {row.name} --evidence"
     if not row.recorded:
         yield "we ran: no record yet"
+
+
+def _ran(of: Recorded) -> str:
+    beside = f" beside {of.beside}" if of.beside else ""
+    seeds = f"{of.n} seed{'s' * (of.n != 1)}"
+    result = f"{of.figure}{beside}, {seeds}; {of.measure}, {of.epoch} epoch; {of.what}"
+    return f"{result}; benchmarks/results/{of.record}"

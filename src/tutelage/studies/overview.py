@@ -15,7 +15,7 @@ from tutelage.objectives import PRESETS, Apply, Objective
 from tutelage.objectives.term import EMBEDDING
 from tutelage.report.table import markdown_lines
 from tutelage.studies import published_figures, recorded_figures, study_file
-from tutelage.studies.objective_rows import ROWS, Published, Row
+from tutelage.studies.objective_rows import ROWS, SHOWN, Published, Row
 from tutelage.studies.recorded_figures import RESULTS
 
 COSTS = Path(__file__).parent / "costs.json"
@@ -76,7 +76,7 @@ def rows() -> Iterator[Row]:
                 tables=", ".join(tables.get(name, [])),
                 published=published.get(name),
                 unpublished="" if name in published else unpublished.get(name, ""),
-                recorded=recorded.get(name, ())[: recorded_figures.SHOWN],
+                recorded=recorded.get(name, ()),
             )
 
 
@@ -137,7 +137,7 @@ def _published_line(name: str, of: Published, ways: Sequence[str]) -> tuple[str,
 
 
 def _recorded_lines(row: Row) -> Iterator[tuple[str, ...]]:
-    for of in row.recorded:
+    for of in row.recorded[:SHOWN]:
         what = [of.what, *([f"beside {of.beside}"] if of.beside else ())]
         what += [of.measure] if of.measure.lower() != ACCURACY else []
         yield f"`{row.name}`", _link(of.record), "; ".join(what), of.figure, str(of.n)
@@ -202,7 +202,8 @@ def _tables() -> dict[str, list[str]]:
 PAGE = """# Objectives
 
 Every preset; `python -m tutelage.studies.overview > docs/objectives.md` writes this page. `tutelage list objectives`
-prints the first table with the arguments, and `tutelage list objectives wttm` all that is known of one. The arguments
+prints the first table with the arguments, `tutelage list objectives wttm` all that is known of one, and with
+`--evidence` every record that we have of it, or of each objective, or that it was not run. The arguments
 are in [recipes](recipes.md#objectives), the formulas in [methods](methods.md), and when to try which in
 [choosing](choosing.md).
 
@@ -261,7 +262,7 @@ def page() -> str:
         machine=machine,
         bed=BED,
         others=named,
-        shown=recorded_figures.SHOWN,
+        shown=SHOWN,
         epoch=" or ".join(epochs),
     )
 

@@ -13,8 +13,8 @@ from tutelage.studies.objective_rows import Recorded
 
 RESULTS = Path(__file__).parents[3] / "benchmarks" / "results"
 """Where the repository has its records; an installed package has none."""
-SHOWN = 3
-"""Records of a preset that tables have."""
+TRIAL = "gpu-trial/trial.json"
+"""Students of the published schedule that were trained outside of the package's loop."""
 TABLE = "table.json"
 """A study's figures, which outlive the weights and the evaluations of its runs."""
 
@@ -37,7 +37,7 @@ def by_preset(results: Path = RESULTS) -> dict[str, tuple[Recorded, ...]]:
     trained beside another, such as a penalty, those records count, and say beside what.
     """
     found: dict[str, dict[bool, dict[tuple[str, str], tuple[int, Recorded]]]] = {}
-    for entry in (*_of_comparisons(results), *_of_studies(results)):
+    for entry in (*_of_comparisons(results), *_of_studies(results), *_of_trial(results)):
         stages = reading.stages(entry.manifest.get("objective"))
         presets = list(dict.fromkeys(name for name, _, _ in reading.parts(stages[0])))
         matching = [name for name in presets if name != "cross_entropy"] or presets
@@ -82,6 +82,25 @@ def _of_studies(results: Path) -> Iterator[_Entry]:
             if row["n"] and row["accuracy"] is not None and manifest is not None:
                 record = path.parent.relative_to(results).as_posix()
                 yield _Entry(record, manifest, records.ACCURACY, row["accuracy"], row["std"], row["n"])
+
+
+def _of_trial(results: Path) -> Iterator[_Entry]:
+    if not (results / TRIAL).exists():
+        return
+    trial = _json(results / TRIAL)
+    teacher, _, student = trial["pair"].partition("/")
+    for method, values in trial["students"].items():
+        manifest = {
+            "objective": [[{method.removesuffix("_matched"): {}}]],
+            "data": {"source": "CIFAR-100 in a loop outside of the package"},
+            "teacher": {"name": f"cifar:{teacher}"},
+            "student": {"name": f"cifar:{student}"},
+            "recipe": {"epochs": trial["epochs"]},
+            "selection": {},
+        }
+        mean, std = reading.mean(values), reading.deviation(values)
+        assert mean is not None
+        yield _Entry(TRIAL.partition("/")[0], manifest, records.ACCURACY, mean, std, len(values))
 
 
 def _recorded(entry: _Entry, beside: list[str]) -> Recorded:

@@ -9,7 +9,8 @@ from tutelage.report.curves import by_epoch, curves_note
 from tutelage.report.html import Page, Section
 from tutelage.report.reading import Subject
 from tutelage.report.summary import Tile
-from tutelage.report.table import plural
+from tutelage.report.table import Table, plural
+from tutelage.studies import differences as paired
 from tutelage.studies import paper
 from tutelage.studies import study_table as study
 from tutelage.studies.paper_figures import pictures
@@ -62,6 +63,7 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
         table=study.whole_table(table),
         selection=summary.selection(whole) if runs else "No run yet.",
         sections=[
+            Section("differences", "Differences between methods", paired.NOTE, tables=_differences(table)),
             Section("paper", "Figures", " ".join(paper.statements(drawn)), paper.panels(drawn)),
             *(
                 Section(str(at), pair, curves_note(subject), by_epoch(subject))
@@ -70,3 +72,8 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
         ],
     )
     return whole, page
+
+
+def _differences(table: study.StudyTable) -> list[Table]:
+    """Return a table of differences for each pair that has any."""
+    return [paired.table_of(found, caption=pair) for pair in table.begun if (found := table.of(pair))]

@@ -312,6 +312,9 @@ def record(request: StudyRequest, shown: Sequence[Job]) -> records.Study:
         ],
         "figures": list(study.figures),
         "costs": study.costs,
+        "differences": [
+            {"tests": tests, "first": first, "second": second} for tests, (first, second) in study.differences.items()
+        ],
         "departures": deviations(request, shown),
         "missing": request.missing,
         "notes": [*study.notes, *_rounded_teachers(request, shown)],

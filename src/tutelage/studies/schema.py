@@ -210,6 +210,11 @@ class Study(_Section):
     teacher_seed: SeedField = 100
     figures: tuple[Literal["entropy", "divergence", "histogram", "mappings"], ...] = Field((), examples=["[entropy]"])
     costs: str | None = Field(None, description="a method of the study", examples=["kd"])
+    differences: dict[str, tuple[str, str]] = Field(
+        {},
+        description="a mapping of what a difference tests to two methods, the second subtracted from the first",
+        examples=["{weight: [kd_matched, kd]}"],
+    )
     notes: tuple[str, ...] = ()
 
     @field_validator("name")
@@ -273,6 +278,28 @@ class Study(_Section):
         methods = info.data.get("methods", {})
         if value is not None and methods and value not in methods:
             raise unknown("", "a method of the study", value, list(methods))
+        return value
+
+    @field_validator("differences")
+    @classmethod
+    def _differences_are_between_methods(
+        cls, value: dict[str, tuple[str, str]], info: ValidationInfo
+    ) -> dict[str, tuple[str, str]]:
+        methods = list(info.data.get("methods", {}))
+        errors: list[TutelageError] = [
+            unknown(f"differences.{tests}", "a method of the study", name, methods)
+            for tests, both in value.items()
+            for name in both
+            if methods and name not in methods
+        ]
+        errors += [
+            InvalidValueError(
+                f"differences.{tests}", "two methods", f"{first!r} twice", f"type differences.{tests}=[ttm, kd]"
+            )
+            for tests, (first, second) in value.items()
+            if first == second
+        ]
+        raise_all(errors)
         return value
 
     @property

@@ -28,6 +28,8 @@ from tutelage.report.reading import (
 from tutelage.report.reading import text as string
 from tutelage.report.results import Unfinished, best_notes, selected, unfinished
 from tutelage.report.table import MISSING, count, fixed, plain
+from tutelage.studies import differences as paired
+from tutelage.studies.differences import Difference
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -89,6 +91,7 @@ class StudyTable:
     notes: tuple[str, ...]  # notes by the study's author
     matched: tuple[str, ...]  # which methods are matched, and what else differs between those that are not
     rows: tuple[Row, ...]  # rows pair by pair, the teacher first
+    differences: tuple[Difference, ...] = ()  # differences between methods, pair by pair
 
     @property
     def pairs(self) -> dict[str, list[Row]]:
@@ -102,6 +105,10 @@ class StudyTable:
     def begun(self) -> dict[str, list[Row]]:
         """The rows of each pair that has a run, finished or not."""
         return {pair: rows for pair, rows in self.pairs.items() if any(row.n or row.unfinished for row in rows)}
+
+    def of(self, pair: str) -> list[Difference]:
+        """The differences of one pair."""
+        return [difference for difference in self.differences if difference.pair == pair]
 
 
 def is_study(folder: Path | str) -> bool:
@@ -123,7 +130,7 @@ def read_study(folder: Path | str) -> tuple[records.Study, dict[str, Subject]]:
         raise NotFoundError("folder", f"a study's folder, with {records.STUDY} in it", repr(str(folder)), instead)
     name = folder.resolve().name
     lists: dict[str, list[Any]] = {
-        key: [] for key in ("pairs", "methods", "cells", "published", "figures", "departures", "notes")
+        key: [] for key in ("pairs", "methods", "cells", "published", "figures", "differences", "departures", "notes")
     }
     study: records.Study = {"name": name, "title": "", "source": "", "costs": None, "missing": {}, **lists, **value}  # type: ignore[typeddict-item]
     if wrong := plain_files.misfit(study, records.Study):
@@ -176,6 +183,7 @@ def table_of(study: records.Study, subjects: Mapping[str, Subject]) -> StudyTabl
         departures=tuple(study["departures"]),
         notes=(*study["notes"], *(f"Damaged: {line}." for line in damage)),
         rows=tuple(rows),
+        differences=tuple(paired.differences_of(study["differences"], subjects)),
         matched=tuple(
             matched_notes({name: each.objective(name) for name in study["methods"]} for each in subjects.values())
         ),
@@ -377,6 +385,8 @@ def notes(table: StudyTable) -> list[str]:
             "Time is of a training step, the median over epochs, evaluation left out. Memory is the peak while "
             "training: of tensors on CUDA, of the whole process and its data on the CPU."
         )
+    if table.differences:
+        sentences.append(paired.NOTE)
     sentences += table.matched
     sentences += [f"Not averaged: {row.pair}, {row.method}: {run}." for row in table.rows for run in row.unfinished]
     return [*sentences, *table.notes]
@@ -420,6 +430,8 @@ def markdown(table: StudyTable) -> str:
         lines += [WARNING, "", *(f"- {plain(departure)}" for departure in table.departures), ""]
     for pair, rows in table.pairs.items():
         lines += [f"## {plain(pair)}", "", pair_table(table, rows).markdown()]
+        if differences := table.of(pair):
+            lines += [paired.table_of(differences).markdown()]
     return "\n".join([*lines, *(f"- {plain(note)}" for note in notes(table))]) + "\n"
 
 
@@ -427,7 +439,8 @@ def write_tables(folder: Path | str) -> None:
     """Write a study's table into its folder, as Markdown and as JSON with unrounded numbers."""
     table = read_table(folder)
     records.write_bytes(Path(folder) / MARKDOWN, markdown(table).encode())
-    records.write_json(Path(folder) / JSON, asdict(table) | {"rows": [*map(_fields, table.rows)]})
+    both = {"rows": [*map(_fields, table.rows)], "differences": [*map(paired.fields, table.differences)]}
+    records.write_json(Path(folder) / JSON, asdict(table) | both)
 
 
 def _fields(row: Row) -> dict[str, Any]:
@@ -446,6 +459,8 @@ def print_study(folder: Path | str, console: Console) -> None:
         console.print(Text("\n  ".join([WARNING, *map(printable, table.departures)])))
     for pair, rows in (table.begun or table.pairs).items():
         pair_table(table, rows, pair=pair).print(console)
+        if differences := table.of(pair):
+            paired.table_of(differences).print(console)
     untouched = [pair for pair in table.pairs if pair not in table.begun]
     if untouched and table.begun:
         console.print(Text(printable(f"No runs yet: {', '.join(untouched)}."), style="dim"))

@@ -1,0 +1,277 @@
+"""Rewrite the tables of results.md from the records in benchmarks/results.
+
+    python -m docs.results_tables
+
+It shares its reading with `docs.choosing_tables`. A new comparison or study in benchmarks/results appears by itself;
+another kind of record needs a function among `FURTHER`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+from docs.choosing_tables import (
+    EMBEDDINGS,
+    EXPERIMENTS,
+    LANGUAGE,
+    RESULTS,
+    STUDIES,
+    differences,
+    interval,
+    link,
+    record,
+    summed,
+    values,
+    written,
+)
+
+from tutelage import records
+from tutelage.report.matched import matched_notes
+from tutelage.report.paired import p_value
+from tutelage.report.statistics import paired_t
+from tutelage.studies.study_table import z_score
+
+PAGE = Path(__file__).with_name("results.md")
+COMPARISONS = (*EXPERIMENTS, *LANGUAGE, *EMBEDDINGS)
+NO_ACCURACY = ("imagenet-sample",)
+"""Studies judged on their training samples, as their READMEs say."""
+TRIAL = record("gpu-trial/trial.json")
+PAIRED = (
+    *(("cross_entropy", "kd"), ("kd", "ttm"), ("kd", "wttm"), ("weighted_kd", "wttm"), ("ttm", "wttm")),
+    *(("cross_entropy", "ttm_1"), ("ttm_1", "ttm_075"), ("ttm_1", "wttm_09")),
+    *(("cosine", "embedding_mse"), ("cosine", "similarities"), ("cosine", "both")),
+)
+"""Objectives of comparisons whose differences are shown, the second less the first."""
+
+
+# Reading
+
+
+def studies() -> Iterator[tuple[Path, dict[str, Any], list[dict[str, Any]]]]:
+    """Yield each recorded study of accuracies: its folder, its record and its rows that have runs."""
+    for path in sorted(RESULTS.rglob(records.STUDY)):
+        folder = path.parent.relative_to(RESULTS)
+        if folder.parts[0] not in NO_ACCURACY:
+            rows = record(f"{folder}/table.json")["rows"]
+            yield folder, record(f"{folder}/{records.STUDY}"), [row for row in rows if row["n"]]
+
+
+def manifest_of(folder: Path, study: dict[str, Any]) -> dict[str, Any]:
+    """Return the manifest of a study's first student that has one."""
+    # A record may hold a study's folder in its pool's place.
+    cells = (cell["folder"] for cell in study["cells"])
+    paths = (RESULTS / folder / at / records.MANIFEST for cell in cells for at in (cell, cell.removeprefix("../")))
+    return next(json.loads(path.read_text(encoding="utf-8")) for path in paths if path.exists())
+
+
+def is_smoke_test(manifest: dict[str, Any]) -> bool:
+    """Whether runs have a single epoch, of which the study's own table is enough."""
+    return manifest["recipe"]["epochs"] == 1
+
+
+def tested(found: Sequence[float]) -> list[str]:
+    """Return the number of paired differences, their mean and deviation, the interval, p and how many are above 0."""
+    above = f"{sum(value > 0 for value in found)} of {len(found)}"
+    return [
+        str(len(found)),
+        summed(found, sign="+"),
+        interval(found),
+        p_value(paired_t(found, [0.0] * len(found))),
+        above,
+    ]
+
+
+TESTED = ["n", "Mean", "95 % interval", "p", "Above 0"]
+
+
+# Tables, each as rows of cells, the first of which is its head
+
+
+def trial() -> Iterator[list[str]]:
+    """The published schedule, outside of the package's loop."""
+    yield ["Method", "Seeds (%)", "Accuracy (%)", "n", "95 % interval", "Published (%)", "Difference", "z"]
+    table = yaml.safe_load((STUDIES / "table1.yaml").read_text(encoding="utf-8"))["methods"]
+    for method, found in TRIAL["students"].items():
+        published = table.get(method, {}).get("published", {}).get(TRIAL["pair"])
+        against = ["–", "–", "–"]
+        if published:
+            difference = mean(found) - published["mean"]
+            z, _ = z_score(difference, stdev(found), len(found), published["std"], published["n"])
+            shown = f"{published['mean']:.2f} ± {published['std']:.2f} (n = {published['n']})"
+            against = [shown, f"{difference:+.2f}", f"{z:+.2f}"]
+        each = " ".join(f"{value:.2f}" for value in found)
+        yield [f"`{method}`", each, summed(found), str(len(found)), interval(found).replace("+", ""), *against]
+
+
+def trial_differences() -> Iterator[list[str]]:
+    """What of TTM's gain is what, in the trial."""
+    study = yaml.safe_load((STUDIES / f"{TRIAL['study']}.yaml").read_text(encoding="utf-8"))
+    yield ["Tests", "Difference (points)", *TESTED]
+    asked = {"weight, temperature and method": ["ttm", "kd"], **study["differences"]}
+    for tests, (first, second) in asked.items():
+        if {first, second} <= TRIAL["students"].keys():
+            both = zip(TRIAL["students"][first], TRIAL["students"][second], strict=True)
+            yield [tests, f"`{first}` - `{second}`", *tested([one - other for one, other in both])]
+
+
+def comparisons() -> Iterator[list[str]]:
+    """How good the students of every comparison are."""
+    yield ["Task", "Judged by", "Method", "Result", "n", "95 % interval"]
+    for each in COMPARISONS:
+        by = each.subject.measure
+        for entry in each.subject.entries:
+            found = values(each.subject, entry)
+            bounds = interval(found).replace("+", "")
+            yield [
+                link(each.name, each.folder),
+                by.heading(by.title),
+                f"`{entry}`",
+                summed(found),
+                str(len(found)),
+                bounds,
+            ]
+
+
+def paired() -> Iterator[list[str]]:
+    """Differences by seed in every comparison and study."""
+    yield ["Task", "Difference", "Matched", *TESTED]
+    for each in COMPARISONS:
+        subject = each.subject
+        notes = " ".join(matched_notes([{entry: subject.objective(entry) for entry in subject.entries}]))
+        same = re.findall(r"(\w+) is matched to (\w+):", notes)
+        for first, second in PAIRED:
+            if {first, second} <= set(subject.entries):
+                matched = "yes" if (first, second) in same else "–"
+                unit = subject.measure.steps or subject.measure.name
+                names = f"`{second}` - `{first}` ({unit})"
+                yield [each.name, names, matched, *tested(differences(subject, first, second))]
+    for folder, study, _ in studies():
+        found = record(f"{folder}/table.json").get("differences", [])
+        for each in (each for each in found if each["values"]):
+            names = f"`{each['first']}` - `{each['second']}` (points)"
+            matched = "yes" if each["second"] == "kd_matched" else "–"
+            yield [f"{study['name']}, {each['pair']}", names, matched, *tested(each["values"])]
+
+
+def of_studies() -> Iterator[list[str]]:
+    """Students of every recorded study, with the published value where the study states one."""
+    yield ["Study", "Pair", "Method", "Accuracy (%)", "n", "95 % interval", "Published, whole schedule (%)"]
+    for folder, study, rows in studies():
+        name = link(study["name"], str(folder))
+        if is_smoke_test(manifest_of(folder, study)):
+            trained = len({row["method"] for row in rows} - {"teacher"})
+            yield [name, ", ".join(study["pairs"]), f"{trained} methods, one epoch", "–", "1", "–", "–"]
+            continue
+        for row in rows:
+            spread = "" if row["published_std"] is None else f" ± {row['published_std']:.2f}"
+            published = "–" if row["published"] is None else f"{row['published']:.2f}{spread}"
+            result = [summed(row["values"]), str(row["n"]), interval(row["values"]).replace("+", "")]
+            yield [name, row["pair"], f"`{row['method']}`", *result, published]
+
+
+def further() -> Iterator[list[str]]:
+    """Records of another kind."""
+    yield ["Record", "What", "Result", "n", "95 % interval"]
+    for each in FURTHER:
+        yield from each()
+
+
+def on_policy() -> Iterator[list[str]]:
+    for share in ("share 0.0", "share 0.5"):
+        found = [each["perplexity"] for each in record("on_policy.json")[share]]
+        yield [_json("on_policy"), f"perplexity, {share} of own continuations", *_result(found)]
+
+
+def teachers() -> Iterator[list[str]]:
+    names = {"a": "resnet8", "b": "mlp:64"}
+    for how, students in record("teachers.json")["students_test"].items():
+        for objective, found in students.items():
+            taught = names.get(how, f"both, by {how}")
+            yield [_json("teachers"), f"digits, accuracy (%), `{objective}` taught by {taught}", *_result(found)]
+
+
+def teacher_forms() -> Iterator[list[str]]:
+    for form, found in record("teacher_forms.json")["students"]["forms"].items():
+        yield [
+            _json("teacher_forms"),
+            f"perplexity, teacher recorded as: {form}",
+            *_result(found["perplexity"]["values"]),
+        ]
+
+
+def searches() -> Iterator[list[str]]:
+    for path in sorted((RESULTS / "tune").glob("*.json")):
+        found = record(f"tune/{path.name}")["found"]["held_out"]["test"]
+        middle, low, high = (100 * found[part] for part in ("mean", "low", "high"))
+        what = f"search `{path.stem}`: gain over new seeds on the test set (points)"
+        yield [link(f"tune/{path.name}", "tune"), what, f"{middle:+.2f}", str(found["n"]), f"{low:+.2f} to {high:+.2f}"]
+
+
+def dial() -> Iterator[list[str]]:
+    """Rows of any record of automatic settings: ``rows``, each with its ``task`` and its ``values`` by seed."""
+    for path in sorted((RESULTS / "dial").glob("*.json")):
+        for row in record(f"dial/{path.name}").get("rows", []):
+            yield [link(f"dial/{path.name}", "dial"), row["task"], *_result(row["values"])]
+
+
+FURTHER: tuple[Callable[[], Iterator[list[str]]], ...] = (on_policy, teachers, teacher_forms, searches, dial)
+
+
+def _json(name: str) -> str:
+    return f"[{name}.json](../benchmarks/results/{name}.json)"
+
+
+def _result(found: Sequence[float]) -> list[str]:
+    return [summed(found), str(len(found)), interval(found).replace("+", "")]
+
+
+def provenance() -> Iterator[list[str]]:
+    """The command, machine and commit of every record."""
+    yield ["Record", "Command", "Machine", "Commit"]
+    for each in COMPARISONS:
+        runs = itertools.chain.from_iterable(map(each.subject.of, each.subject.entries))
+        yield _made(link(each.name, each.folder), [run.manifest for run in runs])
+    for folder, study, _ in studies():
+        yield _made(link(study["name"], str(folder)), [manifest_of(folder, study)])
+    for name, script in {
+        "on_policy": "bench_on_policy",
+        "teachers": "bench_teachers",
+        "teacher_forms": "teacher_forms",
+    }.items():
+        yield _made(_json(name), [{"command": f"python benchmarks/{script}.py", **record(f"{name}.json")}])
+    for path in sorted((RESULTS / "tune").glob("*.json")):
+        yield _made(link(f"tune/{path.name}", "tune"), [record(f"tune/{path.name}")])
+    hardware = f"{TRIAL['hardware']['gpu']}, {TRIAL['hardware']['precision']}, torch {TRIAL['software']['torch']}"
+    yield [link("the trial", "gpu-trial"), TRIAL["loop"], hardware, f"`{TRIAL['commit']}`"]
+
+
+def _made(name: str, manifests: Sequence[dict[str, Any]]) -> list[str]:
+    # A copy of the data beside the checkout is called by its name.
+    commands = dict.fromkeys(re.sub(r"hf:\.\./\S*/", "hf:", manifest["command"]) for manifest in manifests)
+    machines = dict.fromkeys(map(_machine, manifests))
+    commits = dict.fromkeys(f"`{manifest['commit'][:7]}`" if manifest.get("commit") else "–" for manifest in manifests)
+    more = f", and {len(commands) - 1} more" if len(commands) > 1 else ""
+    return [name, f"`{next(iter(commands))}`{more}", "; ".join(machines), ", ".join(commits)]
+
+
+def _machine(manifest: dict[str, Any]) -> str:
+    hardware = manifest["hardware"]
+    processor = hardware["gpu"] or hardware["processor"].replace("Intel(R) Xeon(R) Processor", "Intel Xeon")
+    return f"{processor}, threads: {hardware['threads']}, torch {manifest['software']['torch']}"
+
+
+TABLES = {
+    each.__name__.replace("_", "-"): each
+    for each in (trial, trial_differences, comparisons, paired, of_studies, further, provenance)
+}
+
+
+if __name__ == "__main__":
+    PAGE.write_text(written(PAGE.read_text(encoding="utf-8"), TABLES), encoding="utf-8")

@@ -1,0 +1,101 @@
+"""The page of results: every record is in its tables, and no number stands in its text alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+
+import pytest
+from docs import choosing_tables, results_tables
+from tests._helpers import ROOT
+from tests.pages.generated import unknown_numbers
+
+PAGE = "docs/results.md"
+KNOWN = {
+    "240 epochs": "of the published schedule",
+    "last 16 images": "the trial left out, as its record says",
+    "T = 1": "the temperature 1 / gamma",
+    "95 % interval": "the level",
+}
+
+
+@pytest.fixture(scope="module")
+def page():
+    return (ROOT / PAGE).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def made():
+    """Each table's rows and head, by its name."""
+    return {name: list(make()) for name, make in results_tables.TABLES.items()}
+
+
+@pytest.fixture(scope="module")
+def tables(made):
+    return {name: rows for name, (_, *rows) in made.items()}
+
+
+def test_the_tables_are_those_of_the_records(page, made):
+    again = choosing_tables.written(page, {name: rows.__iter__ for name, rows in made.items()})
+    assert again == page, "type python -m docs.results_tables"
+    assert not re.search(r"\|\n[^|\n]", page), "a table ends with an empty line"
+    named = re.findall(r"^<!-- table: (\S+) -->$", page, flags=re.MULTILINE)
+    assert sorted(named) == sorted(results_tables.TABLES)
+
+
+def test_every_number_of_the_text_is_in_a_table_or_in_the_record_that_it_links(page):
+    assert list(unknown_numbers(page, results_tables.TABLES, KNOWN)) == []
+
+
+def test_every_comparison_and_study_is_there(tables):
+    shown = " ".join(row[0] for name in ("comparisons", "of-studies", "provenance") for row in tables[name])
+    paths = [*choosing_tables.RESULTS.rglob("comparison.json"), *choosing_tables.RESULTS.rglob("study.json")]
+    folders = [path.parent.relative_to(choosing_tables.RESULTS).as_posix() for path in paths]
+    assert len(folders) > 15
+    left_out = [name for name in folders if f"results/{name}/" not in shown]
+    assert {name.split("/")[0] for name in left_out} == set(results_tables.NO_ACCURACY)
+
+
+def test_the_trial_is_what_was_measured(tables):
+    rows = {row[0]: row for row in tables["trial"]}
+    assert rows["`ttm`"][1:6] == [
+        "74.35 74.32 74.47",
+        "74.38\u00a0±\u00a00.08",
+        "3",
+        "74.18\u00a0to\u00a074.58",
+        "74.33 ± 0.07 (n = 5)",
+    ]
+    assert [rows[f"`{name}`"][-1] for name in ("kd", "kd_matched", "ttm", "wttm")] == ["+0.07", "–", "+0.90", "-0.68"]
+    differences = {row[0]: row[3] for row in tables["trial-differences"]}
+    parts = [differences[name] for name in ("weight and temperature", "Renyi term", "sample weight")]
+    assert [part.split("\u00a0")[0] for part in parts] == ["+0.95", "+0.43", "-0.06"]
+
+
+def test_only_a_kd_of_its_own_target_and_weight_is_matched(tables):
+    matched = {(row[0], row[1]) for row in tables["paired"] if row[2] == "yes"}
+    expected = {
+        (each.name, f"`{second}` - `{first}` (points)")
+        for each in choosing_tables.EXPERIMENTS
+        for first, second in each.matched
+    }
+    assert matched == expected
+
+
+def test_a_record_of_automatic_settings_appears_by_itself(tmp_path, monkeypatch):
+    (tmp_path / "dial").mkdir()
+    (tmp_path / "dial/digits.json").write_text(json.dumps({"rows": [{"task": "digits", "values": [1.0, 2.0]}]}))
+    for module in (choosing_tables, results_tables):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    (row,) = results_tables.dial()
+    assert (row[1], row[3]) == ("digits", "2")
+
+
+def test_a_study_that_arrives_appears_by_itself(tmp_path, monkeypatch):
+    shutil.copytree(choosing_tables.RESULTS / "cifar100-quarter", tmp_path / "scoreboard-short")
+    for module in (choosing_tables, results_tables):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    _, teacher, *rest = results_tables.of_studies()
+    assert teacher[0].endswith("(../benchmarks/results/scoreboard-short/method-alone/table.md)")
+    assert teacher[2:5] == ["`teacher`", "71.18", "1"]
+    assert rest
