@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from tutelage import losses, objectives, targets
 from tutelage.errors import InvalidValueError
 from tutelage.modules import Distiller, network_context
 from tutelage.objectives import AUTO, Automatic, BindContext, Linear, Objective, WeightedTerm, from_recipe
-from tutelage.objectives.automatic import FLAT_GAMMA, SHARE, balanced_weight, equally_flat, mean_weight
+from tutelage.objectives.automatic import FLAT_GAMMA, SHARE, balanced_weight, exponent, gamma, mean_weight
 from tutelage.objectives.methods.logits import Matching
 from tutelage.settings.weights import scaled
 from tutelage.types import Batch, Outputs, Progress, Requirements
@@ -179,27 +180,119 @@ def test_large_sets_are_worked_through_in_pieces(digits):
 # ------------------------------------------------------------------------------------------------------------- the dial
 
 
+def information(log_p, gamma):
+    """How much a target says, in nats, from its definition: ``mean KL(p_gamma || 1/K)``."""
+    p = log_p.exp() ** gamma
+    p = p / p.sum(-1, keepdim=True)
+    return (p * (p * p.shape[-1]).log()).sum(-1).mean().item()
+
+
+@quick
+@given(seed=seeds, scale=st.floats(3.0, 12.0), classes=st.integers(2, 50))
+def test_an_automatic_gamma_leaves_an_untrained_student_a_bit_away(seed, scale, classes):
+    log_p = drawn(seed, 60, scale, classes).double().log_softmax(-1)
+    gamma = exponent(log_p)
+    assert float(f"{gamma:.2g}") == gamma <= 1
+    wanted = min(math.log(2), math.log(classes) / 2)
+    if gamma == 1:
+        assert information(log_p, 1.0) < 1.05 * wanted
+    else:  # two digits
+        assert information(log_p, 0.94 * gamma) < wanted < information(log_p, 1.06 * gamma)
+
+
+@pytest.mark.parametrize("classes", [3, 10, 100])
+def test_gamma_of_a_teacher_that_is_sure_of_one_class_is_its_formula(classes):
+    log_p = torch.full((classes, classes), -20.0).fill_diagonal_(0.0).double().log_softmax(-1)
+    gamma, wanted = exponent(log_p), min(math.log(2), math.log(classes) / 2)
+    top = math.exp(20 * gamma) / (math.exp(20 * gamma) + classes - 1)
+    rest = (1 - top) / (classes - 1)
+    said = math.log(classes) + top * math.log(top) + (1 - top) * math.log(rest)
+    assert said == pytest.approx(wanted, rel=0.1)  # two digits
+
+
+def test_an_automatic_gamma_scales_with_the_teacher_s_logits_and_forgets_their_order():
+    v = drawn(scale=8.0).double()
+    gamma = exponent(v.log_softmax(-1))
+    assert exponent((2 * v).log_softmax(-1)) == pytest.approx(gamma / 2, abs=0.006)
+    assert exponent(v.flip(0).flip(1).log_softmax(-1)) == exponent((v + 7).log_softmax(-1)) == gamma
+    assert exponent((v / 100).log_softmax(-1)) == 1.0 == exponent(torch.zeros(5, 4).log_softmax(-1))
+
+
+def test_tokens_are_matched_as_the_teacher_gives_them():
+    logits = drawn(scale=8.0)
+    for objective in (objectives.ttm(gamma="auto"), objectives.matching(), objectives.kd_matched_to(AUTOMATIC["ttm"])):
+        bound = objective.bind(BindContext(teacher_logits=logits, per_token=True))
+        assert bound.target_gamma == 1
+
+
+AUTOMATIC = {
+    "ttm": objectives.ttm(gamma="auto"),
+    "wttm": objectives.wttm(gamma="auto"),
+    "wttm by training set": objectives.wttm(gamma="auto", normalise="training"),
+    "transformed": objectives.transformed_matching(),
+    "kd": objectives.kd(temperature="auto", weight="auto"),
+    "kd of a weight": objectives.kd(temperature="auto"),
+    "weighted kd": objectives.weighted_kd(temperature="auto", normalise="batch"),
+    "matching": objectives.matching(weight_by="power_sum"),
+}
+
+
+@pytest.mark.parametrize("name", AUTOMATIC)
+def test_an_automatic_gamma_typed_is_the_same_objective(name):
+    objective, few = AUTOMATIC[name], context(scale=8.0)
+    assert objective.needs.teacher_statistics and objective.target_gamma is None
+    assert objective.read_at - {None} == set()  # before it is found, the top classes are not enough
+    bound = objective.bind(few)
+    ((part, numbers),) = bound.resolved.items()
+    (piece,) = objective.pieces
+    given = {key: value for key, value in numbers.items() if key != "mean_weight"}
+    typed = objectives.PRESETS[piece.preset].build(**{**piece.arguments, **given})
+    gamma = exponent(few.teacher_logits.double().log_softmax(-1))
+    assert 0 < gamma < 1 and typed.bind(few).target_gamma == bound.target_gamma == pytest.approx(gamma)
+    assert torch.equal(values(typed, few), values(objective, few))
+    assert bound.pair == typed.bind(few).pair  # it has the faster forms of the loss that it is
+    assert from_recipe(json.loads(json.dumps(objective.to_recipe()))) == objective
+
+
+def test_kd_is_matched_to_an_automatic_ttm():
+    for name in ("ttm", "wttm"):
+        kd, ttm, few = objectives.kd_matched_to(AUTOMATIC[name]), AUTOMATIC[name], context(scale=8.0)
+        (of_kd,), (of_ttm,) = (objective.bind(few).resolved.values() for objective in (kd, ttm))
+        assert of_kd["temperature"] == 1 / of_ttm["gamma"]
+        assert of_kd["weight"] == pytest.approx(of_ttm["beta"] * of_ttm["gamma"], rel=1e-9)
+        assert from_recipe({"kd": {"matched_to": ttm.to_recipe()[0]}}) == kd
+    with refused(InvalidValueError, "beta", got=2.0, suggests="beta=auto"):
+        objectives.kd_matched_to(objectives.ttm(gamma="auto", beta=2.0))
+
+
+@pytest.mark.parametrize("share", [0.01, 0.25, 0.5])
+def test_with_few_labels_an_automatic_beta_grows_as_the_noise_of_cross_entropy(share):
+    samples = 200
+    labels = torch.full((samples,), -100)
+    labels[: int(share * samples)] = 0
+    of_all, of_few = (
+        objectives.wttm().bind(replace(context(), labels=labels)).resolved["wttm"]["beta"]
+        for labels in (torch.zeros(samples, dtype=torch.int64), labels)
+    )
+    assert of_few == pytest.approx(of_all / share**0.5, rel=2 * ROUNDED)
+    assert of_all == objectives.wttm().bind(context()).resolved["wttm"]["beta"]
+
+
+@pytest.mark.parametrize("labels", [torch.full((4,), -100), torch.zeros(4, 0), torch.zeros(4, 3), torch.full((4, 2), -100)])
+def test_labels_that_are_not_one_class_a_sample_change_no_automatic_beta(labels):
+    given = replace(context(), labels=labels)
+    assert objectives.ttm().bind(given).resolved == objectives.ttm().bind(context()).resolved
+
+
 @pytest.mark.parametrize("name", sorted(set(targets.TRANSFORMS) - {"power"}))
 @quick
 @given(seed=seeds, scale=st.floats(1.0, 8.0))
-def test_an_automatic_gamma_is_as_flat_as_a_temperature_of_four(name, seed, scale):
+def test_an_automatic_gamma_of_another_transform_is_as_flat_as_a_temperature_of_four(name, seed, scale):
     bind_context = context(seed, scale=scale)
     log_p = torch.log_softmax(bind_context.teacher_logits.double(), -1)
-    gamma = equally_flat(name, bind_context)
-    entropies = [
-        targets.shannon_entropy(targets.transform(log_p, f)).mean().item()
-        for f in (targets.Pointwise(name, gamma=gamma), targets.Pointwise("power", gamma=FLAT_GAMMA))
-    ]
+    pointwise = targets.Pointwise(name, gamma=gamma(name, bind_context)), targets.Pointwise("power", gamma=FLAT_GAMMA)
+    entropies = [targets.shannon_entropy(targets.transform(log_p, f)).mean().item() for f in pointwise]
     assert entropies[0] == pytest.approx(entropies[1], rel=1e-3)
-
-
-def test_the_dial_of_the_power_needs_no_statistics():
-    objective = objectives.transformed_matching(beta=2.0)
-    assert not objective.needs.teacher_statistics
-    bound = objective.bind()
-    assert bound.resolved == {"transformed_matching": {"gamma": FLAT_GAMMA}}
-    assert bound.target_gamma == objective.target_gamma == FLAT_GAMMA
-    torch.testing.assert_close(values(objective), values(objectives.ttm(gamma=FLAT_GAMMA, beta=2.0)))
 
 
 def test_only_a_power_is_matched_at_a_target_gamma():
@@ -210,7 +303,7 @@ def test_only_a_power_is_matched_at_a_target_gamma():
 
 def test_a_uniform_teacher_is_as_flat_as_can_be():
     flat = BindContext(teacher_logits=torch.zeros(5, 4))
-    assert 0 < equally_flat("rational", flat) <= 1
+    assert 0 < gamma("rational", flat) <= 1
 
 
 # ------------------------------------------------------------------------------------------------- matching in general
@@ -325,7 +418,7 @@ def test_a_teacher_that_is_sure_everywhere_has_no_doubt_to_weigh_by():
     with refused(InvalidValueError, "normalise", got=0, suggests="normalise=none"):
         objectives.transformed_matching(beta=1, weight_by="one_minus_top", normalise="training").bind(sure)
     with refused(InvalidValueError, "gamma", suggests="gamma=1e-6"):
-        equally_flat("rational", BindContext(teacher_logits=100.0 * torch.eye(4)))
+        gamma("rational", BindContext(teacher_logits=100.0 * torch.eye(4)))
     assert mean_weight(targets.SampleWeight("power_sum", transform=targets.Pointwise("power", gamma=0.5)), sure) == 1.0
 
 
@@ -345,7 +438,7 @@ def test_a_term_of_labels_has_no_automatic_weight():
             {"ttm": {"beta": "aut"}},
             refused(InvalidValueError, "objective.ttm.beta", got="'aut'"),
         ),
-        ({"ttm": {"gamma": "auto"}}, refused(InvalidValueError, "objective.ttm.gamma", got="'auto'")),
+        ({"abttm": {"gamma": "auto"}}, refused(InvalidValueError, "objective.abttm.gamma", got="'auto'")),
         (
             {"nkd": {"weight": "auto"}},
             refused(InvalidValueError, "objective.nkd.weight", got="'auto'"),

@@ -13,7 +13,7 @@ from tutelage import config, models, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import InvalidValueError
 from tutelage.modules import FrozenTeacher
-from tutelage.runs import record_teacher, resume
+from tutelage.runs import record_teacher, resume, setup
 from tutelage.runs.execute import execute
 from tutelage.runs.group import can_share_batches, execute_group
 from tutelage.runs.lock import BusyError, folder_lock
@@ -164,6 +164,19 @@ def test_the_teacher_is_asked_once_for_all(teacher, tmp_path, monkeypatch):
     # `beta: auto` reads the teacher's logits on training samples besides.
     assert len(calls) < once + 10
     assert once >= 3 * 6
+
+
+def test_what_automatic_numbers_are_found_from_is_read_once_for_all(teacher, tmp_path, monkeypatch):
+    reads = []
+    plain = setup._teacher_outputs
+    monkeypatch.setattr(setup, "_teacher_outputs", lambda *given: reads.append(1) or plain(*given))
+    todo = [(recipe_of("labels", teacher, name=name, objective=name), tmp_path / name) for name in ("ttm", "wttm")]
+    together(todo)
+    assert len(reads) == 1
+    for recipe, folder in todo:
+        alone(recipe, tmp_path / "alone" / folder.name)
+        resolved = [manifest(at / folder.name)["objective_resolved"] for at in (tmp_path, tmp_path / "alone")]
+        assert resolved[0] == resolved[1] and resolved[0][0][folder.name]["beta"] > 0
 
 
 def test_recorded_outputs_are_read_for_all(teacher, tmp_path):

@@ -193,6 +193,15 @@ def test_answers_of_several_chunks_are_those_of_one_bit_for_bit(tmp_path):
             assert torch.equal(answer.taps["card:embedding"], features[0, index].half().float())
 
 
+def test_several_chunks_are_read_where_networks_compute_in_bfloat16(tmp_path):
+    cache, *_ = written(tmp_path, rows=4, samples=11)
+    plain = read_outputs(cache, [9, 0, 4], taps=("card:embedding",))
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = read_outputs(cache, [9, 0, 4], taps=("card:embedding",))
+    assert torch.equal(answer.logits, plain.logits)
+    assert torch.equal(answer.taps["card:embedding"], plain.taps["card:embedding"])
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="Linux says which files are mapped in /proc")
 def test_an_epoch_is_mapped_not_copied(tmp_path):
     cache, *_ = written(tmp_path)

@@ -88,7 +88,7 @@ def wrong_settings() -> None:
 def arguments() -> None:
     assert_type(objectives.kd(temperature=4, weight=0.9), Objective)
     objectives.kd(weight=objectives.Linear(0.0, 1.0), supervised={"schedule": "linear", "start": 1, "end": 0})
-    objectives.ttm(beta="auto")
+    objectives.ttm(gamma="auto", beta="auto")
     objectives.ttm(beta=objectives.AUTO)
     objectives.transformed_matching(gamma="auto", transform="logarithm")
     objectives.attention_transfer(student_taps="layer1", teacher_taps=["layer1"])
@@ -97,7 +97,7 @@ def arguments() -> None:
 def misspelt_arguments() -> None:
     objectives.wttm(gama=0.1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     objectives.wttm(0.1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
-    objectives.wttm(gamma="auto")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    objectives.dkd(temperature="auto")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     objectives.nkd(weight="auto")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     objectives.renyi_penalty(weight=0.1)  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
     objectives.attention_transfer(student_taps=1)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]

@@ -18,21 +18,27 @@ from tutelage.settings.weights import AUTO, Automatic
 from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Term
 
 SHARE = 3.0
-"""Initial gradient of a term with an automatic weight, as a multiple of cross-entropy's."""
+"""Initial gradient of a term with an automatic weight, as a multiple of cross-entropy's, where all samples are labelled.
+"""
+BIT = math.log(2)
+"""Divergence of an untrained student from its target, in nats, that an automatic gamma gives."""
 FLAT_GAMMA = 0.25
 """Power whose mean entropy an automatic gamma of another mapping matches: that of a temperature of 4."""
 
 _ROWS = 1024
 _DIGITS = 4
+_DIGITS_OF_EXPONENT = 2
 
 
 def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) -> float:
-    """Find the weight that makes a term's gradient `SHARE` times as large as cross-entropy's for a uniform student.
+    """Find the weight that makes a term's gradient a multiple of cross-entropy's for a uniform student.
 
-    ``beta = SHARE * ||q0 - onehot(y)|| / mean ||g||`` with the uniform student ``q0 = 1/K``, where
+    ``beta = SHARE * sqrt(N / n) * ||q0 - onehot(y)|| / mean ||g||`` with the uniform student ``q0 = 1/K``, where
     ``||q0 - onehot(y)|| = sqrt((K - 1) / K)`` whatever the label; ``g`` is the gradient of a sample's term
-    with respect to the student's logits, for a matching term ``w * (q0 - p_f)``. What is rounded is this number over
-    ``weight.unit``: the ``T * w * (q0 - p_gamma)`` of KD gives gamma times the beta of TTM, to the last digit.
+    with respect to the student's logits, for a matching term ``w * (q0 - p_f)``. Of ``N`` training samples ``n`` have a
+    label: the noise of cross-entropy's gradient, a mean over those of a batch, grows as ``sqrt(N / n)``, and so does
+    the weight. What is rounded is this number over ``weight.unit``: the ``T * w * (q0 - p_gamma)`` of KD gives gamma
+    times the beta of TTM, to the last digit.
 
     Raises:
         ValueError: if the context lacks the teacher's logits or they are not finite, the term's gradient is 0 on all of
@@ -53,38 +59,84 @@ def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) 
         got = f"one whose target is uniform on all {len(logits)} samples"
         instead = f"train it, or type {weight.argument}=3.0, for example"
         raise InvalidValueError(weight.argument, expected, got, instead)
-    return _rounded(SHARE * math.sqrt((classes - 1) / classes) / (size * weight.unit)) * weight.unit
+    unit: float = term.target_gamma if weight.unit is None else weight.unit  # type: ignore[attr-defined]  # it was found
+    share = SHARE * math.sqrt((classes - 1) / classes / _labelled(context.labels))
+    return _rounded(share / (size * unit)) * unit
 
 
-def equally_flat(name: str, context: BindContext) -> float:
-    """Find the gamma at which a mapping makes the teacher as flat as the power does at `FLAT_GAMMA`.
+def _labelled(labels: Tensor | None) -> float:
+    """Return the share of training samples with a label; 1 if there are none, or they are not one class a sample."""
+    if labels is None or labels.ndim != 1 or labels.is_floating_point():
+        return 1.0
+    return (labels != UNLABELLED).double().mean().item() or 1.0
 
-    Equally flat means the same mean Shannon entropy on training samples. It falls as gamma rises, so bisect.
+
+def gamma(transform: str, context: BindContext) -> float:
+    """Find the parameter of a mapping: the `exponent` of the power, or what is as flat as the power at `FLAT_GAMMA`.
 
     Args:
-        name: name of the mapping, one of `targets.TRANSFORMS`.
-        context: context with the teacher's logits.
+        transform: name of the mapping, one of `targets.TRANSFORMS`.
+        context: context with the teacher's logits. Where each token has a label the exponent is 1: a student that is
+            judged by the probabilities that it gives to texts is to learn those of its teacher.
 
     Raises:
         ValueError: if the teacher's logits are missing or not finite, or no gamma is flat enough.
     """
-    if name == "power":
-        return FLAT_GAMMA
-    log_probs = _logits(context, f"an automatic gamma of {name}").double().log_softmax(dim=-1)
+    log_probs = _logits(context, f"an automatic gamma of {transform}").double().log_softmax(dim=-1)
+    if transform != "power":
+        return equally_flat(transform, log_probs)
+    return 1.0 if context.per_token else exponent(log_probs)
+
+
+def exponent(log_probs: Tensor) -> float:
+    """Find the exponent of the power at which an untrained student is `BIT` away from its target, 1 at most.
+
+    ``mean KL(p_gamma || 1/K) = log K - mean H(p_gamma)``, in nats, rises with gamma; of fewer than four classes it is to
+    be half of ``log K``. Above 1 the target would be surer than the teacher.
+
+    Args:
+        log_probs: distributions, float64 ``(samples, classes)``.
+    """
+    most = math.log(log_probs.shape[-1])
+    entropy = most - min(BIT, most / 2)
+
+    def is_flat(gamma: float) -> bool:
+        return _mean(lambda rows: targets.shannon_entropy(targets.power(rows, gamma=gamma)), log_probs) >= entropy
+
+    return 1.0 if is_flat(1.0) else _rounded(_largest(is_flat), _DIGITS_OF_EXPONENT)
+
+
+def _largest(holds: Callable[[float], bool]) -> float:
+    """Return the largest number up to 1 for which something holds that holds for all that are small enough."""
+    low, high = math.log(targets.SMALLEST_GAMMA), 0.0
+    while high - low > 10.0**-_DIGITS / 2:
+        middle = (low + high) / 2
+        low, high = (middle, high) if holds(math.exp(middle)) else (low, middle)
+    return math.exp((low + high) / 2)
+
+
+def equally_flat(name: str, log_probs: Tensor) -> float:
+    """Find the gamma at which a mapping makes distributions as flat as the power does at `FLAT_GAMMA`.
+
+    Equally flat means the same mean Shannon entropy on training samples.
+
+    Args:
+        name: name of the mapping, one of `targets.TRANSFORMS`.
+        log_probs: distributions, float64 ``(samples, classes)``.
+
+    Raises:
+        ValueError: if no gamma is flat enough.
+    """
 
     def entropy(mapping: str, gamma: float) -> float:
         f = targets.Pointwise(mapping, gamma=gamma)
         return _mean(lambda rows: targets.shannon_entropy(targets.transform(rows, f)), log_probs)
 
     target_entropy = entropy("power", FLAT_GAMMA)
-    low, high = math.log(targets.SMALLEST_GAMMA), 0.0
-    if entropy(name, math.exp(low)) < target_entropy:
+    if entropy(name, targets.SMALLEST_GAMMA) < target_entropy:
         expected = f"a teacher that {name} can make as flat as a power of {FLAT_GAMMA}"
         raise InvalidValueError("gamma", expected, "one that is too confident", "type a number, for example gamma=1e-6")
-    while high - low > 10.0**-_DIGITS / 2:
-        middle = (low + high) / 2
-        low, high = (middle, high) if entropy(name, math.exp(middle)) >= target_entropy else (low, middle)
-    return _rounded(math.exp((low + high) / 2))
+    return _rounded(_largest(lambda gamma: entropy(name, gamma) >= target_entropy))
 
 
 def mean_weight(weigh: Callable[[Tensor], Tensor], context: BindContext) -> float:
@@ -127,5 +179,5 @@ def _logits(context: BindContext, purpose: str) -> Tensor:
     return logits.detach()[:, finite.any(dim=0)]  # without classes that no sample has
 
 
-def _rounded(value: float) -> float:
-    return float(f"{value:.{_DIGITS}g}")
+def _rounded(value: float, digits: int = _DIGITS) -> float:
+    return float(f"{value:.{digits}g}")

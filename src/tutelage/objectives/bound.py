@@ -20,6 +20,7 @@ from tutelage.objectives.automatic import balanced_weight
 from tutelage.objectives.term import (
     BindContext,
     PresetCall,
+    common_gamma,
     joint_needs,
     named_parts,
     present,
@@ -54,16 +55,16 @@ class BoundObjective(nn.Module):
 
     user_code: ClassVar[None] = None  # a term of the user's has functions of its own, which `errors.explained` names
 
-    def __init__(
-        self, calls: Sequence[PresetCall], context: BindContext, *, needs: Requirements, target_gamma: float | None
-    ) -> None:
+    def __init__(self, calls: Sequence[PresetCall], context: BindContext, *, needs: Requirements) -> None:
         super().__init__()
-        self.target_gamma = target_gamma
         self._reads_sparse = needs.sparse and not any(call.gather for call in calls)
         parts = list(named_parts(calls))
         self.supervised = frozenset(part.name for part, _ in parts if part.term.needs.labels != "none")
         self.terms = nn.ModuleDict({part.name: _module(part.term.bind(context)) for part, _ in parts})
         self.needs = _of_chosen_layers(needs, self.terms.values())
+        self.target_gamma = common_gamma(
+            getattr(self.terms[part.name], "target_gamma", part.term.target_gamma) for part, _ in parts
+        )
         self._weights: dict[str, WeightValue] = {}
         self.resolved: dict[str, dict[str, Any]] = {}
         for part, scale in parts:

@@ -54,6 +54,7 @@ class _BoundEach(nn.Module):
             got, instead = type(self.single).__name__, "type teacher.combine=probabilities, or name one teacher"
             raise InvalidValueError("objective", expected, got, instead)
         self.resolved: dict[str, float] = getattr(self.single, "resolved", {})
+        self.target_gamma: float | None = getattr(self.single, "target_gamma", spec.target_gamma)
         self.scheduled: tuple[Schedule, ...] = getattr(self.single, "scheduled", ())
 
     @property

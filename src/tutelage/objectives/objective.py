@@ -11,7 +11,16 @@ from tutelage.errors import InvalidValueError
 from tutelage.objectives.bound import BoundObjective
 from tutelage.objectives.class_weights import ClassWeighted, reads_labels_alone, with_class_weights
 from tutelage.objectives.members import of_each
-from tutelage.objectives.term import Apply, BindContext, PresetCall, TermSpec, WeightedTerm, joint_needs, named_parts
+from tutelage.objectives.term import (
+    Apply,
+    BindContext,
+    PresetCall,
+    TermSpec,
+    WeightedTerm,
+    common_gamma,
+    joint_needs,
+    named_parts,
+)
 from tutelage.settings.objective import ObjectiveSpec, PresetSpec, arguments_to_recipe, check_class_weights
 from tutelage.settings.weights import scaled, weight_to_recipe
 from tutelage.types import Requirements
@@ -155,9 +164,11 @@ class Objective:
 
     @property
     def target_gamma(self) -> float | None:
-        """The exponent of the transformed teacher that is matched; ``None`` if no term has one, or two terms differ."""
-        gammas = {part.term.target_gamma for part, _ in self.parts} - {None}
-        return gammas.pop() if len(gammas) == 1 else None
+        """The exponent of the transformed teacher that is matched.
+
+        ``None`` if no term has one, two terms differ, or it is found at binding.
+        """
+        return common_gamma(part.term.target_gamma for part, _ in self.parts)
 
     @property
     def read_at(self) -> frozenset[float | None]:
@@ -207,7 +218,7 @@ class Objective:
 
     def bind(self, context: BindContext = BindContext()) -> BoundObjective:  # noqa: B008  it is immutable
         """Build a fresh module of the objective for one run; no two of them share anything."""
-        return BoundObjective(self.pieces, context, needs=self.needs, target_gamma=self.target_gamma)
+        return BoundObjective(self.pieces, context, needs=self.needs)
 
 
 def _read_at(term: TermSpec) -> tuple[float | None, ...]:

@@ -29,7 +29,15 @@ from tutelage.settings.objective import (
     is_own,
     read_arguments,
 )
-from tutelage.settings.weights import AutomaticNumber, AutomaticWeight, ScheduledNumber, SignedWeight, Weight, scaled
+from tutelage.settings.weights import (
+    AutomaticNumber,
+    AutomaticScheduledNumber,
+    AutomaticWeight,
+    ScheduledNumber,
+    SignedWeight,
+    Weight,
+    scaled,
+)
 from tutelage.types import Batch, Outputs, Progress
 
 P = ParamSpec("P")
@@ -44,6 +52,7 @@ KINDS: dict[Any, str] = {
     LayerPairs: "layers",
     Exponent: "exponent",
     ScheduledNumber: "scheduled_number",
+    AutomaticScheduledNumber: "automatic_scheduled_number",
 }
 """Kinds of arguments, by annotation; any other is a number."""
 

@@ -63,6 +63,7 @@ class BindContext:
         class_means: means of the teacher's features per class, by tap, float32 ``(classes, width)``.
         same_tokens: classes of the student and of the teacher that are the same, ``(pairs, 2)`` int64; ``None`` where
             both have the same classes.
+        per_token: whether each token of a text has a label: an automatic gamma is then 1.
         seed: seed of what a term draws in training, such as CRD's negatives, by epoch and sample.
     """
 
@@ -76,6 +77,7 @@ class BindContext:
     teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
     same_tokens: Tensor | None = None
+    per_token: bool = False
     seed: int = 0
 
 
@@ -161,6 +163,12 @@ def joint_needs(parts: Iterable[WeightedTerm]) -> Requirements:
         other_vocabulary={n.other_vocabulary for n in needs if n.teacher} == {True},
         same_tokens=any(n.same_tokens for n in needs),
     )
+
+
+def common_gamma(gammas: Iterable[float | None]) -> float | None:
+    """Return the exponent of the transformed teacher that terms match; ``None`` if none has one, or two differ."""
+    known = {*gammas} - {None}
+    return known.pop() if len(known) == 1 else None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from tutelage.report.reading import parts, stages
 from tutelage.settings.objective import MATCHED, matched_kd
-from tutelage.settings.weights import scaled, weight_from_recipe, weight_to_recipe
+from tutelage.settings.weights import AUTO, Automatic, scaled, weight_from_recipe, weight_to_recipe
 
 TESTS = "their difference tests the student's temperature alone (its Rényi entropy), not target or weight"
 NAMED = 4
@@ -22,7 +22,7 @@ WORDS = ("target", "weight", "cross-entropy", "sample weights", "form of the log
 class _Terms(NamedTuple):
     """A KD, or the KD that is matched to a TTM."""
 
-    temperature: float
+    temperature: float | Automatic
     weight: object
     supervised: object
     normalise: object
@@ -39,7 +39,7 @@ def matched_notes(tables: Iterable[Mapping[str, object]]) -> list[str]:
         tables: recorded objectives by the rows' names, for each pair of networks; what differs for one pair, differs.
     """
     differences: dict[tuple[str, str], set[str]] = {}
-    temperatures: dict[tuple[str, str], list[float]] = {}
+    temperatures: dict[tuple[str, str], list[object]] = {}
     for objectives in tables:
         read = {name: terms for name, objective in objectives.items() if (terms := _read(objective))}
         for kd, (_, ours) in ((name, each) for name, each in read.items() if each[0] in MATCHED.values()):
@@ -84,6 +84,9 @@ def _read(objective: object) -> tuple[str, _Terms] | None:
         for name in ("beta", "weight", "supervised"):
             if name in given:
                 given[name] = scaled(weight_from_recipe(given[name], argument=name, automatic=True), scale)
+        for name in ("gamma", "temperature"):
+            if given.get(name) == "auto":
+                given[name] = AUTO
         kd = matched_kd(given) if of[0] in MATCHED else given
         sample_weights = kd.get("normalise", "none") if of[0] in ("wttm", MATCHED["wttm"]) else ""
         weight, supervised = (weight_to_recipe(kd[name]) for name in ("weight", "supervised"))

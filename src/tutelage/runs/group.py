@@ -5,9 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from tutelage import data, records
 from tutelage.config.schema import Recipe, TrainedTeacher
@@ -160,13 +163,17 @@ class _Shared:
         self.splits: data.Splits | None = None
         self.teacher: Classifier | None = None
         self.teacher_outputs: dict[str, TeacherOutputs] = {}
+        self.statistics: list[Tensor] = []
         self.precision: str | None = None
         self.reason: str | None = None
 
     def begin(self, recipe: Recipe, folder: Path) -> RunState:
         """Begin a run."""
         recorded = by_main(lambda: resume.earlier_run(folder, recipe))
-        run_inputs = build_inputs(recipe, splits=self.splits, teacher=self.teacher, trust_code=self.options.trust_code)
+        run_inputs = replace(
+            build_inputs(recipe, splits=self.splits, teacher=self.teacher, trust_code=self.options.trust_code),
+            statistics=self.statistics,
+        )
         self.splits, self.teacher = run_inputs.splits, self.teacher or run_inputs.teacher
         check_run(recipe, run_inputs)
         by_all(lambda: resume.same_fingerprints(run_inputs, resume.fingerprints(recorded and recorded.manifest)))

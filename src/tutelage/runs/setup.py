@@ -7,7 +7,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -68,6 +68,7 @@ class RunInputs:
     objectives: tuple[Objective, ...]  # objective of each stage
     repeatable: bool = True
     served: Served | None = None  # answers of a served teacher, which has no network
+    statistics: list[torch.Tensor] = field(default_factory=list)  # logits of `run_context`, once they were read
 
 
 def parse(
@@ -467,9 +468,11 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
         most = STATISTICS
         if train.per_position:  # A row per token, of as many classes as the vocabulary has, or per pixel.
             most = max(1, _most_rows(splits) // splits.positions)
-        indices = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).astype(np.int64))
-        read = _teacher_outputs(asked or teacher, train, indices, lambda outputs: outputs.logits.float().cpu())
-        teacher_logits = torch.cat([logits for _, logits in read])
+        if not run_inputs.statistics:
+            indices = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).astype(np.int64))
+            read = _teacher_outputs(asked or teacher, train, indices, lambda outputs: outputs.logits.float().cpu())
+            run_inputs.statistics.append(torch.cat([logits for _, logits in read]))
+        (teacher_logits,) = run_inputs.statistics
     if needs.teacher_statistics and (served := run_inputs.served) is not None:
         rows = torch.linspace(0, len(served.logits.level) - 1, min(_most_rows(splits), len(served.logits.level))).long()
         values, index, level, classes, _ = served.logits
@@ -488,6 +491,7 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
         teacher_logits=teacher_logits,
         class_means=_class_means(run_inputs, asked or teacher, needs.class_means),
         same_tokens=_same_tokens(splits) if needs.same_tokens else None,
+        per_token="student" in splits.text and splits.text["student"].per_token,
     )
 
 

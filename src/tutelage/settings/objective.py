@@ -175,14 +175,19 @@ def matched_kd(ttm: Mapping[str, Any]) -> dict[str, Any]:
     """Return the arguments of the `kd` that differs from a `ttm` in the Rényi entropy of the student alone.
 
     ``T = 1 / gamma`` and ``weight = beta * gamma``, so that the factor ``weight * T**2`` on ``KL(p_gamma || q_gamma)``
-    is the ``beta * T`` that it has in `ttm`; an automatic weight is found as that. All else is the same, as for the
-    `weighted_kd` of a `wttm`.
+    is the ``beta * T`` that it has in `ttm`; an automatic weight is found as that, an automatic temperature from an
+    automatic gamma. All else is the same, as for the `weighted_kd` of a `wttm`.
 
     Raises:
-        ValueError: if gamma is not above 0.
+        ValueError: if gamma is not above 0, or is to be found and beta is not.
     """
     same = dict(ttm)
     gamma, beta = same.pop("gamma"), same.pop("beta")
+    if isinstance(gamma, weights.Automatic):
+        if not isinstance(beta, weights.Automatic):
+            expected, got = "auto where gamma is auto, as the weight of kd is their product", repr(beta)
+            raise InvalidValueError("beta", expected, got, "type beta=auto, or a number for gamma")
+        return {"temperature": gamma, "weight": beta, **same}
     if isinstance(gamma, weights.Schedule):
         instead = "give kd a temperature and a weight of its own"
         raise InvalidValueError("gamma", "a number, which a temperature can be matched to", gamma, instead)
@@ -310,7 +315,7 @@ def untyped_exponents(
         gammas = {"gamma": call.preset} | {f"{MATCHED_TO}.{of}.gamma": of for of in MATCHED}
         for name, preset in gammas.items():
             argument = signatures.get(preset, {}).get("gamma")
-            if argument and name in call.defaulted and argument.kind in ("exponent", "automatic_number"):
+            if argument and name in call.defaulted and weights.is_number(argument.default):
                 typed = "kd" if name.startswith(MATCHED_TO) else call.preset  # whatever it stands for
                 key, expected = f"{where}.{typed}.{name}", "a gamma that was typed, where each token has a label"
                 instead = f"type {key}=1, or a little below: docs/tokens.md shows why"
@@ -382,6 +387,10 @@ def _number_or_auto(value: Any, *, argument: str) -> float | weights.Automatic:
     return automatic or _number(value, argument=argument)
 
 
+def _number_schedule_or_auto(value: Any, *, argument: str) -> float | weights.Schedule | weights.Automatic:
+    return weights.scheduled_from_recipe(value, argument=argument) or _number_or_auto(value, argument=argument)
+
+
 def _text(value: Any, *, argument: str) -> str:
     if isinstance(value, str):
         return value
@@ -414,6 +423,7 @@ ARGUMENT_READERS: dict[str, Callable[..., Any]] = {
     "number": _number,
     "exponent": _number_or_schedule,
     "scheduled_number": _number_or_schedule,
+    "automatic_scheduled_number": _number_schedule_or_auto,
     "automatic_number": _number_or_auto,
     "weight": weights.weight_from_recipe,
     "signed_weight": functools.partial(weights.weight_from_recipe, signed=True),

@@ -140,12 +140,13 @@ class Automatic:
     Attributes:
         factor: factor on that number.
         argument: name of the argument that it stands for.
-        unit: what the argument is in automatic betas; that of KD is gamma, so that it is at TTM's factor.
+        unit: what the argument is in automatic betas; that of KD is gamma, so that it is at TTM's factor. ``None`` is
+            the gamma that is found.
     """
 
     factor: float = 1.0
     argument: str = "beta"
-    unit: float = 1.0
+    unit: float | None = 1.0
 
     def __str__(self) -> str:
         return "auto" if self.factor == 1 else f"{self.factor:g} * auto"
@@ -160,6 +161,8 @@ AutomaticNumber = Annotated[float | Automatic | Literal["auto"], "or auto"]
 
 ScheduledNumber = Annotated[Weight, "a number above 0"]
 """Number above 0, such as a temperature, or a schedule of such numbers."""
+AutomaticScheduledNumber = Annotated[Weight | Automatic | Literal["auto"], "a number above 0, or auto"]
+"""The same, where it may be found automatically."""
 
 SCHEDULES = {"linear": Linear, "cosine": Cosine, "warm_up": WarmUp, "cosine_warm_up": CosineWarmUp}
 

@@ -535,7 +535,8 @@ def _rows(
     if order is None:
         return {name: tensor[parts[0][1]] for name, tensor in chunks[0].items() if name != "offsets"}
     names = [name for name in chunks[0] if name != "offsets"]
-    return {name: torch.cat([chunks[k][name][rows] for k, rows in parts])[order] for name in names}
+    with torch.autocast(order.device.type, enabled=False):  # a CPU's in bfloat16 refuses to join what is in float16
+        return {name: torch.cat([chunks[k][name][rows] for k, rows in parts])[order] for name in names}
 
 
 _PLACES = {"what": "those of", "epoch": "those of epoch", "start": "those from sample", "of": "those of the key"}

@@ -163,6 +163,10 @@ def default(recipe: Recipe) -> list[Dimension]:
     return dimensions
 
 
+SCHEDULABLE = ("exponent", "scheduled_number", "automatic_scheduled_number")
+"""Kinds of arguments that may be schedules."""
+
+
 def _of_preset(call: PresetSpec) -> list[Dimension]:
     """Return the ranges of a preset's exponent, temperature and weights, but for the supervised one."""
     if call.preset == "cross_entropy":
@@ -171,9 +175,9 @@ def _of_preset(call: PresetSpec) -> list[Dimension]:
     for name, argument in known_presets().get(call.preset, {}).items():
         key, value = f"objective.{call.preset}.{name}", call.arguments.get(name, argument.default)
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if isinstance(value, Mapping) and argument.kind in ("exponent", "scheduled_number"):
+        if isinstance(value, Mapping) and argument.kind in SCHEDULABLE:
             continue  # a schedule is left as it is
-        if argument.kind == "exponent" or (argument.kind == "automatic_number" and name == "gamma"):
+        if argument.kind == "exponent" or (argument.kind.startswith("automatic") and name == "gamma"):
             low, high = GAMMA
             bounds = (min(low, value), max(high, value)) if is_number else GAMMA
             found.append(number(key, *bounds))

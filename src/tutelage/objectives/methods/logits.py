@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,15 +16,15 @@ from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
 from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, missing, present
-from tutelage.settings.objective import MATCHED, MATCHED_TO, Exponent, matched_kd
+from tutelage.settings.objective import MATCHED, MATCHED_TO, matched_kd
 from tutelage.settings.weights import (
     AUTO,
     Automatic,
     AutomaticNumber,
+    AutomaticScheduledNumber,
     AutomaticWeight,
     CosineWarmUp,
     Schedule,
-    ScheduledNumber,
     SignedWeight,
     Weight,
     WeightValue,
@@ -61,13 +61,13 @@ class Matching:
         ValueError: if a name is unknown or a number is out of range.
     """
 
-    gamma: float | Automatic  # parameter of the mapping; automatic: as flat as the power at `automatic.FLAT_GAMMA`
+    gamma: float | Automatic  # parameter of the mapping; automatic: `automatic.gamma`
     transform: str = "power"  # name of the mapping, `targets.Pointwise`
     weight_by: str = "constant"  # name of the weight, `targets.SampleWeight`
     weight_of: str = "teacher"  # distribution whose entropy or top is used
     order: float = 1.0  # order of an entropy
     normalise: str = "none"  # choice of ``m``: 1, the weight's mean over the batch, or over the training set
-    temperature: float = 1.0  # T of the student; values are times its square
+    temperature: float | Automatic = 1.0  # T of the student; values are times its square; automatic: 1 / gamma
     divergence: str = "forward"  # name of D, `losses.divergence`
     share: float | Automatic = AUTO  # teacher's share of a divergence's mixture; automatic: the kind's default
     ab_alpha: float | Automatic = AUTO  # parameters of other divergences, `PARAMETERS_OF`; likewise
@@ -97,28 +97,26 @@ class Matching:
                 expected = f"auto with divergence {self.divergence}, which has none"
                 raise InvalidValueError(argument, expected, value, f"leave it out, or type divergence={kind}")
             PARAMETERS[kind][name].check(value, argument, example=PARAMETERS[kind][name].default)
-        checks.positive(self.temperature, "temperature", example=4.0)
+        if not isinstance(self.temperature, Automatic):
+            checks.positive(self.temperature, "temperature", example=4.0)
         checks.known(self.normalise, "normalise", NORMALISE, example="batch")
         self.weight(targets.Pointwise(self.transform, gamma=1 if isinstance(self.gamma, Automatic) else self.gamma))
 
     @property
     def needs(self) -> Requirements:
         """The teacher, and the statistics of its logits if a number is found from them."""
-        automatic_gamma = isinstance(self.gamma, Automatic) and self.transform != "power"
         return Requirements(
             teacher=True,
             labels="none",
             coupled=self.normalise == "batch",
-            teacher_statistics=automatic_gamma or self.normalise == "training",
+            teacher_statistics=isinstance(self.gamma, Automatic) or self.normalise == "training",
             teacher_head=self.divergence == "wasserstein",
         )
 
     @property
     def target_gamma(self) -> float | None:
-        """The exponent; ``None`` if the mapping is not the power."""
-        if self.transform != "power":
-            return None
-        return automatic.FLAT_GAMMA if isinstance(self.gamma, Automatic) else self.gamma
+        """The exponent; ``None`` if the mapping is not the power, or it is still to be found."""
+        return None if self.transform != "power" or isinstance(self.gamma, Automatic) else self.gamma
 
     @property
     def reads_at(self) -> float | None:
@@ -149,19 +147,22 @@ class Matching:
 
         Named losses read a teacher's largest logits alone and have faster forms.
         """
-        gamma = 0.0 if isinstance(self.gamma, Automatic) else self.gamma
-        as_student = self.temperature != 1 and gamma == 1 / self.temperature
+        if isinstance(self.gamma, Automatic):
+            return self
+        gamma = self.gamma
+        t = cast(float, self.temperature)  # automatic only with gamma
+        as_student = t != 1 and gamma == 1 / t
         weighted = self.weight_by == "power_sum"
         if self.transform != "power" or not gamma or self.normalise != "none":
             return self
-        if self.weight_by not in ("constant", "power_sum") or not (as_student or self.temperature == 1):
+        if self.weight_by not in ("constant", "power_sum") or not (as_student or t == 1):
             return self
         if self.divergence == "forward":
             if as_student:
                 loss = losses.weighted_kd if weighted else losses.kd
-                return Apply(loss, {"temperature": self.temperature}, target_gamma=gamma)
+                return Apply(loss, {"temperature": t}, target_gamma=gamma)
             return Apply(losses.wttm if weighted else losses.ttm, {"gamma": gamma}, target_gamma=gamma)
-        at_one = gamma == 1 and self.temperature == 1  # where the power sum is 1
+        at_one = gamma == 1 and t == 1  # where the power sum is 1
         if not at_one or self.needs.teacher_head:
             return self
         return Divergence(losses.divergence, {"kind": self.divergence, **self.parameters}, 1.0)
@@ -172,7 +173,17 @@ class Matching:
 
     def bind(self, context: BindContext) -> Term:
         """Build the term, and find the numbers that are still open."""
-        return _BoundMatching(self, context)
+        if not isinstance(self.gamma, Automatic):
+            return _BoundMatching(self, context)
+        gamma = automatic.gamma(self.transform, context)
+        as_student = isinstance(self.temperature, Automatic)
+        temperature = 1 / gamma if as_student else self.temperature
+        typed = replace(self, gamma=gamma, temperature=temperature)
+        bound: Any = typed.simplest().bind(context)
+        found = {"temperature": temperature} if as_student else {"gamma": gamma}
+        bound.resolved = found | getattr(bound, "resolved", {})
+        bound.target_gamma = typed.target_gamma
+        return bound
 
 
 @dataclass(frozen=True)
@@ -188,15 +199,13 @@ class _BoundMatching(nn.Module):
     def __init__(self, spec: Matching, context: BindContext) -> None:
         super().__init__()
         self.needs, self.resolved = spec.needs, {}
-        gamma = spec.gamma
-        if isinstance(gamma, Automatic):
-            gamma = self.resolved["gamma"] = automatic.equally_flat(spec.transform, context)
+        gamma, temperature = cast(float, spec.gamma), cast(float, spec.temperature)  # by `Matching.bind`
         self._transform, mean = targets.Pointwise(spec.transform, gamma=gamma), 1.0
         weight = spec.weight(self._transform)
         if spec.normalise == "training":
             mean = self.resolved["mean_weight"] = automatic.mean_weight(weight, context)
         self._weight = weight if spec.weight_by != "constant" else None
-        self._temperature, self._divisor = spec.temperature, mean / spec.temperature**2
+        self._temperature, self._divisor = temperature, mean / temperature**2
         self._divergence, self._of_kind = spec.divergence, spec.parameters
         if self.needs.teacher_head:
             self.register_buffer("cost", head_cost(context), persistent=False)
@@ -434,7 +443,11 @@ def renyi_penalty(*, weight: SignedWeight, order: float) -> Objective:
 
 @preset("Hinton et al. 2015, arXiv:1503.02531")
 def kd(
-    *, temperature: ScheduledNumber = 4.0, weight: AutomaticWeight = 0.9, supervised: Weight = 0.1, logits: str = "raw"
+    *,
+    temperature: AutomaticScheduledNumber = 4.0,
+    weight: AutomaticWeight = 0.9,
+    supervised: Weight = 0.1,
+    logits: str = "raw",
 ) -> Objective:
     """``supervised * CE(y, q) + weight * T**2 * KL(p_T || q_T)``.
 
@@ -442,6 +455,7 @@ def kd(
 
     Args:
         temperature: T > 0, on both sides; a number, or a schedule such as ``{schedule: linear, start: 8, end: 1}``.
+            ``auto`` is 1 over the automatic gamma of `ttm`.
         weight: weight of the KL, whose ``T**2`` is unconditional; lambda in the TTM paper. ``auto`` is gamma times the
             automatic beta of `ttm` at ``gamma = 1/T``, so that both have one factor on their divergence.
         supervised: weight of the cross-entropy, always on raw logits.
@@ -456,26 +470,33 @@ def kd(
             expected, instead = "a number where the temperature is a schedule", "for example weight=0.9"
             raise InvalidValueError("weight", expected, weight, instead)
         match: TermSpec = Scheduled("temperature", t)
+    elif isinstance(t, Automatic):
+        match, weight = Matching(gamma=AUTO, temperature=AUTO), _in_betas(weight, t)
     else:
         match = Apply(losses.kd, {"temperature": t}, target_gamma=1 / t if t else None)
         weight = _in_betas(weight, t)
     return objective_of(supervised_part(supervised), WeightedTerm("kd", weight, on_logits(logits, match, weight)))
 
 
-def _in_betas(weight: AutomaticWeight, temperature: float, argument: str = "weight") -> AutomaticWeight:
+def _in_betas(weight: AutomaticWeight, temperature: float | Automatic, argument: str = "weight") -> AutomaticWeight:
     """Return the weight of KD's divergence; an automatic one is found as gamma times TTM's beta."""
-    found = isinstance(weight, Automatic) and temperature
-    return Automatic(argument=argument, unit=1 / temperature) if found else weight
+    if not isinstance(weight, Automatic) or not temperature:
+        return weight
+    return Automatic(argument=argument, unit=None if isinstance(temperature, Automatic) else 1 / temperature)
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 3")
 def ttm(
-    *, gamma: Exponent = 0.25, beta: AutomaticWeight = AUTO, supervised: Weight = 1.0, logits: str = "raw"
+    *,
+    gamma: AutomaticScheduledNumber = 0.25,
+    beta: AutomaticWeight = AUTO,
+    supervised: Weight = 1.0,
+    logits: str = "raw",
 ) -> Objective:
     """``supervised * CE(y, q) + beta * KL(p_gamma || q)``: transformed teacher matching.
 
     Args:
-        gamma: exponent, > 0; 1/T in knowledge distillation; a number or a schedule.
+        gamma: exponent, > 0; 1/T in knowledge distillation; a number or a schedule. ``auto`` is found from the teacher.
         beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: weight of the cross-entropy, always on raw logits.
         logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427),
@@ -485,19 +506,24 @@ def ttm(
     return objective_of(supervised_part(supervised), WeightedTerm("ttm", beta, on_logits(logits, match, beta)))
 
 
-def _at(loss: Callable[..., Tensor], scheduled: str, gamma: Exponent) -> TermSpec:
-    """Return a loss at an exponent: a number, or a schedule."""
-    exponent = cast(WeightValue, gamma)  # by the decorator
+def _at(loss: Callable[..., Tensor], scheduled: str, gamma: AutomaticScheduledNumber) -> TermSpec:
+    """Return a loss at an exponent: a number, a schedule, or one that is found."""
+    exponent = cast(WeightValue | Automatic, gamma)  # by the decorator
     if isinstance(exponent, Schedule):
         return Scheduled(scheduled, exponent)
+    if isinstance(exponent, Automatic):
+        return Matching(gamma=AUTO, weight_by="power_sum" if loss is losses.wttm else "constant")
     return Apply(loss, {"gamma": exponent}, target_gamma=exponent)
 
 
-def fixed(gamma: Exponent, expected: str, instead: str) -> float:
+N = TypeVar("N")
+
+
+def fixed(gamma: N | Schedule | Mapping[str, Any], expected: str, instead: str) -> N:
     """Return an exponent that may be no schedule."""
     if isinstance(gamma, Schedule):
         raise InvalidValueError("gamma", expected, gamma, instead)
-    return cast(float, gamma)  # by the decorator
+    return cast(N, gamma)  # by the decorator
 
 
 def kd_matched_to(objective: Objective) -> Objective:
@@ -533,7 +559,7 @@ def kd_matched_to(objective: Objective) -> Objective:
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
 def wttm(
     *,
-    gamma: Exponent = 0.25,
+    gamma: AutomaticScheduledNumber = 0.25,
     beta: AutomaticWeight = AUTO,
     supervised: Weight = 1.0,
     normalise: str = "none",
@@ -545,7 +571,7 @@ def wttm(
     between gammas.
 
     Args:
-        gamma: exponent, > 0; a number, or without ``normalise`` a schedule.
+        gamma: exponent, > 0; a number, or without ``normalise`` a schedule. ``auto`` is found from the teacher.
         beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: weight of the cross-entropy.
         normalise: divisor of the power sum: ``none``, or its mean over the ``batch``, which couples a batch's samples,
@@ -556,15 +582,15 @@ def wttm(
     match = _at(losses.wttm, "weighted gamma", gamma)
     if normalise != "none":
         instead = "type normalise=none, or for example gamma=0.25"
-        number = fixed(gamma, "a number where weights are normalised", instead)
-        match = Matching(gamma=number, weight_by="power_sum", normalise=normalise)
+        number = fixed(gamma, "a number or auto where weights are normalised", instead)
+        match = Matching(gamma=cast(float | Automatic, number), weight_by="power_sum", normalise=normalise)
     return objective_of(supervised_part(supervised), WeightedTerm("wttm", beta, on_logits(logits, match, beta)))
 
 
 @preset("the control of Zheng and Yang 2024, arXiv:2402.11148, section 4")
 def weighted_kd(
     *,
-    temperature: float = 4.0,
+    temperature: AutomaticNumber = 4.0,
     weight: AutomaticWeight = AUTO,
     supervised: Weight = 1.0,
     normalise: str = "none",
@@ -575,7 +601,7 @@ def weighted_kd(
     ``gamma = 1/T``. No paper's method: WTTM without its entropy, to compare it with; see `kd_matched_to`.
 
     Args:
-        temperature: T > 0, on both sides.
+        temperature: T > 0, on both sides; ``auto`` is 1 over the automatic gamma of `wttm`.
         weight: weight of the matching term; ``auto`` is gamma times the automatic beta of `wttm` at ``gamma = 1/T``.
         supervised: weight of the cross-entropy.
         normalise: divisor of the power sum: ``none``, or its mean over the ``batch``, which couples a batch's samples,
@@ -583,11 +609,14 @@ def weighted_kd(
         logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427);
             ``weight`` must then be a number, and the power sum is the standardised teacher's.
     """
-    gamma = 1 / temperature if temperature else None
-    match: TermSpec = Apply(losses.weighted_kd, {"temperature": temperature}, target_gamma=gamma)
-    if normalise != "none" and gamma is not None:
-        match = Matching(gamma=gamma, weight_by="power_sum", normalise=normalise, temperature=temperature)
-    weight = _in_betas(weight, temperature)
+    t = cast(float | Automatic, temperature)  # by the decorator
+    gamma = t if isinstance(t, Automatic) else 1 / t if t else None
+    match: TermSpec
+    if isinstance(gamma, Automatic) or (normalise != "none" and gamma is not None):
+        match = Matching(gamma=gamma, weight_by="power_sum", normalise=normalise, temperature=t)
+    else:
+        match = Apply(losses.weighted_kd, {"temperature": t}, target_gamma=gamma)
+    weight = _in_betas(weight, t)
     term = on_logits(logits, match, weight)
     return objective_of(supervised_part(supervised), WeightedTerm("weighted_kd", weight, term))
 
@@ -610,8 +639,9 @@ def transformed_matching(
 
     Args:
         transform: name of f: ``power``, ``rational``, ``logarithm`` or ``complement``.
-        gamma: parameter of the transform; 1 changes nothing, and the smaller the flatter. ``auto`` is as flat as the
-            power at 0.25, a temperature of 4: the same mean entropy over the training set.
+        gamma: parameter of the transform; 1 changes nothing, and the smaller the flatter. ``auto`` is the automatic
+            gamma of `ttm`, and of other transforms as flat as the power at 0.25: the same mean entropy over the
+            training set.
         beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: weight of the cross-entropy.
         weight_by: name of w: ``constant``, ``power_sum`` (of f), ``entropy`` or ``one_minus_top``.
@@ -624,7 +654,7 @@ def transformed_matching(
     match = Matching(
         gamma=read, transform=transform, weight_by=weight_by, weight_of=weight_of, order=order, normalise=normalise
     )
-    return objective_of(supervised_part(supervised), WeightedTerm("transformed_matching", beta, match))
+    return objective_of(supervised_part(supervised), WeightedTerm("transformed_matching", beta, match.simplest()))
 
 
 @preset("the product of what is here by name; searched over by Li et al. 2023 (KD-Zero, NeurIPS)")
@@ -662,8 +692,8 @@ def matching(
             classes is ``1 - exp(cos - 1)`` of the rows of the teacher's last layer; see `losses.divergence`. All work
             token by token, the last one where there are at most 10,000 classes.
         target: name of f, which makes the target ``p_f``: ``power``, ``rational``, ``logarithm`` or ``complement``.
-        gamma: parameter of f; 1 changes nothing, and the smaller the flatter. ``auto`` is as flat as the power at
-            0.25, a temperature of 4.
+        gamma: parameter of f; 1 changes nothing, and the smaller the flatter. ``auto`` is the automatic gamma of
+            `ttm`, and of other mappings as flat as the power at 0.25.
         temperature: T > 0 of the student alone; values are times its square. `kd` has ``gamma = 1 / T``.
         weight_by: name of w: ``constant``, ``power_sum`` (of f), ``entropy`` or ``one_minus_top``.
         beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
