@@ -62,6 +62,12 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
         table=study.whole_table(table),
         selection=summary.selection(whole) if runs else "No run yet.",
         sections=[
+            Section(
+                "scoreboard",
+                "Scoreboard",
+                " ".join(study.scoreboard_notes(table)),
+                tables=study.scoreboard_tables(table),
+            ),
             Section("paper", "Figures", " ".join(paper.statements(drawn)), paper.panels(drawn)),
             *(
                 Section(str(at), pair, curves_note(subject), by_epoch(subject))
