@@ -335,9 +335,9 @@ def students_of(request: StudyRequest, pair: str, *, existing: bool = False) -> 
             data_seed = study.recipe.data_seed + seed - study.recipe.seed
             changes: dict[str, Any] = {"seed": seed, "data_seed": data_seed, "name": f"{recipe.name}-seed{seed}"}
             if recipe.outputs is not None:
-                # Trials are trained on fewer samples.
-                trials = "" if request.trial is None else "-trials"
-                changes["outputs"] = f"{recipe.outputs}/{slug(pair.partition('/')[0])}-data{data_seed}{trials}"
+                views = "" if recipe.teacher_reads_text else f"-data{data_seed}"
+                trials = "" if request.trial is None else "-trials"  # of fewer samples
+                changes["outputs"] = f"{recipe.outputs}/{slug(pair.partition('/')[0])}{views}{trials}"
             run = recipe.model_copy(update=changes)
             students.append(Job(recipe=run, pair=pair, method=name, needs=needs, teacher=teacher))
     return sorted(students, key=lambda job: job.recipe.seed)

@@ -236,8 +236,8 @@ def methods_by_name(value: Any) -> Any:
 class Search(_Section):
     """A search before the runs, alike for every method: trials of its candidates, judged on a validation split."""
 
-    epochs: int = Field(ge=1, le=LARGEST_COUNT, description="a whole number >= 1", examples=[60])
-    validation: Real = Field(0.1, gt=0, lt=1, description="a fraction in (0, 1)", examples=[0.1])
+    epochs: int = Field(ge=1, le=LARGEST_COUNT, description="a whole number >= 1", examples=["60"])
+    validation: Real = Field(0.1, gt=0, lt=1, description="a fraction in (0, 1)", examples=["0.1"])
 
 
 class Study(_Section):

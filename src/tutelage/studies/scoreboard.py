@@ -187,7 +187,7 @@ def notes(found: Sequence[Standing], search: records.StudySearch) -> list[str]:
     ]
     if any(each.against for each in found):
         sentences.append(
-            f"Less {BASE} is the mean difference by seed from {BASE}. p is of the paired t-test, with Holm's correction "
-            "for the methods of a pair."
+            f"Less {BASE} is the mean difference by seed from {BASE}. p is of the paired t-test, with Holm's "
+            "correction for the methods of a pair."
         )
     return sentences
