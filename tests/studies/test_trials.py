@@ -277,7 +277,9 @@ def test_the_scoreboard_of_a_study(invoke, tmp_path, without_reports):
         row = rows[each["method"]]
         assert (each["n"], each["value"], each["std"]) == (3, row["accuracy"], row["std"])
         assert each["interval"] == pytest.approx(mean_interval(row["values"]))
-    differences = [one - other for one, other in zip(rows["cross_entropy"]["values"], rows["kd"]["values"], strict=True)]
+    differences = [
+        one - other for one, other in zip(rows["cross_entropy"]["values"], rows["kd"]["values"], strict=True)
+    ]
     assert (ours["against"], ours["seeds"]) == ("kd", 3)
     assert ours["difference"] == pytest.approx(sum(differences) / 3)
     assert ours["difference_interval"] == pytest.approx(mean_interval(differences))

@@ -72,43 +72,29 @@ def run_study(
 
 
 def _run_study(
-    request: StudyRequest, options: RunOptions, most: int, budget: Budget | None, on: Here | Cluster, *, show_plan: bool
+    whole: StudyRequest, options: RunOptions, most: int, budget: Budget | None, on: Here | Cluster, *, show_plan: bool
 ) -> dict[str, str]:
-    def run(part: StudyRequest) -> _StudyRun:
-        return _prepared(request, part, options, most, budget, on, show_plan=show_plan)
+    def run(request: StudyRequest, found: Sequence[records.Candidate] | None = None) -> _StudyRun:
+        plan = None
+        if budget is not None:
+            # A step of several processes cannot be timed by one of them.
+            measure = world_size() == 1
+            plan = budgets.prepare(request, budget, workers=on.slots, trust_code=options.trust_code, measure=measure)
+            request = plan.request
+            for line in plan.lines() if show_plan else ():
+                options.reporter.say(line)
+        return _StudyRun(whole=whole, request=request, found=found, options=options, most=most, on=on, plan=plan)
 
-    if request.study.search is None:
-        return run(request).go()
-    search = run(trials.trials_of(request))
+    if whole.study.search is None:
+        return run(whole).go()
+    search = run(trials.trials_of(whole))
     failed = search.go()
     if search.stopped:
         return failed
-    found = trials.results(request, search.fingerprint)
+    found = trials.results(whole, search.foreign)
     for line in trials.choices(found):
         options.reporter.say(f"chosen: {line}")
-    return failed | run(trials.chosen(request, found)).go()
-
-
-def _prepared(
-    whole: StudyRequest,
-    request: StudyRequest,
-    options: RunOptions,
-    most: int,
-    budget: Budget | None,
-    on: Here | Cluster,
-    *,
-    show_plan: bool,
-) -> _StudyRun:
-    """Prepare some runs of a whole study: its only ones, or the trials, or what comes after those."""
-    plan = None
-    if budget is not None:
-        # A step of several processes cannot be timed by one of them.
-        measure = world_size() == 1
-        plan = budgets.prepare(request, budget, workers=on.slots, trust_code=options.trust_code, measure=measure)
-        request = plan.request
-        for line in plan.lines() if show_plan else ():
-            options.reporter.say(line)
-    return _StudyRun(whole=whole, request=request, options=options, most=most, on=on, plan=plan)
+    return failed | run(trials.chosen(whole, found), found).go()
 
 
 @dataclass(kw_only=True, eq=False)
@@ -117,6 +103,7 @@ class _StudyRun:
 
     whole: StudyRequest  # as it was asked for; what is written is of all of it
     request: StudyRequest  # the runs
+    found: Sequence[records.Candidate] | None  # by the search, if it is done
     options: RunOptions
     most: int
     on: Here | Cluster
@@ -190,9 +177,9 @@ class _StudyRun:
         self.foreign = foreign_runs(self.request, [*self.requested, *cells(self.request)], self.fingerprint)
         clock = self.plan.budget.clock if self.plan is not None else time.monotonic
         began = clock()
-        found = None if self.whole.study.search is None else trials.results(self.whole, self.fingerprint)
-        request, foreign = self.request, self.foreign
-        if found is not None and request.trial is not None:  # In the table are the runs that follow.
+        request, foreign, found = self.request, self.foreign, self.found
+        if request.trial is not None:  # In the table are the runs that follow.
+            found = trials.results(self.whole, foreign)
             request = trials.chosen(self.whole, found)
             foreign = foreign_runs(request, cells(request), self.fingerprint)
         write(self.whole, [job for job in cells(request) if (job.pair, job.name) not in foreign], found)

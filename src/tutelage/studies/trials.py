@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 from tutelage import records
-from tutelage.data import DataSettings
 from tutelage.runs.run import finished
-from tutelage.studies.foreign_runs import foreign_runs
+from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
 from tutelage.studies.plan import Job, StudyRequest, cells, scaled
 from tutelage.studies.schema import merged
 from tutelage.studies.scoreboard import in_words
@@ -59,17 +58,13 @@ def _method(name: str) -> tuple[str, int]:
     return method, int(number)
 
 
-def results(
-    request: StudyRequest, fingerprint: Callable[[DataSettings], str | None] = lambda _: None
-) -> list[records.Candidate]:
+def results(request: StudyRequest, foreign: ForeignRuns) -> list[records.Candidate]:
     """Return what became of the trials, the requested ones and those that exist already, with the best marked.
 
-    ``fingerprint`` returns that of data. The best of a method for a pair is marked once all of its candidates are
-    finished or have failed; of several with one value the first. A trial of another recipe, teacher or data counts as
-    one to do.
+    The best of a method for a pair is marked once all of its candidates are finished or have failed; of several with
+    one value the first. A foreign trial counts as one to do.
     """
     jobs = [job for job in cells(trials_of(request)) if job.recipe.seed == request.study.recipe.seed]
-    foreign = foreign_runs(request, jobs, fingerprint)
     found: dict[tuple[str, str], list[records.Candidate]] = defaultdict(list)
     merits: dict[str, float] = {}
     for job in jobs:
@@ -142,9 +137,10 @@ def next_runs(request: StudyRequest) -> StudyRequest:
     """Return the request of the runs that come next: trials while one is to do, then those with what was chosen."""
     if request.study.search is None:
         return request
-    found = results(request)
+    tried = trials_of(request)
+    found = results(request, foreign_runs(tried, cells(tried), lambda _: None))
     asked = [each for each in found if each["pair"] in request.pairs and each["method"] in request.methods]
-    return trials_of(request) if any(each["state"] == "to do" for each in asked) else chosen(request, found)
+    return tried if any(each["state"] == "to do" for each in asked) else chosen(request, found)
 
 
 def choices(found: Sequence[records.Candidate]) -> Iterator[str]:
