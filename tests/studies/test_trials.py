@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import yaml
+from tests._helpers import ROOT
 from tests._helpers.refusals import refused
 from tests._helpers.studies import QUICK, STUDY, Lines
 
@@ -302,9 +304,17 @@ def test_a_study_without_a_search_has_no_scoreboard(tmp_path, without_reports):
     assert "search" not in json.loads((request.folder / records.STUDY).read_text())
 
 
+def test_the_example_of_the_page_is_a_study():
+    page = (ROOT / "docs" / "studies.md").read_text()
+    _, example = re.findall(r"^```yml\n(.*?)^```", page, flags=re.MULTILINE | re.DOTALL)
+    study = schema.parse(yaml.safe_load(example), check=from_spec)
+    assert {len(method.candidates) for method in study.methods.values()} == {3}
+
+
 @pytest.mark.parametrize("name", ["scoreboard", "scoreboard-texts"])
 def test_the_package_s_scoreboards_try_three_candidates_of_each_method(name):
     study, _ = study_file.read(name, check=from_spec)
+    assert f"for {len(study.methods)} methods on" in (ROOT / "docs" / "studies.md").read_text()
     assert {len(method.candidates) for method in study.methods.values()} == {3}
     assert study.search.epochs * 2 == study.recipe.epochs
     for pair in study.pairs:
