@@ -7,7 +7,7 @@ the trials, so that a study that was stopped between the two goes on.
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -145,12 +145,11 @@ def next_runs(request: StudyRequest) -> StudyRequest:
 
 def choices(found: Sequence[records.Candidate]) -> Iterator[str]:
     """Say what was chosen."""
+    counts = Counter((candidate["pair"], candidate["method"]) for candidate in found)
     for candidate in found:
         if candidate["chosen"]:
-            others = [
-                each for each in found if (each["pair"], each["method"]) == (candidate["pair"], candidate["method"])
-            ]
-            yield f"{candidate['pair']}, {candidate['method']}: {in_words(candidate['setting'])}, of {len(others)}"
+            pair, method = candidate["pair"], candidate["method"]
+            yield f"{pair}, {method}: {in_words(candidate['setting'])}, the best of {counts[pair, method]} candidates"
 
 
 def record(request: StudyRequest, found: Sequence[records.Candidate]) -> records.StudySearch:
