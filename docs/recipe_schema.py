@@ -38,6 +38,10 @@ OF_WEIGHTS = {kind: name for name, kind in weights.SCHEDULES.items()}
 WITHOUT_A_TABLE = {
     LearnedTokenizer: {"bpe": "Largest number of tokens that are learned, in [257, 1000000]."},
     config.TrainedTeacher: {"train": "How the teacher is trained first, from labels."},
+    studies.Search: {
+        "epochs": "Epochs of a trial, where the runs have the protocol's.",
+        "validation": "Share of the training samples that trials hold out, in (0, 1).",
+    },
     studies.Value: {"mean": "Percent.", "std": "Standard deviation, percentage points.", "n": "Runs of the mean."},
 }
 OF_ARGUMENTS = {

@@ -108,6 +108,8 @@ def test_the_schedules_of_weights_are_those_documented():
 TYPED = (
     records.Epoch,
     records.Study,
+    records.StudySearch,
+    records.Candidate,
     records.Cell,
     records.Published,
     records.TrainMeans,

@@ -329,6 +329,29 @@ class Compared(TypedDict):
     second: str  # subtracted from the first
 
 
+class Candidate(TypedDict):
+    """One trial of a study's search: a method's candidate, trained for one pair."""
+
+    pair: str
+    method: str
+    number: int  # among the method's candidates, from 0
+    folder: str  # relative to the study's folder
+    seed: int
+    setting: dict[str, dict[str, Any]]  # by preset, every argument that any of the method's candidates names
+    state: Literal["to do", "finished", "failed"]
+    value: float | None  # of the measure on the validation set, by the student that the trial ended with
+    chosen: bool  # whether the method's runs have it
+
+
+class StudySearch(TypedDict):
+    """How the settings of a study's methods were chosen."""
+
+    epochs: int  # of a trial
+    validation: float  # share of the training samples that trials hold out
+    presets: dict[str, str]  # by method, the one preset that it has beside cross-entropy
+    candidates: list[Candidate]
+
+
 class Study(TypedDict):
     """``study.json``."""
 
@@ -344,6 +367,7 @@ class Study(TypedDict):
     costs: str | None
     """The method that time and memory of all methods are relative to; none where the table shows neither."""
     differences: list[Compared]  # between methods, below the table of each pair
+    search: NotRequired[StudySearch]  # only with one
     departures: list[str]  # how the runs differ from the published ones, one per line
     missing: dict[str, str]  # methods that could not be run, and why
     notes: list[str]  # below its table

@@ -94,14 +94,15 @@ def study(
     from tutelage import records
     from tutelage.objectives import from_spec  # and with it torch: what can be refused without is refused by now
     from tutelage.studies import budget as budgets
-    from tutelage.studies import run_study, workers
+    from tutelage.studies import run_study, trials, workers
 
     study_file.read(name, typed, check=partial(from_spec, trust_code=trust))
     if device is not None and on is None:
         _require(device)
     if dry_run:
         if limit is not None:
-            for line in budgets.prepare(request, limit, workers=jobs, trust_code=trust, keep=False).lines():
+            next_runs = trials.next_runs(request)
+            for line in budgets.prepare(next_runs, limit, workers=jobs, trust_code=trust, keep=False).lines():
                 common.echo(line)
         _dry_run(request, trust)
         return
@@ -134,7 +135,7 @@ def study(
             common.echo(f"table: {request.folder / 'table.md'}")
             common.echo(common.report_line(request.folder))
     if limit is not None:
-        left = budgets.prepare(request, limit, workers=jobs, measure=False)
+        left = budgets.prepare(trials.next_runs(request), limit, workers=jobs, measure=False)
         common.echo()
         common.echo(budgets.progress(left))
         if left.left:
@@ -152,23 +153,28 @@ def _listed(typed: str) -> list[str]:
 
 
 def _dry_run(request: StudyRequest, trust: bool | frozenset[str]) -> None:
-    """Try each method once on each pair, and report the errors of all of them."""
-    from tutelage.studies import plan
+    """Try each method once on each pair, or each candidate that is still to try, and report the errors of all."""
+    from tutelage.studies import plan, trials
 
-    common.echo(f"{request.study.name}: {len(plan.jobs(request))} runs in {request.runs / request.pool}")
+    runs, coming, tried = plan.jobs(request), trials.next_runs(request), []
+    first = ""
+    if coming.trial is not None:
+        tried = [job for job in plan.jobs(coming) if job.method != "teacher"]
+        first = f", after {len(tried)} trials of {tried[0].recipe.epochs} epochs"
+    common.echo(f"{request.study.name}: {len(runs)} runs in {request.runs / request.pool}{first}")
     _print_deviations(request)
     for method, reason in request.missing.items():
         if method in request.methods:
             common.echo(f"{method}: {reason}")
     errors, noted = [], set[str]()
-    for recipe in plan.dry_run_recipes(request):
+    for recipe in plan.dry_run_recipes(coming):
         try:
             common.print_dry_run(recipe, trust, request.runs, noted)
         except TutelageError as error:
             common.echo(f"  does not fit: {error}")
             errors.append(error.within(recipe.name))
     raise_all(errors)
-    common.print_disk([(job.recipe, request.runs / job.name) for job in plan.jobs(request)], trust, request.runs)
+    common.print_disk([(job.recipe, request.runs / job.name) for job in [*runs, *tried]], trust, request.runs)
 
 
 def _print_deviations(request: StudyRequest) -> None:

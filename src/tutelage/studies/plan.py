@@ -54,6 +54,10 @@ class StudyRequest:
     methods: tuple[str, ...]
     seeds: int | None = None  # runs per method; none for the study's number
     epochs: int | None = None  # of the protocol, where they are not the study's; schedules are scaled with them
+    trial: float | None = (
+        None  # share of its epochs that a student is trained for, where the runs are a search's trials
+    )
+    undecided: frozenset[tuple[str, str]] = frozenset()  # pairs and methods without runs until their search is done
 
     @property
     def folder(self) -> Path:
@@ -77,8 +81,10 @@ class StudyRequest:
         before, after = identity(self.plain), identity(self.study)
         if self.epochs:
             recipe = scaled(self.study.recipe, self.factor).model_dump(mode="json")
-            short = flat({"protocol": {key: recipe[key] for key in ("epochs", "schedule")}})
-            after |= {key: value for key, value in short if key in after}
+            short = dict(flat({"protocol": {key: recipe[key] for key in ("epochs", "schedule")}}))
+            if self.study.search:
+                short["search.epochs"] = _epochs(self.study.search.epochs, self.factor)
+            after |= {key: value for key, value in short.items() if key in after}
         changed = _changed(before, after)
         by_epochs = {key: pair for key, pair in changed.items() if self.epochs and key in SCALED and None not in pair}
         first = [f"{SCALED[key]} {_listed(new)} instead of {_listed(old)}" for key, (old, new) in by_epochs.items()]
@@ -172,9 +178,12 @@ def identity(study: Study) -> dict[str, Any]:
         "teacher_seed": study.teacher_seed,
         "pairs": {name: pair.model_dump(mode="json", exclude={"published"}) for name, pair in study.pairs.items()},
         "methods": {
-            name: method.model_dump(mode="json", exclude={"published", "seeds"})
+            name: method.model_dump(
+                mode="json", exclude={"published", "seeds", *(() if method.candidates else ("candidates",))}
+            )
             for name, method in study.methods.items()
         },
+        **({"search": study.search.model_dump(mode="json")} if study.search else {}),
     }
     return {key: value for key, value in flat(whole) if key.removeprefix("protocol.") not in resume.FREE}
 
@@ -197,6 +206,7 @@ def flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 SCALED = {
     "protocol.epochs": "epochs:",
+    "search.epochs": "epochs of a trial:",
     "protocol.schedule.milestones": "the learning rate decays after",
     "protocol.schedule.every": "the learning rate decays every",
     "protocol.schedule.warmup": "warm-up",
@@ -314,7 +324,7 @@ def students_of(request: StudyRequest, pair: str, *, existing: bool = False) -> 
     teacher = job.name if job else None
     students: list[Job] = []
     for name, method in study.methods.items():
-        if method.missing:
+        if method.missing or (pair, name) in request.undecided:
             continue
         recipe = _recipe(request, pair, name, method, teacher)
         needs = teacher if recipe.teacher is not None else None
@@ -325,7 +335,9 @@ def students_of(request: StudyRequest, pair: str, *, existing: bool = False) -> 
             data_seed = study.recipe.data_seed + seed - study.recipe.seed
             changes: dict[str, Any] = {"seed": seed, "data_seed": data_seed, "name": f"{recipe.name}-seed{seed}"}
             if recipe.outputs is not None:
-                changes["outputs"] = f"{recipe.outputs}/{slug(pair.partition('/')[0])}-data{data_seed}"
+                views = "" if recipe.teacher_reads_text else f"-data{data_seed}"
+                trials = "" if request.trial is None else "-trials"  # of fewer samples
+                changes["outputs"] = f"{recipe.outputs}/{slug(pair.partition('/')[0])}{views}{trials}"
             run = recipe.model_copy(update=changes)
             students.append(Job(recipe=run, pair=pair, method=name, needs=needs, teacher=teacher))
     return sorted(students, key=lambda job: job.recipe.seed)
@@ -360,7 +372,7 @@ def _recipe(request: StudyRequest, pair: str, name: str, method: Method, teacher
         # A run without a teacher is the same for all teachers.
         student = slug(pair.partition("/")[2])
         changes = {"name": f"{request.pool}/students/{student}-{slug(name)}", "outputs": None}
-    return scaled(recipe, request.factor).model_copy(update=changes)
+    return scaled(recipe, request.factor * (request.trial or 1)).model_copy(update=changes)
 
 
 def dry_run_recipes(request: StudyRequest) -> list[Recipe]:

@@ -64,6 +64,12 @@ def study_page(folder: Path) -> tuple[Subject, Page]:
         selection=summary.selection(whole) if runs else "No run yet.",
         sections=[
             Section("differences", "Differences between methods", paired.NOTE, tables=_differences(table)),
+            Section(
+                "scoreboard",
+                "Scoreboard",
+                " ".join(study.scoreboard_notes(table)),
+                tables=study.scoreboard_tables(table),
+            ),
             Section("paper", "Figures", " ".join(paper.statements(drawn)), paper.panels(drawn)),
             *(
                 Section(str(at), pair, curves_note(subject), by_epoch(subject))

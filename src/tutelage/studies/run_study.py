@@ -26,8 +26,9 @@ from tutelage.runs.run import DEFAULTS, RunOptions, finished
 from tutelage.runs.setup import steps_of
 from tutelage.settings.run import TOGETHER
 from tutelage.studies import budget as budgets
+from tutelage.studies import trials
 from tutelage.studies.budget import Plan
-from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
+from tutelage.studies.foreign_runs import foreign_runs
 from tutelage.studies.plan import Job, StudyRequest, cells, deviations, jobs, without_idle_teachers
 from tutelage.studies.schema import TEACHER
 from tutelage.training.deadline import DeadlineExceeded
@@ -71,24 +72,38 @@ def run_study(
 
 
 def _run_study(
-    request: StudyRequest, options: RunOptions, most: int, budget: Budget | None, on: Here | Cluster, *, show_plan: bool
+    whole: StudyRequest, options: RunOptions, most: int, budget: Budget | None, on: Here | Cluster, *, show_plan: bool
 ) -> dict[str, str]:
-    plan = None
-    if budget is not None:
-        # A step of several processes cannot be timed by one of them.
-        measure = world_size() == 1
-        plan = budgets.prepare(request, budget, workers=on.slots, trust_code=options.trust_code, measure=measure)
-        request = plan.request
-        for line in plan.lines() if show_plan else ():
-            options.reporter.say(line)
-    return _StudyRun(request=request, options=options, most=most, on=on, plan=plan).go()
+    def run(request: StudyRequest, found: Sequence[records.Candidate] | None = None) -> _StudyRun:
+        plan = None
+        if budget is not None:
+            # A step of several processes cannot be timed by one of them.
+            measure = world_size() == 1
+            plan = budgets.prepare(request, budget, workers=on.slots, trust_code=options.trust_code, measure=measure)
+            request = plan.request
+            for line in plan.lines() if show_plan else ():
+                options.reporter.say(line)
+        return _StudyRun(whole=whole, request=request, found=found, options=options, most=most, on=on, plan=plan)
+
+    if whole.study.search is None:
+        return run(whole).go()
+    search = run(trials.trials_of(whole))
+    failed = search.go()
+    if search.stopped:
+        return failed
+    found = trials.results(whole, search.foreign)
+    for line in trials.choices(found):
+        options.reporter.say(f"chosen: {line}")
+    return failed | run(trials.chosen(whole, found), found).go()
 
 
 @dataclass(kw_only=True, eq=False)
 class _StudyRun:
-    """A study while one process runs it."""
+    """A study, or its search, while one process runs it."""
 
-    request: StudyRequest
+    whole: StudyRequest  # as it was asked for; what is written is of all of it
+    request: StudyRequest  # the runs
+    found: Sequence[records.Candidate] | None  # by the search, if it is done
     options: RunOptions
     most: int
     on: Here | Cluster
@@ -110,8 +125,9 @@ class _StudyRun:
     def go(self) -> dict[str, str]:
         """Execute every remaining run, then return the failures."""
         self.left = without_idle_teachers(job for job in self.requested if not self._settled(job))
+        what = "runs" if self.request.trial is None else "runs of the search"
         self.reporter.say(
-            f"{self.request.study.name}: {len(self.left)} of {len(self.requested)} runs to do, "
+            f"{self.request.study.name}: {len(self.left)} of {len(self.requested)} {what} to do, "
             f"in {self.request.runs / self.request.pool}"
         )
         for line in notes.of_data(self.splits):
@@ -138,7 +154,8 @@ class _StudyRun:
                 known_busy |= busy
                 continue
             if len(self.left) == before:  # only other processes are at work
-                if all(job.name in busy for job in self.left):
+                # What another process tries is waited for, as the runs after the search depend on it.
+                if not self.left or (self.request.trial is None and all(job.name in busy for job in self.left)):
                     break
                 if self.plan is not None and self.plan.budget.left < budgets.MARGIN + PATIENCE:
                     self.stopped = True
@@ -160,7 +177,12 @@ class _StudyRun:
         self.foreign = foreign_runs(self.request, [*self.requested, *cells(self.request)], self.fingerprint)
         clock = self.plan.budget.clock if self.plan is not None else time.monotonic
         began = clock()
-        write(self.request, self.foreign)
+        request, foreign, found = self.request, self.foreign, self.found
+        if request.trial is not None:  # In the table are the runs that follow.
+            found = trials.results(self.whole, foreign)
+            request = trials.chosen(self.whole, found)
+            foreign = foreign_runs(request, cells(request), self.fingerprint)
+        write(self.whole, [job for job in cells(request) if (job.pair, job.name) not in foreign], found)
         self.writing = clock() - began
 
     def _draw(self) -> None:
@@ -264,14 +286,16 @@ class _StudyRun:
             self.reporter.say(f"failed: {job.name}: {why}")
 
 
-def write(request: StudyRequest, foreign: ForeignRuns) -> None:
-    """Write a study's records, table and report from its runs without the foreign ones."""
+def write(request: StudyRequest, shown: Sequence[Job], found: Sequence[records.Candidate] | None) -> None:
+    """Write a study's records, table and report from the runs to show, and from what its search found if it has one."""
     from tutelage.studies.study_table import write_tables
 
     folder = request.folder
-    shown = [job for job in cells(request) if (job.pair, job.name) not in foreign]
     with folder_lock(folder, wait=True):
-        records.write_json(folder / records.STUDY, record(request, shown))
+        content = record(request, shown)
+        if found is not None:
+            content["search"] = trials.record(request, found)
+        records.write_json(folder / records.STUDY, content)
         write_tables(folder)
         if libraries.installed():
             from tutelage.studies.report import write_report

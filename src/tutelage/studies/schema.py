@@ -30,9 +30,10 @@ from tutelage.config.schema import (
     known_presets,
 )
 from tutelage.errors import InvalidValueError, RecipeError, TutelageError, nearest, raise_all
+from tutelage.settings import weights
 from tutelage.settings.fit import SGD, Constant, Precision
 from tutelage.settings.numbers import LARGEST_COUNT, Real, ShortFor, Whole
-from tutelage.settings.objective import ObjectiveSpec, is_own, read_objective
+from tutelage.settings.objective import REQUIRED, ObjectiveSpec, is_own, read_objective
 
 TEACHER = "teacher"
 """The name of a pair's first row, which no method may have."""
@@ -50,6 +51,8 @@ ELSEWHERE = {
 """Keys of a recipe that a study has elsewhere."""
 SEEDS = ("seed", "data_seed")
 """Keys that differ from run to run, so only the protocol has them: the first run's."""
+TIMES = "times"
+"""Key of a candidate's value that is a factor on the method's own."""
 SHARED = ("teachers", "students")
 """Folders of a pool for runs that several pairs share."""
 STAND_IN = {"name": "study", "student": "mlp:8"}
@@ -123,6 +126,7 @@ class Method(_Section):
     objective: Any
     pairs: dict[str, dict[str, dict[str, Any]]] = {}
     settings: dict[str, Any] = {}
+    candidates: tuple[dict[str, dict[str, Any]], ...] = Field((), examples=["[{kd: {weight: 0.3}}, {}]"])
     seeds: Seeds | None = None
     published: dict[str, ValueField] = {}
 
@@ -148,6 +152,37 @@ class Method(_Section):
                     entry[preset] = {**(entry[preset] or {}), **arguments}
         return entries
 
+    def setting(self, candidate: int, pair: str) -> dict[str, dict[str, Any]]:
+        """Return what a candidate sets for one pair: each argument that any candidate names, with its value here.
+
+        Raises:
+            ValueError: an argument that is to be multiplied is no number, or a factor is none.
+        """
+        written = {preset: entry[preset] or {} for entry in self.entry(pair) for preset in _presets(entry)}
+        changed = self.candidates[candidate]
+        searched = [(preset, name) for each in self.candidates for preset in each for name in each[preset]]
+        result: dict[str, dict[str, Any]] = {}
+        for preset, name in dict.fromkeys(searched):
+            argument = known_presets().get(preset, {}).get(name)
+            value = written.get(preset, {}).get(
+                name, weights.weight_to_recipe(argument.default) if argument else REQUIRED
+            )
+            new = changed.get(preset, {}).get(name, value)
+            if isinstance(new, Mapping) and set(new) == {TIMES}:
+                new = _multiplied(value, new[TIMES], f"candidates: {preset}.{name}")
+            if new is not REQUIRED:
+                result.setdefault(preset, {})[name] = new
+        return result
+
+    def with_candidates(self, chosen: Mapping[str, int]) -> Method:
+        """Return the method with one of its candidates for each pair, and nothing left to search."""
+        pairs = dict(self.pairs)
+        for pair, number in chosen.items():
+            own = self.pairs.get(pair, {})
+            settings = self.setting(number, pair).items()
+            pairs[pair] = {**own, **{preset: {**own.get(preset, {}), **values} for preset, values in settings}}
+        return self.model_copy(update={"pairs": pairs, "candidates": ()})
+
     def spec_for(self, pair: str) -> ObjectiveSpec:
         """Return the objective of one pair.
 
@@ -155,6 +190,16 @@ class Method(_Section):
             ValueError: a preset or an argument is unknown, missing or of another type.
         """
         return read_objective(self.entry(pair), known_presets())
+
+
+def _multiplied(value: Any, factor: Any, what: str) -> Any:
+    """Return a weight, a number or a schedule as a recipe writes it, times a factor."""
+    if not weights.is_number(factor) or factor <= 0:
+        raise InvalidValueError(what, "a factor > 0", messages.shown(factor), f"for example {{{TIMES}: 3}}")
+    if not weights.is_number(value) and not isinstance(value, Mapping):
+        got = "no value to multiply" if value is REQUIRED else messages.shown(value)
+        raise InvalidValueError(what, f"a number or a schedule to take {TIMES} {factor:g}", got, "write values instead")
+    return weights.weight_to_recipe(weights.scaled(weights.value_of(value), factor))
 
 
 def presets_written_out(objective: Any) -> list[Any]:
@@ -188,6 +233,13 @@ def methods_by_name(value: Any) -> Any:
     }
 
 
+class Search(_Section):
+    """A search before the runs, alike for every method: trials of its candidates, judged on a validation split."""
+
+    epochs: int = Field(ge=1, le=LARGEST_COUNT, description="a whole number >= 1", examples=["60"])
+    validation: Real = Field(0.1, gt=0, lt=1, description="a fraction in (0, 1)", examples=["0.1"])
+
+
 class Study(_Section):
     """A grid of runs."""
 
@@ -206,6 +258,7 @@ class Study(_Section):
     methods: dict[str, Method] = Field(
         min_length=1, description="a list of presets, or a mapping of names to objectives", examples=["[kd]"]
     )
+    search: Search | None = Field(None, validate_default=True, examples=["{epochs: 60, validation: 0.1}"])
     seeds: Seeds = Field(1, validate_default=True)
     teacher_seed: SeedField = 100
     figures: tuple[Literal["entropy", "divergence", "histogram", "mappings"], ...] = Field((), examples=["[entropy]"])
@@ -259,6 +312,30 @@ class Study(_Section):
             errors += _wrong_settings("methods", {name: method}, info)
             errors += _wrong_objective(name, method, list(info.data.get("pairs") or ()), info)
         raise_all(errors)
+        return value
+
+    @field_validator("search")
+    @classmethod
+    def _every_method_has_as_many_candidates(cls, value: Search | None, info: ValidationInfo) -> Search | None:
+        methods = info.data.get("methods")
+        if methods is None:
+            return value
+        counts = {name: len(method.candidates) for name, method in methods.items() if not method.missing}
+        most = max(counts.values(), default=0)
+        if value is None:
+            if most:
+                name = next(name for name, count in counts.items() if count)
+                got = f"{most} of {name}"
+                raise InvalidValueError(
+                    "", "how candidates are tried", got, "type search={epochs: 60, validation: 0.1}"
+                )
+        elif most < 2 or min(counts.values()) < most:
+            uneven = {name: count for name, count in counts.items() if count < max(most, 2)}
+            got = ", ".join(f"{count} of {name}" for name, count in uneven.items())
+            expected = f"as many candidates of each method, {max(most, 2)}, so that all are searched alike"
+            raise InvalidValueError(
+                "", expected, got, "add to methods.NAME.candidates; {} is a method as it is written"
+            )
         return value
 
     @field_validator("seeds")
@@ -346,17 +423,23 @@ def _wrong_objective(name: str, method: Method, pairs: Sequence[str], info: Vali
         for preset in arguments:
             if preset not in method.presets:
                 yield unknown(f"methods.{name}.pairs.{pair}", "a preset of its objective", preset, method.presets)
+    for candidate in method.candidates:
+        for preset in candidate:
+            if preset not in method.presets:
+                yield unknown(f"methods.{name}.candidates", "a preset of its objective", preset, method.presets)
+                return
     if method.missing and method.published:
         return  # It is not built, and the table has its published values.
     errors: dict[str, TutelageError] = {}
     for pair in (pairs or method.pairs) if method.pairs else [""]:
-        try:
-            spec = method.spec_for(pair)
-            if info.context is not None:
-                info.context["check"](spec)
-        except InvalidValueError as error:
-            for each in error.errors:
-                errors.setdefault(str(each), each.within(f"methods.{name}{f' ({pair})' if pair else ''}"))
+        for number in range(max(1, len(method.candidates))):
+            try:
+                spec = (method.with_candidates({pair: number}) if method.candidates else method).spec_for(pair)
+                if info.context is not None:
+                    info.context["check"](spec)
+            except InvalidValueError as error:
+                for each in error.errors:
+                    errors.setdefault(str(each), each.within(f"methods.{name}{f' ({pair})' if pair else ''}"))
     yield from errors.values()
 
 

@@ -29,6 +29,7 @@ from tutelage.report.reading import text as string
 from tutelage.report.results import Unfinished, best_notes, selected, unfinished
 from tutelage.report.table import MISSING, count, fixed, plain
 from tutelage.studies import differences as paired
+from tutelage.studies import scoreboard
 from tutelage.studies.differences import Difference
 
 if TYPE_CHECKING:
@@ -92,6 +93,8 @@ class StudyTable:
     matched: tuple[str, ...]  # which methods are matched, and what else differs between those that are not
     rows: tuple[Row, ...]  # rows pair by pair, the teacher first
     differences: tuple[Difference, ...] = ()  # differences between methods, pair by pair
+    scoreboard: tuple[scoreboard.Standing, ...] = ()  # of a study with a search
+    search: records.StudySearch | None = None  # that search
 
     @property
     def pairs(self) -> dict[str, list[Row]]:
@@ -187,6 +190,8 @@ def table_of(study: records.Study, subjects: Mapping[str, Subject]) -> StudyTabl
         matched=tuple(
             matched_notes({name: each.objective(name) for name in study["methods"]} for each in subjects.values())
         ),
+        scoreboard=scoreboard.standings(study, subjects),
+        search=study.get("search"),
     )
 
 
@@ -432,7 +437,22 @@ def markdown(table: StudyTable) -> str:
         lines += [f"## {plain(pair)}", "", pair_table(table, rows).markdown()]
         if differences := table.of(pair):
             lines += [paired.table_of(differences).markdown()]
-    return "\n".join([*lines, *(f"- {plain(note)}" for note in notes(table))]) + "\n"
+    lines += [f"- {plain(note)}" for note in notes(table)]
+    if table.scoreboard:
+        lines += ["", "## Scoreboard", "", *(f"- {plain(note)}" for note in scoreboard_notes(table)), ""]
+        for part in scoreboard_tables(table):
+            lines += [f"### {plain(part.caption)}", "", part.markdown()]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def scoreboard_tables(table: StudyTable) -> list[tables.Table]:
+    """Return the tables of a study's scoreboard; none of one without."""
+    return [*scoreboard.tables(table.scoreboard, measure_of(table.rows))]
+
+
+def scoreboard_notes(table: StudyTable) -> list[str]:
+    """Say what the scoreboard's figures are."""
+    return scoreboard.notes(table.scoreboard, table.search) if table.search else []
 
 
 def write_tables(folder: Path | str) -> None:
@@ -440,7 +460,9 @@ def write_tables(folder: Path | str) -> None:
     table = read_table(folder)
     records.write_bytes(Path(folder) / MARKDOWN, markdown(table).encode())
     both = {"rows": [*map(_fields, table.rows)], "differences": [*map(paired.fields, table.differences)]}
-    records.write_json(Path(folder) / JSON, asdict(table) | both)
+    fields = asdict(table) | both
+    without = ("search",) if table.search else ("search", "scoreboard")  # The search is in the study's own record.
+    records.write_json(Path(folder) / JSON, {key: value for key, value in fields.items() if key not in without})
 
 
 def _fields(row: Row) -> dict[str, Any]:
@@ -465,3 +487,7 @@ def print_study(folder: Path | str, console: Console) -> None:
     if untouched and table.begun:
         console.print(Text(printable(f"No runs yet: {', '.join(untouched)}."), style="dim"))
     tables.print_notes(notes(table), console)
+    for part in scoreboard_tables(table):
+        console.print(Text(f"\nScoreboard: {printable(part.caption)}", style="bold"))
+        part.print(console)
+    tables.print_notes(scoreboard_notes(table), console)

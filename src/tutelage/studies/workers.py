@@ -17,7 +17,7 @@ import torch
 from tutelage import data, interruption, records
 from tutelage.places.time_limit import Budget
 from tutelage.studies import budget as budgets
-from tutelage.studies import plan
+from tutelage.studies import plan, trials
 from tutelage.studies.plan import StudyRequest
 
 GRACE = 60.0
@@ -37,7 +37,7 @@ def share_study(
     plan.jobs(request)
     data.open_data(request.study.recipe.data)
     if budget is not None:
-        for line in budgets.prepare(request, budget, workers=workers, trust_code=trust_code).lines():
+        for line in budgets.prepare(trials.next_runs(request), budget, workers=workers, trust_code=trust_code).lines():
             say(line)
         arguments = [*arguments, "--until", str(time.time() + budget.left)]
     gpus = visible_gpus(request.study.recipe.device)
