@@ -6,9 +6,10 @@
     python benchmarks/dial.py grid segmentation --source masks:path/to/scenes
     python benchmarks/dial.py collect
 
-`grid` trains `ttm` at each gamma and weight of `GRID` with one seed. A tenth of the training samples is held out, and chooses
-the best. `final` trains it and what needs no search with further seeds, and is judged on the test set, where no choice was
-made. Both go on where they were stopped. `collect` writes benchmarks/results/dial/dial.json of the tasks that are finished.
+`grid` trains `ttm` at each gamma and weight of `GRID` with one seed. A tenth of the training samples is held out, and
+chooses the best. `final` trains it and what needs no search with further seeds, and is judged on the test set, where no
+choice was made. Both go on where they were stopped. `collect` writes benchmarks/results/dial/dial.json of what is
+finished.
 """
 
 import argparse

@@ -278,7 +278,9 @@ def test_with_few_labels_an_automatic_beta_grows_as_the_noise_of_cross_entropy(s
     assert of_all == objectives.wttm().bind(context()).resolved["wttm"]["beta"]
 
 
-@pytest.mark.parametrize("labels", [torch.full((4,), -100), torch.zeros(4, 0), torch.zeros(4, 3), torch.full((4, 2), -100)])
+@pytest.mark.parametrize(
+    "labels", [torch.full((4,), -100), torch.zeros(4, 0), torch.zeros(4, 3), torch.full((4, 2), -100)]
+)
 def test_labels_that_are_not_one_class_a_sample_change_no_automatic_beta(labels):
     given = replace(context(), labels=labels)
     assert objectives.ttm().bind(given).resolved == objectives.ttm().bind(context()).resolved

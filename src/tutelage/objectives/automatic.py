@@ -18,8 +18,7 @@ from tutelage.settings.weights import AUTO, Automatic
 from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Term
 
 SHARE = 3.0
-"""Initial gradient of a term with an automatic weight, as a multiple of cross-entropy's, where all samples are labelled.
-"""
+"""Initial gradient of a term with an automatic weight, as a multiple of cross-entropy's, if all samples are labelled."""
 BIT = math.log(2)
 """Divergence of an untrained student from its target, in nats, that an automatic gamma gives."""
 FLAT_GAMMA = 0.25
@@ -72,7 +71,7 @@ def _labelled(labels: Tensor | None) -> float:
 
 
 def gamma(transform: str, context: BindContext) -> float:
-    """Find the parameter of a mapping: the `exponent` of the power, or what is as flat as the power at `FLAT_GAMMA`.
+    """Find the parameter of a mapping: of the power the `exponent`, of another what is as flat as `FLAT_GAMMA`'s power.
 
     Args:
         transform: name of the mapping, one of `targets.TRANSFORMS`.
