@@ -240,15 +240,17 @@ AUTOMATIC = {
 @pytest.mark.parametrize("name", AUTOMATIC)
 def test_an_automatic_gamma_typed_is_the_same_objective(name):
     objective, few = AUTOMATIC[name], context(scale=8.0)
-    assert objective.needs.teacher_statistics and objective.target_gamma is None
+    assert objective.needs.teacher_statistics
+    assert objective.target_gamma is None
     assert objective.read_at - {None} == set()  # before it is found, the top classes are not enough
     bound = objective.bind(few)
-    ((part, numbers),) = bound.resolved.items()
+    (numbers,) = bound.resolved.values()
     (piece,) = objective.pieces
     given = {key: value for key, value in numbers.items() if key != "mean_weight"}
     typed = objectives.PRESETS[piece.preset].build(**{**piece.arguments, **given})
     gamma = exponent(few.teacher_logits.double().log_softmax(-1))
-    assert 0 < gamma < 1 and typed.bind(few).target_gamma == bound.target_gamma == pytest.approx(gamma)
+    assert 0 < gamma < 1
+    assert typed.bind(few).target_gamma == bound.target_gamma == pytest.approx(gamma)
     assert torch.equal(values(typed, few), values(objective, few))
     assert bound.pair == typed.bind(few).pair  # it has the faster forms of the loss that it is
     assert from_recipe(json.loads(json.dumps(objective.to_recipe()))) == objective

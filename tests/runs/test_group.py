@@ -176,7 +176,8 @@ def test_what_automatic_numbers_are_found_from_is_read_once_for_all(teacher, tmp
     for recipe, folder in todo:
         alone(recipe, tmp_path / "alone" / folder.name)
         resolved = [manifest(at / folder.name)["objective_resolved"] for at in (tmp_path, tmp_path / "alone")]
-        assert resolved[0] == resolved[1] and resolved[0][0][folder.name]["beta"] > 0
+        assert resolved[0] == resolved[1]
+        assert resolved[0][0][folder.name]["beta"] > 0
 
 
 def test_recorded_outputs_are_read_for_all(teacher, tmp_path):
