@@ -97,6 +97,10 @@ def recipe(task: str, stage: str, given: argparse.Namespace) -> Path:
     return path
 
 
+def is_finished(folder: Path) -> bool:
+    return (folder / records.COMPARISON).exists() and all(run.finished for run in read(folder).runs)
+
+
 def collected(task: str, runs: Path) -> dict:
     """Return what a task's runs say: values by seed, what was found, and from where each can be repeated."""
     subject, grid = read(runs / f"{task}-final"), read(runs / f"{task}-grid")
@@ -118,9 +122,9 @@ def collected(task: str, runs: Path) -> dict:
         "changes": TASKS[task][1],
         "chosen": best(task, runs),
         "grid": {name: by.scale * grid.of(name)[0].epochs[-1]["validation"][by.key] for name in GRID},
-        "seeds": [run.seed for run in subject.of("auto")],
+        "seeds": [run.manifest["seeds"]["seed"] for run in subject.of("auto")],
         "arms": arms,
-        **{key: first[key] for key in ("version", "software", "hardware")},
+        **{key: first[key] for key in ("version", "commit", "software", "hardware")},
     }
 
 
@@ -133,7 +137,7 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=Path, default=Path("runs/dial"))
     given = parser.parse_args()
     if given.stage == "collect":
-        done = [task for task in TASKS if (given.runs / f"{task}-final" / records.COMPARISON).exists()]
+        done = [task for task in TASKS if is_finished(given.runs / f"{task}-final")]
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps({"tasks": [collected(task, given.runs) for task in done]}, indent=1) + "\n")
         print(*done, RESULT)

@@ -31,6 +31,7 @@ from docs.choosing_tables import (
     values,
     written,
 )
+from scipy.stats import t
 
 from tutelage import records
 from tutelage.report.matched import matched_notes
@@ -176,6 +177,69 @@ def of_studies() -> Iterator[list[str]]:
             yield [name, row["pair"], f"`{row['method']}`", *result, published]
 
 
+ARMS = {"grid": "The grid's best", "auto": "Both `auto`", "fixed": "gamma fixed, share 3", "kd": "Usual KD"}
+"""Settings that `benchmarks/dial.py` compares."""
+
+
+def dial() -> Iterator[list[str]]:
+    """Each task with every setting."""
+    yield ["Task", "Judged by", *ARMS.values(), "Chosen", "Found", "Seeds"]
+    for task in record("dial/dial.json")["tasks"]:
+        by, arms = _measure(task), task["arms"]
+        shares = task["chosen"].replace("_s", ", share ").replace("g", "gamma ", 1)
+        found = {number: [each["ttm"][number] for each in arms["auto"]["found"]] for number in ("gamma", "beta")}
+        ranges = (f"{name} {_range(numbers)}" for name, numbers in found.items())
+        seeds = str(len(arms["auto"]["values"]))
+        results = (summed(arms[arm]["values"]) for arm in ARMS)
+        yield [task["task"], by.heading(by.title), *results, shares, ", ".join(ranges), seeds]
+
+
+def dial_differences() -> Iterator[list[str]]:
+    """What `auto` loses against a search, and gains against settings without one; the mean is over accuracies."""
+    yield ["Task", "Both `auto` less", "Unit", *TESTED]
+    against = [arm for arm in ARMS if arm != "auto"]
+    of_points: dict[str, list[list[float]]] = {arm: [] for arm in against}
+    for task in record("dial/dial.json")["tasks"]:
+        ours, by = task["arms"]["auto"]["values"], _measure(task)
+        for arm in against:
+            pairs = zip(ours, task["arms"][arm]["values"], strict=True)
+            # Of a perplexity less is better: what it is lower by, in percent.
+            found = [100 * (1 - one / other) if by.lower_is_better else one - other for one, other in pairs]
+            of_points[arm] += [] if by.lower_is_better else [found]
+            yield [task["task"], ARMS[arm], "%" if by.lower_is_better else "points", *tested(found)]
+    for arm, tasks in of_points.items():
+        middle, low, high = mean_of_means(tasks)
+        bounds = f"{low:+.2f}\u00a0to\u00a0{high:+.2f}"
+        yield [
+            f"mean of {len(tasks)}",
+            ARMS[arm],
+            "points",
+            str(sum(map(len, tasks))),
+            f"{middle:+.2f}",
+            bounds,
+            "–",
+            "–",
+        ]
+
+
+def mean_of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
+    """Return the mean of the groups' means and its 95 % interval, whose degrees of freedom are Satterthwaite's (1946)."""
+    of_each = [stdev(group) ** 2 / len(group) / len(groups) ** 2 for group in groups]
+    variance = sum(of_each)
+    freedom = variance**2 / sum(part**2 / (len(group) - 1) for part, group in zip(of_each, groups, strict=True))
+    middle, half = mean(map(mean, groups)), t.ppf(0.975, freedom) * variance**0.5
+    return middle, middle - half, middle + half
+
+
+def _measure(task: dict[str, Any]) -> records.Measure:
+    return records.measure_named(task["measure"])
+
+
+def _range(numbers: Sequence[float]) -> str:
+    low, high = min(numbers), max(numbers)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
+
+
 def further() -> Iterator[list[str]]:
     """Records of another kind."""
     yield ["Record", "What", "Result", "n", "95 % interval"]
@@ -214,14 +278,7 @@ def searches() -> Iterator[list[str]]:
         yield [link(f"tune/{path.name}", "tune"), what, f"{middle:+.2f}", str(found["n"]), f"{low:+.2f} to {high:+.2f}"]
 
 
-def dial() -> Iterator[list[str]]:
-    """Rows of any record of automatic settings: ``rows``, each with its ``task`` and its ``values`` by seed."""
-    for path in sorted((RESULTS / "dial").glob("*.json")):
-        for row in record(f"dial/{path.name}").get("rows", []):
-            yield [link(f"dial/{path.name}", "dial"), row["task"], *_result(row["values"])]
-
-
-FURTHER: tuple[Callable[[], Iterator[list[str]]], ...] = (on_policy, teachers, teacher_forms, searches, dial)
+FURTHER: tuple[Callable[[], Iterator[list[str]]], ...] = (on_policy, teachers, teacher_forms, searches)
 
 
 def _json(name: str) -> str:
@@ -248,6 +305,9 @@ def provenance() -> Iterator[list[str]]:
         yield _made(_json(name), [{"command": f"python benchmarks/{script}.py", **record(f"{name}.json")}])
     for path in sorted((RESULTS / "tune").glob("*.json")):
         yield _made(link(f"tune/{path.name}", "tune"), [record(f"tune/{path.name}")])
+    for task in record("dial/dial.json")["tasks"]:
+        command = f"python benchmarks/dial.py final {task['task']} --seeds {len(task['seeds'])}"
+        yield _made(link(f"automatic settings, {task['task']}", "dial"), [{"command": command, **task}])
     hardware = f"{TRIAL['hardware']['gpu']}, {TRIAL['hardware']['precision']}, torch {TRIAL['software']['torch']}"
     yield [link("the trial", "gpu-trial"), TRIAL["loop"], hardware, f"`{TRIAL['commit']}`"]
 
@@ -269,7 +329,7 @@ def _machine(manifest: dict[str, Any]) -> str:
 
 TABLES = {
     each.__name__.replace("_", "-"): each
-    for each in (trial, trial_differences, comparisons, paired, of_studies, further, provenance)
+    for each in (trial, trial_differences, dial, dial_differences, comparisons, paired, of_studies, further, provenance)
 }
 
 

@@ -223,6 +223,9 @@ def test_tokens_are_matched_as_the_teacher_gives_them():
     for objective in (objectives.ttm(gamma="auto"), objectives.matching(), objectives.kd_matched_to(AUTOMATIC["ttm"])):
         bound = objective.bind(BindContext(teacher_logits=logits, per_token=True))
         assert bound.target_gamma == 1
+    tokens = BindContext(teacher_logits=logits, per_token=True)
+    other = objectives.transformed_matching(transform="logarithm", beta=1).bind(tokens)
+    assert other.resolved == {"transformed_matching": {"gamma": 1.0}}
 
 
 AUTOMATIC = {

@@ -82,13 +82,35 @@ def test_only_a_kd_of_its_own_target_and_weight_is_matched(tables):
     assert matched == expected
 
 
-def test_a_record_of_automatic_settings_appears_by_itself(tmp_path, monkeypatch):
+def test_automatic_settings_are_compared_by_seed(tmp_path, monkeypatch):
+    arms = {"grid": [8.0, 9.0, 10.0], "auto": [9.0, 9.0, 12.0], "fixed": [9.0, 9.0, 12.0], "kd": [0.0, 0.0, 0.0]}
+    found = {"found": [{"ttm": {"gamma": 0.3, "beta": beta}} for beta in (2.0, 2.0, 2.5)]}
+    task = {"task": "a", "measure": "accuracy", "chosen": "g0.5_s10", "seeds": [5, 6, 7]}
+    task["arms"] = {name: {"values": values, **found} for name, values in arms.items()}
+    words = {**task, "task": "b", "measure": "perplexity"}
     (tmp_path / "dial").mkdir()
-    (tmp_path / "dial/digits.json").write_text(json.dumps({"rows": [{"task": "digits", "values": [1.0, 2.0]}]}))
+    (tmp_path / "dial/dial.json").write_text(json.dumps({"tasks": [task, words]}))
     for module in (choosing_tables, results_tables):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
-    (row,) = results_tables.dial()
-    assert (row[1], row[3]) == ("digits", "2")
+    _, row, _ = results_tables.dial()
+    assert row[0] == "a"
+    assert row[3].startswith("10.00")
+    assert row[-3:] == ["gamma 0.5, share 10", "gamma 0.3, beta 2 to 2.5", "3"]
+    _, *rows = results_tables.dial_differences()
+    (points,) = (row for row in rows if row[:2] == ["a", "The grid's best"])
+    assert points[2:5] == ["points", "3", "+1.00\u00a0±\u00a01.00"]
+    (percent,) = (row for row in rows if row[:2] == ["b", "The grid's best"])
+    assert percent[2] == "%"
+    assert percent[4].startswith("-10.83")  # the perplexity is higher, which is worse
+    (whole,) = (row for row in rows if row[:2] == ["mean of 1", "The grid's best"])
+    assert whole[4:6] == ["+1.00", points[5]]  # of one task the interval is its own
+
+
+def test_an_interval_of_a_mean_of_means_is_that_of_all_where_they_are_alike():
+    groups = [[1.0, 2.0, 3.0], [5.0, 6.0, 7.0]]
+    middle, low, high = results_tables.mean_of_means(groups)
+    assert middle == 4
+    assert high - middle == pytest.approx(middle - low) == pytest.approx(2.776 * (1 / 3 / 2) ** 0.5, rel=1e-3)
 
 
 def test_a_study_that_arrives_appears_by_itself(tmp_path, monkeypatch):

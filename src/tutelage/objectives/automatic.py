@@ -18,7 +18,7 @@ from tutelage.settings.weights import AUTO, Automatic
 from tutelage.types import UNLABELLED, Batch, Outputs, Progress, Term
 
 SHARE = 3.0
-"""Initial gradient of a term with an automatic weight, as a multiple of cross-entropy's, if all samples are labelled."""
+"""Initial gradient of a term with an automatic weight, as a multiple of cross-entropy's where all have labels."""
 BIT = math.log(2)
 """Divergence of an untrained student from its target, in nats, that an automatic gamma gives."""
 FLAT_GAMMA = 0.25
@@ -71,27 +71,27 @@ def _labelled(labels: Tensor | None) -> float:
 
 
 def gamma(transform: str, context: BindContext) -> float:
-    """Find the parameter of a mapping: of the power the `exponent`, of another what is as flat as `FLAT_GAMMA`'s power.
+    """Find the parameter of a mapping: the `exponent`, or what is as flat as the power at `FLAT_GAMMA`.
 
     Args:
         transform: name of the mapping, one of `targets.TRANSFORMS`.
-        context: context with the teacher's logits. Where each token has a label the exponent is 1: a student that is
-            judged by the probabilities that it gives to texts is to learn those of its teacher.
+        context: context with the teacher's logits. Where each token has a label gamma is 1: a student that is judged by
+            the probabilities that it gives to texts is to learn those of its teacher.
 
     Raises:
         ValueError: if the teacher's logits are missing or not finite, or no gamma is flat enough.
     """
     log_probs = _logits(context, f"an automatic gamma of {transform}").double().log_softmax(dim=-1)
-    if transform != "power":
-        return equally_flat(transform, log_probs)
-    return 1.0 if context.per_token else exponent(log_probs)
+    if context.per_token:
+        return 1.0
+    return exponent(log_probs) if transform == "power" else equally_flat(transform, log_probs)
 
 
 def exponent(log_probs: Tensor) -> float:
     """Find the exponent of the power at which an untrained student is `BIT` away from its target, 1 at most.
 
-    ``mean KL(p_gamma || 1/K) = log K - mean H(p_gamma)``, in nats, rises with gamma; of fewer than four classes it is to
-    be half of ``log K``. Above 1 the target would be surer than the teacher.
+    ``mean KL(p_gamma || 1/K) = log K - mean H(p_gamma)``, in nats, rises with gamma; of fewer than four classes it is
+    to be half of ``log K``. Above 1 the target would be surer than the teacher.
 
     Args:
         log_probs: distributions, float64 ``(samples, classes)``.
