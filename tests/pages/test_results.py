@@ -83,7 +83,7 @@ def test_only_a_kd_of_its_own_target_and_weight_is_matched(tables):
 
 
 def test_automatic_settings_are_compared_by_seed(tmp_path, monkeypatch):
-    arms = {"grid": [8.0, 9.0, 10.0], "auto": [9.0, 9.0, 12.0], "fixed": [9.0, 9.0, 12.0], "kd": [0.0, 0.0, 0.0]}
+    arms = {"grid": [8.0, 9.0, 10.0], "auto": [9.0, 9.0, 12.0], "fixed": [9.0, 9.0, 12.0], "kd": [1.0, 2.0, 3.0]}
     found = {"found": [{"ttm": {"gamma": 0.3, "beta": beta}} for beta in (2.0, 2.0, 2.5)]}
     task = {"task": "a", "measure": "accuracy", "chosen": "g0.5_s10", "seeds": [5, 6, 7]}
     task["arms"] = {name: {"values": values, **found} for name, values in arms.items()}
