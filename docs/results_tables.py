@@ -226,6 +226,8 @@ def mean_of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float, floa
     """Return the mean of the groups' means and its 95 % interval, whose degrees of freedom are Satterthwaite's (1946)."""
     of_each = [stdev(group) ** 2 / len(group) / len(groups) ** 2 for group in groups]
     variance = sum(of_each)
+    if not variance:
+        return (mean(map(mean, groups)),) * 3
     freedom = variance**2 / sum(part**2 / (len(group) - 1) for part, group in zip(of_each, groups, strict=True))
     middle, half = mean(map(mean, groups)), t.ppf(0.975, freedom) * variance**0.5
     return middle, middle - half, middle + half
