@@ -8,6 +8,7 @@ import shutil
 
 import pytest
 from docs import choosing_tables, results_tables
+from scipy.stats import ttest_ind
 from tests._helpers import ROOT
 from tests.pages.generated import unknown_numbers
 
@@ -112,6 +113,12 @@ def test_an_interval_of_a_mean_of_means_is_that_of_all_where_they_are_alike():
     middle, low, high = results_tables.mean_of_means(groups)
     assert middle == 4
     assert high - middle == pytest.approx(middle - low) == pytest.approx(2.776 * (1 / 3 / 2) ** 0.5, rel=1e-3)
+
+
+def test_of_two_means_of_unlike_spread_it_is_welch_s():
+    first, second = [1.0, 2.0, 3.5], [5.0, 9.0, 7.0, 1.0]
+    welch = ttest_ind(first, [-value for value in second], equal_var=False).confidence_interval()
+    assert results_tables.mean_of_means([first, second])[1:] == pytest.approx([bound / 2 for bound in welch])
 
 
 def test_a_study_that_arrives_appears_by_itself(tmp_path, monkeypatch):
