@@ -12,6 +12,8 @@ from scipy.stats import ttest_ind
 from tests._helpers import ROOT
 from tests.pages.generated import unknown_numbers
 
+from tutelage.report.statistics import holm
+
 PAGE = "docs/results.md"
 KNOWN = {
     "240 epochs": "of the published schedule",
@@ -71,6 +73,9 @@ def test_the_trial_is_what_was_measured(tables):
     differences = {row[0]: row[3] for row in tables["trial-differences"]}
     parts = [differences[name] for name in ("weight and temperature", "Renyi term", "sample weight")]
     assert [part.split("\u00a0")[0] for part in parts] == ["+0.95", "+0.43", "-0.06"]
+    corrected = holm([float(row[5]) for row in tables["trial-differences"]])
+    assert len(corrected) == 4
+    assert min(corrected) > 0.05  # as the text below them says
 
 
 def test_only_a_kd_of_its_own_target_and_weight_is_matched(tables):
