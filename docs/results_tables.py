@@ -108,7 +108,7 @@ def trial() -> Iterator[list[str]]:
             shown = f"{published['mean']:.2f} ± {published['std']:.2f} (n = {published['n']})"
             against = [shown, f"{difference:+.2f}", f"{z:+.2f}"]
         each = " ".join(f"{value:.2f}" for value in found)
-        yield [f"`{method}`", each, summed(found), str(len(found)), interval(found).replace("+", ""), *against]
+        yield [f"`{method}`", each, *_result(found), *against]
 
 
 def trial_differences() -> Iterator[list[str]]:
@@ -128,16 +128,8 @@ def comparisons() -> Iterator[list[str]]:
     for each in COMPARISONS:
         by = each.subject.measure
         for entry in each.subject.entries:
-            found = values(each.subject, entry)
-            bounds = interval(found).replace("+", "")
-            yield [
-                link(each.name, each.folder),
-                by.heading(by.title),
-                f"`{entry}`",
-                summed(found),
-                str(len(found)),
-                bounds,
-            ]
+            result = _result(values(each.subject, entry))
+            yield [link(each.name, each.folder), by.heading(by.title), f"`{entry}`", *result]
 
 
 def paired() -> Iterator[list[str]]:
@@ -173,8 +165,7 @@ def of_studies() -> Iterator[list[str]]:
         for row in rows:
             spread = "" if row["published_std"] is None else f" ± {row['published_std']:.2f}"
             published = "–" if row["published"] is None else f"{row['published']:.2f}{spread}"
-            result = [summed(row["values"]), str(row["n"]), interval(row["values"]).replace("+", "")]
-            yield [name, row["pair"], f"`{row['method']}`", *result, published]
+            yield [name, row["pair"], f"`{row['method']}`", *_result(row["values"]), published]
 
 
 ARMS = {"grid": "The grid's best", "auto": "Both `auto`", "fixed": "gamma fixed, share 3", "kd": "Usual KD"}
@@ -223,7 +214,7 @@ def dial_differences() -> Iterator[list[str]]:
 
 
 def mean_of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Return the mean of the groups' means and its 95 % interval, whose degrees of freedom are Satterthwaite's (1946)."""
+    """Return the mean of the groups' means and its 95 % interval, with Satterthwaite's degrees of freedom (1946)."""
     of_each = [stdev(group) ** 2 / len(group) / len(groups) ** 2 for group in groups]
     variance = sum(of_each)
     if not variance:
@@ -265,11 +256,8 @@ def teachers() -> Iterator[list[str]]:
 
 def teacher_forms() -> Iterator[list[str]]:
     for form, found in record("teacher_forms.json")["students"]["forms"].items():
-        yield [
-            _json("teacher_forms"),
-            f"perplexity, teacher recorded as: {form}",
-            *_result(found["perplexity"]["values"]),
-        ]
+        result = _result(found["perplexity"]["values"])
+        yield [_json("teacher_forms"), f"perplexity, teacher recorded as: {form}", *result]
 
 
 def searches() -> Iterator[list[str]]:
@@ -288,6 +276,7 @@ def _json(name: str) -> str:
 
 
 def _result(found: Sequence[float]) -> list[str]:
+    """Return the mean and deviation of results, their number and the mean's interval."""
     return [summed(found), str(len(found)), interval(found).replace("+", "")]
 
 
