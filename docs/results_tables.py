@@ -172,10 +172,27 @@ ARMS = {"grid": "The grid's best", "auto": "Both `auto`", "fixed": "gamma fixed,
 """Settings that `benchmarks/dial.py` compares."""
 
 
+def dial_grid() -> Iterator[list[str]]:
+    """The grid of each task, on the validation set."""
+    tasks = record("dial/dial.json")["tasks"]
+    points = [re.fullmatch(r"g(.+)_s(.+)", name).groups() for name in tasks[0]["grid"]]  # type: ignore[union-attr]
+    shares = list(dict.fromkeys(share for _, share in points))
+    yield ["Task", "Judged by", "gamma", *(f"{share} times" for share in shares)]
+    for task in tasks:
+        by = _measure(task)
+        for gamma in dict.fromkeys(gamma for gamma, _ in points):
+            found = (f"{task['grid'][f'g{gamma}_s{share}']:.2f}" for share in shares)
+            yield [task["task"], by.heading(by.title), gamma, *found]
+
+
+def _judged() -> Iterator[dict[str, Any]]:
+    return (task for task in record("dial/dial.json")["tasks"] if task["arms"])
+
+
 def dial() -> Iterator[list[str]]:
     """Each task with every setting."""
     yield ["Task", "Judged by", *ARMS.values(), "Chosen", "Found", "Seeds"]
-    for task in record("dial/dial.json")["tasks"]:
+    for task in _judged():
         by, arms = _measure(task), task["arms"]
         shares = task["chosen"].replace("_s", ", share ").replace("g", "gamma ", 1)
         found = {number: [each["ttm"][number] for each in arms["auto"]["found"]] for number in ("gamma", "beta")}
@@ -190,7 +207,7 @@ def dial_differences() -> Iterator[list[str]]:
     yield ["Task", "Both `auto` less", "Unit", *TESTED]
     against = [arm for arm in ARMS if arm != "auto"]
     of_points: dict[str, list[list[float]]] = {arm: [] for arm in against}
-    for task in record("dial/dial.json")["tasks"]:
+    for task in _judged():
         ours, by = task["arms"]["auto"]["values"], _measure(task)
         for arm in against:
             pairs = zip(ours, task["arms"][arm]["values"], strict=True)
@@ -296,7 +313,7 @@ def provenance() -> Iterator[list[str]]:
         yield _made(_json(name), [{"command": f"python benchmarks/{script}.py", **record(f"{name}.json")}])
     for path in sorted((RESULTS / "tune").glob("*.json")):
         yield _made(link(f"tune/{path.name}", "tune"), [record(f"tune/{path.name}")])
-    for task in record("dial/dial.json")["tasks"]:
+    for task in _judged():
         command = f"python benchmarks/dial.py final {task['task']} --seeds {len(task['seeds'])}"
         yield _made(link(f"automatic settings, {task['task']}", "dial"), [{"command": command, **task}])
     hardware = f"{TRIAL['hardware']['gpu']}, {TRIAL['hardware']['precision']}, torch {TRIAL['software']['torch']}"
@@ -320,7 +337,7 @@ def _machine(manifest: dict[str, Any]) -> str:
 
 TABLES = {
     each.__name__.replace("_", "-"): each
-    for each in (trial, trial_differences, dial, dial_differences, comparisons, paired, of_studies, further, provenance)
+    for each in (trial, trial_differences, dial_grid, dial, dial_differences, comparisons, paired, of_studies, further, provenance)
 }
 
 
