@@ -124,7 +124,7 @@ def test_equal_calls_are_equal_and_survive_pickling():
     [
         objectives.kd(),
         objectives.kd(temperature=objectives.Linear(8.0, 1.0)),
-        objectives.matching(divergence="alpha_beta", beta=1.0),
+        objectives.matching(divergence="alpha_beta", gamma=0.5, beta=1.0),
         objectives.ldrld(),
         objectives.taid(),
     ],

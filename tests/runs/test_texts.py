@@ -138,7 +138,6 @@ def test_a_language_model_is_judged_by_perplexity(lines, tmp_path, invoke):
     "keys",
     [
         {"kind": Recipe, "objective": "ttm"},
-        {"kind": Recipe, "objective": {"transformed_matching": {"weight_by": "entropy"}}},
         {"kind": Recipe, "objective": objectives.wttm(beta=2.0)},
         {"kind": Recipe, "stages": [{"epochs": 1, "objective": "wttm"}]},
         {"kind": Comparison, "objectives": {"one": {"ttm": {"gamma": 1}}, "two": {"ttm": {"beta": 1}}}},
@@ -151,7 +150,8 @@ def test_tokens_refuse_an_exponent_that_was_not_typed(lines, keys):
 
 
 def test_a_typed_exponent_and_other_presets_are_taken(lines):
-    for objective in ({"ttm": {"gamma": 1}}, "kd", "dkd", {"wttm": {"gamma": 0.9, "beta": 1}}):
+    automatic = ({"ttm": {"gamma": "auto"}}, {"transformed_matching": {"weight_by": "entropy"}})  # 1, of tokens
+    for objective in ({"ttm": {"gamma": 1}}, "kd", "dkd", "nkd", {"wttm": {"gamma": 0.9, "beta": 1}}, *automatic):
         built = recipe(lines, student="hf:llama", data={"pack": 16}, teacher="runs/t", objective=objective)
         again = config.parse(Recipe, built.model_dump(mode="json"))
         assert again.objective == built.objective

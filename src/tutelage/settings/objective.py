@@ -315,7 +315,7 @@ def untyped_exponents(
         gammas = {"gamma": call.preset} | {f"{MATCHED_TO}.{of}.gamma": of for of in MATCHED}
         for name, preset in gammas.items():
             argument = signatures.get(preset, {}).get("gamma")
-            if argument and name in call.defaulted and weights.is_number(argument.default):
+            if argument and name in call.defaulted and argument.kind in ("exponent", "automatic_scheduled_number"):
                 typed = "kd" if name.startswith(MATCHED_TO) else call.preset  # whatever it stands for
                 key, expected = f"{where}.{typed}.{name}", "a gamma that was typed, where each token has a label"
                 instead = f"type {key}=1, or a little below: docs/tokens.md shows why"

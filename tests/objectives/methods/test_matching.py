@@ -60,7 +60,7 @@ POINTS = {
     ),
     "kd, weight auto": (objectives.kd(weight="auto"), {"gamma": 0.25, "temperature": 4, "supervised": 0.1}),
     "ttm": (objectives.ttm(gamma=0.3, beta=2), {"gamma": 0.3, "beta": 2}),
-    "ttm, all auto": (objectives.ttm(), {}),
+    "ttm, all auto": (objectives.ttm(gamma="auto"), {}),
     "wttm": (objectives.wttm(gamma=0.3), {"gamma": 0.3, "weight_by": "power_sum"}),
     "wttm, standardised": (
         objectives.wttm(gamma=0.3, beta=2, logits="standardised"),
@@ -144,10 +144,10 @@ def test_what_has_a_faster_form_or_reads_top_classes_keeps_it():
     }
     fused = {name for name, bound in points.items() if bound.pair}
     assert fused == {
-        *("kd", "kd, weight auto", "ttm", "wttm", "weighted_kd", "reverse KL"),
+        *("kd", "kd, weight auto", "ttm", "ttm, all auto", "wttm", "weighted_kd", "reverse KL"),
         *("kd and a Rényi penalty", "ttm and a confidence penalty"),
     }
-    assert {name for name in fused if not points[name].needs.sparse} == {"reverse KL"}
+    assert {name for name in fused if not points[name].needs.sparse} == {"reverse KL", "ttm, all auto"}
     # What the kernels have no form for is computed as it is, and from whole rows, whichever class the term is of.
     for kind, gamma in itertools.product(set(KINDS) - set(FUSED) - {"wasserstein"}, (1, 0.5)):
         bound = value_and_gradient(objectives.matching(divergence=kind, gamma=gamma, beta=2))[2]
