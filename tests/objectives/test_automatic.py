@@ -260,8 +260,8 @@ def test_an_automatic_gamma_typed_is_the_same_objective(name):
 
 
 def test_every_automatic_temperature_has_the_faster_form_of_kd():
-    for gamma in (number / 100 for number in range(1, 100)):  # 1 / (1 / gamma) is not always gamma
-        assert isinstance(Matching(gamma=gamma, temperature=1 / gamma).simplest(), Apply)
+    for typed in (number / 100 for number in range(1, 100)):  # 1 / (1 / 0.41) is not 0.41
+        assert isinstance(Matching(gamma=typed, temperature=1 / typed).simplest(), Apply)
 
 
 def test_kd_is_matched_to_an_automatic_ttm():
