@@ -288,6 +288,14 @@ def test_with_few_labels_an_automatic_beta_grows_as_the_noise_of_cross_entropy(s
     assert of_all == objectives.wttm().bind(context()).resolved["wttm"]["beta"]
 
 
+def test_samples_without_a_label_count_as_often_as_an_epoch_has_them():
+    labels = torch.full((1000,), -100)
+    labels[:50] = 0
+    of_all = objectives.ttm().bind(context()).resolved["ttm"]["beta"]
+    of_few = objectives.ttm().bind(replace(context(), labels=labels, per_epoch=200)).resolved["ttm"]["beta"]
+    assert of_few == pytest.approx(2 * of_all, rel=2 * ROUNDED)
+
+
 @pytest.mark.parametrize(
     "labels", [torch.full((4,), -100), torch.zeros(4, 0), torch.zeros(4, 3), torch.full((4, 2), -100)]
 )

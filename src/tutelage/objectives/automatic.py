@@ -34,8 +34,8 @@ def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) 
 
     ``beta = SHARE * sqrt(N / n) * ||q0 - onehot(y)|| / mean ||g||`` with the uniform student ``q0 = 1/K``, where
     ``||q0 - onehot(y)|| = sqrt((K - 1) / K)`` whatever the label; ``g`` is the gradient of a sample's term
-    with respect to the student's logits, for a matching term ``w * (q0 - p_f)``. Of ``N`` training samples ``n`` have a
-    label: the noise of cross-entropy's gradient, a mean over those of a batch, grows as ``sqrt(N / n)``, and so does
+    with respect to the student's logits, for a matching term ``w * (q0 - p_f)``. Of an epoch's ``N`` samples ``n`` have
+    a label: the noise of cross-entropy's gradient, a mean over those of a batch, grows as ``sqrt(N / n)``, and so does
     the weight. What is rounded is this number over ``weight.unit``: the ``T * w * (q0 - p_gamma)`` of KD gives gamma
     times the beta of TTM, to the last digit.
 
@@ -59,15 +59,17 @@ def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) 
         instead = f"train it, or type {weight.argument}=3.0, for example"
         raise InvalidValueError(weight.argument, expected, got, instead)
     unit: float = term.target_gamma if weight.unit is None else weight.unit  # type: ignore[attr-defined]  # it was found
-    share = SHARE * math.sqrt((classes - 1) / classes / _labelled(context.labels))
+    share = SHARE * math.sqrt((classes - 1) / classes / _labelled(context))
     return _rounded(share / (size * unit)) * unit
 
 
-def _labelled(labels: Tensor | None) -> float:
-    """Return the share of training samples with a label; 1 if there are none, or they are not one class a sample."""
+def _labelled(context: BindContext) -> float:
+    """Return the share of an epoch's samples with a label; 1 if there are none, or they are not one class a sample."""
+    labels = context.labels
     if labels is None or labels.ndim != 1 or labels.is_floating_point():
         return 1.0
-    return (labels != UNLABELLED).double().mean().item() or 1.0
+    known = int((labels != UNLABELLED).sum())
+    return known / (context.per_epoch or len(labels)) or 1.0
 
 
 def gamma(transform: str, context: BindContext) -> float:

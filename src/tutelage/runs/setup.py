@@ -491,6 +491,7 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
         teacher_logits=teacher_logits,
         class_means=_class_means(run_inputs, asked or teacher, needs.class_means),
         same_tokens=_same_tokens(splits) if needs.same_tokens else None,
+        per_epoch=train.per_epoch,
         per_token="student" in splits.text and splits.text["student"].per_token,
     )
 
