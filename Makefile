@@ -8,7 +8,7 @@ LOWEST := .venv-lowest
 # A file's tests stay in one process, as they share what is dear to make; each process has one thread.
 # Files are begun in the order of their names, and not those of few tests at last: some of these are long.
 SUITE := -m pytest -m "not slow" --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
-# Tests start some hundred processes; where a shell forbids to keep what Python compiles, each would compile the package anew.
+# Tests start some hundred processes. Where a shell keeps Python from writing bytecode, each would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test test-slow test-cuda test-lowest test-faults fuzz audit bench check mypy pyright docs docs-photos dist generated clean

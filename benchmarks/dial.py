@@ -22,6 +22,7 @@ import output
 import yaml
 
 from tutelage import records
+from tutelage.objectives.automatic import SHARE
 from tutelage.report.reading import read
 
 ROOT = Path(__file__).parents[1]
@@ -53,7 +54,7 @@ FIRST = {"grid": 0, "final": 1000}
 
 def at(task: str, gamma: float, share: float) -> list:
     """Return `ttm` with a fixed share, as a multiple of an automatic beta's, which grows where few labels are known."""
-    automatic = 3 / LABELLED.get(task, 1) ** 0.5
+    automatic = SHARE / LABELLED.get(task, 1) ** 0.5
     return ["cross_entropy", {"ttm": {"gamma": gamma, "beta": "auto", "supervised": 0}, "scale": share / automatic}]
 
 
@@ -72,7 +73,7 @@ def objectives_of(task: str, stage: str, runs: Path) -> dict:
     return {
         "grid": at(task, *GRID[chosen]),
         "auto": {"ttm": {"gamma": "auto", "beta": "auto"}},
-        "fixed": at(task, 1.0 if task == "ag-news-lm" else 0.25, 3.0),
+        "fixed": at(task, 1.0 if task == "ag-news-lm" else 0.25, SHARE),
         "kd": TASKS[task][2],
     }
 
@@ -102,30 +103,31 @@ def is_finished(folder: Path) -> bool:
 
 
 def collected(task: str, runs: Path) -> dict:
-    """Return what a task's runs say: values by seed, what was found, and from where each can be repeated."""
-    subject, grid = read(runs / f"{task}-final"), read(runs / f"{task}-grid")
-    by = subject.measure
-    arms = {}
-    for arm in subject.entries:
-        done = subject.of(arm)
-        arms[arm] = {
-            "objective": done[0].manifest["objective"],
-            "found": [run.manifest["objective_resolved"][0] for run in done],
-            "values": [by.scale * run.evaluation["student"][by.key] for run in done],
-            "weights": [run.manifest["files"][records.STUDENT] for run in done],
-        }
-    first = subject.of("auto")[0].manifest
-    return {
+    """Return what a task's runs say: the grid, values by seed, what was found, and from where each can be repeated."""
+    grid = read(runs / f"{task}-grid")
+    by, first = grid.measure, grid.runs[0].manifest
+    record = {
         "task": task,
         "measure": by.key,
         "recipe": TASKS[task][0],
         "changes": TASKS[task][1],
-        "chosen": best(task, runs),
         "grid": {name: by.scale * grid.of(name)[0].epochs[-1]["validation"][by.key] for name in GRID},
-        "seeds": [run.manifest["seeds"]["seed"] for run in subject.of("auto")],
-        "arms": arms,
-        **{key: first[key] for key in ("version", "commit", "software", "hardware")},
+        "chosen": best(task, runs),
+        "arms": {},
     }
+    if is_finished(runs / f"{task}-final"):
+        subject = read(runs / f"{task}-final")
+        first = subject.runs[0].manifest
+        record["seeds"] = [run.manifest["seeds"]["seed"] for run in subject.of("auto")]
+        for arm in subject.entries:
+            done = subject.of(arm)
+            record["arms"][arm] = {
+                "objective": done[0].manifest["objective"],
+                "found": [run.manifest["objective_resolved"][0] for run in done],
+                "values": [by.scale * run.evaluation["student"][by.key] for run in done],
+                "weights": [run.manifest["files"][records.STUDENT] for run in done],
+            }
+    return record | {key: first[key] for key in ("version", "commit", "software", "hardware")}
 
 
 if __name__ == "__main__":
@@ -137,7 +139,7 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=Path, default=Path("runs/dial"))
     given = parser.parse_args()
     if given.stage == "collect":
-        done = [task for task in TASKS if is_finished(given.runs / f"{task}-final")]
+        done = [task for task in TASKS if is_finished(given.runs / f"{task}-grid")]
         RESULT.parent.mkdir(exist_ok=True)
         RESULT.write_text(json.dumps({"tasks": [collected(task, given.runs) for task in done]}, indent=1) + "\n")
         print(*done, RESULT)

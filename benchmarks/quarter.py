@@ -97,8 +97,11 @@ def words(table: StudyTable, runs: list[Run]) -> str:
         "",
         *([f"{sum(map(len, left.values()))} runs of students:", ""] if left else ["Nothing: every run is finished."]),
         *(f"- {method}: seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for method, seeds in left.items()),
-        "",
-        "A mean of fewer than three seeds says little, and a difference of one seed nothing of the spread.",
+        *(
+            ["", "A mean of fewer than three seeds says little, and a difference of one seed nothing of the spread."]
+            if left
+            else ()
+        ),
         "",
         "## Machine and command",
         "",

@@ -108,7 +108,7 @@ def trial() -> Iterator[list[str]]:
             shown = f"{published['mean']:.2f} ± {published['std']:.2f} (n = {published['n']})"
             against = [shown, f"{difference:+.2f}", f"{z:+.2f}"]
         each = " ".join(f"{value:.2f}" for value in found)
-        yield [f"`{method}`", each, summed(found), str(len(found)), interval(found).replace("+", ""), *against]
+        yield [f"`{method}`", each, *_result(found), *against]
 
 
 def trial_differences() -> Iterator[list[str]]:
@@ -128,16 +128,8 @@ def comparisons() -> Iterator[list[str]]:
     for each in COMPARISONS:
         by = each.subject.measure
         for entry in each.subject.entries:
-            found = values(each.subject, entry)
-            bounds = interval(found).replace("+", "")
-            yield [
-                link(each.name, each.folder),
-                by.heading(by.title),
-                f"`{entry}`",
-                summed(found),
-                str(len(found)),
-                bounds,
-            ]
+            result = _result(values(each.subject, entry))
+            yield [link(each.name, each.folder), by.heading(by.title), f"`{entry}`", *result]
 
 
 def paired() -> Iterator[list[str]]:
@@ -173,18 +165,34 @@ def of_studies() -> Iterator[list[str]]:
         for row in rows:
             spread = "" if row["published_std"] is None else f" ± {row['published_std']:.2f}"
             published = "–" if row["published"] is None else f"{row['published']:.2f}{spread}"
-            result = [summed(row["values"]), str(row["n"]), interval(row["values"]).replace("+", "")]
-            yield [name, row["pair"], f"`{row['method']}`", *result, published]
+            yield [name, row["pair"], f"`{row['method']}`", *_result(row["values"]), published]
 
 
 ARMS = {"grid": "The grid's best", "auto": "Both `auto`", "fixed": "gamma fixed, share 3", "kd": "Usual KD"}
 """Settings that `benchmarks/dial.py` compares."""
 
 
+def dial_grid() -> Iterator[list[str]]:
+    """The grid of each task, on the validation set."""
+    tasks = record("dial/dial.json")["tasks"]
+    points = [re.fullmatch(r"g(.+)_s(.+)", name).groups() for name in tasks[0]["grid"]]  # type: ignore[union-attr]
+    shares = list(dict.fromkeys(share for _, share in points))
+    yield ["Task", "Judged by", "gamma", *(f"{share} times" for share in shares)]
+    for task in tasks:
+        by = _measure(task)
+        for gamma in dict.fromkeys(gamma for gamma, _ in points):
+            found = (f"{task['grid'][f'g{gamma}_s{share}']:.2f}" for share in shares)
+            yield [task["task"], by.heading(by.title), gamma, *found]
+
+
+def _judged() -> Iterator[dict[str, Any]]:
+    return (task for task in record("dial/dial.json")["tasks"] if task["arms"])
+
+
 def dial() -> Iterator[list[str]]:
     """Each task with every setting."""
     yield ["Task", "Judged by", *ARMS.values(), "Chosen", "Found", "Seeds"]
-    for task in record("dial/dial.json")["tasks"]:
+    for task in _judged():
         by, arms = _measure(task), task["arms"]
         shares = task["chosen"].replace("_s", ", share ").replace("g", "gamma ", 1)
         found = {number: [each["ttm"][number] for each in arms["auto"]["found"]] for number in ("gamma", "beta")}
@@ -199,7 +207,7 @@ def dial_differences() -> Iterator[list[str]]:
     yield ["Task", "Both `auto` less", "Unit", *TESTED]
     against = [arm for arm in ARMS if arm != "auto"]
     of_points: dict[str, list[list[float]]] = {arm: [] for arm in against}
-    for task in record("dial/dial.json")["tasks"]:
+    for task in _judged():
         ours, by = task["arms"]["auto"]["values"], _measure(task)
         for arm in against:
             pairs = zip(ours, task["arms"][arm]["values"], strict=True)
@@ -223,7 +231,7 @@ def dial_differences() -> Iterator[list[str]]:
 
 
 def mean_of_means(groups: Sequence[Sequence[float]]) -> tuple[float, float, float]:
-    """Return the mean of the groups' means and its 95 % interval, whose degrees of freedom are Satterthwaite's (1946)."""
+    """Return the mean of the groups' means and its 95 % interval, with Satterthwaite's degrees of freedom (1946)."""
     of_each = [stdev(group) ** 2 / len(group) / len(groups) ** 2 for group in groups]
     variance = sum(of_each)
     if not variance:
@@ -265,11 +273,8 @@ def teachers() -> Iterator[list[str]]:
 
 def teacher_forms() -> Iterator[list[str]]:
     for form, found in record("teacher_forms.json")["students"]["forms"].items():
-        yield [
-            _json("teacher_forms"),
-            f"perplexity, teacher recorded as: {form}",
-            *_result(found["perplexity"]["values"]),
-        ]
+        result = _result(found["perplexity"]["values"])
+        yield [_json("teacher_forms"), f"perplexity, teacher recorded as: {form}", *result]
 
 
 def searches() -> Iterator[list[str]]:
@@ -288,6 +293,7 @@ def _json(name: str) -> str:
 
 
 def _result(found: Sequence[float]) -> list[str]:
+    """Return the mean and deviation of results, their number and the mean's interval."""
     return [summed(found), str(len(found)), interval(found).replace("+", "")]
 
 
@@ -307,7 +313,7 @@ def provenance() -> Iterator[list[str]]:
         yield _made(_json(name), [{"command": f"python benchmarks/{script}.py", **record(f"{name}.json")}])
     for path in sorted((RESULTS / "tune").glob("*.json")):
         yield _made(link(f"tune/{path.name}", "tune"), [record(f"tune/{path.name}")])
-    for task in record("dial/dial.json")["tasks"]:
+    for task in _judged():
         command = f"python benchmarks/dial.py final {task['task']} --seeds {len(task['seeds'])}"
         yield _made(link(f"automatic settings, {task['task']}", "dial"), [{"command": command, **task}])
     hardware = f"{TRIAL['hardware']['gpu']}, {TRIAL['hardware']['precision']}, torch {TRIAL['software']['torch']}"
@@ -331,7 +337,7 @@ def _machine(manifest: dict[str, Any]) -> str:
 
 TABLES = {
     each.__name__.replace("_", "-"): each
-    for each in (trial, trial_differences, dial, dial_differences, comparisons, paired, of_studies, further, provenance)
+    for each in (trial, trial_differences, dial_grid, dial, dial_differences, comparisons, paired, of_studies, further, provenance)
 }
 
 

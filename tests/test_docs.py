@@ -108,6 +108,7 @@ def test_the_schedules_of_weights_are_those_documented():
 TYPED = (
     records.Epoch,
     records.Study,
+    records.Compared,
     records.StudySearch,
     records.Candidate,
     records.Cell,

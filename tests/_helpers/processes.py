@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from .launching import free_port
 
 LIMIT = 120
 """Seconds after which a test ends the processes that it started."""
-# Processes are forked from one that has imported what all of them need: only this takes seconds.
+# Processes are forked from one that has imported what all of them need: only this takes seconds. Outside of Linux
+# that is not possible, or not safe once PyTorch is imported.
+START = "forkserver" if sys.platform == "linux" else "spawn"
 multiprocessing.set_forkserver_preload(["tutelage.runs.execute", "tutelage.objectives", "pytest"])
 
 
@@ -43,7 +46,7 @@ def two_processes(work, *args):
 
 def _processes(count, limit, work, *args):
     started = multiprocessing.start_processes(
-        _start, (dict(os.environ), free_port(), count, work, *args), nprocs=count, join=False, start_method="forkserver"
+        _start, (dict(os.environ), free_port(), count, work, *args), nprocs=count, join=False, start_method=START
     )
     try:
         for process in started.processes:
@@ -55,7 +58,7 @@ def _processes(count, limit, work, *args):
 
 
 def _start(rank, environment, port, count, work, *args):
-    os.environ.clear()  # That of the process they are forked from is of an earlier test.
+    os.environ.clear()  # A process that is forked has that of an earlier test.
     os.environ.update(environment)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1")
     os.environ.update(MASTER_PORT=str(port), ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1")

@@ -8,8 +8,11 @@ import shutil
 
 import pytest
 from docs import choosing_tables, results_tables
+from scipy.stats import ttest_ind
 from tests._helpers import ROOT
 from tests.pages.generated import unknown_numbers
+
+from tutelage.report.statistics import holm
 
 PAGE = "docs/results.md"
 KNOWN = {
@@ -70,10 +73,14 @@ def test_the_trial_is_what_was_measured(tables):
     differences = {row[0]: row[3] for row in tables["trial-differences"]}
     parts = [differences[name] for name in ("weight and temperature", "Renyi term", "sample weight")]
     assert [part.split("\u00a0")[0] for part in parts] == ["+0.95", "+0.43", "-0.06"]
+    corrected = holm([float(row[5]) for row in tables["trial-differences"]])
+    assert len(corrected) == 4
+    assert min(corrected) > 0.05  # as the text below them says
 
 
 def test_only_a_kd_of_its_own_target_and_weight_is_matched(tables):
-    matched = {(row[0], row[1]) for row in tables["paired"] if row[2] == "yes"}
+    comparisons = {each.name for each in results_tables.COMPARISONS}
+    matched = {(row[0], row[1]) for row in tables["paired"] if row[2] == "yes" and row[0] in comparisons}
     expected = {
         (each.name, f"`{second}` - `{first}` (points)")
         for each in choosing_tables.EXPERIMENTS
@@ -111,6 +118,12 @@ def test_an_interval_of_a_mean_of_means_is_that_of_all_where_they_are_alike():
     middle, low, high = results_tables.mean_of_means(groups)
     assert middle == 4
     assert high - middle == pytest.approx(middle - low) == pytest.approx(2.776 * (1 / 3 / 2) ** 0.5, rel=1e-3)
+
+
+def test_of_two_means_of_unlike_spread_it_is_welch_s():
+    first, second = [1.0, 2.0, 3.5], [5.0, 9.0, 7.0, 1.0]
+    welch = ttest_ind(first, [-value for value in second], equal_var=False).confidence_interval()
+    assert results_tables.mean_of_means([first, second])[1:] == pytest.approx([bound / 2 for bound in welch])
 
 
 def test_a_study_that_arrives_appears_by_itself(tmp_path, monkeypatch):

@@ -51,7 +51,7 @@ def differences_of(asked: Sequence[records.Compared], subjects: Mapping[str, Sub
 
 def _difference(pair: str, subject: Subject, asked: records.Compared) -> Difference:
     by = subject.measure
-    first, second = (_by_seed(subject, asked[which]) for which in ("first", "second"))
+    first, second = (by_seed(subject, asked[which]) for which in ("first", "second"))
     seeds = tuple(sorted(first.keys() & second.keys()))
     values = tuple(by.scale * (first[seed] - second[seed]) for seed in seeds)
     low, high = mean_interval(values) or (None, None)
@@ -71,7 +71,7 @@ def _difference(pair: str, subject: Subject, asked: records.Compared) -> Differe
     )
 
 
-def _by_seed(subject: Subject, method: str) -> dict[int, float]:
+def by_seed(subject: Subject, method: str) -> dict[int, float]:
     """Return what a method's finished students are judged by, as recorded."""
     found = {
         run.seed: number(section(run.evaluation, "student").get(subject.measure.key)) for run in subject.of(method)
@@ -87,8 +87,8 @@ def fields(difference: Difference) -> dict[str, Any]:
 
 
 def table_of(differences: Sequence[Difference], *, caption: str = "") -> tables.Table:
-    """Return the table of one pair's differences."""
-    by = next((each.measure for each in differences if each.measure is not records.ACCURACY), records.ACCURACY)
+    """Return the table of one pair's differences, at least one."""
+    by = differences[0].measure
     headings = ("Tests", "Difference", "n", by.heading("Mean", by.steps), "95\u00a0% interval", "p", "Above 0")
     exact = ("pair", "tests", "first", "second", "mean", "std", "low", "high", "p")
     rows = [

@@ -9,10 +9,11 @@ from typing import Any
 
 from tutelage import records
 from tutelage.report.paired import p_value
-from tutelage.report.reading import Subject, deviation, mean, number, section
+from tutelage.report.reading import Subject, deviation, mean
 from tutelage.report.statistics import holm, mean_interval, paired_t
 from tutelage.report.table import MISSING, Row, Table, fixed
 from tutelage.studies import objective_rows
+from tutelage.studies.differences import by_seed
 from tutelage.studies.objective_rows import Published
 
 BASE = "kd"
@@ -49,7 +50,10 @@ def standings(study: records.Study, subjects: Mapping[str, Subject]) -> tuple[St
     found: list[Standing] = []
     for pair, subject in subjects.items():
         by = subject.measure
-        values = {method: _by_seed(subject, method) for method in study["methods"]}
+        values = {
+            method: {seed: by.scale * value for seed, value in by_seed(subject, method).items()}
+            for method in study["methods"]
+        }
         tests = {method: _compared(values[method], values[BASE]) for method in values if BASE in values}
         p_values = {method: test["p"] for method, test in tests.items() if method != BASE and test["p"] is not None}
         corrected = dict(zip(p_values, holm([*p_values.values()]), strict=True))
@@ -89,13 +93,6 @@ def _standing(
         preset=search["presets"].get(method),
         **compared,
     )
-
-
-def _by_seed(subject: Subject, method: str) -> dict[int, float]:
-    """Return the measure on the test set of each finished run that has one."""
-    by = subject.measure
-    found = {run.seed: number(section(run.evaluation, "student").get(by.key)) for run in subject.of(method)}
-    return {seed: by.scale * value for seed, value in found.items() if seed is not None and value is not None}
 
 
 def _compared(values: Mapping[int, float], others: Mapping[int, float]) -> dict[str, Any]:
