@@ -337,7 +337,18 @@ def _machine(manifest: dict[str, Any]) -> str:
 
 TABLES = {
     each.__name__.replace("_", "-"): each
-    for each in (trial, trial_differences, dial_grid, dial, dial_differences, comparisons, paired, of_studies, further, provenance)
+    for each in (
+        trial,
+        trial_differences,
+        dial_grid,
+        dial,
+        dial_differences,
+        comparisons,
+        paired,
+        of_studies,
+        further,
+        provenance,
+    )
 }
 
 

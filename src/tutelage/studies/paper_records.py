@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tutelage import records
 from tutelage.report.figures import Style, style
-from tutelage.report.reading import Run, Subject, number, parts, section, stages
+from tutelage.report.reading import Run, Subject, number, parts, section, with_found
 from tutelage.report.reading import text as string
 from tutelage.report.table import plural
 from tutelage.studies import study_table
@@ -174,20 +174,10 @@ def _kind(named: Mapping[str, Mapping[str, Any]]) -> str | None:
 def presets(run: Run) -> dict[str, Mapping[str, Any]]:
     """Return the presets of a run's last stage with their arguments, or without these if Python objects made it.
 
-    An argument that was found automatically is the number.
+    An exponent or temperature that was found automatically is the number.
     """
-    last = (stages(run.manifest.get("objective")) or [None])[-1]
-    return {
-        name: {**args, **_found(run, name, args)} if isinstance(args, Mapping) else {} for name, args, _ in parts(last)
-    }
-
-
-def _found(run: Run, name: str, args: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the numbers that a run recorded for a preset's automatic arguments."""
-    recorded = run.manifest.get("objective_resolved")
-    last = recorded[-1] if isinstance(recorded, list) and recorded else None
-    found = section(last if isinstance(last, Mapping) else None, name)
-    return {key: value for key, value in found.items() if args.get(key) == "auto"}
+    last = with_found(run.manifest)[-1]
+    return {name: args if isinstance(args, Mapping) else {} for name, args, _ in parts(last)}
 
 
 def terms(run: Run) -> Mapping[str, Any]:
