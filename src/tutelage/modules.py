@@ -291,6 +291,7 @@ def network_context(
     teacher_logits: Tensor | None = None,
     class_means: Mapping[str, Tensor] = {},
     same_tokens: Tensor | None = None,
+    per_epoch: int | None = None,
     per_token: bool = False,
     seed: int = 0,
 ) -> BindContext:
@@ -332,6 +333,7 @@ def network_context(
         teacher_norms={t: taps.batch_norm(teacher, t) for t in needs.teacher_norms} if teacher is not None else {},
         class_means=class_means,
         same_tokens=same_tokens,
+        per_epoch=per_epoch,
         per_token=per_token,
         seed=seed,
     )

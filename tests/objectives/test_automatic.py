@@ -17,7 +17,7 @@ from torch import nn
 from tutelage import losses, objectives, targets
 from tutelage.errors import InvalidValueError
 from tutelage.modules import Distiller, network_context
-from tutelage.objectives import AUTO, Automatic, BindContext, Linear, Objective, WeightedTerm, from_recipe
+from tutelage.objectives import AUTO, Apply, Automatic, BindContext, Linear, Objective, WeightedTerm, from_recipe
 from tutelage.objectives.automatic import FLAT_GAMMA, SHARE, balanced_weight, exponent, gamma, mean_weight
 from tutelage.objectives.methods.logits import Matching
 from tutelage.settings.weights import scaled
@@ -259,6 +259,11 @@ def test_an_automatic_gamma_typed_is_the_same_objective(name):
     assert from_recipe(json.loads(json.dumps(objective.to_recipe()))) == objective
 
 
+def test_every_automatic_temperature_has_the_faster_form_of_kd():
+    for typed in (number / 100 for number in range(1, 100)):  # 1 / (1 / 0.41) is not 0.41
+        assert isinstance(Matching(gamma=typed, temperature=1 / typed).simplest(), Apply)
+
+
 def test_kd_is_matched_to_an_automatic_ttm():
     for name in ("ttm", "wttm"):
         kd, ttm, few = objectives.kd_matched_to(AUTOMATIC[name]), AUTOMATIC[name], context(scale=8.0)
@@ -281,6 +286,14 @@ def test_with_few_labels_an_automatic_beta_grows_as_the_noise_of_cross_entropy(s
     )
     assert of_few == pytest.approx(of_all / share**0.5, rel=2 * ROUNDED)
     assert of_all == objectives.wttm().bind(context()).resolved["wttm"]["beta"]
+
+
+def test_samples_without_a_label_count_as_often_as_an_epoch_has_them():
+    labels = torch.full((1000,), -100)
+    labels[:50] = 0
+    of_all = objectives.ttm().bind(context()).resolved["ttm"]["beta"]
+    of_few = objectives.ttm().bind(replace(context(), labels=labels, per_epoch=200)).resolved["ttm"]["beta"]
+    assert of_few == pytest.approx(2 * of_all, rel=2 * ROUNDED)
 
 
 @pytest.mark.parametrize(
@@ -426,6 +439,8 @@ def test_a_teacher_that_is_sure_everywhere_has_no_doubt_to_weigh_by():
         objectives.transformed_matching(beta=1, weight_by="one_minus_top", normalise="training").bind(sure)
     with refused(InvalidValueError, "gamma", suggests="gamma=1e-6"):
         gamma("rational", BindContext(teacher_logits=100.0 * torch.eye(4)))
+    with refused(InvalidValueError, "gamma", suggests="gamma=1e-6"):  # whatever its power is, it rules out all others
+        gamma("power", BindContext(teacher_logits=torch.eye(4).log()))
     assert mean_weight(targets.SampleWeight("power_sum", transform=targets.Pointwise("power", gamma=0.5)), sure) == 1.0
 
 

@@ -86,6 +86,7 @@ def test_what_reads_no_teacher_stays():
         (objectives.fitnet(), "features"),
         (objectives.srrl(), "last layer"),
         (objectives.wttm(normalise="training"), "statistics on training samples"),
+        (objectives.ttm(gamma="auto", beta=2), "statistics on training samples"),
         (objectives.kd() + objectives.crd(), "features"),
     ],
 )

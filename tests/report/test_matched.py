@@ -9,6 +9,7 @@ from tutelage import objectives, records
 from tutelage.report import results
 from tutelage.report.html import write_report
 from tutelage.report.matched import TESTS, matched_notes
+from tutelage.report.reading import with_found
 
 TTM = objectives.ttm(gamma=0.3, beta=objectives.Linear(1.0, 7.0))
 SCALED = [{"kd": {"temperature": 4, "weight": 0.9, "supervised": 0.1}, "scale": 10}]  # as older runs recorded it
@@ -79,6 +80,18 @@ def test_at_gamma_one_there_is_nothing_to_test():
     ttm = objectives.ttm(gamma=1, beta=2)
     (said,) = matched_notes([{"a": recipe(objectives.kd_matched_to(ttm)), "b": recipe(ttm)}])
     assert said == "a and b are one objective: at gamma = 1 they are the same."
+
+
+def test_what_was_found_is_compared_as_a_number(tmp_path):
+    arguments = {"supervised": 1.0, "logits": "raw"}
+    kd = [[{"kd": {**arguments, "temperature": "auto", "weight": "auto"}}]]
+    for gamma, said in ((0.5, f"a is matched to b: {TESTS}."), (1.0, "a and b are one objective")):
+        manifests = [
+            {"objective": kd, "objective_resolved": [{"kd": {"temperature": 1 / gamma, "weight": 2.0}}]},
+            {"objective": [[{"ttm": {**arguments, "gamma": gamma, "beta": "auto"}}]], "objective_resolved": [{}]},
+        ]
+        (note,) = matched_notes([dict(zip("ab", map(with_found, manifests), strict=True))])
+        assert note.startswith(said)
 
 
 def test_what_differs_for_one_pair_of_networks_differs():

@@ -17,6 +17,7 @@ from tutelage.errors import RecipeError
 from tutelage.runs import record_teacher
 from tutelage.runs.dry_run import dry_run
 from tutelage.runs.execute import execute
+from tutelage.runs.setup import build_inputs, run_context
 from tutelage.settings.data import LearnedTokenizer, Unlabelled
 
 TTM = {"ttm": {"gamma": 0.5, "beta": 2}}
@@ -91,6 +92,15 @@ def test_a_run_that_is_killed_in_an_epoch_ends_with_the_same_bits(folders, teach
     assert resumed.manifest["resumed"] == 1
     one, other = (models.read(run.folder / "student.safetensors") for run in (whole, resumed))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_automatic_beta_goes_by_the_labels_of_an_epoch(folders, teacher):
+    betas = {}
+    for share in (0.5, 0.2):  # of 40 other samples an epoch has 32, or 8
+        inputs = build_inputs(recipe(folders, share=share, teacher=teacher, objective="ttm"))
+        (objective,) = inputs.objectives
+        betas[share] = objective.bind(run_context(objective, inputs)).resolved["ttm"]["beta"]
+    assert betas[0.5] / betas[0.2] == pytest.approx((2 / 1.25) ** 0.5, rel=2e-3)
 
 
 def test_recorded_outputs_teach_as_the_teacher_does(folders, teacher, tmp_path):

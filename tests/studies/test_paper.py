@@ -355,6 +355,17 @@ def test_the_last_stage_and_older_flat_records_are_understood(tmp_path):
     assert labels == ["KD, T = 2", "TTM, γ = 0.25"]
 
 
+def test_numbers_that_were_found_automatically_are_named(tmp_path):
+    write_study(tmp_path, ["entropy"], ["kd", "ttm"], seeds=1)
+    open_numbers = {"kd": {"temperature": "auto"}, "ttm": {"gamma": "auto", "beta": "auto"}}
+    found = {"kd": {"temperature": 2.5}, "ttm": {"gamma": 0.4, "beta": 9.0}}
+    for name, arguments in open_numbers.items():
+        file = tmp_path / "resnet56-resnet20" / f"{name}-0" / records.MANIFEST
+        synthetic.change(file, objective=[[{name: arguments}]], objective_resolved=[{name: found[name]}])
+    labels = [line.label for line in picture(tmp_path, "entropy").plots[0].lines]
+    assert labels == ["KD, T = 2.5", "TTM, γ = 0.4"]
+
+
 def test_runs_of_another_folder_may_be_shared(tmp_path):
     write_study(tmp_path / "first", ["entropy"], ["kd"], seeds=1)
     cell = {"folder": "../first/resnet56-resnet20/kd-0", "pair": PAIR, "teacher": None, "method": "kd", "seed": 0}

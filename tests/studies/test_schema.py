@@ -347,7 +347,7 @@ def test_differences_are_between_two_methods_of_the_study():
     whats = ["study: differences.teaching", "study: differences.nothing"]
     with refused(RecipeError, whats, got=["'kdd'", "'kd' twice"], suggests="kd"):
         parse({**SMALL, "differences": wrong})
-    with refused(RecipeError, "study: differences.teaching"):
+    with refused(RecipeError, "study: differences.teaching", suggests="differences.teaching=[text, text]"):
         parse({**SMALL, "differences": {"teaching": ["kd"]}})
 
 

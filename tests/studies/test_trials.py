@@ -93,6 +93,13 @@ def test_candidates_are_laid_over_the_objective_and_the_pair_s_arguments():
             "weight",
         ),
         (
+            {"methods": {"kd": {"objective": "kd", "candidates": [{"kd": {"weigth": {"times": 3}}}, {}]}}},
+            "methods.kd: objective.kd.weigth",
+            "'weigth'",
+            "weight",
+        ),
+        ({"methods": {**METHODS, "kd trial0": METHODS["kd"]}}, "search", "'kd trial0'", "rename it"),
+        (
             {"methods": {"ttm": {"objective": "ttm", "candidates": [{"ttm": {"beta": {"times": 3}}}, {}]}}},
             "methods.ttm: candidates: ttm.beta",
             "'auto'",

@@ -72,6 +72,7 @@ def test_mistakes_are_told_at_once_and_a_key_once():
         (WTTM, ["wttm.gamma", "wttm.beta"]),
         ("ttm", ["ttm.gamma", "ttm.beta"]),
         ("kd", ["kd.temperature", "kd.weight"]),
+        ({"kd": {"temperature": "auto", "weight": "auto"}}, ["kd.temperature", "kd.weight"]),
         ("dkd", ["dkd.temperature"]),  # its weight is a schedule
         ([{"wttm": {"beta": 2}}, {"crd": {}}], ["wttm.gamma", "wttm.beta", "crd.weight", "crd.temperature"]),
         ("cross_entropy", []),

@@ -95,7 +95,10 @@ class SchemaLocation(NamedTuple):
         default = self.field.default if self.field else None
         if isinstance(default, bool | int | float | str | tuple):
             return _flow(default)
-        return _sample(core)
+        inner = typing.get_args(core)
+        if typing.get_origin(core) is tuple:
+            return f"[{', '.join(_sample(_core(each)[0]) for each in inner if each is not ...)}]"
+        return "{}" if typing.get_origin(core) is dict else _sample(core)
 
 
 def _find(kind: type[BaseModel], path: Sequence[str | int]) -> SchemaLocation:

@@ -34,8 +34,8 @@ def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) 
 
     ``beta = SHARE * sqrt(N / n) * ||q0 - onehot(y)|| / mean ||g||`` with the uniform student ``q0 = 1/K``, where
     ``||q0 - onehot(y)|| = sqrt((K - 1) / K)`` whatever the label; ``g`` is the gradient of a sample's term
-    with respect to the student's logits, for a matching term ``w * (q0 - p_f)``. Of ``N`` training samples ``n`` have a
-    label: the noise of cross-entropy's gradient, a mean over those of a batch, grows as ``sqrt(N / n)``, and so does
+    with respect to the student's logits, for a matching term ``w * (q0 - p_f)``. Of an epoch's ``N`` samples ``n`` have
+    a label: the noise of cross-entropy's gradient, a mean over those of a batch, grows as ``sqrt(N / n)``, and so does
     the weight. What is rounded is this number over ``weight.unit``: the ``T * w * (q0 - p_gamma)`` of KD gives gamma
     times the beta of TTM, to the last digit.
 
@@ -59,15 +59,17 @@ def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) 
         instead = f"train it, or type {weight.argument}=3.0, for example"
         raise InvalidValueError(weight.argument, expected, got, instead)
     unit: float = term.target_gamma if weight.unit is None else weight.unit  # type: ignore[attr-defined]  # it was found
-    share = SHARE * math.sqrt((classes - 1) / classes / _labelled(context.labels))
+    share = SHARE * math.sqrt((classes - 1) / classes / _labelled(context))
     return _rounded(share / (size * unit)) * unit
 
 
-def _labelled(labels: Tensor | None) -> float:
-    """Return the share of training samples with a label; 1 if there are none, or they are not one class a sample."""
+def _labelled(context: BindContext) -> float:
+    """Return the share of an epoch's samples with a label; 1 if there are none, or they are not one class a sample."""
+    labels = context.labels
     if labels is None or labels.ndim != 1 or labels.is_floating_point():
         return 1.0
-    return (labels != UNLABELLED).double().mean().item() or 1.0
+    known = int((labels != UNLABELLED).sum())
+    return known / (context.per_epoch or len(labels)) or 1.0
 
 
 def gamma(transform: str, context: BindContext) -> float:
@@ -95,6 +97,9 @@ def exponent(log_probs: Tensor) -> float:
 
     Args:
         log_probs: distributions, float64 ``(samples, classes)``.
+
+    Raises:
+        ValueError: if no gamma is flat enough.
     """
     most = math.log(log_probs.shape[-1])
     entropy = most - min(BIT, most / 2)
@@ -102,15 +107,22 @@ def exponent(log_probs: Tensor) -> float:
     def is_flat(gamma: float) -> bool:
         return _mean(lambda rows: targets.shannon_entropy(targets.power(rows, gamma=gamma)), log_probs) >= entropy
 
-    return 1.0 if is_flat(1.0) else _rounded(_largest(is_flat), _DIGITS_OF_EXPONENT)
+    expected = "a teacher that a power can make so flat that an untrained student is a bit away"
+    return 1.0 if is_flat(1.0) else _rounded(_largest(is_flat, expected), _DIGITS_OF_EXPONENT)
 
 
-def _largest(holds: Callable[[float], bool]) -> float:
-    """Return the largest number up to 1 for which something holds that holds for all that are small enough."""
+def _largest(is_flat: Callable[[float], bool], expected: str) -> float:
+    """Return the largest gamma up to 1 that is flat enough, as all are that are small enough.
+
+    Raises:
+        ValueError: if none is.
+    """
+    if not is_flat(targets.SMALLEST_GAMMA):
+        raise InvalidValueError("gamma", expected, "one that is too confident", "type a number, for example gamma=1e-6")
     low, high = math.log(targets.SMALLEST_GAMMA), 0.0
     while high - low > 10.0**-_DIGITS / 2:
         middle = (low + high) / 2
-        low, high = (middle, high) if holds(math.exp(middle)) else (low, middle)
+        low, high = (middle, high) if is_flat(math.exp(middle)) else (low, middle)
     return math.exp((low + high) / 2)
 
 
@@ -132,10 +144,8 @@ def equally_flat(name: str, log_probs: Tensor) -> float:
         return _mean(lambda rows: targets.shannon_entropy(targets.transform(rows, f)), log_probs)
 
     target_entropy = entropy("power", FLAT_GAMMA)
-    if entropy(name, targets.SMALLEST_GAMMA) < target_entropy:
-        expected = f"a teacher that {name} can make as flat as a power of {FLAT_GAMMA}"
-        raise InvalidValueError("gamma", expected, "one that is too confident", "type a number, for example gamma=1e-6")
-    return _rounded(_largest(lambda gamma: entropy(name, gamma) >= target_entropy))
+    expected = f"a teacher that {name} can make as flat as a power of {FLAT_GAMMA}"
+    return _rounded(_largest(lambda gamma: entropy(name, gamma) >= target_entropy, expected))
 
 
 def mean_weight(weigh: Callable[[Tensor], Tensor], context: BindContext) -> float:

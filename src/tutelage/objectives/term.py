@@ -63,6 +63,7 @@ class BindContext:
         class_means: means of the teacher's features per class, by tap, float32 ``(classes, width)``.
         same_tokens: classes of the student and of the teacher that are the same, ``(pairs, 2)`` int64; ``None`` where
             both have the same classes.
+        per_epoch: number of samples in an epoch, where it is not that of all labels.
         per_token: whether each token of a text has a label: an automatic gamma is then 1.
         seed: seed of what a term draws in training, such as CRD's negatives, by epoch and sample.
     """
@@ -77,6 +78,7 @@ class BindContext:
     teacher_norms: Mapping[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     class_means: Mapping[str, Tensor] = field(default_factory=dict)
     same_tokens: Tensor | None = None
+    per_epoch: int | None = None
     per_token: bool = False
     seed: int = 0
 

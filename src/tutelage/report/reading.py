@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,12 @@ class Subject:
         return next((by for means in found if (by := records.measure(means)) is not records.ACCURACY), records.ACCURACY)
 
     def objective(self, entry: str) -> object:
-        """Return an entry's objective, as recorded by the first of its runs that has begun; ``None`` before that."""
-        recorded = (run.manifest.get("objective") for run in self.runs if run.entry == entry)
-        return next((objective for objective in recorded if objective), None)
+        """Return an entry's objective, as recorded by the first of its runs that has begun; ``None`` before that.
+
+        It is with the exponent or the temperature that was found.
+        """
+        begun = (run.manifest for run in self.runs if run.entry == entry and run.manifest.get("objective"))
+        return next(map(with_found, begun), None)
 
     def of(self, entry: str, *, finished: bool = True) -> tuple[Run, ...]:
         """Return an entry's finished or unfinished runs."""
@@ -274,6 +278,35 @@ def stages(objective: object) -> list[object]:
     """Return what a manifest says about each stage's objective; older ones have one stage and no list of stages."""
     several = isinstance(objective, list) and all(isinstance(stage, list) for stage in objective)
     return list(objective) if several and isinstance(objective, list) else [objective]
+
+
+FOUND = ("gamma", "temperature")
+"""Arguments that say which target is matched, where they were found automatically."""
+
+
+def with_found(manifest: Mapping[str, Any]) -> list[object]:
+    """Return each stage's recorded objective, with the numbers of `FOUND` that the run recorded in place of auto."""
+    recorded, resolved = stages(manifest.get("objective")), manifest.get("objective_resolved")
+    numbers = resolved if isinstance(resolved, list) else []
+    return [
+        [_entry_with(entry, found) for entry in stage]
+        if isinstance(stage, list) and isinstance(found, Mapping)
+        else stage
+        for stage, found in zip_longest(recorded, numbers[: len(recorded)])
+    ]
+
+
+def _entry_with(entry: object, found: Mapping[str, Any]) -> object:
+    def typed(name: str, arguments: object) -> object:
+        if not isinstance(arguments, Mapping):
+            return arguments
+        of_preset = section(found, name)
+        return {
+            key: of_preset.get(key, value) if key in FOUND and value == "auto" else value
+            for key, value in arguments.items()
+        }
+
+    return {name: typed(name, arguments) for name, arguments in entry.items()} if isinstance(entry, Mapping) else entry
 
 
 def parts(objective: object) -> list[tuple[str, object, Mapping[str, object]]]:

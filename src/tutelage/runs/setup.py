@@ -176,7 +176,7 @@ def _check_served(objective: Objective) -> None:
             "gamma 1, a temperature of 1, with a served teacher: of the classes that it does not name the total "
             "probability is known, but not the sum of p**gamma"
         )
-        got = ", ".join(sorted("another reading" if g is None else f"gamma {g:.4g}" for g in others))
+        got = ", ".join(_readings(others))
         raise RecipeError(what, expected, got, "type gamma=1, or temperature=1 of kd, or teacher=... for a network")
 
 
@@ -491,6 +491,7 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
         teacher_logits=teacher_logits,
         class_means=_class_means(run_inputs, asked or teacher, needs.class_means),
         same_tokens=_same_tokens(splits) if needs.same_tokens else None,
+        per_epoch=train.per_epoch,
         per_token="student" in splits.text and splits.text["student"].per_token,
     )
 
@@ -643,11 +644,10 @@ def check_form(objective: Objective, form: str) -> None:
     others = [gamma for gamma in objective.read_at if gamma is None or not math.isclose(gamma, 1, rel_tol=1e-9)]
     whole = not objective.needs.sparse or any(piece.gather for piece in objective.pieces)
     if others or whole:
-        got = [] if not others else ["another reading" if g is None else f"gamma {g:.4g}" for g in others]
         raise RecipeError(
             f"objective {objective.name}",
             f"gamma 1, a temperature of 1, and no whole rows with outputs_form {form}, which says nothing else",
-            ", ".join(sorted(got)) or "whole rows",
+            ", ".join(_readings(others)) or "whole rows",
             "type ttm or wttm with gamma=1, or kd with temperature=1, or record all classes in another folder with "
             "outputs_form=null",
         )
@@ -667,6 +667,11 @@ def check_typed_form(recipe: Recipe, outputs: TeacherCache) -> None:
         raise RecipeError("outputs_form", f"that of {outputs.folder.name}, {then}", got, instead)
 
 
+def _readings(gammas: Iterable[float | None]) -> list[str]:
+    """Name the exponents at which an objective reads the teacher; one that is to be found is none yet."""
+    return sorted("another reading, or auto" if gamma is None else f"gamma {gamma:.4g}" for gamma in gammas)
+
+
 def single_exponent(objective: Objective) -> float | None:
     """Return the exponent at which an objective reads the teacher's logits; ``None`` if it does not read them.
 
@@ -679,7 +684,7 @@ def single_exponent(objective: Objective) -> float | None:
         return None
     (gamma, *more) = gammas
     if more or gamma is None:
-        got = ", ".join(sorted("another reading" if g is None else f"{g:.4g}" for g in gammas))
+        got = ", ".join(_readings(gammas))
         expected = "an objective that reads the teacher's logits at one exponent, as the top classes are kept for"
         instead = "record all classes, with a larger outputs_limit_mb=..., in another folder, or type outputs=null"
         raise RecipeError("outputs", expected, f"{objective.name} ({got})", instead)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from tutelage import records
 from tutelage.report.figures import Style, style
-from tutelage.report.reading import Run, Subject, number, parts, section, stages
+from tutelage.report.reading import Run, Subject, number, parts, section, with_found
 from tutelage.report.reading import text as string
 from tutelage.report.table import plural
 from tutelage.studies import study_table
@@ -172,8 +172,11 @@ def _kind(named: Mapping[str, Mapping[str, Any]]) -> str | None:
 
 
 def presets(run: Run) -> dict[str, Mapping[str, Any]]:
-    """Return the presets of a run's last stage with their arguments, or without these if Python objects made it."""
-    last = (stages(run.manifest.get("objective")) or [None])[-1]
+    """Return the presets of a run's last stage with their arguments, or without these if Python objects made it.
+
+    An exponent or temperature that was found automatically is the number.
+    """
+    last = with_found(run.manifest)[-1]
     return {name: args if isinstance(args, Mapping) else {} for name, args, _ in parts(last)}
 
 

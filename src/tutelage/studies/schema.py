@@ -168,7 +168,7 @@ class Method(_Section):
                 name, weights.weight_to_recipe(argument.default) if argument else REQUIRED
             )
             new = changed.get(preset, {}).get(name, value)
-            if isinstance(new, Mapping) and set(new) == {TIMES}:
+            if isinstance(new, Mapping) and set(new) == {TIMES} and (argument or is_own(preset)):
                 new = _multiplied(value, new[TIMES], f"candidates: {preset}.{name}")
             if new is not REQUIRED:
                 result.setdefault(preset, {})[name] = new
@@ -322,6 +322,8 @@ class Study(_Section):
             return value
         counts = {name: len(method.candidates) for name, method in methods.items() if not method.missing}
         most = max(counts.values(), default=0)
+        if value is not None:
+            raise_all(_as_trials(methods))
         if value is None:
             if most:
                 name = next(name for name, count in counts.items() if count)
@@ -403,6 +405,14 @@ def _same_folder(key: str, names: Iterable[str]) -> Iterator[TutelageError]:
         if other != name:
             both = f"{other!r} and {name!r}"
             yield InvalidValueError(key, "names that differ in letters and digits", both, "rename one")
+
+
+def _as_trials(names: Iterable[str]) -> Iterator[TutelageError]:
+    """Yield an error for names whose folders trials of another method may have."""
+    for name in names:
+        if re.fullmatch(r".*-trial\d+", slug(name)):
+            expected = "no method whose name ends as a trial's, in -trial and a number"
+            yield InvalidValueError("", expected, repr(name), "rename it")
 
 
 def _wrong_settings(key: str, entries: Mapping[str, Pair | Method], info: ValidationInfo) -> Iterator[TutelageError]:

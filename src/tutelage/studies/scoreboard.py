@@ -117,9 +117,11 @@ def in_words(setting: Mapping[str, Mapping[str, Any]]) -> str:
     Example:
         >>> in_words({"kd": {"weight": 2.7}, "dkd": {"weight": {"schedule": "warm_up", "value": 3.0, "epochs": 20}}})
         'kd.weight=2.7, dkd.weight={schedule: warm_up, value: 3, epochs: 20}'
+        >>> in_words({})
+        'as written'
     """
     written = [(f"{preset}.{name}", value) for preset, values in setting.items() for name, value in values.items()]
-    return ", ".join(f"{key}={_shown(value)}" for key, value in written)
+    return ", ".join(f"{key}={_shown(value)}" for key, value in written) or "as written"
 
 
 def _shown(value: Any) -> str:

@@ -183,6 +183,8 @@ def _of_preset(call: PresetSpec) -> list[Dimension]:
             found.append(number(key, *bounds))
         elif name == "temperature" and is_number:
             found.append(_around(key, value, AROUND_TEMPERATURE))
+        elif name == "temperature" and value == "auto":
+            found.append(number(key, 1 / GAMMA[1], 1 / GAMMA[0], log=True))
         elif argument.kind in ("weight", "automatic_weight") and name != "supervised":
             if name == "beta" or value == "auto":
                 low, high = WEIGHT

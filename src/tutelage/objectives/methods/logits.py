@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar, cast
@@ -151,7 +152,7 @@ class Matching:
             return self
         gamma = self.gamma
         t = cast(float, self.temperature)  # automatic only with gamma
-        as_student = t != 1 and gamma == 1 / t
+        as_student = t != 1 and math.isclose(gamma * t, 1, rel_tol=1e-15)  # one is the other's inverse, rounded
         weighted = self.weight_by == "power_sum"
         if self.transform != "power" or not gamma or self.normalise != "none":
             return self
