@@ -154,6 +154,7 @@ def time_step(recipe: Recipe, run_inputs: RunInputs, stage: int = 0, *, limit: f
     objective, planned = run_inputs.objectives[stage], recipe.fits()[stage]
     student = copy.deepcopy(run_inputs.student).to(accelerator.device)
     network = run_inputs.teacher and copy.deepcopy(run_inputs.teacher).to(accelerator.device)
+    # What a copy of the teacher answers is not kept for the run, whose numbers are found from its own.
     context = run_context(objective, replace(run_inputs, student=student, teacher=network, statistics=[]))
     teacher = live_teacher(objective, run_inputs, network, accelerator.device)
     train = run_inputs.splits.train

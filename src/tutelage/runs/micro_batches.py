@@ -119,6 +119,7 @@ def _trial(recipe: Recipe, run_inputs: RunInputs, stage: int, settings: FitSetti
     if network is not None:
         network.to(device)
     with restored_modes(student), unchanged(student, device):
+        # What a copy of the teacher answers is not kept for the run, whose numbers are found from its own.
         context = run_context(objective, replace(run_inputs, student=student, teacher=network, statistics=[]))
         distiller = Distiller(student, objective, context).to(device)
         weights = [parameter.detach().to("cpu", copy=True) for parameter in student.parameters()]

@@ -54,9 +54,7 @@ class StudyRequest:
     methods: tuple[str, ...]
     seeds: int | None = None  # runs per method; none for the study's number
     epochs: int | None = None  # of the protocol, where they are not the study's; schedules are scaled with them
-    trial: float | None = (
-        None  # share of its epochs that a student is trained for, where the runs are a search's trials
-    )
+    trial: float | None = None  # of a search's trials: the share of the epochs that a student is trained for
     undecided: frozenset[tuple[str, str]] = frozenset()  # pairs and methods without runs until their search is done
 
     @property
