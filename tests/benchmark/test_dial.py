@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-import yaml
 from tests._helpers import ROOT
 
 from tutelage import config, records
@@ -26,7 +25,7 @@ def dial(monkeypatch):
 def test_every_task_is_a_comparison(dial, tmp_path):
     given = argparse.Namespace(runs=tmp_path, source=None, seeds=1)
     for task in dial.TASKS:
-        written = yaml.safe_load(dial.recipe(task, "grid", given).read_text(encoding="utf-8"))
+        written = dict(config.read(dial.recipe(task, "grid", given)))
         written.pop("teacher")  # a folder of the repository's, or trained first
         comparison = config.parse(Comparison, written | {"teacher": "runs/teacher"})
         assert list(comparison.objectives) == ["cross_entropy", *dial.GRID]
