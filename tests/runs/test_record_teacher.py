@@ -269,8 +269,9 @@ def test_another_exponent_than_was_recorded_for_is_refused_before_the_first_step
             "two",
             [{"ttm": {"gamma": 0.25, "beta": 1}}, {"kd": {"temperature": 2, "supervised": 0}}],
             RecipeError,
-            "(0.25, 0.5)",
+            "(gamma 0.25, gamma 0.5)",
         ),
+        ("auto", {"ttm": {"gamma": "auto", "beta": 1}}, RecipeError, "ttm (another reading, or auto)"),
         ("dist", "dist", RecipeError, "dist"),
         (
             "entropy",
