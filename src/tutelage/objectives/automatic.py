@@ -83,9 +83,9 @@ def gamma(transform: str, context: BindContext) -> float:
     Raises:
         ValueError: if the teacher's logits are missing or not finite, or no gamma is flat enough.
     """
-    log_probs = _logits(context, f"an automatic gamma of {transform}").double().log_softmax(dim=-1)
-    if context.per_token:
+    if context.per_token:  # without the logits of a vocabulary in float64
         return 1.0
+    log_probs = _logits(context, f"an automatic gamma of {transform}").double().log_softmax(dim=-1)
     return exponent(log_probs) if transform == "power" else equally_flat(transform, log_probs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -517,14 +517,11 @@ def _at(loss: Callable[..., Tensor], scheduled: str, gamma: AutomaticScheduledNu
     return Apply(loss, {"gamma": exponent}, target_gamma=exponent)
 
 
-N = TypeVar("N")
-
-
-def fixed(gamma: N | Schedule | Mapping[str, Any], expected: str, instead: str) -> N:
+def fixed(gamma: object, expected: str, instead: str) -> Any:
     """Return an exponent that may be no schedule."""
     if isinstance(gamma, Schedule):
         raise InvalidValueError("gamma", expected, gamma, instead)
-    return cast(N, gamma)  # by the decorator
+    return gamma
 
 
 def kd_matched_to(objective: Objective) -> Objective:
@@ -584,7 +581,7 @@ def wttm(
     if normalise != "none":
         instead = "type normalise=none, or for example gamma=0.25"
         number = fixed(gamma, "a number or auto where weights are normalised", instead)
-        match = Matching(gamma=cast(float | Automatic, number), weight_by="power_sum", normalise=normalise)
+        match = Matching(gamma=number, weight_by="power_sum", normalise=normalise)
     return objective_of(supervised_part(supervised), WeightedTerm("wttm", beta, on_logits(logits, match, beta)))
 
 
