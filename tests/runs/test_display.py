@@ -138,6 +138,55 @@ def test_all_runs_of_a_job_share_the_time_left(clock, capsys):
     assert lines[8] == "b: step 30/100, 90 s left"
 
 
+def test_what_is_recorded_before_the_runs_is_none_of_their_steps(clock, capsys):
+    with LineReporter("stderr") as reporter:
+        reporter.expect(1000)
+        reporter.begin("outputs", 4, 0, apart=True)
+        for _ in range(4):
+            clock[0] += 50
+            reporter.tick()
+        reporter.end()
+        reporter.begin("net", 1000, 0)
+        for _ in range(100):
+            clock[0] += 1
+            reporter.tick()
+    assert lines_of(capsys)[:5] == [
+        "outputs: step 1/4, 2 min left",
+        "outputs: step 2/4, 100 s left",
+        "outputs: step 3/4, 50 s left",
+        "outputs: step 4/4",
+        "net: step 10/1000, 16 min left",
+    ]
+
+
+def test_a_run_that_ends_early_takes_its_steps_out_of_the_time_left(clock, capsys):
+    with LineReporter("stderr") as reporter:
+        reporter.expect(200)
+        reporter.begin("a", 100, 0)
+        for _ in range(10):
+            clock[0] += 1
+            reporter.tick()
+        reporter.end()
+        reporter.begin("b", 100, 0)
+        for _ in range(10):
+            clock[0] += 1
+            reporter.tick()
+    assert lines_of(capsys)[-1] == "b: step 10/100, 90 s left"
+
+
+def test_a_bar_of_the_job_stays_while_something_apart_from_it_goes_on(screen):
+    read = screen()
+    with shown("auto") as reporter:
+        reporter.expect(1000)
+        reporter.begin("outputs", 4, 2, apart=True)
+        reporter.tick()
+        reporter.end()
+        job, run = reporter.progress.tasks
+        assert (job.completed, job.total) == (0, 1000)
+        assert (run.completed, run.total) == (3, 3)
+    assert "outputs" in read()
+
+
 @pytest.mark.parametrize("width", [30, 40, 80, 200])
 def test_a_bar_fits_the_terminal_and_leaves_it_in_order(screen, monkeypatch, capsys, width):
     monkeypatch.setenv("COLUMNS", str(width))

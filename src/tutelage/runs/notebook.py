@@ -43,9 +43,9 @@ class NotebookReporter(CountingReporter):
         if self.handle is not None:
             self._draw(f"stopped after {self._time()}" if kind else f"done in {self._time()}", empty=self.transient)
 
-    def begin(self, title: str, steps: int, done: int) -> None:
+    def begin(self, title: str, steps: int, done: int, *, apart: bool = False) -> None:
         """Show a new fit."""
-        super().begin(printable(title), steps, done)
+        super().begin(printable(title), steps, done, apart=apart)
         self._draw()
 
     def tick(self) -> None:

@@ -13,8 +13,15 @@ class Reporter:
     def expect(self, steps: int) -> None:
         """Take the number of steps of the whole job; called once."""
 
-    def begin(self, title: str, steps: int, done: int) -> None:
-        """Begin a fit, with its number of steps and of those done before a resume."""
+    def begin(self, title: str, steps: int, done: int, *, apart: bool = False) -> None:
+        """Begin a fit, with its number of steps and of those done before a resume.
+
+        Args:
+            title: what is shown of it.
+            steps: all of its steps.
+            done: those before a resume.
+            apart: whether its steps are none of the job's, and take another time.
+        """
 
     def tick(self) -> None:
         """Count a step; called after each."""

@@ -51,6 +51,7 @@ class CountingReporter(Reporter):
         self.steps = self.done = self.runs = self.per_epoch = 0
         self.all_steps: int | None = None
         self.all_done = self.taken = 0
+        self.apart = False
         self.began: float | None = None
         self.remarks = set[str]()
 
@@ -58,12 +59,14 @@ class CountingReporter(Reporter):
         """Take the steps of the whole job."""
         self.all_steps = steps
 
-    def begin(self, title: str, steps: int, done: int) -> None:
+    def begin(self, title: str, steps: int, done: int, *, apart: bool = False) -> None:
         """Begin to count a fit."""
         self.title, self.steps, self.done, self.runs, self.per_epoch, self.line = title, steps, done, 1, 0, ""
-        self.all_done += done
-        if self.all_steps is None or self.began is None:  # else the job goes on
+        if self.all_steps is None or self.began is None or apart or self.apart:  # else the job goes on
             self.began, self.taken = time.monotonic(), 0
+        self.apart = apart
+        if not apart:
+            self.all_done += done
 
     def track(self, batches: Batches, starts: Sequence[int] = (0,)) -> Batches:
         """Note how long an epoch is."""
@@ -73,8 +76,15 @@ class CountingReporter(Reporter):
     def tick(self) -> None:
         """Count a step."""
         self.done += 1
-        self.all_done += 1
         self.taken += 1
+        if not self.apart:
+            self.all_done += 1
+
+    def end(self) -> None:
+        """Take the steps that the fit does not need out of the job's."""
+        if self.all_steps is not None and not self.apart:
+            self.all_steps -= self.steps - self.done
+        self.steps = self.done
 
     def remark(self, text: str) -> None:
         """Say it, unless it was said before."""
@@ -94,7 +104,7 @@ class CountingReporter(Reporter):
     @property
     def left(self) -> str:
         """The time left of the job, or of the fit, with a comma before it; empty where it is not known or over."""
-        left = self.steps - self.done if self.all_steps is None else self.all_steps - self.all_done
+        left = self.steps - self.done if self.all_steps is None or self.apart else self.all_steps - self.all_done
         if self.began is None or not self.taken or left <= 0:
             return ""
         return f", {rough_time(left * (time.monotonic() - self.began) / self.taken)} left"
@@ -121,10 +131,10 @@ class LineReporter(CountingReporter):
         """Print the last epoch's line, if it was not printed."""
         self._flush()
 
-    def begin(self, title: str, steps: int, done: int) -> None:
+    def begin(self, title: str, steps: int, done: int, *, apart: bool = False) -> None:
         """Begin a fit."""
         self._flush()
-        super().begin(printable(title), steps, done)
+        super().begin(printable(title), steps, done, apart=apart)
 
     def tick(self) -> None:
         """Print a line within an epoch, if none was printed for long."""
@@ -187,6 +197,7 @@ class TerminalReporter(Reporter):
         )
         self.job: progress.TaskID | None = None
         self.run: progress.TaskID | None = None
+        self.apart = False
         self.remarks = set[str]()
 
     def __enter__(self) -> TerminalReporter:
@@ -202,19 +213,20 @@ class TerminalReporter(Reporter):
         """Show a bar for the whole job."""
         self.job = self.progress.add_task("", total=steps, title=ALL, note="")
 
-    def begin(self, title: str, steps: int, done: int) -> None:
+    def begin(self, title: str, steps: int, done: int, *, apart: bool = False) -> None:
         """Show a new fit."""
+        self.apart = apart
         if self.run is not None:
             self.progress.remove_task(self.run)
         title = printable(title)
         self.run = self.progress.add_task("", total=steps, completed=done, title=title, note="")
         self.notes.room = self.room - min(self.room // 2, max(cell_len(title), len(ALL)))
-        if self.job is not None:
+        if self.job is not None and not apart:
             self.progress.advance(self.job, done)
 
     def tick(self) -> None:
-        """Move the bars by a step."""
-        for task in (self.job, self.run):
+        """Move the bars by a step; the job's stays where a fit apart from it is shown."""
+        for task in (None if self.apart else self.job, self.run):
             if task is not None:
                 self.progress.advance(task)
 
@@ -225,7 +237,7 @@ class TerminalReporter(Reporter):
         fit = self.progress.tasks[self.progress.task_ids.index(self.run)]
         left = (fit.total or 0) - fit.completed
         self.progress.update(self.run, total=fit.completed)
-        if self.job is not None and left:
+        if self.job is not None and left and not self.apart:
             job = self.progress.tasks[self.progress.task_ids.index(self.job)]
             self.progress.update(self.job, total=(job.total or 0) - left)
 
