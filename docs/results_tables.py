@@ -37,6 +37,8 @@ from tutelage import records
 from tutelage.report.matched import matched_notes
 from tutelage.report.paired import p_value
 from tutelage.report.statistics import paired_t
+from tutelage.report.table import Table
+from tutelage.studies.scoreboard import PUBLISHED, Standing, tables
 from tutelage.studies.study_table import z_score
 
 PAGE = Path(__file__).with_name("results.md")
@@ -157,6 +159,8 @@ def of_studies() -> Iterator[list[str]]:
     """Students of every recorded study, with the published value where the study states one."""
     yield ["Study", "Pair", "Method", "Accuracy (%)", "n", "95 % interval", "Published, whole schedule (%)"]
     for folder, study, rows in studies():
+        if study.get("search"):
+            continue  # It has a scoreboard.
         name = link(study["name"], str(folder))
         if is_smoke_test(manifest_of(folder, study)):
             trained = len({row["method"] for row in rows} - {"teacher"})
@@ -166,6 +170,29 @@ def of_studies() -> Iterator[list[str]]:
             spread = "" if row["published_std"] is None else f" ± {row['published_std']:.2f}"
             published = "–" if row["published"] is None else f"{row['published']:.2f}{spread}"
             yield [name, row["pair"], f"`{row['method']}`", *_result(row["values"]), published]
+
+
+def scoreboards() -> Iterator[list[str]]:
+    """Every study with a search: the best mean of each first."""
+    boards = [(link(name, str(folder)), table) for folder, name, table in _boards() if table.caption != PUBLISHED]
+    for at, (name, table) in enumerate(boards):
+        if not at:
+            yield ["Study", *table.headings]
+        yield from ([name, *row.cells] for row in table.rows)
+
+
+def published_elsewhere() -> Iterator[list[str]]:
+    """What others published for the methods of the scoreboards, and of which epoch."""
+    boards = [table for _, _, table in _boards() if table.caption == PUBLISHED]
+    rows = (cells for table in boards for cells in (table.headings, *(row.cells for row in table.rows)))
+    yield from map(list, dict.fromkeys(map(tuple, rows)))  # Several studies have the same method.
+
+
+def _boards() -> Iterator[tuple[Path, str, Table]]:
+    for folder, study, _ in studies():
+        found = [Standing(**each) for each in record(f"{folder}/table.json").get("scoreboard", ())]
+        for table in tables(found, records.measure_named("accuracy")):
+            yield folder, study["name"], table
 
 
 ARMS = {"grid": "The grid's best", "auto": "Both `auto`", "fixed": "gamma fixed, share 3", "kd": "Usual KD"}
@@ -346,6 +373,8 @@ TABLES = {
         comparisons,
         paired,
         of_studies,
+        scoreboards,
+        published_elsewhere,
         further,
         provenance,
     )

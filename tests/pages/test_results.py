@@ -12,6 +12,7 @@ from scipy.stats import ttest_ind
 from tests._helpers import ROOT
 from tests.pages.generated import unknown_numbers
 
+from tutelage import records
 from tutelage.report.statistics import holm
 
 PAGE = "docs/results.md"
@@ -134,3 +135,28 @@ def test_a_study_that_arrives_appears_by_itself(tmp_path, monkeypatch):
     assert teacher[0].endswith("(../benchmarks/results/scoreboard-short/method-alone/table.md)")
     assert teacher[2:5] == ["`teacher`", "71.18", "1"]
     assert rest
+
+
+def test_a_study_with_a_search_has_a_scoreboard_with_what_others_published(tmp_path, monkeypatch):
+    folder = tmp_path / "scoreboard-short"
+    shutil.copytree(choosing_tables.RESULTS / "cifar100-quarter", folder)
+    study, table = (folder / "method-alone" / name for name in (records.STUDY, "table.json"))
+    whole = json.loads(study.read_text(encoding="utf-8"))
+    study.write_text(json.dumps(whole | {"search": {"epochs": 2, "validation": 0.1, "presets": {}, "candidates": []}}))
+    kd = {"pair": "a/b", "method": "kd", "n": 3, "value": 50.0, "std": 1.0, "interval": [47.5, 52.5], "preset": "kd"}
+    dkd = kd | {"method": "dkd", "preset": "dkd", "against": "kd", "seeds": 3, "difference": 1.25, "p": 0.04}
+    dkd |= {"difference_interval": [0.5, 2.0], "setting": {"dkd": {"weight": 3.0}}, "tried": [1, 2], "validation": 2}
+    found = json.loads(table.read_text(encoding="utf-8")) | {"scoreboard": [dkd, kd]}
+    table.write_text(json.dumps(found), encoding="utf-8")
+    for module in (choosing_tables, results_tables):
+        monkeypatch.setattr(module, "RESULTS", tmp_path)
+    head, first, second = results_tables.scoreboards()
+    row = dict(zip(head, first, strict=True))
+    assert row["Method"] == "dkd"
+    assert row["Less kd (points)"] == "+1.25"
+    assert row["Chosen"] == "dkd.weight=3"
+    assert second[1] == "kd"
+    published, *methods = results_tables.published_elsewhere()
+    assert published[:4] == ["Method", "Published", "KD there", "Epoch"]
+    assert [(each[0], each[3]) for each in methods] == [("dkd", "unknown"), ("kd", "last")]
+    assert [*results_tables.of_studies()][1:] == []

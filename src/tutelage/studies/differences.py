@@ -46,10 +46,11 @@ class Difference:
 
 def differences_of(asked: Sequence[records.Compared], subjects: Mapping[str, Subject]) -> list[Difference]:
     """Return the differences that a study asks for, pair by pair."""
-    return [_difference(pair, subject, each) for pair, subject in subjects.items() for each in asked]
+    return [difference(pair, subject, each) for pair, subject in subjects.items() for each in asked]
 
 
-def _difference(pair: str, subject: Subject, asked: records.Compared) -> Difference:
+def difference(pair: str, subject: Subject, asked: records.Compared) -> Difference:
+    """Return one difference on one pair, over the seeds of which both runs are finished."""
     by = subject.measure
     first, second = (by_seed(subject, asked[which]) for which in ("first", "second"))
     seeds = tuple(sorted(first.keys() & second.keys()))
@@ -79,11 +80,11 @@ def by_seed(subject: Subject, method: str) -> dict[int, float]:
     return {seed: value for seed, value in found.items() if seed is not None and value is not None}
 
 
-def fields(difference: Difference) -> dict[str, Any]:
+def fields(of: Difference) -> dict[str, Any]:
     """Return a difference's fields for ``table.json``; its measure is the rows'."""
-    written = asdict(difference)
+    written = asdict(of)
     del written["measure"]
-    return written | {"n": len(difference.values), "above": difference.above}
+    return written | {"n": len(of.values), "above": of.above}
 
 
 def table_of(differences: Sequence[Difference], *, caption: str = "") -> tables.Table:

@@ -10,10 +10,10 @@ from typing import Any
 from tutelage import records
 from tutelage.report.paired import p_value
 from tutelage.report.reading import Subject, deviation, mean
-from tutelage.report.statistics import holm, mean_interval, paired_t
+from tutelage.report.statistics import holm, mean_interval
 from tutelage.report.table import MISSING, Row, Table, fixed
 from tutelage.studies import objective_rows
-from tutelage.studies.differences import by_seed
+from tutelage.studies.differences import Difference, by_seed, difference
 from tutelage.studies.objective_rows import Published
 
 BASE = "kd"
@@ -50,16 +50,16 @@ def standings(study: records.Study, subjects: Mapping[str, Subject]) -> tuple[St
     found: list[Standing] = []
     for pair, subject in subjects.items():
         by = subject.measure
-        values = {
-            method: {seed: by.scale * value for seed, value in by_seed(subject, method).items()}
+        tests = {
+            method: difference(pair, subject, {"tests": "", "first": method, "second": BASE})
             for method in study["methods"]
+            if BASE in study["methods"] and method != BASE
         }
-        tests = {method: _compared(values[method], values[BASE]) for method in values if BASE in values}
-        p_values = {method: test["p"] for method, test in tests.items() if method != BASE and test["p"] is not None}
+        p_values = {method: test.p for method, test in tests.items() if test.p is not None}
         corrected = dict(zip(p_values, holm([*p_values.values()]), strict=True))
         standing = [
-            _standing(pair, method, by, values[method], tests.get(method, {}), corrected.get(method), search)
-            for method in values
+            _standing(pair, method, subject, tests.get(method), corrected.get(method), search)
+            for method in study["methods"]
             if method not in study["missing"]
         ]
         found += sorted(standing, key=lambda each: math.inf if each.value is None else -by.merit(each.value))
@@ -69,17 +69,20 @@ def standings(study: records.Study, subjects: Mapping[str, Subject]) -> tuple[St
 def _standing(
     pair: str,
     method: str,
-    by: records.Measure,
-    values: Mapping[int, float],
-    test: Mapping[str, Any],
+    subject: Subject,
+    test: Difference | None,
     p: float | None,
     search: records.StudySearch,
 ) -> Standing:
+    by = subject.measure
     tried = [each for each in search["candidates"] if (each["pair"], each["method"]) == (pair, method)]
     scaled = [None if each["value"] is None else by.scale * each["value"] for each in tried]
     best = next((at for at, each in enumerate(tried) if each["chosen"]), None)
-    numbers = [*values.values()]
-    compared = {} if method == BASE else {**test, "p": p, "against": BASE if test else None}
+    numbers = [by.scale * value for value in by_seed(subject, method).values()]
+    compared: dict[str, Any] = {}
+    if test is not None:
+        bounds = None if test.low is None or test.high is None else (test.low, test.high)
+        compared = {"against": BASE, "seeds": len(test.seeds), "difference": test.mean, "difference_interval": bounds}
     return Standing(
         pair=pair,
         method=method,
@@ -91,21 +94,9 @@ def _standing(
         validation=None if best is None else scaled[best],
         tried=tuple(scaled),
         preset=search["presets"].get(method),
+        p=p,
         **compared,
     )
-
-
-def _compared(values: Mapping[int, float], others: Mapping[int, float]) -> dict[str, Any]:
-    """Return the paired difference of two methods over the seeds that both have."""
-    seeds = [seed for seed in values if seed in others]
-    first, second = ([of[seed] for seed in seeds] for of in (values, others))
-    differences = [one - other for one, other in zip(first, second, strict=True)]
-    return {
-        "seeds": len(seeds),
-        "difference": mean(differences),
-        "difference_interval": mean_interval(differences),
-        "p": paired_t(first, second),
-    }
 
 
 # In words
