@@ -159,8 +159,8 @@ def of_studies() -> Iterator[list[str]]:
     """Students of every recorded study, with the published value where the study states one."""
     yield ["Study", "Pair", "Method", "Accuracy (%)", "n", "95 % interval", "Published, whole schedule (%)"]
     for folder, study, rows in studies():
-        if study.get("search"):
-            continue  # It has a scoreboard.
+        if record(f"{folder}/table.json").get("scoreboard"):
+            rows = [row for row in rows if row["method"] == "teacher"]
         name = link(study["name"], str(folder))
         if is_smoke_test(manifest_of(folder, study)):
             trained = len({row["method"] for row in rows} - {"teacher"})
@@ -172,19 +172,27 @@ def of_studies() -> Iterator[list[str]]:
             yield [name, row["pair"], f"`{row['method']}`", *_result(row["values"]), published]
 
 
+BOARD = ["Method", "Accuracy (%)", "n", "95 % interval", "Less kd (points)", "Its interval", "p"]
+BOARD += ["Chosen", "Validation (%)"]
+"""Columns of a scoreboard; one of a pair without KD lacks three."""
+PRINTED = ["Method", "Published", "KD there", "Epoch", "Setting", "Table", "Source"]
+"""Columns of what others published."""
+
+
 def scoreboards() -> Iterator[list[str]]:
-    """Every study with a search: the best mean of each first."""
-    boards = [(link(name, str(folder)), table) for folder, name, table in _boards() if table.caption != PUBLISHED]
-    for at, (name, table) in enumerate(boards):
-        if not at:
-            yield ["Study", *table.headings]
-        yield from ([name, *row.cells] for row in table.rows)
+    """Every study with a search: of each pair the best mean first."""
+    yield ["Study", "Pair", *BOARD]
+    for folder, name, table in _boards():
+        if table.caption != PUBLISHED:
+            for row in table.rows:
+                cells = dict(zip(table.headings, row.cells, strict=True))
+                yield [link(name, str(folder)), table.caption, *(cells.get(heading, "–") for heading in BOARD)]
 
 
 def published_elsewhere() -> Iterator[list[str]]:
     """What others published for the methods of the scoreboards, and of which epoch."""
-    boards = [table for _, _, table in _boards() if table.caption == PUBLISHED]
-    rows = (cells for table in boards for cells in (table.headings, *(row.cells for row in table.rows)))
+    yield PRINTED
+    rows = (row.cells for _, _, table in _boards() if table.caption == PUBLISHED for row in table.rows)
     yield from map(list, dict.fromkeys(map(tuple, rows)))  # Several studies have the same method.
 
 

@@ -12,7 +12,6 @@ from scipy.stats import ttest_ind
 from tests._helpers import ROOT
 from tests.pages.generated import unknown_numbers
 
-from tutelage import records
 from tutelage.report.statistics import holm
 
 PAGE = "docs/results.md"
@@ -53,7 +52,7 @@ def test_every_number_of_the_text_is_in_a_table_or_in_the_record_that_it_links(p
 
 
 def test_every_comparison_and_study_is_there(tables):
-    shown = " ".join(row[0] for name in ("comparisons", "of-studies", "provenance") for row in tables[name])
+    shown = " ".join(row[0] for name in ("comparisons", "of-studies", "scoreboards") for row in tables[name])
     paths = [*choosing_tables.RESULTS.rglob("comparison.json"), *choosing_tables.RESULTS.rglob("study.json")]
     folders = [path.parent.relative_to(choosing_tables.RESULTS).as_posix() for path in paths]
     assert len(folders) > 15
@@ -140,23 +139,20 @@ def test_a_study_that_arrives_appears_by_itself(tmp_path, monkeypatch):
 def test_a_study_with_a_search_has_a_scoreboard_with_what_others_published(tmp_path, monkeypatch):
     folder = tmp_path / "scoreboard-short"
     shutil.copytree(choosing_tables.RESULTS / "cifar100-quarter", folder)
-    study, table = (folder / "method-alone" / name for name in (records.STUDY, "table.json"))
-    whole = json.loads(study.read_text(encoding="utf-8"))
-    study.write_text(json.dumps(whole | {"search": {"epochs": 2, "validation": 0.1, "presets": {}, "candidates": []}}))
+    table = folder / "method-alone" / "table.json"
     kd = {"pair": "a/b", "method": "kd", "n": 3, "value": 50.0, "std": 1.0, "interval": [47.5, 52.5], "preset": "kd"}
     dkd = kd | {"method": "dkd", "preset": "dkd", "against": "kd", "seeds": 3, "difference": 1.25, "p": 0.04}
     dkd |= {"difference_interval": [0.5, 2.0], "setting": {"dkd": {"weight": 3.0}}, "tried": [1, 2], "validation": 2}
-    found = json.loads(table.read_text(encoding="utf-8")) | {"scoreboard": [dkd, kd]}
+    alone = {"pair": "c/d", "method": "ttm", "n": 1, "value": 40.0}
+    found = json.loads(table.read_text(encoding="utf-8")) | {"scoreboard": [dkd, kd, alone]}
     table.write_text(json.dumps(found), encoding="utf-8")
     for module in (choosing_tables, results_tables):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
-    head, first, second = results_tables.scoreboards()
-    row = dict(zip(head, first, strict=True))
-    assert row["Method"] == "dkd"
-    assert row["Less kd (points)"] == "+1.25"
-    assert row["Chosen"] == "dkd.weight=3"
-    assert second[1] == "kd"
-    published, *methods = results_tables.published_elsewhere()
-    assert published[:4] == ["Method", "Published", "KD there", "Epoch"]
-    assert [(each[0], each[3]) for each in methods] == [("dkd", "unknown"), ("kd", "last")]
-    assert [*results_tables.of_studies()][1:] == []
+    head, *rows = results_tables.scoreboards()
+    first, second, third = (dict(zip(head, row, strict=True)) for row in rows)
+    assert [first[each] for each in ("Pair", "Method", "Chosen")] == ["a/b", "dkd", "dkd.weight=3"]
+    assert [each["Less kd (points)"] for each in (first, second, third)] == ["+1.25", "–", "–"]
+    assert [third[each] for each in ("Pair", "Method", "Accuracy (%)", "n")] == ["c/d", "ttm", "40.00", "1"]
+    head, *rows = results_tables.published_elsewhere()
+    assert [dict(zip(head, row, strict=True))["Epoch"] for row in rows] == ["unknown", "last"]
+    assert [row[2] for row in results_tables.of_studies()][1:] == ["`teacher`"]

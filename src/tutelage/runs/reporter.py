@@ -11,17 +11,14 @@ class Reporter:
     """Reports the progress of a job, which is one run or several; each method does nothing unless overridden."""
 
     def expect(self, steps: int) -> None:
-        """Take the number of steps of the whole job; called once."""
+        """Take the number of steps of the whole job; called again where another job follows, as after a search."""
 
-    def begin(self, title: str, steps: int, done: int, *, apart: bool = False) -> None:
-        """Begin a fit, with its number of steps and of those done before a resume.
+    def begin(self, title: str, steps: int, done: int) -> None:
+        """Begin a fit, with its number of steps and of those done before a resume; one before it is over."""
 
-        Args:
-            title: what is shown of it.
-            steps: all of its steps.
-            done: those before a resume.
-            apart: whether its steps are none of the job's, and take another time.
-        """
+    def begin_apart(self, title: str, steps: int) -> None:
+        """Begin what has steps of its own, none of the job's, such as a recording of the teacher's outputs."""
+        self.begin(title, steps, 0)
 
     def tick(self) -> None:
         """Count a step; called after each."""

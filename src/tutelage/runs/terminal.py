@@ -51,22 +51,34 @@ class CountingReporter(Reporter):
         self.steps = self.done = self.runs = self.per_epoch = 0
         self.all_steps: int | None = None
         self.all_done = self.taken = 0
-        self.apart = False
         self.began: float | None = None
+        self.aside: tuple[float, float | None, int] | None = None
+        """While something apart goes on: when it began, and the job's beginning and steps taken."""
         self.remarks = set[str]()
 
     def expect(self, steps: int) -> None:
         """Take the steps of the whole job."""
-        self.all_steps = steps
+        self.all_steps, self.all_done = steps, 0
 
-    def begin(self, title: str, steps: int, done: int, *, apart: bool = False) -> None:
+    def begin(self, title: str, steps: int, done: int) -> None:
         """Begin to count a fit."""
+        self.end()
+        now = time.monotonic()
+        if self.aside is not None:  # The job's clock stood.
+            since, began, self.taken = self.aside
+            self.began, self.aside = None if began is None else began + now - since, None
+        if self.all_steps is None or self.began is None:  # else the job goes on
+            self.began, self.taken = now, 0
         self.title, self.steps, self.done, self.runs, self.per_epoch, self.line = title, steps, done, 1, 0, ""
-        if self.all_steps is None or self.began is None or apart or self.apart:  # else the job goes on
-            self.began, self.taken = time.monotonic(), 0
-        self.apart = apart
-        if not apart:
-            self.all_done += done
+        self.all_done += done
+
+    def begin_apart(self, title: str, steps: int) -> None:
+        """Begin to count what is none of the job's steps."""
+        self.end()
+        now = time.monotonic()
+        self.aside = self.aside or (now, self.began, self.taken)
+        self.began, self.taken = now, 0
+        self.title, self.steps, self.done, self.runs, self.per_epoch, self.line = title, steps, 0, 1, 0, ""
 
     def track(self, batches: Batches, starts: Sequence[int] = (0,)) -> Batches:
         """Note how long an epoch is."""
@@ -77,12 +89,11 @@ class CountingReporter(Reporter):
         """Count a step."""
         self.done += 1
         self.taken += 1
-        if not self.apart:
-            self.all_done += 1
+        self.all_done += self.aside is None
 
     def end(self) -> None:
         """Take the steps that the fit does not need out of the job's."""
-        if self.all_steps is not None and not self.apart:
+        if self.all_steps is not None and self.aside is None:
             self.all_steps -= self.steps - self.done
         self.steps = self.done
 
@@ -104,7 +115,8 @@ class CountingReporter(Reporter):
     @property
     def left(self) -> str:
         """The time left of the job, or of the fit, with a comma before it; empty where it is not known or over."""
-        left = self.steps - self.done if self.all_steps is None or self.apart else self.all_steps - self.all_done
+        whole = self.all_steps if self.aside is None else None
+        left = self.steps - self.done if whole is None else whole - self.all_done
         if self.began is None or not self.taken or left <= 0:
             return ""
         return f", {rough_time(left * (time.monotonic() - self.began) / self.taken)} left"
@@ -131,10 +143,15 @@ class LineReporter(CountingReporter):
         """Print the last epoch's line, if it was not printed."""
         self._flush()
 
-    def begin(self, title: str, steps: int, done: int, *, apart: bool = False) -> None:
+    def begin(self, title: str, steps: int, done: int) -> None:
         """Begin a fit."""
         self._flush()
-        super().begin(printable(title), steps, done, apart=apart)
+        super().begin(printable(title), steps, done)
+
+    def begin_apart(self, title: str, steps: int) -> None:
+        """Begin what is none of the job's steps."""
+        self._flush()
+        super().begin_apart(printable(title), steps)
 
     def tick(self) -> None:
         """Print a line within an epoch, if none was printed for long."""
@@ -211,18 +228,28 @@ class TerminalReporter(Reporter):
 
     def expect(self, steps: int) -> None:
         """Show a bar for the whole job."""
+        if self.job is not None:
+            self.progress.remove_task(self.job)
         self.job = self.progress.add_task("", total=steps, title=ALL, note="")
 
-    def begin(self, title: str, steps: int, done: int, *, apart: bool = False) -> None:
+    def begin(self, title: str, steps: int, done: int) -> None:
         """Show a new fit."""
-        self.apart = apart
+        self._show(printable(title), steps, done)
+        self.apart = False
+        if self.job is not None:
+            self.progress.advance(self.job, done)
+
+    def begin_apart(self, title: str, steps: int) -> None:
+        """Show it in the place of a fit."""
+        self._show(printable(title), steps, 0)
+        self.apart = True
+
+    def _show(self, title: str, steps: int, done: int) -> None:
+        self.end()
         if self.run is not None:
             self.progress.remove_task(self.run)
-        title = printable(title)
         self.run = self.progress.add_task("", total=steps, completed=done, title=title, note="")
         self.notes.room = self.room - min(self.room // 2, max(cell_len(title), len(ALL)))
-        if self.job is not None and not apart:
-            self.progress.advance(self.job, done)
 
     def tick(self) -> None:
         """Move the bars by a step; the job's stays where a fit apart from it is shown."""
