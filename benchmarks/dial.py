@@ -2,13 +2,16 @@
 
     python benchmarks/dial.py grid digits
     python benchmarks/dial.py final digits --seeds 5
+    python benchmarks/dial.py rate cifar100 --source hf:path/to/cifar100
     python benchmarks/dial.py grid ag-news --source hf:path/to/ag_news
     python benchmarks/dial.py grid segmentation --source masks:path/to/scenes
     python benchmarks/dial.py collect
 
 `grid` trains `ttm` at each gamma and weight of `GRID` with one seed. A tenth of the training samples is held out, and
 chooses the best. `final` trains it and what needs no search with further seeds, and is judged on the test set, where no
-choice was made. Both go on where they were stopped. `collect` writes benchmarks/results/dial/dial.json of what is
+choice was made. `rate` trains the weights of the first gamma once more at `RATE` times the learning rate: a larger
+weight makes steps longer too, and what looks like a better weight may be a rate. All go on where they were stopped.
+`collect` writes benchmarks/results/dial/dial.json of what is
 finished.
 """
 
@@ -30,6 +33,8 @@ RESULT = ROOT / "benchmarks" / "results" / "dial" / "dial.json"
 GAMMAS, SHARES = (0.25, 0.5, 1.0), (1.0, 3.0, 10.0)
 GRID = {f"g{gamma:g}_s{share:g}": (gamma, share) for gamma in GAMMAS for share in SHARES}
 """The gamma of `ttm`, and its first gradient over that of the cross-entropy, of which the fixed beta follows."""
+RATE = 3
+"""Learning rate of the stage `rate`, as a multiple of the task's."""
 KD = {"kd": {"temperature": 4, "weight": 0.9, "supervised": 0.1}}
 SHORT = {
     "teacher": "benchmarks/results/cifar100-quick/teacher",
@@ -48,7 +53,7 @@ TASKS = {
 """Recipe of each task, what differs from it, and KD as it is usual there."""
 LABELLED = {"digits": 50 / 1293, "ag-news-25": 100 / 5400}
 """Share of the training samples that have a label, where it is not all."""
-FIRST = {"grid": 0, "final": 1000}
+FIRST = {"grid": 0, "rate": 0, "final": 1000}
 """First seed of a stage; the n-th run has the n-th from there, for the student and the data."""
 
 
@@ -69,6 +74,8 @@ def best(task: str, runs: Path) -> str:
 def objectives_of(task: str, stage: str, runs: Path) -> dict:
     if stage == "grid":
         return {"cross_entropy": "cross_entropy"} | {name: at(task, *point) for name, point in GRID.items()}
+    if stage == "rate":
+        return {name: at(task, *point) for name, point in GRID.items() if point[0] == GAMMAS[0]}
     chosen = best(task, runs)
     return {
         "grid": at(task, *GRID[chosen]),
@@ -87,7 +94,9 @@ def recipe(task: str, stage: str, given: argparse.Namespace) -> Path:
     if given.source:
         content["data"]["source"] = given.source
     teacher = given.runs / f"{task}-grid" / "teacher"
-    if stage == "final" and teacher.exists():
+    if stage == "rate":
+        content["optimizer"]["lr"] = RATE * float(content["optimizer"]["lr"])  # 1e-3 is a text in YAML
+    if stage != "grid" and teacher.exists():
         content["teacher"] = str(teacher)
     if task != "segmentation":
         content["outputs"] = str(given.runs / "outputs" / task)
@@ -115,6 +124,10 @@ def collected(task: str, runs: Path) -> dict:
         "chosen": best(task, runs),
         "arms": {},
     }
+    if is_finished(runs / f"{task}-rate"):
+        faster = read(runs / f"{task}-rate")
+        values = {run: by.scale * faster.of(run)[0].epochs[-1]["validation"][by.key] for run in faster.entries}
+        record |= {"rate": RATE, "grid_at_rate": values}
     if is_finished(runs / f"{task}-final"):
         subject = read(runs / f"{task}-final")
         first = subject.runs[0].manifest

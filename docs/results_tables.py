@@ -218,6 +218,9 @@ def dial_grid() -> Iterator[list[str]]:
         for gamma in dict.fromkeys(gamma for gamma, _ in points):
             found = (f"{task['grid'][f'g{gamma}_s{share}']:.2f}" for share in shares)
             yield [task["task"], by.heading(by.title), gamma, *found]
+        if at_rate := task.get("grid_at_rate"):
+            found = (f"{at_rate[f'g{points[0][0]}_s{share}']:.2f}" for share in shares)
+            yield [f"{task['task']}, learning rate times {task['rate']}", by.heading(by.title), points[0][0], *found]
 
 
 def _judged() -> Iterator[dict[str, Any]]:

@@ -32,6 +32,16 @@ def test_every_task_is_a_comparison(dial, tmp_path):
         assert comparison.data.validation == 0.1
 
 
+def test_only_the_rate_differs_where_the_rate_is_tried(dial, tmp_path):
+    given = argparse.Namespace(runs=tmp_path, source=None, seeds=1)
+    for task in dial.TASKS:
+        grid, rate = (dict(config.read(dial.recipe(task, stage, given))) for stage in ("grid", "rate"))
+        assert rate["optimizer"] == grid["optimizer"] | {"lr": pytest.approx(3 * float(grid["optimizer"]["lr"]))}
+        assert rate["objectives"] == {f"g0.25_s{share}": grid["objectives"][f"g0.25_s{share}"] for share in (1, 3, 10)}
+        differing = dict.fromkeys(("optimizer", "objectives", "name"))
+        assert rate | differing == grid | differing
+
+
 @pytest.mark.parametrize("task", ["ag-news", "ag-news-25"])
 def test_a_share_is_the_same_however_few_samples_are_labelled(dial, task):
     logits = 4 * torch.randn(5400, 4, generator=torch.Generator().manual_seed(0))
