@@ -50,6 +50,14 @@ def read_only(tmp_path):
 
 
 @pytest.fixture(autouse=True)
+def _same_folder():
+    """A test that goes elsewhere comes back: child processes of the next find the modules of the tests by the folder."""
+    before = os.getcwd()
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(autouse=True)
 def _no_presets_of_files():
     """Objectives of files are presets of the process that read them, and not of the next test."""
     yield

@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from scipy.special import log_softmax
 from scipy.stats import entropy
+from tests._helpers import ROOT
 from tests._helpers.fit_cases import (
     Moving,
     Rows,
@@ -744,7 +745,7 @@ job = FitJob(distiller=Distiller(mlp(), objectives.cross_entropy()), settings=se
 steps = FitState(job, accelerator_on("cpu"), steps=3).epoch(Rows(*samples(), batch_size=16))
 next(steps)
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
