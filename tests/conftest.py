@@ -51,7 +51,7 @@ def read_only(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _same_folder():
-    """A test that goes elsewhere comes back: child processes of the next find the modules of the tests by the folder."""
+    """A test that goes elsewhere comes back: child processes of the next find the tests' modules by the folder."""
     before = os.getcwd()
     yield
     os.chdir(before)
