@@ -12,6 +12,7 @@ with the copied teachers.
 """
 
 import argparse
+import re
 import shutil
 import subprocess
 import tempfile
@@ -28,6 +29,8 @@ KEPT = (records.RECIPE, records.MANIFEST, records.METRICS, records.EVALUATION, r
 DRAWN = ("table.md", "table.json", "figures.md", "*.svg", "*.png")
 CARRIED = 5_000_000
 """Most bytes in float16 of teacher weights that are kept: resnet56 has 1.8 MB, resnet110 3.6 MB, wrn_40_2 4.6 MB."""
+TRIAL = re.compile(r"-trial\d+-seed\d+$")
+"""Runs of a study's search: what became of them is in its record."""
 TEACHERS = ("teacher", "teachers")
 """Folders of teachers' runs, in a comparison and in a pool."""
 RESULTS = Path(__file__).parent / "results"
@@ -38,6 +41,8 @@ def collect(folder: Path, results: Path = RESULTS) -> Path:
     """Copy the records in a folder; return the target."""
     collected = results / folder.name
     for path in sorted(folder.rglob("*")):
+        if TRIAL.search(path.parent.name):
+            continue
         if path.name in KEPT or any(path.match(pattern) for pattern in DRAWN):
             copy = collected / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)

@@ -38,7 +38,7 @@ def folder(tmp_path):
             )
     content = {
         "pairs": ["a/b"],
-        "methods": [*ACCURACIES],
+        "methods": [*ACCURACIES, "not asked for"],
         "cells": cells,
         "search": {"epochs": 2, "validation": 0.1, "presets": {"dkd": "dkd"}, "candidates": candidates},
     }

@@ -43,7 +43,10 @@ class Standing:
 
 
 def standings(study: records.Study, subjects: Mapping[str, Subject]) -> tuple[Standing, ...]:
-    """Return the standings of a study with a search, the best mean of a pair first; none of one without."""
+    """Return the standings of a study with a search, the best mean of a pair first; none of one without.
+
+    What has neither a finished run nor a finished trial, such as methods that were not asked for, is left out.
+    """
     search = study.get("search")
     if search is None:
         return ()
@@ -62,7 +65,8 @@ def standings(study: records.Study, subjects: Mapping[str, Subject]) -> tuple[St
             for method in study["methods"]
             if method not in study["missing"]
         ]
-        found += sorted(standing, key=lambda each: math.inf if each.value is None else -by.merit(each.value))
+        begun = [each for each in standing if each.n or any(value is not None for value in each.tried)]
+        found += sorted(begun, key=lambda each: math.inf if each.value is None else -by.merit(each.value))
     return tuple(found)
 
 
