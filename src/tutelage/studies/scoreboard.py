@@ -45,14 +45,15 @@ class Standing:
 def standings(study: records.Study, subjects: Mapping[str, Subject]) -> tuple[Standing, ...]:
     """Return the standings of a study with a search, the best mean of a pair first; none of one without.
 
-    What has neither a finished run nor a finished trial, such as methods that were not asked for, is left out.
+    Methods of which nothing was tried yet are left out, such as those that were not asked for.
     """
     search = study.get("search")
     if search is None:
         return ()
     found: list[Standing] = []
     for pair, subject in subjects.items():
-        by = subject.measure
+        by, candidates = subject.measure, search["candidates"]
+        tried = {each["method"] for each in candidates if each["pair"] == pair and each["state"] != "to do"}
         tests = {
             method: difference(pair, subject, {"tests": "", "first": method, "second": BASE})
             for method in study["methods"]
@@ -63,10 +64,9 @@ def standings(study: records.Study, subjects: Mapping[str, Subject]) -> tuple[St
         standing = [
             _standing(pair, method, subject, tests.get(method), corrected.get(method), search)
             for method in study["methods"]
-            if method not in study["missing"]
+            if method in tried
         ]
-        begun = [each for each in standing if each.n or any(value is not None for value in each.tried)]
-        found += sorted(begun, key=lambda each: math.inf if each.value is None else -by.merit(each.value))
+        found += sorted(standing, key=lambda each: math.inf if each.value is None else -by.merit(each.value))
     return tuple(found)
 
 
