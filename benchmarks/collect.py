@@ -37,8 +37,8 @@ RESULTS = Path(__file__).parent / "results"
 QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 
-def collect(folder: Path, results: Path = RESULTS) -> Path:
-    """Copy the records in a folder; return the target."""
+def collect(folder: Path, results: Path = RESULTS, *, places: bool = True) -> Path:
+    """Copy the records in a folder, with or without where data and runs lay; return the target."""
     collected = results / folder.name
     for path in sorted(folder.rglob("*")):
         if TRIAL.search(path.parent.name):
@@ -46,13 +46,27 @@ def collect(folder: Path, results: Path = RESULTS) -> Path:
         if path.name in KEPT or any(path.match(pattern) for pattern in DRAWN):
             copy = collected / path.relative_to(folder)
             copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
+            if places or path.suffix == ".png":
+                shutil.copyfile(path, copy)
+            else:
+                copy.write_text(without_places(path.read_text(encoding="utf-8")), encoding="utf-8")
     for path in sorted(folder.rglob(records.STUDENT)):
         if path.parent.name in TEACHERS or path.parent.parent.name in TEACHERS:
             carry(path.parent, collected / path.parent.relative_to(folder))
     if (collected / records.COMPARISON).exists():
         (collected / "table.md").write_text(tables.table(tables.rows(collected)).markdown())
     return collected
+
+
+def without_places(text: str) -> str:
+    """Return a record's text without where data and runs lay on the machine.
+
+    Example:
+        >>> without_places("study data.source=hf:/home/a/cifar100 outputs=/home/a/runs/outputs --runs /home/a/runs")
+        'study data.source=hf:cifar100 outputs=runs/outputs --runs runs'
+    """
+    text = re.sub(r"\bhf:/[^\s\"',}\]]*/", "hf:", text)
+    return re.sub(r"(?<![\w:.])/[^\s\"',}\]]*?/runs\b", "runs", text)
 
 
 def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:
@@ -118,11 +132,13 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--restore", action="store_true", help="put finished runs back, to resume a study")
+    text = "leave out where data and runs lay; runs that were given absolute folders then have to begin anew"
+    parser.add_argument("--without-places", action="store_true", help=text)
     arguments = parser.parse_args()
     if arguments.restore:
         print(restore(arguments.folder))
     else:
-        kept = collect(arguments.folder)
+        kept = collect(arguments.folder, places=not arguments.without_places)
         studies = [path.parent for path in kept.glob(f"*/{records.STUDY}")]
         for shown in studies or [kept]:
             photograph(shown, shown / "report.png")

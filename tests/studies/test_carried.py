@@ -101,3 +101,14 @@ def test_large_weights_and_unfinished_runs_stay_behind(collecting, tmp_path, cap
         "students/narrow-cross_entropy-seed1",
         "wide-narrow/kd-seed0",
     ]
+
+
+def test_records_need_not_say_where_they_were_made(collecting, tmp_path):
+    studied(tmp_path / "runs")
+    texts = {}
+    for places in (True, False):
+        kept = collecting.collect(tmp_path / "runs/grid", tmp_path / f"results {places}", places=places)
+        texts[places] = "".join(path.read_text() for path in kept.rglob("*") if path.suffix in (".json", ".yaml"))
+    assert f"{tmp_path}/runs/grid/teachers" in texts[True]
+    assert str(tmp_path) not in texts[False]
+    assert " runs/grid/teachers" in texts[False]
