@@ -54,7 +54,9 @@ def _same_folder():
     """A test that goes elsewhere comes back: child processes of the next find the tests' modules by the folder."""
     before = os.getcwd()
     yield
+    after = os.getcwd()
     os.chdir(before)
+    assert after == before, "type monkeypatch.chdir(folder), which comes back"
 
 
 @pytest.fixture(autouse=True)

@@ -176,7 +176,8 @@ def test_ray_neither_phones_home_nor_takes_the_signals(ray, tmp_path, monkeypatc
             assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_every_node_sees_the_runs_and_has_the_package(ray, tmp_path):
+def test_every_node_sees_the_runs_and_has_the_package(ray, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where a task of a node goes, which is this process here
     ray({"CPU": 1}, {"CPU": 1}, blind=["000001"])
     with refused(StorageError, "--runs", got="10.0.0.1", suggests="--runs FOLDER"), connected(tmp_path / "runs"):
         pass

@@ -363,7 +363,7 @@ def test_several_processes_share_a_budget(invoke, tmp_path):
 
 
 @pytest.mark.slow
-def test_killed_and_copied_elsewhere_it_resumes_to_the_same_table(invoke, tmp_path, without_reports):
+def test_killed_and_copied_elsewhere_it_resumes_to_the_same_table(invoke, tmp_path, monkeypatch, without_reports):
     study = {**ONE, "protocol": {**QUICK, "epochs": 60, "batch_size": 32, "checkpoint_steps": 20}}
     here, there = tmp_path / "here", tmp_path / "another" / "place"
     for folder in (here, there):
@@ -393,7 +393,7 @@ def test_killed_and_copied_elsewhere_it_resumes_to_the_same_table(invoke, tmp_pa
     written = done.stat().st_mtime_ns
     for path in there.rglob(records.MANIFEST):
         path.write_text(path.read_text().replace('"processor": "', '"processor": "another '))
-    os.chdir(there)
+    monkeypatch.chdir(there)
     code, out, err = invoke(*typed)
     assert (code, err) == (0, "")
     assert "1 of 3 runs to do" in out
