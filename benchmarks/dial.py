@@ -11,8 +11,7 @@
 chooses the best. `final` trains it and what needs no search with further seeds, and is judged on the test set, where no
 choice was made. `rate` trains the weights of the first gamma once more at `RATE` times the learning rate: a larger
 weight makes steps longer too, and what looks like a better weight may be a rate. All go on where they were stopped.
-`collect` writes benchmarks/results/dial/dial.json of what is
-finished.
+`collect` writes benchmarks/results/dial/dial.json of what is finished.
 """
 
 import argparse
