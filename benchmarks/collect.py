@@ -50,6 +50,10 @@ def collect(folder: Path, results: Path = RESULTS, *, places: bool = True) -> Pa
                 shutil.copyfile(path, copy)
             else:
                 copy.write_text(without_places(path.read_text(encoding="utf-8")), encoding="utf-8")
+    if not places:
+        for path in folder.rglob(records.MANIFEST):
+            if (copy := collected / path.parent.relative_to(folder)).exists():
+                digest_again(path.parent, copy)
     for path in sorted(folder.rglob(records.STUDENT)):
         if path.parent.name in TEACHERS or path.parent.parent.name in TEACHERS:
             carry(path.parent, collected / path.parent.relative_to(folder))
@@ -67,6 +71,15 @@ def without_places(text: str) -> str:
     """
     text = re.sub(r"\bhf:/[^\s\"',}\]]*/", "hf:", text)
     return re.sub(r"(?<![\w:.])/[^\s\"',}\]]*?/runs\b", "runs", text)
+
+
+def digest_again(run: Path, copy: Path) -> None:
+    """Write into a copy's manifest the digests of its files, but for those that were damaged in the run's folder."""
+    recorded = records.read_json(copy / records.MANIFEST)
+    whole = set(recorded.get("files", ())) - set(records.lost(run, recorded))
+    if whole:
+        recorded["files"] |= records.digests(copy, sorted(whole))
+        records.write_json(copy / records.MANIFEST, recorded)
 
 
 def carry(teacher: Path, copy: Path, limit: int = CARRIED) -> bool:

@@ -68,6 +68,20 @@ def test_a_study_resumes_from_its_records_and_a_teacher_in_half_precision(collec
     assert read(again / "teachers/wide-seed100")["rounded"]["from"] == fingerprint
 
 
+def test_a_copy_without_places_is_whole_but_for_what_was_damaged(collecting, tmp_path):
+    studied(tmp_path / "runs")
+    pool = tmp_path / "runs/grid"
+    (pool / "students/narrow-cross_entropy-seed0" / records.EVALUATION).write_text("{}")
+    kept = collecting.collect(pool, tmp_path / "results", places=False)
+    teacher = (kept / "wide-narrow/kd-seed0" / records.RECIPE).read_text().split("teacher:")[1]
+    assert str(tmp_path) not in teacher
+    assert "runs/grid/teachers/wide-seed100" in teacher
+    damaged = {path.parent.name: records.lost(path.parent, read(path.parent)) for path in kept.rglob(records.MANIFEST)}
+    of_files = {name: {*files} & {*collecting.KEPT} for name, files in damaged.items()}
+    assert of_files.pop("narrow-cross_entropy-seed0") == {records.EVALUATION}
+    assert of_files == {"kd-seed0": set(), "wide-seed100": set()}
+
+
 def test_another_teacher_in_the_copy_s_place_is_none_of_theirs(collecting, tmp_path):
     studied(tmp_path / "runs")
     kept = collecting.collect(tmp_path / "runs/grid", tmp_path / "results")
@@ -112,3 +126,9 @@ def test_records_need_not_say_where_they_were_made(collecting, tmp_path):
     assert f"{tmp_path}/runs/grid/teachers" in texts[True]
     assert str(tmp_path) not in texts[False]
     assert " runs/grid/teachers" in texts[False]
+
+
+def test_the_files_of_the_repository_s_records_are_those_that_their_manifests_name():
+    for path in sorted((ROOT / "benchmarks/results").rglob(records.MANIFEST)):
+        there = [name for name in read(path.parent).get("files", ()) if (path.parent / name).exists()]
+        assert records.lost(path.parent, read(path.parent), there) == [], path.parent
