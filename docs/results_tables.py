@@ -175,7 +175,7 @@ def of_studies() -> Iterator[list[str]]:
 BOARD = ["Method", "Accuracy (%)", "n", "95 % interval", "Less kd (points)", "Its interval", "p"]
 BOARD += ["Chosen", "Validation (%)"]
 """Columns of a scoreboard; one of a pair without KD lacks three."""
-PRINTED = ["Method", "Published", "KD there", "Epoch", "Setting", "Table", "Source"]
+PRINTED = ["Preset", "Published", "KD there", "Epoch", "Setting", "Table", "Source"]
 """Columns of what others published."""
 
 
@@ -190,7 +190,7 @@ def scoreboards() -> Iterator[list[str]]:
 
 
 def published_elsewhere() -> Iterator[list[str]]:
-    """What others published for the methods of the scoreboards, and of which epoch."""
+    """What others published for the presets of the scoreboards, and of which epoch."""
     yield PRINTED
     rows = (row.cells for _, _, table in _boards() if table.caption == PUBLISHED for row in table.rows)
     yield from map(list, dict.fromkeys(map(tuple, rows)))  # Several studies have the same method.

@@ -204,6 +204,19 @@ def test_a_printed_cell_keeps_its_own_line_breaks_and_writes_out_what_is_not_pri
     assert any("(teacher)" in line and "\\n" not in line for line in shown)
 
 
+def test_columns_of_words_are_aligned_left_and_break():
+    row = Row(cells=("kd", "weight=0.9, " * 20, "1.00"))
+    table = Table(headings=("Method", "Chosen", "n"), rows=[row], words=[1])
+    assert table.markdown().splitlines()[1] == "|:---|:---|---:|"
+    page = table.html("t")
+    assert page.count(' class="words"') == 2
+    assert '<th scope="col" class="words">Chosen</th>' in page
+    console = Console(file=io.StringIO(), width=60)
+    table.print(console)
+    *_, first, second = (line for line in console.file.getvalue().splitlines() if "weight" in line)
+    assert first.index("weight") == second.index("weight")
+
+
 def test_no_records_is_an_error_that_says_what_to_type(tmp_path):
     with refused(NotFoundError, "folder", got=tmp_path, suggests="tutelage train"):
         results.rows(tmp_path)

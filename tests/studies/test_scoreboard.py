@@ -9,6 +9,7 @@ from tests._helpers import synthetic
 from tutelage import records
 from tutelage.report.statistics import mean_interval
 from tutelage.studies import study_table
+from tutelage.studies.scoreboard import Standing, tables
 
 ACCURACIES = {"kd": (73.9, 74.0, 74.4), "dkd": (75.1, 75.4, 75.3, 75.9), "ttm": (74.2, 74.1, 74.9), "new": ()}
 
@@ -71,3 +72,10 @@ def test_what_was_chosen_stands_beside_what_was_tried(folder):
     written = study_table.markdown(study_table.read_table(folder))
     assert "| dkd.weight=0.9 | 65.00 of 60.00, 65.00, – |" in written
     assert "Each was tried once, with the first seed, for 2 epochs without 10 % of the training samples" in written
+
+
+def test_what_others_published_stands_once_for_each_preset():
+    found = [Standing(pair="a/b", method=name, n=3, preset="kd") for name in ("kd", "kd matched to ttm")]
+    *_, published = tables([*found, Standing(pair="a/b", method="ttm", n=3, preset="ttm")], records.ACCURACY)
+    assert published.headings[0] == "Preset"
+    assert [row.cells[0] for row in published.rows] == ["kd", "ttm"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from io import StringIO
 
 import pytest
@@ -179,6 +180,32 @@ def test_the_terminal_shows_what_was_run(tmp_path):
     assert "  kd " not in text.split("No runs yet")[1]
 
 
+def test_what_was_not_run_and_has_no_published_value_is_named_once(tmp_path):
+    folder = write(tmp_path, published=[each for each in PUBLISHED if each[0] != "big/tiny"])
+    study.write_tables(folder)
+    text = (folder / "table.md").read_text()
+    assert "- Not run: big/tiny." in text
+    assert "## big/tiny" not in text
+    assert "Not run: big/tiny." in printed(folder)
+    assert 'data-pair="big/tiny"' not in write_report(folder).read_text()
+    assert len(json.loads((folder / "table.json").read_text())["rows"]) == 8
+
+    (tmp_path / "all").mkdir()
+    folder = write(tmp_path / "all", published=PUBLISHED)
+    study.write_tables(folder)
+    text = (folder / "table.md").read_text()
+    assert "- Not run: wttm of big/tiny." in text
+    assert "| new | not built: new |" in text.split("## big/tiny")[1]
+
+    shutil.rmtree(tmp_path / "all" / "big-small")
+    shutil.rmtree(tmp_path / "all" / "t")
+    synthetic.write(folder / records.STUDY, json.loads((folder / records.STUDY).read_text()) | {"cells": []})
+    study.write_tables(folder)
+    text = (folder / "table.md").read_text()
+    assert text.count("| wttm | not run |") == 2
+    assert "- Not run:" not in text
+
+
 def test_without_published_values_there_are_no_columns_for_them(tmp_path):
     folder = write(tmp_path)
     study.write_tables(folder)
@@ -194,7 +221,7 @@ def test_the_report_has_the_table_and_every_run_s_curves(tmp_path):
     z = row(table, "big/small", "wttm").z
     assert 'data-pair="big/small" data-method="wttm" data-n="3"' in page
     assert f'data-z="{z}"' in page
-    assert page.count("<tr class=") == len(table.rows) + 5
+    assert page.count("<tr class=") == sum(map(len, table.shown.values())) + 5
     assert "epochs: 8 instead of 240" in page
     assert ">big/small</h2>" in page
     assert "<h2>big/tiny</h2>" not in page
@@ -278,7 +305,8 @@ def test_differences_stand_below_each_pairs_table(tmp_path):
     study.write_tables(folder)
     text = (folder / study.MARKDOWN).read_text()
     row_of = "| weights | wttm - kd | 2 | +2.05 ± 0.25 | -0.18 to +4.27 | – | 2 of 2 |"
-    assert text.index("## big/small") < text.index(row_of) < text.index("## big/tiny")
+    assert text.index("## big/small") < text.index(row_of)
+    assert "- Not run: big/tiny." in text
     assert "| news | new - kd | 0 | – | none: no seed that both have finished | – | – |" in text
     assert study.paired.NOTE in text
     (weights, *_) = json.loads((folder / study.JSON).read_text())["differences"]

@@ -148,6 +148,19 @@ def test_trials_hold_samples_out_and_are_as_long_as_the_search_says(tmp_path):
     assert teachers[0] == teachers[1]
 
 
+def test_a_setting_is_recorded_as_the_runs_have_it(tmp_path):
+    rising = {"schedule": "warm_up", "value": 1.0, "epochs": 20}
+    methods = {"dkd": {"objective": {"dkd": {"weight": rising}}, "candidates": [{"dkd": {"weight": {"times": 3}}}, {}]}}
+    protocol = {**QUICK, "epochs": 240}
+    request = asked(
+        tmp_path, {**SEARCH, "protocol": protocol, "methods": methods, "search": {"epochs": 120}}, epochs=12
+    )
+    (searched,) = {job.recipe.epochs for job in plan.jobs(trials.trials_of(request)) if job.method != "teacher"}
+    assert searched == 6
+    settings = [candidate["setting"] for candidate in trials.results(request, {})]
+    assert settings == [{"dkd": {"weight": {**rising, "value": value, "epochs": 1}}} for value in (3.0, 1.0)]
+
+
 @pytest.fixture
 def test_set_prefers_the_other(monkeypatch):
     """The test set says of every trial that its last candidate is best by far."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tutelage import records
 from tutelage.errors import printable
@@ -34,18 +34,19 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Headings, rows, and notes below them; the first column names the row and is aligned left, the others right."""
+    """Headings, rows, and notes below them; the first column names the row. Numbers are aligned right."""
 
     headings: Sequence[str]  # headings of the columns
     rows: Sequence[Row]  # rows, top to bottom
     notes: Sequence[str] = ()  # notes on the figures, a sentence or two each
     wrapped: Sequence[int] = ()  # columns whose cells may break on a terminal
+    words: Sequence[int] = ()  # columns that are aligned left too, and whose cells may break anywhere
     extra: Sequence[int] = ()  # columns that a terminal shows if it is wider than 80
     caption: str = ""  # heading in HTML, below a section's
 
     def markdown(self) -> str:
         """Return the table as GitHub Markdown, followed by its notes."""
-        rule = [":---", *["---:"] * (len(self.headings) - 1)]
+        rule = [":---" if self._is_left(at) else "---:" for at in range(len(self.headings))]
         cells = [[*map(plain, self.headings)], *map(_markdown_row, self.rows)]
         lines = markdown_lines(cells, rule)
         return "\n".join([*lines, *([""] if self.notes else []), *(f"- {plain(note)}" for note in self.notes)]) + "\n"
@@ -54,13 +55,17 @@ class Table:
         """Return the table as a ``table`` element with this id, in a region that scrolls by keyboard too."""
         from markupsafe import Markup
 
-        heads = Markup("").join(Markup('<th scope="col">{}</th>').format(heading) for heading in self.headings)
-        body = Markup("\n").join(map(_html_row, self.rows))
+        kinds = [Markup(' class="words"') if at in self.words else "" for at in range(len(self.headings))]
+        heads = Markup("").join(map(Markup('<th scope="col"{}>{}</th>').format, kinds, self.headings))
+        body = Markup("\n").join(_html_row(row, kinds) for row in self.rows)
         title = Markup("<h3>{}</h3>\n").format(printable(self.caption)) if self.caption else Markup("")
         return Markup(
             '{}<div class="wide" tabindex="0" role="region" aria-label="{}">\n<table id="{}" class="numbers">\n'
             "<thead><tr>{}</tr></thead>\n<tbody>\n{}\n</tbody>\n</table>\n</div>"
         ).format(title, f"Table: {self.caption or name}", name, heads, body)
+
+    def _is_left(self, column: int) -> bool:
+        return column == 0 or column in self.words
 
     def print(self, console: Console) -> None:
         """Print the table on a terminal, without its notes, narrow enough for 80 columns."""
@@ -76,8 +81,8 @@ class Table:
             # Text, not markup: a name may contain brackets.
             shown.add_column(
                 Text(heading.replace(" ", "\n") if at else heading),
-                justify="right" if at else "left",
-                no_wrap=at > 0 and at not in self.wrapped,
+                justify="left" if self._is_left(at) else "right",
+                no_wrap=not self._is_left(at) and at not in self.wrapped,
                 overflow="fold",  # a long name takes several lines, so that no number is cut
             )
         for row in self.rows:
@@ -109,7 +114,7 @@ def markdown_lines(lines: Sequence[Sequence[str]], rule: Sequence[str]) -> list[
     return [head, f"|{'|'.join(rule)}|", *body]
 
 
-def _html_row(row: Row) -> Markup:
+def _html_row(row: Row, kinds: Sequence[str]) -> Markup:
     from markupsafe import Markup
 
     exact = {f"data-{key}": "" if value is None else value for key, value in row.exact.items()}
@@ -117,7 +122,8 @@ def _html_row(row: Row) -> Markup:
     name, *numbers = map(printable, row.cells)
     head = Markup('<a href="{}">{}</a>').format(row.link, name) if row.link else name
     numbers = [Markup("<strong>{}</strong>").format(n) if at in row.bold else n for at, n in enumerate(numbers, 1)]
-    cells = chain([Markup('<th scope="row">{}</th>').format(head)], map(Markup("<td>{}</td>").format, numbers))
+    others = map(Markup("<td{}>{}</td>").format, kinds[1:], numbers)
+    cells = chain([Markup('<th scope="row">{}</th>').format(head)], others)
     return Markup("<tr {}>{}</tr>").format(opening, Markup("").join(cells))
 
 
@@ -151,6 +157,18 @@ def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
         return MISSING
     form = f".{digits}{'f' if abs(value) < records.LARGE else 'g'}"
     return f"{value:{'+' if sign else ''}{form}}"
+
+
+def shown(value: Any) -> str:
+    """Write a number, a schedule or another value of a recipe.
+
+    Example:
+        >>> shown(6.300000000000001), shown({"schedule": "warm_up", "value": 3.0, "epochs": 20})
+        ('6.3', '{schedule: warm_up, value: 3, epochs: 20}')
+    """
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{key}: {shown(inner)}' for key, inner in value.items())}}}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 PREFIXES = {15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ"}

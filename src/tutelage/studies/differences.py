@@ -96,7 +96,7 @@ def table_of(differences: Sequence[Difference], *, caption: str = "") -> tables.
         tables.Row(cells=_cells(each), exact={key: getattr(each, key) for key in exact} | {"n": len(each.values)})
         for each in differences
     ]
-    return tables.Table(headings=headings, rows=rows, wrapped=(1, 4), caption=caption)
+    return tables.Table(headings=headings, rows=rows, wrapped=(4,), words=(1,), caption=caption)
 
 
 def _cells(of: Difference) -> list[str]:

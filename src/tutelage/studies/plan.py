@@ -417,7 +417,7 @@ def _scaled(section: Section, factor: float) -> Section:
     if schedule:
         changes["schedule"] = _schedule(schedule, factor)
     if objective:
-        changes["objective"] = read_objective(_scaled_weights(objective.to_recipe(), factor), known_presets())
+        changes["objective"] = read_objective(scaled_weights(objective.to_recipe(), factor), known_presets())
     return section.model_copy(update=changes)
 
 
@@ -433,13 +433,13 @@ def _schedule(schedule: Constant | Step | MultiStep | Cosine, factor: float) -> 
     return replace(short, every=_epochs(short.every, factor)) if isinstance(short, Step) else short
 
 
-def _scaled_weights(objective: Any, factor: float) -> Any:
-    """Scale the warm-ups of an objective's weights, which are in epochs."""
+def scaled_weights(objective: Any, factor: float) -> Any:
+    """Return an objective as a recipe writes it, the warm-ups of its weights, which are in epochs, times a factor."""
     if isinstance(objective, list):
-        return [_scaled_weights(entry, factor) for entry in objective]
+        return [scaled_weights(entry, factor) for entry in objective]
     if not isinstance(objective, dict):
         return objective
-    result = {key: _scaled_weights(value, factor) for key, value in objective.items()}
+    result = {key: scaled_weights(value, factor) for key, value in objective.items()}
     if result.get("schedule") == "warm_up" and isinstance(result.get("epochs"), int):
         result["epochs"] = _epochs(result["epochs"], factor)
     return result

@@ -11,7 +11,7 @@ from tutelage import records
 from tutelage.report.paired import p_value
 from tutelage.report.reading import Subject, deviation, mean
 from tutelage.report.statistics import holm, mean_interval
-from tutelage.report.table import MISSING, Row, Table, fixed
+from tutelage.report.table import MISSING, Row, Table, fixed, shown
 from tutelage.studies import objective_rows
 from tutelage.studies.differences import Difference, by_seed, difference
 from tutelage.studies.objective_rows import Published
@@ -116,13 +116,7 @@ def in_words(setting: Mapping[str, Mapping[str, Any]]) -> str:
         'as written'
     """
     written = [(f"{preset}.{name}", value) for preset, values in setting.items() for name, value in values.items()]
-    return ", ".join(f"{key}={_shown(value)}" for key, value in written) or "as written"
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {_shown(inner)}' for key, inner in value.items())}}}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return ", ".join(f"{key}={shown(value)}" for key, value in written) or "as written"
 
 
 def tables(found: Sequence[Standing], by: records.Measure) -> Iterator[Table]:
@@ -135,23 +129,26 @@ def tables(found: Sequence[Standing], by: records.Measure) -> Iterator[Table]:
         yield Table(
             headings=headings,
             rows=[_row(each, compared) for each in found if each.pair == pair],
-            wrapped=[0, len(headings) - 2, len(headings) - 1],
+            wrapped=[0],
+            words=[len(headings) - 2, len(headings) - 1],
             extra=[len(headings) - 2, len(headings) - 1],
             caption=pair,
         )
     known = {row.name: row.published for row in objective_rows.read()}
-    published = {each.method: of for each in found if each.preset and (of := known.get(each.preset))}
+    published = {each.preset: of for each in found if each.preset and (of := known.get(each.preset))}
     if published:
-        headings = ["Method", "Published", "KD there", "Epoch", "Setting", "Table", "Source"]
-        rows = [Row(cells=_published(method, of)) for method, of in published.items()]
-        yield Table(headings=headings, rows=rows, wrapped=[*range(len(headings))], extra=[4, 5, 6], caption=PUBLISHED)
+        headings = ["Preset", "Published", "KD there", "Epoch", "Setting", "Table", "Source"]
+        rows = [Row(cells=_published(preset, of)) for preset, of in published.items()]
+        yield Table(
+            headings=headings, rows=rows, wrapped=[0, 1], words=[3, 4, 5, 6], extra=[4, 5, 6], caption=PUBLISHED
+        )
 
 
 PUBLISHED = "What others published"
 
 
-def _published(method: str, of: Published) -> list[str]:
-    return [method, f"{of.figure} {of.measure}", of.kd or MISSING, of.epoch, of.setting, of.table, of.source]
+def _published(preset: str, of: Published) -> list[str]:
+    return [preset, f"{of.figure} {of.measure}", of.kd or MISSING, of.epoch, of.setting, of.table, of.source]
 
 
 def _row(each: Standing, compared: bool) -> Row:

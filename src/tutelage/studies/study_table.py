@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 MARKDOWN = "table.md"
 JSON = "table.json"
 TEACHER = "teacher"
+NOT_RUN = "not run"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +81,16 @@ class Row:
         """The mean of the measure, in percent if it is an accuracy."""
         return self.accuracy if self.measure is records.ACCURACY else self.of_task
 
+    @property
+    def begun(self) -> bool:
+        """Whether it has a run, finished or not."""
+        return bool(self.n or self.unfinished)
+
+    @property
+    def told(self) -> bool:
+        """Whether it has a run or a published value."""
+        return self.begun or self.published is not None
+
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTable:
@@ -107,7 +118,28 @@ class StudyTable:
     @property
     def begun(self) -> dict[str, list[Row]]:
         """The rows of each pair that has a run, finished or not."""
-        return {pair: rows for pair, rows in self.pairs.items() if any(row.n or row.unfinished for row in rows)}
+        return {pair: rows for pair, rows in self.pairs.items() if any(row.begun for row in rows)}
+
+    @property
+    def shown(self) -> dict[str, list[Row]]:
+        """The rows of each pair; if anything was run, without pairs and methods without a run or a published value.
+
+        A method that cannot be run stays, with the reason.
+        """
+        if not self.begun:
+            return self.pairs
+        told = {pair: rows for pair, rows in self.pairs.items() if any(row.told for row in rows)}
+        return {
+            pair: [row for row in rows if row.told or row.role == TEACHER or row.status != NOT_RUN]
+            for pair, rows in told.items()
+        }
+
+    @property
+    def left_out(self) -> list[str]:
+        """The pairs, and the methods of shown pairs, that are not in `shown`."""
+        whole = [pair for pair in self.pairs if pair not in self.shown]
+        parts = {pair: [row.method for row in self.pairs[pair] if row not in rows] for pair, rows in self.shown.items()}
+        return whole + [f"{', '.join(methods)} of {pair}" for pair, methods in parts.items() if methods]
 
     def of(self, pair: str) -> list[Difference]:
         """The differences of one pair."""
@@ -170,7 +202,7 @@ def table_of(study: records.Study, subjects: Mapping[str, Subject]) -> StudyTabl
                 subject.of(method),
                 subject.of(method, finished=False),
                 subject.measure,
-                study["missing"].get(method) or "not run",
+                study["missing"].get(method) or NOT_RUN,
             )
             for method in study["methods"]
         ]
@@ -208,7 +240,7 @@ def _teacher(subject: Subject) -> Row:
             fingerprint = str(section(run.manifest, "teacher").get("fingerprint"))
             judged[fingerprint] = _scaled(subject.measure, judgement)
     values = tuple(judged.values())
-    status = None if values else "not run" if teacher else "not measured"
+    status = None if values else NOT_RUN if teacher else "not measured"
     row = _row(subject.name, TEACHER, [], [], subject.measure)
     return replace(
         row, n=len(values), **_average(row.measure, values), std=deviation(values), values=values, status=status
@@ -225,7 +257,7 @@ def _row(
     best_set = next(iter(sets)) if len(sets) == 1 else None
     status = None
     if not done:
-        status = f"0 of {len(left)} finished" if left else missing or "not run"
+        status = f"0 of {len(left)} finished" if left else missing or NOT_RUN
     return Row(
         pair=pair,
         method=method,
@@ -394,6 +426,8 @@ def notes(table: StudyTable) -> list[str]:
         sentences.append(paired.NOTE)
     sentences += table.matched
     sentences += [f"Not averaged: {row.pair}, {row.method}: {run}." for row in table.rows for run in row.unfinished]
+    if table.left_out:
+        sentences.append(f"Not run: {'; '.join(table.left_out)}.")
     return [*sentences, *table.notes]
 
 
@@ -420,10 +454,11 @@ def pair_table(table: StudyTable, rows: Sequence[Row], *, pair: str | None = Non
 
 
 def whole_table(table: StudyTable) -> tables.Table:
-    """Return the table of all pairs, each row with its pair in front."""
-    shown = pair_table(table, table.rows)
-    lines = [replace(line, cells=(row.pair, *line.cells)) for row, line in zip(table.rows, shown.rows, strict=True)]
-    return replace(shown, headings=("Pair", *shown.headings), rows=lines, notes=notes(table))
+    """Return the table of all pairs that are shown, each row with its pair in front."""
+    rows = [row for rows in table.shown.values() for row in rows]
+    shown = pair_table(table, rows)
+    lines = [replace(line, cells=(row.pair, *line.cells)) for row, line in zip(rows, shown.rows, strict=True)]
+    return replace(shown, headings=("Pair", *shown.headings), rows=lines, words=[1], notes=notes(table))
 
 
 def markdown(table: StudyTable) -> str:
@@ -433,7 +468,7 @@ def markdown(table: StudyTable) -> str:
         lines += [f"Published values: {plain(table.source)}", ""]
     if table.departures:
         lines += [WARNING, "", *(f"- {plain(departure)}" for departure in table.departures), ""]
-    for pair, rows in table.pairs.items():
+    for pair, rows in table.shown.items():
         lines += [f"## {plain(pair)}", "", pair_table(table, rows).markdown()]
         if differences := table.of(pair):
             lines += [paired.table_of(differences).markdown()]
@@ -479,11 +514,11 @@ def print_study(folder: Path | str, console: Console) -> None:
     console.print(Text(printable(table.title), style="bold"))
     if table.departures:
         console.print(Text("\n  ".join([WARNING, *map(printable, table.departures)])))
-    for pair, rows in (table.begun or table.pairs).items():
-        pair_table(table, rows, pair=pair).print(console)
+    for pair in table.begun or table.pairs:
+        pair_table(table, table.shown[pair], pair=pair).print(console)
         if differences := table.of(pair):
             paired.table_of(differences).print(console)
-    untouched = [pair for pair in table.pairs if pair not in table.begun]
+    untouched = [pair for pair in table.shown if pair not in table.begun]
     if untouched and table.begun:
         console.print(Text(printable(f"No runs yet: {', '.join(untouched)}."), style="dim"))
     tables.print_notes(notes(table), console)

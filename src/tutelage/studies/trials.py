@@ -16,7 +16,7 @@ from typing import Literal
 from tutelage import records
 from tutelage.runs.run import finished
 from tutelage.studies.foreign_runs import ForeignRuns, foreign_runs
-from tutelage.studies.plan import Job, StudyRequest, cells, scaled
+from tutelage.studies.plan import Job, StudyRequest, cells, scaled, scaled_weights
 from tutelage.studies.schema import merged
 from tutelage.studies.scoreboard import in_words
 from tutelage.training.early_stopping import kept_epoch
@@ -78,7 +78,7 @@ def results(request: StudyRequest, foreign: ForeignRuns) -> list[records.Candida
             "number": number,
             "folder": Path(os.path.relpath(folder, request.folder)).as_posix(),
             "seed": job.recipe.seed,
-            "setting": request.study.methods[method].setting(number, job.pair),
+            "setting": scaled_weights(request.study.methods[method].setting(number, job.pair), request.factor),
             "state": state,
             "value": value,
             "chosen": False,

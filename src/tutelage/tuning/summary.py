@@ -63,7 +63,7 @@ def table(record: Tune, most: int | None = None) -> Table:
             )
         )
     headings = ["trial", by.heading("validation"), "epochs", *(names if apart else ["settings"])]
-    return Table(headings=headings, rows=rows, wrapped=[] if apart else [3])
+    return Table(headings=headings, rows=rows, words=[] if apart else [3])
 
 
 def _is_told_by_end(key: str, keys: list[str]) -> bool:
