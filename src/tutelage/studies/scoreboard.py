@@ -131,7 +131,7 @@ def tables(found: Sequence[Standing], by: records.Measure) -> Iterator[Table]:
             rows=[_row(each, compared) for each in found if each.pair == pair],
             wrapped=[0],
             words=[len(headings) - 2, len(headings) - 1],
-            extra=[len(headings) - 2, len(headings) - 1],
+            extra=[3, len(headings) - 2, len(headings) - 1],
             caption=pair,
         )
     known = {row.name: row.published for row in objective_rows.read()}
@@ -140,7 +140,7 @@ def tables(found: Sequence[Standing], by: records.Measure) -> Iterator[Table]:
         headings = ["Preset", "Published", "KD there", "Epoch", "Setting", "Table", "Source"]
         rows = [Row(cells=_published(preset, of)) for preset, of in published.items()]
         yield Table(
-            headings=headings, rows=rows, wrapped=[0, 1], words=[3, 4, 5, 6], extra=[4, 5, 6], caption=PUBLISHED
+            headings=headings, rows=rows, wrapped=[0], words=[1, 3, 4, 5, 6], extra=[4, 5, 6], caption=PUBLISHED
         )
 
 
