@@ -76,7 +76,7 @@ def without_places(text: str) -> str:
 def digest_again(run: Path, copy: Path) -> None:
     """Write into a copy's manifest the digests of its files, but for those that were damaged in the run's folder."""
     recorded = records.read_json(copy / records.MANIFEST)
-    whole = set(recorded.get("files", ())) - set(records.lost(run, recorded))
+    whole = set(recorded.get("files") or ()) - set(records.lost(run, recorded))
     if whole:
         recorded["files"] |= records.digests(copy, sorted(whole))
         records.write_json(copy / records.MANIFEST, recorded)

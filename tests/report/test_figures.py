@@ -38,7 +38,7 @@ def test_one_run_has_a_curve_for_every_set_and_every_quantity(tmp_path):
         assert list(drawn.x) == [1, 2, 3, 4, 5, 6]
         assert list(drawn.y) == pytest.approx([100 * epoch[place]["accuracy"] for epoch in epochs])
     assert list(panel(made, "term-wttm").figure.data[0].y) == [epoch["train"]["terms"]["wttm"] for epoch in epochs]
-    assert "Weight in the loss: 3." in panel(made, "term-wttm").caption
+    assert panel(made, "term-wttm").caption.endswith("Weight in the loss: 3.")
     assert trace(made[0], "teacher, test (79.42)").y == pytest.approx([79.42, 79.42])
 
 

@@ -25,5 +25,5 @@ def test_an_objective_is_named_and_written_as_it_would_be_typed(recorded, named,
 
 def test_a_terms_weight_is_told(tmp_path):
     synthetic.write_comparison(tmp_path)
-    assert "Weight in the loss: 3." in term_by_epoch(read(tmp_path), "wttm").caption
+    assert term_by_epoch(read(tmp_path), "wttm").caption.endswith("Weight in the loss: 3.")
     assert "Weight in the loss: 1, 0.1." in term_by_epoch(read(tmp_path), "ce").caption

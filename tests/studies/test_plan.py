@@ -175,8 +175,9 @@ def test_every_schedule_is_scaled(schedule, expected):
     assert {key: getattr(short.schedule, key) for key in expected} == expected
 
 
-def test_stages_and_weights_in_epochs_are_scaled(tmp_path):
-    weight = {"schedule": "warm_up", "value": 0.9, "epochs": 60}
+@pytest.mark.parametrize("schedule", ["warm_up", "cosine_warm_up"])
+def test_stages_and_weights_in_epochs_are_scaled(tmp_path, schedule):
+    weight = {"schedule": schedule, "value": 0.9, "epochs": 60}
     method = {
         "objective": {"kd": {"weight": weight}},
         "settings": {

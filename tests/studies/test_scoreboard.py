@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from scipy.stats import ttest_rel
 from tests._helpers import synthetic
@@ -72,6 +74,14 @@ def test_what_was_chosen_stands_beside_what_was_tried(folder):
     written = study_table.markdown(study_table.read_table(folder))
     assert "| dkd.weight=0.9 | 65.00 of 60.00, 65.00, – |" in written
     assert "Each was tried once, with the first seed, for 2 epochs without 10 % of the training samples" in written
+
+
+def test_a_study_that_searches_yet_shows_what_is_tried(folder):
+    content = json.loads((folder / records.STUDY).read_text())
+    synthetic.write(folder / records.STUDY, content | {"pairs": ["a/b", "c/d"], "cells": []})
+    table = study_table.read_table(folder)
+    assert [row.method for row in table.shown["a/b"]] == ["teacher", *ACCURACIES]
+    assert table.left_out == ["c/d", "not asked for of a/b"]
 
 
 def test_what_others_published_stands_once_for_each_preset():

@@ -184,9 +184,9 @@ def test_what_was_not_run_and_has_no_published_value_is_named_once(tmp_path):
     folder = write(tmp_path, published=[each for each in PUBLISHED if each[0] != "big/tiny"])
     study.write_tables(folder)
     text = (folder / "table.md").read_text()
-    assert "- Not run: big/tiny." in text
+    assert "- Not run and without a published value: big/tiny." in text
     assert "## big/tiny" not in text
-    assert "Not run: big/tiny." in printed(folder)
+    assert "Not run and without a published value: big/tiny." in printed(folder)
     assert 'data-pair="big/tiny"' not in write_report(folder).read_text()
     assert len(json.loads((folder / "table.json").read_text())["rows"]) == 8
 
@@ -194,7 +194,7 @@ def test_what_was_not_run_and_has_no_published_value_is_named_once(tmp_path):
     folder = write(tmp_path / "all", published=PUBLISHED)
     study.write_tables(folder)
     text = (folder / "table.md").read_text()
-    assert "- Not run: wttm of big/tiny." in text
+    assert "- Not run and without a published value: wttm of big/tiny." in text
     assert "| new | not built: new |" in text.split("## big/tiny")[1]
 
     shutil.rmtree(tmp_path / "all" / "big-small")
@@ -203,7 +203,7 @@ def test_what_was_not_run_and_has_no_published_value_is_named_once(tmp_path):
     study.write_tables(folder)
     text = (folder / "table.md").read_text()
     assert text.count("| wttm | not run |") == 2
-    assert "- Not run:" not in text
+    assert "- Not run" not in text
 
 
 def test_without_published_values_there_are_no_columns_for_them(tmp_path):

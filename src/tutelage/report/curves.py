@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from tutelage import records
 from tutelage.report.figures import TEACHER, Panel, Style, add_band, add_line, empty, inert, style
 from tutelage.report.reading import Points, Subject, number, points, section, teachers
-from tutelage.report.table import shown
+from tutelage.report.table import written
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -59,7 +59,7 @@ def term_by_epoch(subject: Subject, name: str) -> Panel | None:
     """Return one unweighted term of the objective by epoch."""
     recorded = [run.manifest.get("objective_terms") for run in subject.runs]
     stages = [stage for terms in recorded for stage in (terms if isinstance(terms, list) else [terms])]
-    weights = dict.fromkeys(shown(stage[name]) for stage in stages if isinstance(stage, Mapping) and name in stage)
+    weights = dict.fromkeys(written(stage[name]) for stage in stages if isinstance(stage, Mapping) and name in stage)
     weighted = f" Weight in the loss: {', '.join(weights)}." if weights else ""
     caption = f"Mean over the training {subject.measure.counted}, not weighted.{weighted}"
     return _curve(subject, f"terms.{name}", f"Term {inert(name, 30)}", "Term (nats)", source="train", caption=caption)

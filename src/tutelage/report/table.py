@@ -159,15 +159,15 @@ def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}{form}}"
 
 
-def shown(value: Any) -> str:
+def written(value: Any) -> str:
     """Write a number, a schedule or another value of a recipe.
 
     Example:
-        >>> shown(6.300000000000001), shown({"schedule": "warm_up", "value": 3.0, "epochs": 20})
+        >>> written(6.300000000000001), written({"schedule": "warm_up", "value": 3.0, "epochs": 20})
         ('6.3', '{schedule: warm_up, value: 3, epochs: 20}')
     """
     if isinstance(value, Mapping):
-        return f"{{{', '.join(f'{key}: {shown(inner)}' for key, inner in value.items())}}}"
+        return f"{{{', '.join(f'{key}: {written(inner)}' for key, inner in value.items())}}}"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 

@@ -440,6 +440,6 @@ def scaled_weights(objective: Any, factor: float) -> Any:
     if not isinstance(objective, dict):
         return objective
     result = {key: scaled_weights(value, factor) for key, value in objective.items()}
-    if result.get("schedule") == "warm_up" and isinstance(result.get("epochs"), int):
+    if result.get("schedule") in ("warm_up", "cosine_warm_up") and isinstance(result.get("epochs"), int):
         result["epochs"] = _epochs(result["epochs"], factor)
     return result

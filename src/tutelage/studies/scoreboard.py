@@ -11,7 +11,7 @@ from tutelage import records
 from tutelage.report.paired import p_value
 from tutelage.report.reading import Subject, deviation, mean
 from tutelage.report.statistics import holm, mean_interval
-from tutelage.report.table import MISSING, Row, Table, fixed, shown
+from tutelage.report.table import MISSING, Row, Table, fixed, written
 from tutelage.studies import objective_rows
 from tutelage.studies.differences import Difference, by_seed, difference
 from tutelage.studies.objective_rows import Published
@@ -115,8 +115,8 @@ def in_words(setting: Mapping[str, Mapping[str, Any]]) -> str:
         >>> in_words({})
         'as written'
     """
-    written = [(f"{preset}.{name}", value) for preset, values in setting.items() for name, value in values.items()]
-    return ", ".join(f"{key}={shown(value)}" for key, value in written) or "as written"
+    arguments = [(f"{preset}.{name}", value) for preset, values in setting.items() for name, value in values.items()]
+    return ", ".join(f"{key}={written(value)}" for key, value in arguments) or "as written"
 
 
 def tables(found: Sequence[Standing], by: records.Measure) -> Iterator[Table]:
@@ -129,9 +129,8 @@ def tables(found: Sequence[Standing], by: records.Measure) -> Iterator[Table]:
         yield Table(
             headings=headings,
             rows=[_row(each, compared) for each in found if each.pair == pair],
-            wrapped=[0],
             words=[len(headings) - 2, len(headings) - 1],
-            extra=[3, len(headings) - 2, len(headings) - 1],
+            extra=[*([3] if compared else []), len(headings) - 2, len(headings) - 1],
             caption=pair,
         )
     known = {row.name: row.published for row in objective_rows.read()}
@@ -139,9 +138,7 @@ def tables(found: Sequence[Standing], by: records.Measure) -> Iterator[Table]:
     if published:
         headings = ["Preset", "Published", "KD there", "Epoch", "Setting", "Table", "Source"]
         rows = [Row(cells=_published(preset, of)) for preset, of in published.items()]
-        yield Table(
-            headings=headings, rows=rows, wrapped=[0], words=[1, 3, 4, 5, 6], extra=[4, 5, 6], caption=PUBLISHED
-        )
+        yield Table(headings=headings, rows=rows, words=[1, 3, 4, 5, 6], extra=[4, 5, 6], caption=PUBLISHED)
 
 
 PUBLISHED = "What others published"

@@ -81,16 +81,6 @@ class Row:
         """The mean of the measure, in percent if it is an accuracy."""
         return self.accuracy if self.measure is records.ACCURACY else self.of_task
 
-    @property
-    def begun(self) -> bool:
-        """Whether it has a run, finished or not."""
-        return bool(self.n or self.unfinished)
-
-    @property
-    def told(self) -> bool:
-        """Whether it has a run or a published value."""
-        return self.begun or self.published is not None
-
 
 @dataclass(frozen=True, kw_only=True)
 class StudyTable:
@@ -117,21 +107,29 @@ class StudyTable:
 
     @property
     def begun(self) -> dict[str, list[Row]]:
-        """The rows of each pair that has a run, finished or not."""
-        return {pair: rows for pair, rows in self.pairs.items() if any(row.begun for row in rows)}
+        """The rows of each pair that has a run or a trial, finished or not."""
+        return {pair: rows for pair, rows in self.pairs.items() if any(map(self._is_begun, rows))}
+
+    def _is_begun(self, row: Row) -> bool:
+        tried = ((each.pair, each.method) for each in self.scoreboard)
+        return bool(row.n or row.unfinished) or (row.pair, row.method) in tried
 
     @property
     def shown(self) -> dict[str, list[Row]]:
-        """The rows of each pair; if anything was run, without pairs and methods without a run or a published value.
+        """The rows of each pair; if anything was begun, of methods with a run, a trial or a published value alone.
 
         A method that cannot be run stays, with the reason.
         """
         if not self.begun:
             return self.pairs
-        told = {pair: rows for pair, rows in self.pairs.items() if any(row.told for row in rows)}
+        kept = {
+            pair: [row for row in rows if self._is_begun(row) or row.published is not None]
+            for pair, rows in self.pairs.items()
+        }
         return {
-            pair: [row for row in rows if row.told or row.role == TEACHER or row.status != NOT_RUN]
-            for pair, rows in told.items()
+            pair: [row for row in rows if row in kept[pair] or row.role == TEACHER or row.status != NOT_RUN]
+            for pair, rows in self.pairs.items()
+            if kept[pair]
         }
 
     @property
@@ -427,7 +425,9 @@ def notes(table: StudyTable) -> list[str]:
     sentences += table.matched
     sentences += [f"Not averaged: {row.pair}, {row.method}: {run}." for row in table.rows for run in row.unfinished]
     if table.left_out:
-        sentences.append(f"Not run: {'; '.join(table.left_out)}.")
+        published = any(row.published is not None for row in table.rows)
+        without = " and without a published value" if published else ""
+        sentences.append(f"Not run{without}: {'; '.join(table.left_out)}.")
     return [*sentences, *table.notes]
 
 
@@ -448,7 +448,7 @@ def pair_table(table: StudyTable, rows: Sequence[Row], *, pair: str | None = Non
         short = [cell.replace(" [selected on test]", "*") for cell in shown]
         exact = {key: getattr(row, key) for key in EXACT} | {by.key: row.value}
         lines.append(tables.Row(cells=shown, short=short, kind=row.role, exact=exact))
-    wrapped = [at for at, name in enumerate(columns) if name in ("Method", "Measure", "z")]
+    wrapped = [at for at, name in enumerate(columns) if name in ("Measure", "z")]
     headings = [heading(name, by) for name in columns[1:]]
     return tables.Table(headings=[pair or "Method", *headings], rows=lines, wrapped=wrapped)
 
@@ -458,7 +458,14 @@ def whole_table(table: StudyTable) -> tables.Table:
     rows = [row for rows in table.shown.values() for row in rows]
     shown = pair_table(table, rows)
     lines = [replace(line, cells=(row.pair, *line.cells)) for row, line in zip(rows, shown.rows, strict=True)]
-    return replace(shown, headings=("Pair", *shown.headings), rows=lines, words=[1], notes=notes(table))
+    return replace(
+        shown,
+        headings=("Pair", *shown.headings),
+        rows=lines,
+        wrapped=[at + 1 for at in shown.wrapped],
+        words=[1],
+        notes=notes(table),
+    )
 
 
 def markdown(table: StudyTable) -> str:
