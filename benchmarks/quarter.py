@@ -2,9 +2,9 @@
 
     python benchmarks/quarter.py
 
-The runs lie in ``benchmarks/results/cifar100-quarter``: records without weights of students. After another one is
-copied there, the command writes ``method-alone/`` again (``study.json``, ``table.md``, ``table.json``, the figures) and
-``README.md``. A run with another recipe than the study's is refused.
+The runs lie in ``benchmarks/results/cifar100-quarter``: records without weights. After another one is copied there, the
+command writes ``method-alone/`` again (``study.json``, ``table.md``, ``table.json``, the figures) and ``README.md``.
+A run with another recipe than the study's is refused.
 """
 
 from pathlib import Path
@@ -74,7 +74,8 @@ def write(results: Path = RESULTS) -> Path:
 def words(table: StudyTable, runs: list[Run]) -> str:
     """Say what there is, what it says, and what is missing."""
     machines = {
-        f"{manifest['hardware']['processor']}, {manifest['hardware']['threads']} thread, "
+        f"{manifest['hardware']['processor']}, {manifest['hardware']['threads']} "
+        f"thread{'s' * (manifest['hardware']['threads'] != 1)}, "
         f"torch {manifest['software']['torch']}, commit `{manifest['commit'][:7]}`"
         for manifest in (run.manifest for run in runs)
     }
@@ -83,7 +84,7 @@ def words(table: StudyTable, runs: list[Run]) -> str:
     lines = [
         "# CIFAR-100, a quarter of the published schedule",
         "",
-        "Records of finished runs, without weights of students: resnet56 teaches resnet20 by the study",
+        "Records of finished runs, without weights: resnet56 teaches resnet20 by the study",
         f"`{STUDY}` in 60 epochs instead of 240, the learning rate divided by ten after 38, 45 and 53, in bf16",
         f"instead of float32. The teacher was trained alike. [The table]({STUDY}/table.md) has means, published values",
         f"and the paired differences; [the figures]({STUDY}/figures.md) are Figures 1 and 3 of the paper, from these",
