@@ -122,14 +122,14 @@ class StudyTable:
         """
         if not self.begun:
             return self.pairs
-        kept = {
-            pair: [row for row in rows if self._is_begun(row) or row.published is not None]
-            for pair, rows in self.pairs.items()
-        }
+
+        def is_kept(row: Row) -> bool:
+            return self._is_begun(row) or row.published is not None
+
         return {
-            pair: [row for row in rows if row in kept[pair] or row.role == TEACHER or row.status != NOT_RUN]
+            pair: [row for row in rows if is_kept(row) or row.role == TEACHER or row.status != NOT_RUN]
             for pair, rows in self.pairs.items()
-            if kept[pair]
+            if any(map(is_kept, rows))
         }
 
     @property
