@@ -132,7 +132,9 @@ def test_a_study_that_arrives_appears_by_itself(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     _, teacher, *rest = results_tables.of_studies()
     assert teacher[0].endswith("(../benchmarks/results/scoreboard-short/method-alone/table.md)")
-    assert teacher[2:5] == ["`teacher`", "71.18", "1"]
+    judged = tmp_path / "scoreboard-short/teachers/resnet56-seed100/evaluation.json"
+    accuracy = json.loads(judged.read_text(encoding="utf-8"))["student"]["accuracy"]
+    assert teacher[2:5] == ["`teacher`", f"{100 * accuracy:.2f}", "1"]
     assert rest
 
 
