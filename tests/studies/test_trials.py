@@ -247,6 +247,18 @@ def test_a_study_stopped_between_trials_and_runs_goes_on(tmp_path, without_repor
     assert values(request, "kd") == before
 
 
+def test_lines_about_a_budget_name_the_search(invoke, tmp_path, without_reports):
+    Path("grid.yaml").write_text(yaml.safe_dump({**SEARCH, "methods": {"kd": METHODS["kd"]}}))
+    code, out, err = invoke("study", "grid.yaml", "--budget", "2s", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "estimated for the search: " in out
+    assert "0 of 3 runs of the search are finished, 0 of the 3 left are begun; they take about" in out
+    assert "on this machine; the runs with what it chooses come after\n" in out
+    code, out, err = invoke("study", "grid.yaml", "--budget", "10m", "--device", "cpu")
+    assert (code, err) == (0, "")
+    assert "2 of 2 runs are finished; nothing is left\n" in out
+
+
 def test_trials_of_another_recipe_choose_nothing(tmp_path, without_reports):
     do(asked(tmp_path, methods=["kd"]))
     other = {**METHODS["kd"], "candidates": [{"kd": {"weight": 0.1}}, {}]}

@@ -136,7 +136,8 @@ class Plan:
         for line in aligned(rows):
             yield f"  {line}"
         processes = f" with {self.workers} processes" if self.workers > 1 else ""
-        yield f"estimated in all: {_minutes(total)}{processes}; left of the budget: {_minutes(available)}"
+        whole = "in all" if self.request.trial is None else "for the search"
+        yield f"estimated {whole}: {_minutes(total)}{processes}; left of the budget: {_minutes(available)}"
 
 
 def prepare(
@@ -360,16 +361,19 @@ def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:
 
 
 def progress(plan: Plan) -> str:
-    """Describe how much of a study is done, and how much is left."""
+    """Describe how much of a study, or of its search, is done, and how much is left."""
     runs, requested, left = plan.request.runs, jobs(plan.request), plan.left
-    text = f"{sum(finished(runs / job.name) for job in requested)} of {len(requested)} runs are finished"
+    what, then = "runs", ""
+    if plan.request.trial is not None:
+        what, then = "runs of the search", "; the runs with what it chooses come after"
+    text = f"{sum(finished(runs / job.name) for job in requested)} of {len(requested)} {what} are finished"
     if not left:
         return f"{text}; nothing is left"
     begun = sum((runs / job.name / records.CHECKPOINTS).is_dir() for job in left)
     text += f", {begun} of the {len(left)} left {'is' if begun == 1 else 'are'} begun"
     if all(job.name in plan.costs for job in left):
         text += f"; they take about {_minutes(plan.seconds)} more on this machine"
-    return text
+    return text + then
 
 
 def _step_times(costs: Sequence[Cost]) -> str:
