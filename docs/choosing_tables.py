@@ -95,12 +95,12 @@ def differences(subject: Subject, first: str, second: str) -> list[float]:
 def summed(found: Sequence[float], digits: int = 2, sign: str = "") -> str:
     """Return the mean and the sample standard deviation, rounded as in the records' tables: a share, in percent."""
     spread = f"\u00a0±\u00a0{stdev(found):.{digits}f}" if len(found) > 1 else ""
-    return f"{100 * mean(value / 100 for value in found):{sign}.{digits}f}{spread}"
+    return f"{100 * mean(value / 100 for value in found):{sign}z.{digits}f}{spread}"
 
 
 def interval(found: Sequence[float]) -> str:
     bounds = mean_interval(found)
-    return f"{bounds[0]:+.2f}\u00a0to\u00a0{bounds[1]:+.2f}" if bounds else "–"
+    return f"{bounds[0]:+z.2f}\u00a0to\u00a0{bounds[1]:+z.2f}" if bounds else "–"
 
 
 def arguments(run: Run, *names: str) -> dict:

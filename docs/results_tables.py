@@ -205,6 +205,13 @@ def _boards() -> Iterator[tuple[Path, str, Table]]:
 
 ARMS = {"grid": "The grid's best", "auto": "Both `auto`", "fixed": "gamma fixed, share 3", "kd": "Usual KD"}
 """Settings that `benchmarks/dial.py` compares."""
+DIFFERENCES = {
+    "`auto` - grid": ("auto", "grid"),
+    "`auto` - fixed": ("auto", "fixed"),
+    "`auto` - KD": ("auto", "kd"),
+    "grid - fixed": ("grid", "fixed"),
+}
+"""Pairs of them whose differences are shown, the first less the second."""
 
 
 def dial_grid() -> Iterator[list[str]]:
@@ -242,26 +249,25 @@ def dial() -> Iterator[list[str]]:
 
 def dial_differences() -> Iterator[list[str]]:
     """What `auto` loses against a search, and gains against settings without one; the mean is over accuracies."""
-    yield ["Task", "Both `auto` less", "Unit", *TESTED]
-    against = [arm for arm in ARMS if arm != "auto"]
-    of_points: dict[str, list[list[float]]] = {arm: [] for arm in against}
+    yield ["Task", "Difference", "Unit", *TESTED]
+    of_points: dict[str, list[list[float]]] = {name: [] for name in DIFFERENCES}
     for task in _judged():
-        ours, by = task["arms"]["auto"]["values"], _measure(task)
-        for arm in against:
-            pairs = zip(ours, task["arms"][arm]["values"], strict=True)
+        by = _measure(task)
+        for name, arms in DIFFERENCES.items():
+            pairs = zip(*(task["arms"][arm]["values"] for arm in arms), strict=True)
             # Of a perplexity less is better: what it is lower by, in percent.
             found = [100 * (1 - one / other) if by.lower_is_better else one - other for one, other in pairs]
-            of_points[arm] += [] if by.lower_is_better else [found]
-            yield [task["task"], ARMS[arm], "%" if by.lower_is_better else "points", *tested(found)]
-    for arm, tasks in of_points.items():
+            of_points[name] += [] if by.lower_is_better else [found]
+            yield [task["task"], name, "%" if by.lower_is_better else "points", *tested(found)]
+    for name, tasks in of_points.items():
         middle, low, high = mean_of_means(tasks)
-        bounds = f"{low:+.2f}\u00a0to\u00a0{high:+.2f}"
+        bounds = f"{low:+z.2f}\u00a0to\u00a0{high:+z.2f}"
         yield [
             f"mean of {len(tasks)}",
-            ARMS[arm],
+            name,
             "points",
             str(sum(map(len, tasks))),
-            f"{middle:+.2f}",
+            f"{middle:+z.2f}",
             bounds,
             "–",
             "–",

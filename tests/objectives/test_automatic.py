@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pickle
+import re
 from dataclasses import replace
 
 import pytest
@@ -428,9 +429,47 @@ def test_logits_that_are_none_are_refused(bad):
         objectives.ttm().bind(BindContext(teacher_logits=bad))
 
 
-def test_a_teacher_that_says_nothing_is_refused():
-    with refused(InvalidValueError, "beta", got=5, suggests="beta=3.0"):
-        objectives.ttm().bind(BindContext(teacher_logits=torch.zeros(5, 4)))
+@pytest.mark.parametrize("classes", [2, 4, 7, 10, 100])
+@pytest.mark.parametrize("level", [0.0, 0.1, -3e3])
+@pytest.mark.parametrize("objective", [objectives.ttm(), objectives.wttm(), objectives.kd(weight="auto")])
+def test_a_teacher_that_says_nothing_is_refused(classes, level, objective):
+    per_row = level * torch.rand(5, 1, generator=torch.Generator().manual_seed(0))
+    for same in (torch.full((5, classes), level), per_row.expand(5, classes), 1e-9 * torch.rand(5, classes) + level):
+        with refused(InvalidValueError, got="on 5 samples", suggests="train it") as caught:
+            objective.bind(BindContext(teacher_logits=same))
+        assert re.search(r"\b(beta|weight)=3\.0", str(caught.value))
+
+
+def test_a_weight_of_a_term_that_is_not_finite_names_the_cause():
+    ruled_out = torch.tensor([[0.0, 1.0, -math.inf], [-math.inf, 1.0, 0.0]])
+    with refused(InvalidValueError, "beta", got="nan", suggests="logits of -inf"):
+        objectives.matching(gamma=1, divergence="reverse").bind(BindContext(teacher_logits=ruled_out))
+
+
+@pytest.mark.parametrize("logits", [torch.ones(5, 1), torch.tensor([[1.0, -math.inf]] * 5)])
+@pytest.mark.parametrize("objective", [objectives.ttm(), objectives.ttm(gamma="auto", beta=1)])
+def test_one_class_is_refused(logits, objective):
+    with refused(InvalidValueError, "context", got=1):
+        objective.bind(BindContext(teacher_logits=logits))
+
+
+def test_a_nearly_uniform_teacher_is_as_flat_as_it_is():
+    flat = BindContext(teacher_logits=1e-9 * torch.eye(5))
+    assert [gamma(name, flat) for name in targets.TRANSFORMS] == pytest.approx([1.0] * 4, rel=1e-3)
+
+
+def test_a_term_of_one_value_has_the_weight_of_its_samples():
+    known = BindContext(teacher_logits=7 * torch.eye(12))
+
+    def mean_kl(student_logits, teacher_logits):
+        return losses.kd(student_logits, teacher_logits, temperature=1).mean()
+
+    found = [
+        Objective.of(WeightedTerm("kl", AUTO, term)).bind(known)
+        for term in (Apply(mean_kl, coupled=True), Apply(losses.kd, {"temperature": 1.0}))
+    ]
+    one, other = (each.resolved["kl"] for each in found)
+    assert one == other
 
 
 def test_a_teacher_that_is_sure_everywhere_has_no_doubt_to_weigh_by():
@@ -439,7 +478,7 @@ def test_a_teacher_that_is_sure_everywhere_has_no_doubt_to_weigh_by():
         objectives.transformed_matching(beta=1, weight_by="one_minus_top", normalise="training").bind(sure)
     with refused(InvalidValueError, "gamma", suggests="gamma=1e-6"):
         gamma("rational", BindContext(teacher_logits=100.0 * torch.eye(4)))
-    with refused(InvalidValueError, "gamma", suggests="gamma=1e-6"):  # whatever its power is, it rules out all others
+    with refused(InvalidValueError, "gamma", suggests="gamma=0.25"):  # whatever its power is, it rules out all others
         gamma("power", BindContext(teacher_logits=torch.eye(4).log()))
     assert mean_weight(targets.SampleWeight("power_sum", transform=targets.Pointwise("power", gamma=0.5)), sure) == 1.0
 

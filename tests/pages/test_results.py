@@ -104,12 +104,14 @@ def test_automatic_settings_are_compared_by_seed(tmp_path, monkeypatch):
     assert row[3].startswith("10.00")
     assert row[-3:] == ["gamma 0.5, share 10", "gamma 0.3, beta 2 to 2.5", "3"]
     _, *rows = results_tables.dial_differences()
-    (points,) = (row for row in rows if row[:2] == ["a", "The grid's best"])
+    (points,) = (row for row in rows if row[:2] == ["a", "`auto` - grid"])
     assert points[2:5] == ["points", "3", "+1.00\u00a0±\u00a01.00"]
-    (percent,) = (row for row in rows if row[:2] == ["b", "The grid's best"])
+    (percent,) = (row for row in rows if row[:2] == ["b", "`auto` - grid"])
     assert percent[2] == "%"
     assert percent[4].startswith("-10.83")  # the perplexity is higher, which is worse
-    (whole,) = (row for row in rows if row[:2] == ["mean of 1", "The grid's best"])
+    (between,) = (row for row in rows if row[:2] == ["a", "grid - fixed"])
+    assert between[4].startswith("-1.00")
+    (whole,) = (row for row in rows if row[:2] == ["mean of 1", "`auto` - grid"])
     assert whole[4:6] == ["+1.00", points[5]]  # of one task the interval is its own
 
 

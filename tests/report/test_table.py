@@ -15,7 +15,7 @@ from tests._helpers.refusals import refused
 from tutelage import records
 from tutelage.errors import NotFoundError
 from tutelage.report import results
-from tutelage.report.table import Row, Table, aligned
+from tutelage.report.table import Row, Table, aligned, fixed
 
 
 @pytest.fixture
@@ -290,3 +290,13 @@ def test_a_long_name_takes_several_lines_so_that_no_number_is_cut():
     assert all(len(line) <= 80 for line in lines)
     assert any(all(number in line for number in numbers) for line in lines)
     assert "".join(line[:10].strip() for line in lines[3:]) == name
+
+
+def test_no_zero_has_a_minus():
+    assert [fixed(value, 2, sign=True) for value in (-1e-17, -0.004, 0.0, -0.006)] == [
+        "+0.00",
+        "+0.00",
+        "+0.00",
+        "-0.01",
+    ]
+    assert [fixed(value, 2) for value in (-0.0, -0.004, -0.006)] == ["0.00", "0.00", "-0.01"]

@@ -11,7 +11,7 @@ from sklearn.datasets import load_digits
 from tests._helpers.refusals import refused
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from tutelage import config, models
+from tutelage import config, models, objectives
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import RecipeError
 from tutelage.runs import record_teacher
@@ -94,13 +94,23 @@ def test_a_run_that_is_killed_in_an_epoch_ends_with_the_same_bits(folders, teach
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_an_automatic_beta_goes_by_the_labels_of_an_epoch(folders, teacher):
-    betas = {}
-    for share in (0.5, 0.2):  # of 40 other samples an epoch has 32, or 8
-        inputs = build_inputs(recipe(folders, share=share, teacher=teacher, objective="ttm"))
-        (objective,) = inputs.objectives
-        betas[share] = objective.bind(run_context(objective, inputs)).resolved["ttm"]["beta"]
-    assert betas[0.5] / betas[0.2] == pytest.approx((2 / 1.25) ** 0.5, rel=2e-3)
+@pytest.mark.parametrize(("share", "others"), [(0.5, 32), (0.2, 8), (0, 0), (0.75, 96), (None, 40)])
+def test_automatic_numbers_are_those_of_an_epoch(folders, teacher, share, others):
+    """Which has 32 samples of its own, and so many of the 40 others."""
+    inputs = build_inputs(recipe(folders, share=share, teacher=teacher, objective="ttm"))
+    train, (objective,) = inputs.splits.train, inputs.objectives
+    asked = train.evenly(10_000)
+    assert (sum(asked < 32), sum(asked >= 32)) == (32, others)
+    assert sorted(set(asked[32:])) == [*range(32, 72)] or others < 40
+    part = train.evenly(24)
+    assert (len(part), sum(part >= 32)) == (24, pytest.approx(24 * others / (32 + others), abs=1))
+    known = run_context(objective, inputs)
+    assert len(known.teacher_logits) == len(asked)
+    beta, of_all = (
+        objective.bind(each).resolved["ttm"]["beta"]
+        for each in (known, objectives.BindContext(teacher_logits=known.teacher_logits))
+    )
+    assert beta == pytest.approx(of_all * (1 + others / 32) ** 0.5, rel=2e-3)
 
 
 def test_recorded_outputs_teach_as_the_teacher_does(folders, teacher, tmp_path):

@@ -176,6 +176,14 @@ class Split(ABC):
         drawn = in_turn(seed, epoch, np.arange(part.first, len(self)), part.per_epoch)
         return spread(seed, epoch, self._shuffled(seed, epoch, part.first), drawn, batch_size=batch_size)
 
+    def evenly(self, most: int) -> NDArray[np.int64]:
+        """Return up to ``most`` training samples, evenly spaced, with an epoch's share of unlabelled ones."""
+        samples, part = np.arange(len(self)), self.unlabelled
+        if part is not None:
+            pool = np.linspace(part.first, len(self) - 1, part.per_epoch).astype(np.int64)
+            samples = np.concatenate([samples[: part.first], pool])
+        return samples[np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64))]
+
     def _shuffled(self, seed: int, epoch: int, count: int) -> NDArray[np.int64]:
         """Return an order of the first samples; balanced, samples without a label keep their places in it."""
         if self.units is not None and self.shuffle_buffer is not None:

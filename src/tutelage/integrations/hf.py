@@ -295,7 +295,7 @@ def _check_objective(objective: Objective, teacher: object) -> None:
     require_teacher(objective, teacher)
     if needs.teacher_statistics:
         expected = "weights that are numbers or schedules"
-        instead = "an automatic one asks the teacher about the training set first: for example type beta=2.0"
+        instead = "auto asks the teacher about the training set first: type each, for example gamma=0.25, beta=2.0"
         raise InvalidValueError("objective", expected, f"{objective.name} with one that is auto", instead)
     reads = {
         "features of the networks": needs.student_taps or needs.teacher_taps or needs.class_means,

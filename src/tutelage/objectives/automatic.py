@@ -21,12 +21,15 @@ SHARE = 3.0
 """Initial gradient of a term with an automatic weight, as a multiple of cross-entropy's where all have labels."""
 BIT = math.log(2)
 """Divergence of an untrained student from its target, in nats, that an automatic gamma gives."""
+LEAST = 1e-6
+"""Smallest gradient of a term, as a multiple of cross-entropy's, that a weight is found for: below it is rounding."""
 FLAT_GAMMA = 0.25
 """Power whose mean entropy an automatic gamma of another mapping matches: that of a temperature of 4."""
 
 _ROWS = 1024
 _DIGITS = 4
 _DIGITS_OF_EXPONENT = 2
+_ROUNDING = 1e-12  # of a mean entropy
 
 
 def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) -> float:
@@ -40,8 +43,8 @@ def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) 
     times the beta of TTM, to the last digit.
 
     Raises:
-        ValueError: if the context lacks the teacher's logits or they are not finite, the term's gradient is 0 on all of
-            them, or the term reads something besides logits.
+        ValueError: if the context lacks the teacher's logits, they say nothing of at least two classes, the term's
+            gradient is not finite or below `LEAST` times cross-entropy's, or the term reads something besides logits.
     """
     needs = term.needs
     if needs.labels != "none" or needs.student_taps or needs.teacher_taps or needs.projections:
@@ -52,15 +55,20 @@ def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) 
     # A coupled term has a different value on part of the samples.
     chunks = [logits] if needs.coupled else logits.split(_ROWS)
     size = torch.cat([_gradient(term, chunk.double()).norm(dim=-1) for chunk in chunks]).mean().item()
-    classes = logits.shape[-1]
-    if not size > 0:
-        expected = "a teacher that prefers a class somewhere"
-        got = f"one whose target is uniform on all {len(logits)} samples"
-        instead = f"train it, or type {weight.argument}=3.0, for example"
-        raise InvalidValueError(weight.argument, expected, got, instead)
     unit: float = term.target_gamma if weight.unit is None else weight.unit  # type: ignore[attr-defined]  # it was found
-    share = SHARE * math.sqrt((classes - 1) / classes / _labelled(context))
-    return _rounded(share / (size * unit)) * unit
+    of_cross_entropy = math.sqrt(1 - 1 / logits.shape[-1])
+    relative = size * unit / of_cross_entropy
+    if not LEAST <= relative < math.inf:
+        if math.isfinite(relative):
+            expected = "a teacher that prefers a class somewhere, whose term has a gradient"
+            instead = f"train it, or type {weight.argument}=3.0, for example"
+        else:
+            expected = "a term that is finite for an untrained student"
+            instead = f"take one that accepts logits of -inf or so large, or type {weight.argument}=3.0, for example"
+        got = f"{relative:.1e} times cross-entropy's on {len(logits)} samples"
+        raise InvalidValueError(weight.argument, expected, got, instead)
+    share = SHARE / math.sqrt(_labelled(context))
+    return _rounded(share * of_cross_entropy / (size * unit)) * unit
 
 
 def _labelled(context: BindContext) -> float:
@@ -108,17 +116,18 @@ def exponent(log_probs: Tensor) -> float:
         return _mean(lambda rows: targets.shannon_entropy(targets.power(rows, gamma=gamma)), log_probs) >= entropy
 
     expected = "a teacher that a power can make so flat that an untrained student is a bit away"
-    return 1.0 if is_flat(1.0) else _rounded(_largest(is_flat, expected), _DIGITS_OF_EXPONENT)
+    return 1.0 if is_flat(1.0) else _rounded(_largest(is_flat, expected, str(FLAT_GAMMA)), _DIGITS_OF_EXPONENT)
 
 
-def _largest(is_flat: Callable[[float], bool], expected: str) -> float:
+def _largest(is_flat: Callable[[float], bool], expected: str, example: str) -> float:
     """Return the largest gamma up to 1 that is flat enough, as all are that are small enough.
 
     Raises:
         ValueError: if none is.
     """
     if not is_flat(targets.SMALLEST_GAMMA):
-        raise InvalidValueError("gamma", expected, "one that is too confident", "type a number, for example gamma=1e-6")
+        got = "one that is too confident, or rules out too many classes"
+        raise InvalidValueError("gamma", expected, got, f"type a number, for example gamma={example}")
     low, high = math.log(targets.SMALLEST_GAMMA), 0.0
     while high - low > 10.0**-_DIGITS / 2:
         middle = (low + high) / 2
@@ -145,7 +154,7 @@ def equally_flat(name: str, log_probs: Tensor) -> float:
 
     target_entropy = entropy("power", FLAT_GAMMA)
     expected = f"a teacher that {name} can make as flat as a power of {FLAT_GAMMA}"
-    return _rounded(_largest(lambda gamma: entropy(name, gamma) >= target_entropy, expected))
+    return _rounded(_largest(lambda gamma: entropy(name, gamma) >= target_entropy - _ROUNDING, expected, "1e-6"))
 
 
 def mean_weight(weigh: Callable[[Tensor], Tensor], context: BindContext) -> float:
@@ -169,7 +178,8 @@ def _gradient(term: Term, teacher_logits: Tensor) -> Tensor:
     with torch.enable_grad():
         untrained = torch.zeros_like(teacher_logits, requires_grad=True)
         values = term(Outputs(untrained), Outputs(teacher_logits), batch, Progress())
-        return torch.autograd.grad(values.sum(), untrained)[0]
+        total = values.sum() if values.ndim else samples * values  # one value is a mean
+        return torch.autograd.grad(total, untrained)[0]
 
 
 def _mean(function: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
@@ -185,7 +195,12 @@ def _logits(context: BindContext, purpose: str) -> Tensor:
     if not of_rows or not ((finite | (logits == -math.inf)).all() and finite.any(dim=-1).all()):
         expected = "teacher_logits that are finite, or -inf for probability 0, of shape (samples, classes)"
         raise InvalidValueError("context", expected, "others" if of_rows else tuple(logits.shape), "check the teacher")
-    return logits.detach()[:, finite.any(dim=0)]  # without classes that no sample has
+    possible = finite.any(dim=0)
+    if possible.sum() < 2:
+        raise InvalidValueError(
+            "context", "teacher_logits of at least 2 possible classes", int(possible.sum()), "check it"
+        )
+    return logits.detach()[:, possible]  # A class that every sample rules out is none to the student either.
 
 
 def _rounded(value: float, digits: int = _DIGITS) -> float:

@@ -152,10 +152,10 @@ def percent(value: float | None, std: float | None = None) -> str:
 
 
 def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
-    """Write a number with fixed digits, or a dash for ``None``."""
+    """Write a number with fixed digits, 0 without a minus, or a dash for ``None``."""
     if value is None:
         return MISSING
-    form = f".{digits}{'f' if abs(value) < records.LARGE else 'g'}"
+    form = f"z.{digits}{'f' if abs(value) < records.LARGE else 'g'}"
     return f"{value:{'+' if sign else ''}{form}}"
 
 

@@ -469,8 +469,9 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
         if train.per_position:  # A row per token, of as many classes as the vocabulary has, or per pixel.
             most = max(1, _most_rows(splits) // splits.positions)
         if not run_inputs.statistics:
-            indices = np.unique(np.linspace(0, len(train) - 1, min(most, len(train))).astype(np.int64))
-            read = _teacher_outputs(asked or teacher, train, indices, lambda outputs: outputs.logits.float().cpu())
+            read = _teacher_outputs(
+                asked or teacher, train, train.evenly(most), lambda outputs: outputs.logits.float().cpu()
+            )
             run_inputs.statistics.append(torch.cat([logits for _, logits in read]))
         (teacher_logits,) = run_inputs.statistics
     if needs.teacher_statistics and (served := run_inputs.served) is not None:

@@ -102,7 +102,7 @@ def table_of(differences: Sequence[Difference], *, caption: str = "") -> tables.
 def _cells(of: Difference) -> list[str]:
     spread = "" if of.std is None else f" ± {of.std:.2f}"
     bounds = (
-        f"{of.low:+.2f} to {of.high:+.2f}" if of.low is not None and of.high is not None else f"none: {of.untested}"
+        f"none: {of.untested}" if of.untested else " to ".join(fixed(each, 2, sign=True) for each in (of.low, of.high))
     )
     n = len(of.values)
     shown = fixed(of.mean, 2, sign=True) + spread

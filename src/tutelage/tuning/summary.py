@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from tutelage import records
 from tutelage.errors import RunError
 from tutelage.records import Dimension, Trial, Tune
-from tutelage.report.table import MISSING, Row, Table, plural
+from tutelage.report.table import MISSING, Row, Table, fixed, plural
 from tutelage.tuning import space as spaces
 from tutelage.tuning.request import RECIPE
 
@@ -97,7 +97,7 @@ def lines(record: Tune) -> Iterator[str]:
 def _gain(by: records.Measure, merit: float) -> str:
     """Write a gain, positive where better, in steps of the measure."""
     unit = f" {by.steps}" if by.steps else ""
-    return f"{by.scale * merit:+.2f}{unit}"
+    return f"{fixed(by.scale * merit, 2, sign=True)}{unit}"
 
 
 def read(folder: Path) -> Tune:
