@@ -59,7 +59,7 @@ def parts(logits):
     apart = {}
     for samples in (len(logits) // 2, 500):
         step = len(logits) // samples
-        off = (size(logits[k::step], *each) / whole[each] - 1 for k in range(step) for each in whole)
+        off = (whole[each] / size(logits[k::step], *each) - 1 for k in range(step) for each in whole)
         apart[str(samples)] = max(map(abs, off))
     return apart
 

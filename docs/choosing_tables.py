@@ -193,7 +193,7 @@ def renyi() -> Iterator[list[str]]:
         share,
         "TTM - matched KD, a tenth of the scale",
         "1",
-        f"{found:+.2f}",
+        f"{found:+z.2f}",
         "–",
         f"{found > 0:d} of 1",
     ]
@@ -253,7 +253,7 @@ def auto() -> Iterator[list[str]]:
     for pair in ("resnet56/resnet20", "vgg13/vgg8"):
         for method in ("ttm", "wttm"):
             typed, found = (rows[pair, name]["accuracy"] for name in (method, f"{method} beta auto"))
-            yield [f"{pair}, short", method.upper(), f"{typed:.2f}", f"{found:.2f}", f"{found - typed:+.2f}", "1"]
+            yield [f"{pair}, short", method.upper(), f"{typed:.2f}", f"{found:.2f}", f"{found - typed:+z.2f}", "1"]
 
 
 def scaled() -> Iterator[list[str]]:
@@ -349,8 +349,8 @@ def searches() -> Iterator[list[str]]:
         gains = found["found"]["held_out"]["test"]
         numbers = [100 * gains[part] for part in ("mean", "low", "high")]
         trials = str(sum(found["n"].values()))
-        cells = [f"{numbers[0]:+.2f}", f"{numbers[1]:+.2f} to {numbers[2]:+.2f}", str(gains["n"])]
-        yield [name, trials, f"{100 * found['found']['gain']:+.2f}", *cells]
+        cells = [f"{numbers[0]:+z.2f}", f"{numbers[1]:+z.2f} to {numbers[2]:+z.2f}", str(gains["n"])]
+        yield [name, trials, f"{100 * found['found']['gain']:+z.2f}", *cells]
 
 
 def noise() -> Iterator[list[str]]:

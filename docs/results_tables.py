@@ -108,7 +108,7 @@ def trial() -> Iterator[list[str]]:
             difference = mean(found) - published["mean"]
             z, _ = z_score(difference, stdev(found), len(found), published["std"], published["n"])
             shown = f"{published['mean']:.2f} ± {published['std']:.2f} (n = {published['n']})"
-            against = [shown, f"{difference:+.2f}", f"{z:+.2f}"]
+            against = [shown, f"{difference:+z.2f}", f"{z:+z.2f}"]
         each = " ".join(f"{value:.2f}" for value in found)
         yield [f"`{method}`", each, *_result(found), *against]
 
@@ -326,7 +326,13 @@ def searches() -> Iterator[list[str]]:
         found = record(f"tune/{path.name}")["found"]["held_out"]["test"]
         middle, low, high = (100 * found[part] for part in ("mean", "low", "high"))
         what = f"search `{path.stem}`: gain over new seeds on the test set (points)"
-        yield [link(f"tune/{path.name}", "tune"), what, f"{middle:+.2f}", str(found["n"]), f"{low:+.2f} to {high:+.2f}"]
+        yield [
+            link(f"tune/{path.name}", "tune"),
+            what,
+            f"{middle:+z.2f}",
+            str(found["n"]),
+            f"{low:+z.2f} to {high:+z.2f}",
+        ]
 
 
 FURTHER: tuple[Callable[[], Iterator[list[str]]], ...] = (on_policy, teachers, teacher_forms, searches)

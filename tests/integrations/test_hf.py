@@ -340,7 +340,7 @@ def refusals():
     yield "objective", {"objective": "kd"}, "objective: expected a tutelage objective, got str"
     yield "features", {"objective": objectives.similarity()}, "similarity, with features of the networks; type tutelage"
     yield "memory", {"objective": objectives.ctkd()}, "ctkd, with weights or memory of its own"
-    yield "auto", {"objective": objectives.wttm(gamma=0.5)}, "for example gamma=0.25, beta=2.0"
+    yield "auto", {"objective": objectives.wttm(gamma=0.5)}, "for example beta=2.0, and normalise=none"
     yield "no teacher", {"teacher": None}, "teacher: expected one for objective wttm, got none"
     yield "a name", {"teacher": "bert"}, "teacher: expected a torch.nn.Module, got str"
     yield "an adapter", {"student": Adapter(bert(0))}, "got an Adapter; type model=adapter.network"

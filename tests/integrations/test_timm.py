@@ -181,7 +181,11 @@ def test_what_a_task_does_not_have_is_refused(timm):
     student, teacher = network(), teacher_network()
     wrong = {
         "objective: expected one of logits, .* got crd, with the samples' places": (student, teacher, objectives.crd()),
-        "with a number that is auto": (student, teacher, objectives.kd(weight="auto")),
+        "with a number found on the training set, by auto or normalise=training": (
+            student,
+            teacher,
+            objectives.kd(weight="auto"),
+        ),
         "epochs and batches: expected numbers for dkd": (student, teacher, objectives.dkd()),
         "objective: expected a tutelage objective, got str": (student, teacher, "wttm"),
         "teacher: expected one for objective": (student, None, WTTM),

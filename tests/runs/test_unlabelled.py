@@ -94,14 +94,16 @@ def test_a_run_that_is_killed_in_an_epoch_ends_with_the_same_bits(folders, teach
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-@pytest.mark.parametrize(("share", "others"), [(0.5, 32), (0.2, 8), (0, 0), (0.75, 96), (None, 40)])
+@pytest.mark.parametrize(("share", "others"), [(0.5, 32), (0.2, 8), (0, 0), (0.75, 96), (0.999, 31_968), (None, 40)])
 def test_automatic_numbers_are_those_of_an_epoch(folders, teacher, share, others):
     """Which has 32 samples of its own, and so many of the 40 others."""
     inputs = build_inputs(recipe(folders, share=share, teacher=teacher, objective="ttm"))
     train, (objective,) = inputs.splits.train, inputs.objectives
     asked = train.evenly(10_000)
-    assert (sum(asked < 32), sum(asked >= 32)) == (32, others)
-    assert sorted(set(asked[32:])) == [*range(32, 72)] or others < 40
+    most = min(1, 40 / others) if others else 1  # fewer where an epoch needs some again
+    assert sum(asked < 32) == pytest.approx(most * 32, abs=1)
+    assert sum(asked >= 32) == pytest.approx(most * others, abs=1)
+    assert len(set(asked)) == len(asked)
     part = train.evenly(24)
     assert (len(part), sum(part >= 32)) == (24, pytest.approx(24 * others / (32 + others), abs=1))
     known = run_context(objective, inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ from tests._helpers.studies import QUICK, STUDY, Lines
 from tutelage import records
 from tutelage.errors import RecipeError
 from tutelage.objectives import from_spec
+from tutelage.places import time_limit
 from tutelage.report.statistics import mean_interval
 from tutelage.runs.run import RunOptions
-from tutelage.studies import plan, run_study, schema, study_file, study_table, trials
+from tutelage.studies import budget, plan, run_study, schema, study_file, study_table, trials
 from tutelage.training import lockstep
 
 SMOOTHING = [{"cross_entropy": {"label_smoothing": 0.1}}, {}]
@@ -268,6 +270,8 @@ def test_trials_of_another_recipe_choose_nothing(tmp_path, without_reports):
     assert "type --pool NAME" in failed["grid/wide-narrow/kd-trial0-seed0"]
     assert [each["state"] for each in search_of(request)["candidates"]] == ["to do", "finished"]
     assert study_table.read_table(request.folder).rows[1].status == "not run"
+    left = budget.prepare(trials.next_runs(request), time_limit.begin("1m", time.monotonic()), measure=False)
+    assert budget.progress(left) == "3 of 3 runs of the search are finished; the runs with what it chooses come after"
 
 
 @pytest.mark.slow

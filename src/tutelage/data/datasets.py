@@ -177,12 +177,20 @@ class Split(ABC):
         return spread(seed, epoch, self._shuffled(seed, epoch, part.first), drawn, batch_size=batch_size)
 
     def evenly(self, most: int) -> NDArray[np.int64]:
-        """Return up to ``most`` training samples, evenly spaced, with an epoch's share of unlabelled ones."""
-        samples, part = np.arange(len(self)), self.unlabelled
-        if part is not None:
-            pool = np.linspace(part.first, len(self) - 1, part.per_epoch).astype(np.int64)
-            samples = np.concatenate([samples[: part.first], pool])
-        return samples[np.unique(np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(np.int64))]
+        """Return up to ``most`` training samples, evenly spaced, with an epoch's share of unlabelled ones.
+
+        There are fewer if an epoch needs some of these again.
+        """
+        count, part = self.per_epoch, self.unlabelled
+        most = min(most, count)
+        if part is not None and part.per_epoch > part.samples:
+            most = min(most, max(1, count * part.samples // part.per_epoch))
+        at = np.unique(np.linspace(0, count - 1, most).astype(np.int64))
+        if part is None or part.share is None:
+            return at
+        own = at[at < part.first]
+        others = len(at) - len(own)
+        return np.concatenate([own, part.first + np.arange(others) * part.samples // max(1, others)])
 
     def _shuffled(self, seed: int, epoch: int, count: int) -> NDArray[np.int64]:
         """Return an order of the first samples; balanced, samples without a label keep their places in it."""

@@ -108,10 +108,9 @@ def _positions(card: Card, inputs: Tensor) -> tuple[int, ...]:
 
 def _read(classifier: Classifier, split: data.Split, most: int) -> tuple[Tensor, Any]:
     """Return samples as the network reads them, and the labels of their positions that count."""
-    index = np.unique(np.linspace(0, len(split) - 1, min(most, len(split))).astype(np.int64))
     rows, targets = [], []
     with torch.no_grad():
-        for read, inputs in replace(split, workers=0).stream(_parts(index)):
+        for read, inputs in replace(split, workers=0).stream(_parts(split.evenly(most))):
             labels, counted = split.targets(torch.from_numpy(read), inputs)
             view = inputs_for(classifier, inputs, "student").cpu()
             rows.append(entrance(view, classifier.card) if classifier.resizes else view)

@@ -294,9 +294,9 @@ def _check_objective(objective: Objective, teacher: object) -> None:
         raise InvalidTypeError("teacher", "a torch.nn.Module", type(teacher).__name__, instead)
     require_teacher(objective, teacher)
     if needs.teacher_statistics:
-        expected = "weights that are numbers or schedules"
-        instead = "auto asks the teacher about the training set first: type each, for example gamma=0.25, beta=2.0"
-        raise InvalidValueError("objective", expected, f"{objective.name} with one that is auto", instead)
+        expected = "numbers and schedules that need no pass over the training set"
+        instead = "type a number where it says auto, for example beta=2.0, and normalise=none"
+        raise InvalidValueError("objective", expected, f"{objective.name} with auto or normalise=training", instead)
     reads = {
         "features of the networks": needs.student_taps or needs.teacher_taps or needs.class_means,
         "the teacher's weights": needs.teacher_head or needs.teacher_norms,

@@ -321,7 +321,7 @@ def _check_objective(objective: Objective) -> None:
     require_objective(objective)
     needs = objective.needs
     reads = {
-        "a number that is auto": needs.teacher_statistics,
+        "a number found on the training set, by auto or normalise=training": needs.teacher_statistics,
         "the samples' places in the data set": needs.indices,
         "the teacher's mean features per class": needs.class_means,
     }

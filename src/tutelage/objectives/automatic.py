@@ -21,15 +21,14 @@ SHARE = 3.0
 """Initial gradient of a term with an automatic weight, as a multiple of cross-entropy's where all have labels."""
 BIT = math.log(2)
 """Divergence of an untrained student from its target, in nats, that an automatic gamma gives."""
-LEAST = 1e-6
-"""Smallest gradient of a term, as a multiple of cross-entropy's, that a weight is found for: below it is rounding."""
 FLAT_GAMMA = 0.25
 """Power whose mean entropy an automatic gamma of another mapping matches: that of a temperature of 4."""
 
 _ROWS = 1024
 _DIGITS = 4
 _DIGITS_OF_EXPONENT = 2
-_ROUNDING = 1e-12  # of a mean entropy
+_ROUNDING = 1e-6  # of float32 logits, relative to the largest or to 1, with room
+_VANISHED = 1e-12  # a gradient over cross-entropy's, of which float64 leaves no four digits
 
 
 def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) -> float:
@@ -44,31 +43,39 @@ def balanced_weight(term: Term, context: BindContext, weight: Automatic = AUTO) 
 
     Raises:
         ValueError: if the context lacks the teacher's logits, they say nothing of at least two classes, the term's
-            gradient is not finite or below `LEAST` times cross-entropy's, or the term reads something besides logits.
+            gradient is not finite or vanishes, or the term reads something besides logits.
     """
     needs = term.needs
     if needs.labels != "none" or needs.student_taps or needs.teacher_taps or needs.projections:
         expected = "a term that reads logits alone for auto"
         instead = f"for example {weight.argument}=3.0"
         raise InvalidValueError(weight.argument, expected, "one that reads labels or features", instead)
-    logits = _logits(context, f"an automatic {weight.argument}")
+    logits = _logits(context, f"an automatic {weight.argument}", every=needs.teacher_head)
+    _require_preference(logits, weight.argument, f"{weight.argument}=3.0")
     # A coupled term has a different value on part of the samples.
     chunks = [logits] if needs.coupled else logits.split(_ROWS)
     size = torch.cat([_gradient(term, chunk.double()).norm(dim=-1) for chunk in chunks]).mean().item()
     unit: float = term.target_gamma if weight.unit is None else weight.unit  # type: ignore[attr-defined]  # it was found
     of_cross_entropy = math.sqrt(1 - 1 / logits.shape[-1])
     relative = size * unit / of_cross_entropy
-    if not LEAST <= relative < math.inf:
-        if math.isfinite(relative):
-            expected = "a teacher that prefers a class somewhere, whose term has a gradient"
-            instead = f"train it, or type {weight.argument}=3.0, for example"
-        else:
-            expected = "a term that is finite for an untrained student"
-            instead = f"take one that accepts logits of -inf or so large, or type {weight.argument}=3.0, for example"
-        got = f"{relative:.1e} times cross-entropy's on {len(logits)} samples"
+    if not _VANISHED <= relative < math.inf:
+        expected = "a term with a finite gradient above 0 for an untrained student"
+        got = f"a gradient of {relative:.1e} times cross-entropy's on {len(logits)} samples"
+        instead = (
+            "type a larger gamma, normalise=training, or a number"
+            if math.isfinite(relative)
+            else "check the teacher's logits, or name a divergence that takes probabilities of 0, such as forward"
+        )
         raise InvalidValueError(weight.argument, expected, got, instead)
-    share = SHARE / math.sqrt(_labelled(context))
-    return _rounded(share * of_cross_entropy / (size * unit)) * unit
+    return _rounded(SHARE / math.sqrt(_labelled(context)) / relative) * unit
+
+
+def _require_preference(logits: Tensor, argument: str, example: str) -> None:
+    """Refuse a teacher whose logits of a sample are all alike but for rounding, on every sample."""
+    least, most = logits.aminmax(dim=-1)
+    if (most - least <= _ROUNDING * most.abs().clamp(min=1)).all():
+        expected, got = "a teacher that prefers a class somewhere", f"equal logits on all {len(logits)} samples"
+        raise InvalidValueError(argument, expected, got, f"train it, or type {example}, for example")
 
 
 def _labelled(context: BindContext) -> float:
@@ -89,11 +96,13 @@ def gamma(transform: str, context: BindContext) -> float:
             the probabilities that it gives to texts is to learn those of its teacher.
 
     Raises:
-        ValueError: if the teacher's logits are missing or not finite, or no gamma is flat enough.
+        ValueError: if the teacher's logits are missing, not finite or all alike, or no gamma is flat enough.
     """
     if context.per_token:  # without the logits of a vocabulary in float64
         return 1.0
-    log_probs = _logits(context, f"an automatic gamma of {transform}").double().log_softmax(dim=-1)
+    logits = _logits(context, f"an automatic gamma of {transform}")
+    _require_preference(logits, "gamma", f"gamma={FLAT_GAMMA}")
+    log_probs = logits.double().log_softmax(dim=-1)
     return exponent(log_probs) if transform == "power" else equally_flat(transform, log_probs)
 
 
@@ -154,7 +163,7 @@ def equally_flat(name: str, log_probs: Tensor) -> float:
 
     target_entropy = entropy("power", FLAT_GAMMA)
     expected = f"a teacher that {name} can make as flat as a power of {FLAT_GAMMA}"
-    return _rounded(_largest(lambda gamma: entropy(name, gamma) >= target_entropy - _ROUNDING, expected, "1e-6"))
+    return _rounded(_largest(lambda gamma: entropy(name, gamma) >= target_entropy, expected, "1e-6"))
 
 
 def mean_weight(weigh: Callable[[Tensor], Tensor], context: BindContext) -> float:
@@ -186,7 +195,8 @@ def _mean(function: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
     return torch.cat([function(rows) for rows in log_probs.split(_ROWS)]).mean().item()
 
 
-def _logits(context: BindContext, purpose: str) -> Tensor:
+def _logits(context: BindContext, purpose: str, *, every: bool = False) -> Tensor:
+    """Return the teacher's logits, without classes that no sample has unless it is ``every`` one."""
     logits = context.teacher_logits
     if logits is None:
         instead = "type context=BindContext(teacher_logits=...), or a number in place of auto"
@@ -196,11 +206,11 @@ def _logits(context: BindContext, purpose: str) -> Tensor:
         expected = "teacher_logits that are finite, or -inf for probability 0, of shape (samples, classes)"
         raise InvalidValueError("context", expected, "others" if of_rows else tuple(logits.shape), "check the teacher")
     possible = finite.any(dim=0)
-    if possible.sum() < 2:
+    if (classes := int(possible.sum())) < 2:
         raise InvalidValueError(
-            "context", "teacher_logits of at least 2 possible classes", int(possible.sum()), "check it"
+            "context", "teacher_logits of at least 2 possible classes", classes, "check the teacher"
         )
-    return logits.detach()[:, possible]  # A class that every sample rules out is none to the student either.
+    return logits.detach() if every else logits.detach()[:, possible]
 
 
 def _rounded(value: float, digits: int = _DIGITS) -> float:

@@ -238,8 +238,8 @@ def change_by_class(subject: Subject, networks: Sequence[Judged]) -> Panel | Non
     slant = -40 if max(map(len, labels)) * len(labels) > 60 else 0
     figure.update_xaxes(tickvals=list(range(len(shown))), ticktext=labels, tickangle=slant)
     figure.update_layout(hovermode="closest", showlegend=False)
-    lost = [f"{name} ({change:+.1f})" for change, name in changes[:3] if change < 0]
-    gained = [f"{name} ({change:+.1f})" for change, name in changes[:-4:-1] if change > 0]
+    lost = [f"{name} ({change:+.1f})" for change, name in changes[:3] if round(change, 1) < 0]
+    gained = [f"{name} ({change:+.1f})" for change, name in changes[:-4:-1] if round(change, 1) > 0]
     said = [f"Lost most: {', '.join(lost)}." if lost else "", f"Gained most: {', '.join(gained)}." if gained else ""]
     left_out = (
         f"The {len(shown)} largest changes of {len(changes)} {what.several}." if len(shown) < len(changes) else ""

@@ -363,17 +363,17 @@ def deadline(plan: Plan, together: Sequence[Job], writing: float) -> Deadline:
 def progress(plan: Plan) -> str:
     """Describe how much of a study, or of its search, is done, and how much is left."""
     runs, requested, left = plan.request.runs, jobs(plan.request), plan.left
-    what, then = "runs", ""
+    what, then = "runs", "nothing is left"
     if plan.request.trial is not None:
-        what, then = "runs of the search", "; the runs with what it chooses come after"
+        what, then = "runs of the search", "the runs with what it chooses come after"
     text = f"{sum(finished(runs / job.name) for job in requested)} of {len(requested)} {what} are finished"
     if not left:
-        return f"{text}; nothing is left"
+        return f"{text}; {then}"
     begun = sum((runs / job.name / records.CHECKPOINTS).is_dir() for job in left)
     text += f", {begun} of the {len(left)} left {'is' if begun == 1 else 'are'} begun"
     if all(job.name in plan.costs for job in left):
         text += f"; they take about {_minutes(plan.seconds)} more on this machine"
-    return text + then
+    return text if plan.request.trial is None else f"{text}; {then}"
 
 
 def _step_times(costs: Sequence[Cost]) -> str:

@@ -182,6 +182,9 @@ def test_a_transport_reads_the_teacher_s_last_layer():
     assert not [*objectives.matching(divergence="alpha_beta", ab_alpha=0.8, gamma=0.5, beta=1).bind().parameters()]
     with refused(InvalidValueError, "context", got="none"):
         objective.bind(BindContext(classes=5))
+    v[:, 2] = -torch.inf  # of all 5 classes the head has a row
+    found = objectives.matching(divergence="wasserstein").bind(BindContext(teacher_logits=v, teacher_head=(HEAD, None)))
+    assert 0 < found.resolved["matching"]["beta"] < 1000
     many = BindContext(teacher_head=(torch.ones(10_001, 1), None))
     with refused(InvalidValueError, "teacher_head", got=10_001, suggests="alpha_beta"):
         objective.bind(many)
