@@ -196,7 +196,7 @@ def _mean(function: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
 
 
 def _logits(context: BindContext, purpose: str, *, every: bool = False) -> Tensor:
-    """Return the teacher's logits, without classes that no sample has unless it is ``every`` one."""
+    """Return the teacher's logits: of ``every`` class, as its head has rows for, or of those that some sample has."""
     logits = context.teacher_logits
     if logits is None:
         instead = "type context=BindContext(teacher_logits=...), or a number in place of auto"
