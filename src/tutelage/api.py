@@ -48,7 +48,7 @@ from tutelage.runs.run import Run, RunOptions, Trained, load
 from tutelage.runs.setup import (
     RunInputs,
     check_model_outputs,
-    for_teacher,
+    for_recipe,
     held_out_sets,
     metric_of,
     parse,
@@ -359,7 +359,7 @@ def _inputs_of(
     else:
         trainee = create_student(recipe.student, splits, seed=recipe.seed, teacher=known, trust_code=trust_code)
     learned = [
-        for_teacher(recipe, objective if isinstance(objective, Objective) else from_spec(fit.objective))
+        for_recipe(recipe, objective if isinstance(objective, Objective) else from_spec(fit.objective))
         for objective, fit in zip(passed, recipe.fits(), strict=True)
     ]
     return RunInputs(

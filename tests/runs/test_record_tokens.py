@@ -66,6 +66,24 @@ def test_top_classes_have_a_bound_of_their_own(recipe, tmp_path):
     assert len(losses_of(tmp_path / "run")) == 2
 
 
+AUTOMATIC = {
+    "wttm": ({"wttm": {"gamma": "auto"}}, {"wttm": {"gamma": 1}}),
+    "kd": ({"kd": {"temperature": "auto", "weight": 1}}, {"kd": {"temperature": 1, "weight": 1}}),
+    "matching": ({"matching": {"beta": 1}}, {"matching": {"gamma": 1, "beta": 1}}),
+}
+
+
+@pytest.mark.parametrize("name", AUTOMATIC)
+def test_top_classes_are_enough_for_an_automatic_gamma(recipe, tmp_path, name):
+    keys = {"outputs": str(tmp_path / "outputs"), "outputs_limit_mb": 0.2, "outputs_top": 16}
+    automatic, typed = (recipe(**keys, objective=objective) for objective in AUTOMATIC[name])
+    record_teacher.record(automatic)
+    found = execute(automatic, tmp_path / "automatic").manifest["objective_resolved"][0]
+    execute(typed, tmp_path / "typed")
+    assert trained(tmp_path / "automatic") == trained(tmp_path / "typed")
+    assert found[name]["temperature" if name == "kd" else "gamma"] == 1.0
+
+
 OBJECTIVES = {
     "kd": {"kd": {"temperature": 2}},
     "mean": {"wttm": {"gamma": 0.5, "beta": 1, "normalise": "training"}},

@@ -23,6 +23,8 @@ BIT = math.log(2)
 """Divergence of an untrained student from its target, in nats, that an automatic gamma gives."""
 FLAT_GAMMA = 0.25
 """Power whose mean entropy an automatic gamma of another mapping matches: that of a temperature of 4."""
+GAMMA_OF_TOKENS = 1.0
+"""Automatic gamma where each token has a label."""
 
 _ROWS = 1024
 _DIGITS = 4
@@ -99,7 +101,7 @@ def gamma(transform: str, context: BindContext) -> float:
         ValueError: if the teacher's logits are missing, not finite or all alike, or no gamma is flat enough.
     """
     if context.per_token:  # without the logits of a vocabulary in float64
-        return 1.0
+        return GAMMA_OF_TOKENS
     logits = _logits(context, f"an automatic gamma of {transform}")
     _require_preference(logits, "gamma", f"gamma={FLAT_GAMMA}")
     log_probs = logits.double().log_softmax(dim=-1)

@@ -26,6 +26,7 @@ from tutelage.models import Classifier
 from tutelage.models.ensembles import by_tap, normalised
 from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
+from tutelage.objectives.methods.logits import of_tokens
 from tutelage.runs import sanity_checks
 from tutelage.runs.class_weights import with_class_weights
 from tutelage.runs.manifest import without_paths
@@ -95,11 +96,16 @@ def check_objectives(
 
 def build_objectives(recipe: Recipe, *, trust_code: bool | frozenset[str] | None = None) -> tuple[Objective, ...]:
     """Build the objective of each stage; `from_spec` says what ``trust_code`` is."""
-    return tuple(for_teacher(recipe, from_spec(fit.objective, trust_code=trust_code)) for fit in recipe.fits())
+    return tuple(for_recipe(recipe, from_spec(fit.objective, trust_code=trust_code)) for fit in recipe.fits())
 
 
-def for_teacher(recipe: Recipe, objective: Objective) -> Objective:
-    """Return an objective as the recipe's teacher is read: where several teach by terms, each term for each of them."""
+def for_recipe(recipe: Recipe, objective: Objective) -> Objective:
+    """Return an objective as a recipe's data and teacher have it.
+
+    Where several teach by terms, each term is for each of them; where each token has a label, an automatic gamma is
+    known.
+    """
+    objective = of_tokens(objective) if recipe.data.per_token else objective
     several = recipe.teacher
     if not isinstance(several, Teachers) or several.combine != "terms":
         return objective

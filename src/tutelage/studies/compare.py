@@ -29,6 +29,7 @@ from tutelage.runs.setup import (
     check_form,
     check_run,
     check_teacher,
+    for_recipe,
     needs_teacher,
     steps_of,
     torch_settings,
@@ -108,7 +109,7 @@ def compare(
 
 def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here | Cluster) -> None:
     reporter = options.reporter
-    objectives = [from_spec(spec) for spec in comparison.objectives.values()]
+    objectives = [for_recipe(comparison, from_spec(spec)) for spec in comparison.objectives.values()]
     check_teacher(comparison.teacher, objectives)
     if comparison.outputs is not None and comparison.outputs_form is not None:
         for objective in objectives:

@@ -11,7 +11,7 @@ from tutelage.report import table as tables
 from tutelage.report.paired import p_value
 from tutelage.report.reading import Subject, deviation, mean, number, section
 from tutelage.report.statistics import mean_interval, paired_t
-from tutelage.report.table import MISSING, fixed
+from tutelage.report.table import MISSING, fixed, interval
 
 NOTE = (
     "A difference is the first method's less the second's of the same seed: mean ± sample standard deviation over the "
@@ -101,9 +101,7 @@ def table_of(differences: Sequence[Difference], *, caption: str = "") -> tables.
 
 def _cells(of: Difference) -> list[str]:
     spread = "" if of.std is None else f" ± {of.std:.2f}"
-    bounds = (
-        f"none: {of.untested}" if of.untested else " to ".join(fixed(each, 2, sign=True) for each in (of.low, of.high))
-    )
+    bounds = f"none: {of.untested}" if of.untested else interval((of.low, of.high), sign=True)
     n = len(of.values)
     shown = fixed(of.mean, 2, sign=True) + spread
     above = f"{of.above} of {n}" if n else MISSING

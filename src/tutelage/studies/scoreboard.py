@@ -11,7 +11,7 @@ from tutelage import records
 from tutelage.report.paired import p_value
 from tutelage.report.reading import Subject, deviation, mean
 from tutelage.report.statistics import holm, mean_interval
-from tutelage.report.table import MISSING, Row, Table, fixed, written
+from tutelage.report.table import MISSING, Row, Table, fixed, interval, written
 from tutelage.studies import objective_rows
 from tutelage.studies.differences import Difference, by_seed, difference
 from tutelage.studies.objective_rows import Published
@@ -150,18 +150,14 @@ def _published(preset: str, of: Published) -> list[str]:
 
 def _row(each: Standing, compared: bool) -> Row:
     spread = "" if each.std is None else f" ± {each.std:.2f}"
-    cells = [each.method, fixed(each.value, 2) + spread, str(each.n), _interval(each.interval)]
+    cells = [each.method, fixed(each.value, 2) + spread, str(each.n), interval(each.interval)]
     if compared:
-        cells += [fixed(each.difference, 2, sign=True), _interval(each.difference_interval, sign=True), p_value(each.p)]
+        cells += [fixed(each.difference, 2, sign=True), interval(each.difference_interval, sign=True), p_value(each.p)]
     tried = ", ".join(fixed(value, 2) for value in each.tried)
     best = MISSING if each.validation is None else f"{each.validation:.2f} of {tried}"
     cells += [MISSING if each.setting is None else in_words(each.setting), best]
     exact = {"pair": each.pair, "method": each.method, "value": each.value, "difference": each.difference, "p": each.p}
     return Row(cells=cells, exact=exact)
-
-
-def _interval(interval: Interval | None, *, sign: bool = False) -> str:
-    return MISSING if interval is None else " to ".join(fixed(bound, 2, sign=sign) for bound in interval)
 
 
 def notes(found: Sequence[Standing], search: records.StudySearch) -> list[str]:

@@ -176,14 +176,43 @@ class Matching:
         """Build the term, and find the numbers that are still open."""
         if not isinstance(self.gamma, Automatic):
             return _BoundMatching(self, context)
-        gamma = automatic.gamma(self.transform, context)
+        return self.at(automatic.gamma(self.transform, context)).bind(context)
+
+    def at(self, gamma: float) -> Found:
+        """Return the term at an automatic gamma that was found."""
         as_student = isinstance(self.temperature, Automatic)
         temperature = 1 / gamma if as_student else self.temperature
-        typed = replace(self, gamma=gamma, temperature=temperature)
-        bound: Any = typed.simplest().bind(context)
-        found = {"temperature": temperature} if as_student else {"gamma": gamma}
-        bound.resolved = found | getattr(bound, "resolved", {})
-        bound.target_gamma = typed.target_gamma
+        found = {"temperature": 1 / gamma} if as_student else {"gamma": gamma}
+        return Found(replace(self, gamma=gamma, temperature=temperature).simplest(), found)
+
+
+@dataclass(frozen=True)
+class Found:
+    """A `Matching` with the automatic number that was found, by name, which the bound term has in ``resolved``."""
+
+    inner: TermSpec
+    found: Mapping[str, float]
+
+    @property
+    def needs(self) -> Requirements:
+        """The requirements at that number."""
+        return self.inner.needs
+
+    @property
+    def target_gamma(self) -> float | None:
+        """The exponent; ``None`` if the mapping is not the power."""
+        return self.inner.target_gamma
+
+    @property
+    def reads_at(self) -> float | None:
+        """The exponent at which the teacher is read; ``None`` if it is read in another way."""
+        return getattr(self.inner, "reads_at", self.target_gamma)
+
+    def bind(self, context: BindContext) -> Term:
+        """Build the term."""
+        bound: Any = self.inner.bind(context)
+        bound.resolved = {**self.found, **getattr(bound, "resolved", {})}
+        bound.target_gamma = self.target_gamma
         return bound
 
 
@@ -552,6 +581,17 @@ def kd_matched_to(objective: Objective) -> Objective:
     (matched,) = build(**matched_kd(piece.arguments or {})).pieces
     defaulted = frozenset(f"{MATCHED_TO}.{name}.{argument}" for argument in piece.defaulted)
     return Objective((replace(matched, scale=piece.scale, gather=piece.gather, defaulted=defaulted),))
+
+
+def of_tokens(objective: Objective) -> Objective:
+    """Return an objective for tokens with a label each, whose automatic gamma is known before a teacher is: 1."""
+
+    def known(part: WeightedTerm) -> WeightedTerm:
+        if isinstance(part.term, Matching) and isinstance(part.term.gamma, Automatic):
+            return replace(part, term=part.term.at(automatic.GAMMA_OF_TOKENS))
+        return part
+
+    return Objective(tuple(replace(call, parts=tuple(map(known, call.parts))) for call in objective.pieces))
 
 
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
