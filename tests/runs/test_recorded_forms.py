@@ -141,7 +141,7 @@ def test_a_comparison_records_it_by_itself_and_the_cache_lists_it(keys, tmp_path
     monkeypatch.chdir(tmp_path)
     more = {"outputs": "kept", "outputs_form": {"name": "sampled", "draws": 20}, "seeds": 2, "epochs": 1}
     given = {key: value for key, value in keys.items() if key != "objective"}
-    more["objectives"] = {"ce": "cross_entropy", "ttm": TTM}
+    more["objectives"] = {"ce": "cross_entropy", "ttm": TTM, "found": {"wttm": {"gamma": "auto"}}}
     compare(config.parse(Comparison, {**given, **more}), tmp_path / "c")
     (kept,) = [each for each in caches.found([tmp_path]) if each.kind == "outputs"]
     assert "20 draws of 270" in kept.owner

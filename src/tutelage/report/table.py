@@ -159,9 +159,9 @@ def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
     return f"{value:{'+' if sign else ''}{form}}"
 
 
-def interval(bounds: tuple[float | None, float | None] | None, digits: int = 2, *, sign: bool = False) -> str:
-    """Write an interval's bounds with fixed digits, or a dash for ``None``."""
-    return MISSING if bounds is None else " to ".join(fixed(bound, digits, sign=sign) for bound in bounds)
+def interval(bounds: tuple[float | None, float | None] | None, *, sign: bool = False) -> str:
+    """Write an interval's bounds with two digits, or a dash for ``None``."""
+    return MISSING if bounds is None else " to ".join(fixed(bound, 2, sign=sign) for bound in bounds)
 
 
 def written(value: Any) -> str:
