@@ -14,6 +14,7 @@ import yaml
 from tutelage import records
 from tutelage.config.schema import known_presets
 from tutelage.report.reading import Run, read_run
+from tutelage.report.table import fixed, interval
 from tutelage.runs import resume
 from tutelage.settings.objective import read_objective
 from tutelage.studies import paper, plan, study_file
@@ -86,9 +87,9 @@ def words(table: StudyTable, runs: list[Run]) -> str:
         "",
         "Records of finished runs, without weights: resnet56 teaches resnet20 by the study",
         f"`{STUDY}` in 60 epochs instead of 240, the learning rate divided by ten after 38, 45 and 53, in bf16",
-        f"instead of float32. The teacher was trained alike. [The table]({STUDY}/table.md) has means, published values",
-        f"and the paired differences; [the figures]({STUDY}/figures.md) are Figures 1 and 3 of the paper, from these",
-        "records.",
+        f"instead of float32. The teacher was trained the same way. [The table]({STUDY}/table.md) has means, published",
+        f"values and the paired differences; [the figures]({STUDY}/figures.md) are Figures 1 and 3 of the paper, from",
+        "these records.",
         "",
         "## So far",
         "",
@@ -100,7 +101,10 @@ def words(table: StudyTable, runs: list[Run]) -> str:
         *([f"{sum(map(len, left.values()))} runs of students:", ""] if left else ["Nothing: every run is finished."]),
         *(f"- {method}: seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}" for method, seeds in left.items()),
         *(
-            ["", "A mean of fewer than three seeds says little, and a difference of one seed nothing of the spread."]
+            [
+                "",
+                "A mean of fewer than three seeds says little, and one seed's difference nothing about the spread.",
+            ]
             if left
             else ()
         ),
@@ -114,16 +118,18 @@ def words(table: StudyTable, runs: list[Run]) -> str:
         "python benchmarks/quarter.py",
         "```",
         "",
-        "The first command trains them; the collected runs had the same settings, some in a file of their own. The",
-        "second writes this page, the table and the figures from the runs that are here.",
+        "The first command trains them; some of the collected runs took the same settings from a file of their own.",
+        "The second writes this page, the table and the figures from the runs that are here.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def difference_in_words(of: Difference) -> str:
     """Write a difference as a line."""
-    bounds = f"95 % interval {of.low:+.2f} to {of.high:+.2f}" if of.low is not None else "no interval"
-    return f"{of.tests}, {of.first} - {of.second}: {of.mean:+.2f} points, n = {len(of.values)}, {bounds}"
+    bounds = "no interval" if of.low is None else f"95 % interval {interval((of.low, of.high), sign=True)}"
+    return (
+        f"{of.tests}, {of.first} - {of.second}: {fixed(of.mean, 2, sign=True)} points, n = {len(of.values)}, {bounds}"
+    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -220,6 +221,9 @@ def _prepared(
     run_inputs = (
         None if named and built_in else _inputs_of(recipe, passed, student, teacher, data, transform, trust_code)
     )
+    if run_inputs and run_inputs.splits.per_token:  # which the recipe does not say of data that the caller opened
+        with _in_arguments():
+            schema.require_typed_exponents(recipe, where=call)
     return recipe, run_inputs
 
 
@@ -236,9 +240,16 @@ def run(
 
 
 def _parse(kind: type[R], value: Mapping[str, Any], *, where: str, trust_code: bool | frozenset[str] = False) -> R:
-    """Check a recipe as `parse` does; what is to be typed instead is written as arguments of the call."""
-    try:
+    """Check a recipe as `parse` does."""
+    with _in_arguments():
         return parse(kind, value, where=where, trust_code=trust_code)
+
+
+@contextmanager
+def _in_arguments() -> Iterator[None]:
+    """Write what is to be typed instead, in errors of a recipe, as arguments of the call."""
+    try:
+        yield
     except RecipeError as error:
         typed = r"(?<![\w.])([a-z_]+(?:\.[A-Za-z_]\w*)*)=(\[.*?\]|\{.*?\}|[^\s,;]+)"
         raise RecipeError.of(
@@ -359,7 +370,11 @@ def _inputs_of(
     else:
         trainee = create_student(recipe.student, splits, seed=recipe.seed, teacher=known, trust_code=trust_code)
     learned = [
-        for_recipe(recipe, objective if isinstance(objective, Objective) else from_spec(fit.objective))
+        for_recipe(
+            recipe,
+            objective if isinstance(objective, Objective) else from_spec(fit.objective),
+            per_token=splits.per_token,
+        )
         for objective, fit in zip(passed, recipe.fits(), strict=True)
     ]
     return RunInputs(

@@ -226,7 +226,7 @@ UNKNOWABLE = {
     "terms that do not add up": ["objective-supervised-twice"],
     "keys that do not go together": [
         *("combined-crops", "combined-transforms", "ema-sharded", "frozen-beside-head", "on-policy-without-prompts"),
-        *("pair-reads-elsewhere", "pair-without-reads", "text-flipped", "text-lm-labels"),
+        *("pair-reads-elsewhere", "pair-without-reads", "strong-mixed", "text-flipped", "text-lm-labels"),
         *("text-lm-messages-of-a-learned-tokenizer", "text-lm-teacher_tokenizer", "text-packed-with-labels"),
         *("text-tokenizer-of-images", "text-without-a-tokenizer", "unlabelled-texts-of-a-language-model"),
         "objective-file-sha256-beside-kd",

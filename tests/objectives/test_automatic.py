@@ -20,7 +20,7 @@ from tutelage.errors import InvalidValueError
 from tutelage.modules import Distiller, network_context
 from tutelage.objectives import AUTO, Apply, Automatic, BindContext, Linear, Objective, WeightedTerm, from_recipe
 from tutelage.objectives.automatic import FLAT_GAMMA, SHARE, balanced_weight, exponent, gamma, mean_weight
-from tutelage.objectives.methods.logits import Matching, of_tokens
+from tutelage.objectives.methods.logits import Matching
 from tutelage.settings.weights import scaled
 from tutelage.types import Batch, Outputs, Progress, Requirements
 
@@ -224,11 +224,14 @@ def test_tokens_are_matched_as_the_teacher_gives_them():
     for objective in (objectives.ttm(gamma="auto"), objectives.matching(), objectives.kd_matched_to(AUTOMATIC["ttm"])):
         bound = objective.bind(BindContext(teacher_logits=logits, per_token=True))
         assert bound.target_gamma == 1
-        known = of_tokens(objective)
+        known = objective.for_tokens()
         assert known.read_at == {1.0}  # before a teacher is there
         assert known.bind(BindContext(teacher_logits=logits)).resolved == bound.resolved
         assert known.to_recipe() == objective.to_recipe()
-    each = of_tokens(objectives.ttm(gamma="auto", beta=1)).per_member({"first": 0.5, "second": 0.5})
+    standardised = objectives.ttm(gamma="auto", beta=1, logits="standardised").for_tokens()
+    assert not standardised.needs.teacher_statistics
+    assert standardised.bind().resolved == {"ttm": {"gamma": 1.0}}
+    each = objectives.ttm(gamma="auto", beta=1).for_tokens().per_member({"first": 0.5, "second": 0.5})
     assert each.bind().resolved == {"ttm": {"gamma": 1.0}}  # without statistics of each teacher
     tokens = BindContext(teacher_logits=logits, per_token=True)
     other = objectives.transformed_matching(transform="logarithm", beta=1).bind(tokens)

@@ -8,7 +8,7 @@ from tests._helpers import ROOT
 
 
 def numbers(text):
-    return set(re.findall(r"(?<![\w.-])\d+(?:,\d{3})*(?:\.\d+)?", text.replace(",\n", ", ")))
+    return set(re.findall(r"(?<![\w.])(?<!\w-)\d+(?:,\d{3})*(?:\.\d+)?", text.replace(",\n", ", ")))
 
 
 def unknown_numbers(page, tables, known):

@@ -26,7 +26,7 @@ def test_the_automatic_numbers_are_those_of_the_record():
         f"{median['wttm']:.1f}, and between {min(shares['ttm']):.1f} and {max(shares['ttm']):.1f} for TTM, with a "
         f"median of {median['ttm']:.1f}; the median over both is {median['all']:.1f}",
         "the factor is {:.1f} and {:.1f}".format(*of_pair),
-        f"have a median of {median['all']:.1f}, and {of_pair[0]:.1f} for TTM with resnet56",
+        f"correspond to a factor with a median of {median['all']:.1f}; it is {of_pair[0]:.1f} for TTM with resnet56",
         "Its mean size is between {:.2f} and {:.2f} for".format(*record["wttm_sizes"]),
         "same numbers to {:.1%}, 500 samples to {:.1%}.".format(*record["parts"].values()).replace("%", " %"),
     ]

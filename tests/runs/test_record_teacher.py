@@ -434,13 +434,15 @@ def test_an_interrupted_recording_resumes_in_the_form_that_was_chosen(teacher, t
 
 def test_a_comparison_keeps_the_top_where_outputs_top_is_given(many, tmp_path):
     keys = {"name": "few", "data": many["data"], "student": "mlp:8", "teacher": many["teacher"], "epochs": 2}
-    value = {**keys, "objectives": {"kd": {"kd": {"temperature": 1.5}}}, "outputs": str(tmp_path / "outputs")}
+    asked = {"kd": {"kd": {"temperature": 1.5}}, "ttm": {"ttm": {"gamma": 0.5, "beta": 1}}}  # which share no batches
+    value = {**keys, "objectives": asked, "outputs": str(tmp_path / "outputs")}
     with refused(RecipeError, "outputs", suggests=["outputs_limit_mb=1", "outputs_top=4"]):
         compare(config.parse(Comparison, {**value, "outputs_limit_mb": 0.026}), tmp_path / "few")
     kept = {"outputs_limit_mb": LIMIT, "outputs_top": 5, "outputs_max_error": 1.0}
     compare(config.parse(Comparison, {**value, **kept}), tmp_path / "few")
-    run = json.loads((tmp_path / "few" / "kd-seed0" / "manifest.json").read_text())
-    assert run["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
+    for name in asked:
+        run = json.loads((tmp_path / "few" / f"{name}-seed0" / "manifest.json").read_text())
+        assert run["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
 
 
 def test_what_another_process_has_begun_meanwhile_is_resumed(teacher, tmp_path, monkeypatch):

@@ -4,9 +4,12 @@ import json
 
 import pytest
 import torch
+from tests._helpers.refusals import refused
 
-from tutelage import config, targets
+import tutelage
+from tutelage import config, data, objectives, targets
 from tutelage.config.schema import Recipe
+from tutelage.errors import RecipeError
 from tutelage.runs import record_teacher, run_state
 from tutelage.runs.execute import execute
 from tutelage.runs.group import execute_group
@@ -78,10 +81,24 @@ def test_top_classes_are_enough_for_an_automatic_gamma(recipe, tmp_path, name):
     keys = {"outputs": str(tmp_path / "outputs"), "outputs_limit_mb": 0.2, "outputs_top": 16}
     automatic, typed = (recipe(**keys, objective=objective) for objective in AUTOMATIC[name])
     record_teacher.record(automatic)
-    found = execute(automatic, tmp_path / "automatic").manifest["objective_resolved"][0]
+    resolved = execute(automatic, tmp_path / "automatic").manifest["objective_resolved"][0]
     execute(typed, tmp_path / "typed")
     assert trained(tmp_path / "automatic") == trained(tmp_path / "typed")
-    assert found[name]["temperature" if name == "kd" else "gamma"] == 1.0
+    assert resolved[name]["temperature" if name == "kd" else "gamma"] == 1.0
+
+
+def test_tokens_that_a_caller_opened_are_tokens_too(recipe, tmp_path):
+    taught = recipe()
+    keys = {"student": network(8), "data": data.open_data(taught.data), "runs": tmp_path, "display": None}
+    keys |= {"epochs": 1, "batch_size": 4, "threads": 1, "device": "cpu", "weak_teacher": True}
+    execute(recipe(student=network(12), teacher=None, objective="cross_entropy"), tmp_path / "other")
+    several = {"members": [taught.teacher.name, str(tmp_path / "other")], "combine": "terms"}
+    for logits in ("raw", "standardised"):
+        objective = objectives.ttm(gamma="auto", beta=1, logits=logits)
+        run = tutelage.distill(name=logits, teacher=several, objective=objective, **keys)
+        assert run.manifest["objective_resolved"] == [{"ttm": {"gamma": 1.0}}]
+    with refused(RecipeError, "distill: objective.ttm.gamma", got="default of ttm", suggests="{'ttm': {'gamma': 1}}"):
+        tutelage.distill(name="untyped", teacher=taught.teacher.name, objective=objectives.ttm(beta=1), **keys)
 
 
 OBJECTIVES = {

@@ -141,8 +141,10 @@ def test_a_comparison_records_it_by_itself_and_the_cache_lists_it(keys, tmp_path
     monkeypatch.chdir(tmp_path)
     more = {"outputs": "kept", "outputs_form": {"name": "sampled", "draws": 20}, "seeds": 2, "epochs": 1}
     given = {key: value for key, value in keys.items() if key != "objective"}
-    more["objectives"] = {"ce": "cross_entropy", "ttm": TTM, "found": {"wttm": {"gamma": "auto"}}}
+    more["objectives"] = {"ce": "cross_entropy", "ttm": TTM, "wttm_auto": {"wttm": {"gamma": "auto"}}}
     compare(config.parse(Comparison, {**given, **more}), tmp_path / "c")
+    manifest = json.loads((tmp_path / "c/wttm_auto-seed0/manifest.json").read_text())
+    assert manifest["objective_resolved"][0]["wttm"]["gamma"] == 1
     (kept,) = [each for each in caches.found([tmp_path]) if each.kind == "outputs"]
     assert "20 draws of 270" in kept.owner
     result = CliRunner().invoke(app, ["cache", "list", str(tmp_path)])

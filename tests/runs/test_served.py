@@ -198,14 +198,14 @@ def test_its_statistics_come_from_its_answers(served):
     assert resolved["beta"] > 0
 
 
-@pytest.mark.parametrize("arguments", [{}, {"beta": 1}, {"beta": 1, "logits": "raw", "normalise": "training"}])
+@pytest.mark.parametrize("arguments", [{}, {"beta": 1}, {"beta": 1, "normalise": "training"}])
 def test_its_automatic_gamma_is_known_beforehand(served, tmp_path, arguments):
-    runs = {}
+    resolved = {}
     for gamma in ("auto", 1.0):
         taught = served("ids", objective={"wttm": {"gamma": gamma, **arguments}})
-        runs[gamma] = execute(taught, tmp_path / str(gamma)).manifest["objective_resolved"][0]
+        resolved[gamma] = execute(taught, tmp_path / str(gamma)).manifest["objective_resolved"][0]
     assert trained(tmp_path / "auto") == trained(tmp_path / "1.0")
-    assert runs["auto"]["wttm"] == {"gamma": 1.0, **runs[1.0].get("wttm", {})}
+    assert resolved["auto"]["wttm"] == {"gamma": 1.0, **resolved[1.0].get("wttm", {})}
 
 
 def first(change):

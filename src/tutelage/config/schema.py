@@ -885,8 +885,8 @@ def parse(
         recipe = kind.model_validate(dict(value), context={"check": check} if check else None)
     except pydantic.ValidationError as error:
         raise messages.recipe_error(kind, error).renamed(partial(_place, where, overrides)) from None
-    if recipe.data.per_token and (errors := list(_untyped_exponents(recipe))):
-        raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
+    if recipe.data.per_token:
+        require_typed_exponents(recipe, where=where, overrides=overrides)
     kinds = (_of_served, _of_on_policy, _of_pairs, _of_masks, _of_vocabularies)
     if errors := [error for kind in kinds for error in kind(recipe)]:
         raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
@@ -990,13 +990,19 @@ def _of_pairs(recipe: Recipe) -> Iterator[InvalidValueError]:
         yield InvalidValueError("student.reads", expected, recipe.student.reads, instead)
 
 
-def _untyped_exponents(recipe: Recipe) -> Iterator[InvalidValueError]:
+def require_typed_exponents(recipe: Recipe, *, where: str = "recipe", overrides: Sequence[str] = ()) -> None:
+    """Refuse a gamma that was left at its default, which is for images, where each token has a label.
+
+    Raises:
+        RecipeError: with every such objective; ``where`` and ``overrides`` are those of `parse`.
+    """
     objectives = {"objective": recipe.objective}
     if isinstance(recipe, Comparison):
         objectives = {f"objectives.{name}": spec for name, spec in recipe.objectives.items()}
     objectives |= {f"stages.{k}.objective": each.objective for k, each in enumerate(recipe.stages) if each.objective}
-    for where, spec in objectives.items():
-        yield from untyped_exponents(spec, known_presets(), where)
+    presets = known_presets()
+    if errors := [error for key, spec in objectives.items() for error in untyped_exponents(spec, presets, key)]:
+        raise RecipeError.of(errors).renamed(partial(_place, where, overrides))
 
 
 def _place(where: str, overrides: Sequence[str], key: str) -> str:

@@ -373,6 +373,11 @@ class Splits:
         return self.text["student"].max_tokens if self.train.per_position else 1
 
     @property
+    def per_token(self) -> bool:
+        """Whether each token of a text has a label, as in a language model."""
+        return "student" in self.text and self.text["student"].per_token
+
+    @property
     def of_images(self) -> bool:
         """Whether samples have an image; others are texts, or tensors that the user's networks take as they are."""
         return self.channels is not None

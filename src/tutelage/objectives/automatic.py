@@ -97,6 +97,9 @@ def gamma(transform: str, context: BindContext) -> float:
         context: context with the teacher's logits. Where each token has a label gamma is 1: a student that is judged by
             the probabilities that it gives to texts is to learn those of its teacher.
 
+    Returns:
+        A number in (0, 1], rounded to two significant digits for the power and to four for other mappings.
+
     Raises:
         ValueError: if the teacher's logits are missing, not finite or all alike, or no gamma is flat enough.
     """
@@ -198,7 +201,10 @@ def _mean(function: Callable[[Tensor], Tensor], log_probs: Tensor) -> float:
 
 
 def _logits(context: BindContext, purpose: str, *, every: bool = False) -> Tensor:
-    """Return the teacher's logits: of ``every`` class, as its head has rows for, or of those that some sample has."""
+    """Return the teacher's logits on training samples, without the classes that are -inf on all of them.
+
+    With ``every`` those stay, so that columns are the rows of the teacher's head.
+    """
     logits = context.teacher_logits
     if logits is None:
         instead = "type context=BindContext(teacher_logits=...), or a number in place of auto"

@@ -18,6 +18,7 @@ from tutelage.objectives.term import (
     TermSpec,
     WeightedTerm,
     common_gamma,
+    for_tokens,
     joint_needs,
     named_parts,
 )
@@ -104,6 +105,14 @@ class Objective:
             ValueError: if a term reads more of a teacher than its logits.
         """
         return Objective(tuple(of_each(piece, weights) for piece in self.pieces))
+
+    def for_tokens(self) -> Objective:
+        """Return the objective where each token has a label: an automatic gamma is 1, known without a teacher."""
+
+        def fitted(part: WeightedTerm) -> WeightedTerm:
+            return replace(part, term=for_tokens(part.term))
+
+        return Objective(tuple(replace(piece, parts=tuple(map(fitted, piece.parts))) for piece in self.pieces))
 
     def with_class_weights(self, weights: Sequence[float]) -> Objective:
         """Return the objective with a weight for each class in its cross-entropy with the labels.

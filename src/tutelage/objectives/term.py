@@ -127,6 +127,12 @@ class PresetCall:
     defaulted: frozenset[str] = field(default=frozenset(), compare=False)  # arguments that were not typed
 
 
+def for_tokens(term: TermSpec) -> TermSpec:
+    """Return a term where each token has a label: one with an automatic gamma, which is then known, with that gamma."""
+    fitted: Callable[[], TermSpec] | None = getattr(term, "for_tokens", None)
+    return fitted() if fitted else term
+
+
 def named_parts(calls: Iterable[PresetCall]) -> Iterator[tuple[WeightedTerm, float]]:
     """Yield each term with the factor on its weight; a number makes names unique."""
     taken: set[str] = set()

@@ -160,7 +160,12 @@ def fixed(value: float | None, digits: int = 3, *, sign: bool = False) -> str:
 
 
 def interval(bounds: tuple[float | None, float | None] | None, *, sign: bool = False) -> str:
-    """Write an interval's bounds with two digits, or a dash for ``None``."""
+    """Write an interval's bounds with two decimals, or a dash for ``None``.
+
+    Example:
+        >>> interval((-0.004, 1.5), sign=True)
+        '+0.00 to +1.50'
+    """
     return MISSING if bounds is None else " to ".join(fixed(bound, 2, sign=sign) for bound in bounds)
 
 

@@ -225,11 +225,14 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
 
 
 def _exponents(recipe: Recipe) -> list[Any] | None:
-    """Return each stage's exponents for recorded top classes; ``None`` with all classes or a live teacher."""
-    path = Path(recipe.outputs or "") / records.OUTPUTS
-    if recipe.outputs is None or not path.exists():
+    """Return each stage's exponents if outputs are, or once recorded may be, of another form than all logits."""
+    if recipe.outputs is None:
         return None
-    if not records.read_json(path, reads=records.OUTPUTS_SCHEMA).get("form"):
+    path = Path(recipe.outputs) / records.OUTPUTS
+    form: Any = recipe.outputs_top or recipe.outputs_form
+    if path.exists():
+        form = records.read_json(path, reads=records.OUTPUTS_SCHEMA).get("form")
+    if not form:
         return None
     return [objective.read_at for objective in build_objectives(recipe)]
 

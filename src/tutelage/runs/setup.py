@@ -26,7 +26,6 @@ from tutelage.models import Classifier
 from tutelage.models.ensembles import by_tap, normalised
 from tutelage.modules import FrozenTeacher, network_context, refuse_shared
 from tutelage.objectives import BindContext, Objective, from_spec
-from tutelage.objectives.methods.logits import of_tokens
 from tutelage.runs import sanity_checks
 from tutelage.runs.class_weights import with_class_weights
 from tutelage.runs.manifest import without_paths
@@ -96,16 +95,17 @@ def check_objectives(
 
 def build_objectives(recipe: Recipe, *, trust_code: bool | frozenset[str] | None = None) -> tuple[Objective, ...]:
     """Build the objective of each stage; `from_spec` says what ``trust_code`` is."""
-    return tuple(for_recipe(recipe, from_spec(fit.objective, trust_code=trust_code)) for fit in recipe.fits())
+    each = (from_spec(fit.objective, trust_code=trust_code) for fit in recipe.fits())
+    return tuple(for_recipe(recipe, objective, per_token=recipe.data.per_token) for objective in each)
 
 
-def for_recipe(recipe: Recipe, objective: Objective) -> Objective:
-    """Return an objective as a recipe's data and teacher have it.
+def for_recipe(recipe: Recipe, objective: Objective, *, per_token: bool) -> Objective:
+    """Return an objective fitted to a recipe's data and teacher.
 
-    Where several teach by terms, each term is for each of them; where each token has a label, an automatic gamma is
-    known.
+    Where each token has a label (``per_token``, which a recipe does not say of data that a caller opened), an automatic
+    gamma is set; where several teachers teach by terms, each term is computed for each of them.
     """
-    objective = of_tokens(objective) if recipe.data.per_token else objective
+    objective = objective.for_tokens() if per_token else objective
     several = recipe.teacher
     if not isinstance(several, Teachers) or several.combine != "terms":
         return objective
@@ -183,7 +183,8 @@ def _check_served(objective: Objective) -> None:
             "probability is known, but not the sum of p**gamma"
         )
         got = ", ".join(_readings(others))
-        raise RecipeError(what, expected, got, "type gamma=1, or temperature=1 of kd, or teacher=... for a network")
+        instead = "type ttm or wttm with gamma=1, or kd with temperature=1, or teacher=... for a network"
+        raise RecipeError(what, expected, got, instead)
 
 
 def check_compatible(run_inputs: RunInputs) -> None:
@@ -499,7 +500,7 @@ def run_context(objective: Objective, run_inputs: RunInputs, asked: nn.Module | 
         class_means=_class_means(run_inputs, asked or teacher, needs.class_means),
         same_tokens=_same_tokens(splits) if needs.same_tokens else None,
         per_epoch=train.per_epoch,
-        per_token="student" in splits.text and splits.text["student"].per_token,
+        per_token=splits.per_token,
     )
 
 

@@ -405,7 +405,7 @@ def _names(value: Any, *, argument: str) -> tuple[str, ...]:
 
 
 def _layers(value: Any, *, argument: str) -> str | tuple[tuple[int, int], ...]:
-    if isinstance(value, str):
+    if isinstance(value, str) and value:
         return value
     pairs: Sequence[Any] = value if isinstance(value, list | tuple) and value else [None]
     if not all(isinstance(pair, list | tuple) and list(map(type, pair)) == [int, int] for pair in pairs):

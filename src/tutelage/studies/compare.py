@@ -109,7 +109,10 @@ def compare(
 
 def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here | Cluster) -> None:
     reporter = options.reporter
-    objectives = [for_recipe(comparison, from_spec(spec)) for spec in comparison.objectives.values()]
+    objectives = [
+        for_recipe(comparison, from_spec(spec), per_token=comparison.data.per_token)
+        for spec in comparison.objectives.values()
+    ]
     check_teacher(comparison.teacher, objectives)
     if comparison.outputs is not None and comparison.outputs_form is not None:
         for objective in objectives:

@@ -16,7 +16,7 @@ from tutelage.losses.divergences import KINDS, PARAMETERS
 from tutelage.objectives import automatic
 from tutelage.objectives.objective import Objective
 from tutelage.objectives.registry import objective_of, preset, supervised_part
-from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, missing, present
+from tutelage.objectives.term import Apply, BindContext, TermSpec, WeightedTerm, for_tokens, missing, present
 from tutelage.settings.objective import MATCHED, MATCHED_TO, matched_kd
 from tutelage.settings.weights import (
     AUTO,
@@ -176,42 +176,46 @@ class Matching:
         """Build the term, and find the numbers that are still open."""
         if not isinstance(self.gamma, Automatic):
             return _BoundMatching(self, context)
-        return self.at(automatic.gamma(self.transform, context)).bind(context)
+        return self.with_gamma(automatic.gamma(self.transform, context)).bind(context)
 
-    def at(self, gamma: float) -> Found:
-        """Return the term at an automatic gamma that was found."""
+    def for_tokens(self) -> TermSpec:
+        """Return the term where each token has a label, which sets an automatic gamma without a teacher."""
+        return self.with_gamma(automatic.GAMMA_OF_TOKENS) if isinstance(self.gamma, Automatic) else self
+
+    def with_gamma(self, gamma: float) -> ResolvedMatching:
+        """Return the term with its automatic gamma, and a temperature that follows from it, set."""
         as_student = isinstance(self.temperature, Automatic)
         temperature = 1 / gamma if as_student else self.temperature
-        found = {"temperature": 1 / gamma} if as_student else {"gamma": gamma}
-        return Found(replace(self, gamma=gamma, temperature=temperature).simplest(), found)
+        resolved = {"temperature": 1 / gamma} if as_student else {"gamma": gamma}
+        return ResolvedMatching(replace(self, gamma=gamma, temperature=temperature).simplest(), resolved)
 
 
 @dataclass(frozen=True)
-class Found:
-    """A `Matching` with the automatic number that was found, by name, which the bound term has in ``resolved``."""
+class ResolvedMatching:
+    """A `Matching` whose automatic gamma is known: its term, and the number by the name of the preset's argument."""
 
-    inner: TermSpec
-    found: Mapping[str, float]
+    term: TermSpec
+    resolved: Mapping[str, float]
 
     @property
     def needs(self) -> Requirements:
         """The requirements at that number."""
-        return self.inner.needs
+        return self.term.needs
 
     @property
     def target_gamma(self) -> float | None:
         """The exponent; ``None`` if the mapping is not the power."""
-        return self.inner.target_gamma
+        return self.term.target_gamma
 
     @property
     def reads_at(self) -> float | None:
         """The exponent at which the teacher is read; ``None`` if it is read in another way."""
-        return getattr(self.inner, "reads_at", self.target_gamma)
+        return getattr(self.term, "reads_at", self.target_gamma)
 
     def bind(self, context: BindContext) -> Term:
         """Build the term."""
-        bound: Any = self.inner.bind(context)
-        bound.resolved = {**self.found, **getattr(bound, "resolved", {})}
+        bound: Any = self.term.bind(context)
+        bound.resolved = {**self.resolved, **getattr(bound, "resolved", {})}
         bound.target_gamma = self.target_gamma
         return bound
 
@@ -282,6 +286,10 @@ class Standardised:
     def needs(self) -> Requirements:
         """The requirements of the inner term, but for logits that are standardised: whole rows."""
         return replace(self.inner.needs, sparse=False)
+
+    def for_tokens(self) -> Standardised:
+        """Return the term where each token has a label."""
+        return replace(self, inner=for_tokens(self.inner))
 
     def bind(self, context: BindContext) -> Term:
         """Build the inner term for one run, from a context in which the teacher's logits are standardised too."""
@@ -526,7 +534,9 @@ def ttm(
     """``supervised * CE(y, q) + beta * KL(p_gamma || q)``: transformed teacher matching.
 
     Args:
-        gamma: exponent, > 0; 1/T in knowledge distillation; a number or a schedule. ``auto`` is found from the teacher.
+        gamma: exponent, > 0; 1/T in knowledge distillation; a number or a schedule. ``auto`` is 1 for tokens, else the
+            gamma in (0, 1] at which the teacher's mean ``KL(p_gamma || 1/K)`` is log 2, or half of log K for fewer than
+            four classes; 1 if the teacher is flatter than that.
         beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: weight of the cross-entropy, always on raw logits.
         logits: form of the logits: ``raw``, or ``standardised`` over the classes (Sun et al. 2024, arXiv:2403.01427),
@@ -583,17 +593,6 @@ def kd_matched_to(objective: Objective) -> Objective:
     return Objective((replace(matched, scale=piece.scale, gather=piece.gather, defaulted=defaulted),))
 
 
-def of_tokens(objective: Objective) -> Objective:
-    """Return an objective for tokens with a label each, whose automatic gamma is known before a teacher is: 1."""
-
-    def known(part: WeightedTerm) -> WeightedTerm:
-        if isinstance(part.term, Matching) and isinstance(part.term.gamma, Automatic):
-            return replace(part, term=part.term.at(automatic.GAMMA_OF_TOKENS))
-        return part
-
-    return Objective(tuple(replace(call, parts=tuple(map(known, call.parts))) for call in objective.pieces))
-
-
 @preset("Zheng and Yang 2024, arXiv:2402.11148, section 4")
 def wttm(
     *,
@@ -609,7 +608,7 @@ def wttm(
     between gammas.
 
     Args:
-        gamma: exponent, > 0; a number, or without ``normalise`` a schedule. ``auto`` is found from the teacher.
+        gamma: exponent, > 0; a number, or without ``normalise`` a schedule. ``auto`` is that of `ttm`.
         beta: weight of the matching term; ``auto`` balances its first gradient with cross-entropy's.
         supervised: weight of the cross-entropy.
         normalise: divisor of the power sum: ``none``, or its mean over the ``batch``, which couples a batch's samples,
