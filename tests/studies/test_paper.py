@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 from PIL import Image
-from tests._helpers import synthetic
+from tests._helpers import ROOT, synthetic
 from tests._helpers.refusals import refused
 
 from tutelage import records
@@ -409,7 +409,9 @@ def test_of_several_temperatures_the_one_of_ttm_counts(tmp_path):
 
 def test_matched_weights_are_said_to_change_the_scale(tmp_path):
     write_study(tmp_path / "matched", ["entropy"], ["kd", "ttm"], seeds=1)
-    assert "TTM's loss is then 10 times KD's" in picture(tmp_path / "matched", "entropy").caption
+    assert "TTM's loss is then 10 times KD's plus" in picture(tmp_path / "matched", "entropy").caption
+    whole = picture(ROOT / "benchmarks/results/cifar100-quarter/method-alone", "entropy").caption  # KD's labels weigh 1
+    assert whole.endswith("λ of KD, T = 3.333: TTM's loss is then KD's plus the entropy term.")
     write_study(tmp_path / "not", ["entropy"], ["kd-t1", "ttm"], seeds=1)
     assert "β" not in picture(tmp_path / "not", "entropy").caption
 

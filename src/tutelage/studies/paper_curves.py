@@ -207,8 +207,10 @@ def _matched(readings: Readings) -> str:
         if not weight or not labels or not temperature or not beta or whole != 1:
             continue
         if math.isclose(weight / labels * temperature, beta, rel_tol=1e-3):
+            scaled = "" if labels == 1 else f"{1 / labels:g} times "
+            too = ", so the two differ in scale too" if scaled else ""
             return (
-                f"β of TTM is matched to λ of KD: TTM's loss is then {1 / labels:g} times KD's plus the "
-                "entropy term, so the two differ in scale too."
+                f"β of {ttm.label} is matched to λ of {kd.label}: TTM's loss is then {scaled}KD's plus the entropy "
+                f"term{too}."
             )
     return ""

@@ -157,7 +157,7 @@ def _label(name: str, kind: str | None, level: float | None, supervised: bool | 
     if kind == "ls":
         return "label smoothing" if level is None else f"label smoothing {level:g}"
     sign = "T" if kind == "kd" else "γ"
-    label = kind.upper() if level is None else f"{kind.upper()}, {sign} = {level:g}"
+    label = kind.upper() if level is None else f"{kind.upper()}, {sign} = {level:.4g}"
     return f"{label}, no cross-entropy" if supervised is False else label
 
 
