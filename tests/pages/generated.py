@@ -8,7 +8,12 @@ from tests._helpers import ROOT
 
 
 def numbers(text):
-    return set(re.findall(r"(?<![\w.])(?<!\w-)\d+(?:,\d{3})*(?:\.\d+)?", text.replace(",\n", ", ")))
+    """Return the numbers of a text, with their signs where they have one."""
+    return set(re.findall(r"(?:(?<![\w-])[+-])?(?<![\w.])(?<!\w-)\d+(?:,\d{3})*(?:\.\d+)?", text.replace(",\n", ", ")))
+
+
+def with_or_without_sign(found):
+    return found | {number.lstrip("+-") for number in found}
 
 
 def unknown_numbers(page, tables, known):
@@ -19,12 +24,12 @@ def unknown_numbers(page, tables, known):
     text = re.sub(r"^```.*?^```", "", page, flags=re.MULTILINE | re.DOTALL)
     generated = re.findall(r"^<!-- table: \S+ -->\n\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
     assert len(generated) == len(tables)
-    of_tables = numbers("".join(generated))
+    of_tables = with_or_without_sign(numbers("".join(generated)))
     prose = re.sub(r"^(<!-- table: \S+ -->\n\n)(?:\|.*\n)+", "", text, flags=re.MULTILINE)
     assert [words for words in known if words not in prose] == []
     for paragraph in re.split(r"\n\n|\n(?=- |\|)", prose):
         linked = [ROOT / "docs" / path for path in re.findall(r"\]\((\.\./benchmarks/[^)#]+\.md)\)", paragraph)]
-        of_records = numbers("".join(path.read_text(encoding="utf-8") for path in linked))
+        of_records = with_or_without_sign(numbers("".join(path.read_text(encoding="utf-8") for path in linked)))
         plain = re.sub(r"\]\([^)]*\)|`[^`]*`", " ", paragraph)
         for words in sorted(known, key=len, reverse=True):
             plain = plain.replace(words, " ")

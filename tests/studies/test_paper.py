@@ -411,9 +411,9 @@ def test_matched_weights_are_said_to_change_the_scale(tmp_path):
     write_study(tmp_path / "matched", ["entropy"], ["kd", "ttm"], seeds=1)
     assert "TTM's loss is then 10 times KD's plus" in picture(tmp_path / "matched", "entropy").caption
     whole = picture(ROOT / "benchmarks/results/cifar100-quarter/method-alone", "entropy").caption  # KD's labels weigh 1
-    assert whole.endswith("λ of KD, T = 3.333: TTM's loss is then KD's plus the entropy term.")
+    assert whole.endswith("is matched to KD, T = 3.333: TTM's loss is then KD's plus the entropy term.")
     write_study(tmp_path / "not", ["entropy"], ["kd-t1", "ttm"], seeds=1)
-    assert "β" not in picture(tmp_path / "not", "entropy").caption
+    assert "is matched to" not in picture(tmp_path / "not", "entropy").caption
 
 
 DISTANCES = [

@@ -991,7 +991,7 @@ def _of_pairs(recipe: Recipe) -> Iterator[InvalidValueError]:
 
 
 def require_typed_exponents(recipe: Recipe, *, where: str = "recipe", overrides: Sequence[str] = ()) -> None:
-    """Refuse a gamma that was left at its default, which is for images, where each token has a label.
+    """Refuse a gamma left at its default, which is meant for images; for data whose tokens each have a label.
 
     Raises:
         RecipeError: with every such objective; ``where`` and ``overrides`` are those of `parse`.

@@ -90,7 +90,7 @@ def _part(call: PresetCall, part: WeightedTerm, weights: Mapping[str, float]) ->
     if read := [what for what, is_read in insides.items() if is_read]:
         expected = "terms that read a teacher's logits alone, as each is computed for several teachers"
         got = f"{part.name}, which reads a teacher's {' and '.join(read)}"
-        numbers = "type numbers for auto and normalise=none for training, or " if needs.teacher_statistics else "type "
-        instead = f"{numbers}teacher.combine=probabilities, or name one teacher"
+        numbers = "numbers in place of auto and normalise=none in place of training, or " * needs.teacher_statistics
+        instead = f"type {numbers}teacher.combine=probabilities, or name one teacher"
         raise InvalidValueError(f"objective {call.preset or 'custom'}", expected, got, instead)
     return replace(part, term=EachMember(part.term, tuple(weights.items())))

@@ -128,7 +128,7 @@ class PresetCall:
 
 
 def for_tokens(term: TermSpec) -> TermSpec:
-    """Return a term where each token has a label: one with an automatic gamma, which is then known, with that gamma."""
+    """Return the term for data whose tokens each have a label: an automatic gamma is set, which takes no teacher."""
     fitted: Callable[[], TermSpec] | None = getattr(term, "for_tokens", None)
     return fitted() if fitted else term
 

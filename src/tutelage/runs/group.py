@@ -225,7 +225,7 @@ def can_share_batches(first: Recipe, second: Recipe) -> bool:
 
 
 def _exponents(recipe: Recipe) -> list[Any] | None:
-    """Return each stage's exponents if outputs are, or once recorded may be, of another form than all logits."""
+    """Return each stage's exponents where recorded outputs are, or may become, anything but all logits; else none."""
     if recipe.outputs is None:
         return None
     path = Path(recipe.outputs) / records.OUTPUTS

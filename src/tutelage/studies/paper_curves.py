@@ -209,8 +209,5 @@ def _matched(readings: Readings) -> str:
         if math.isclose(weight / labels * temperature, beta, rel_tol=1e-3):
             scaled = "" if labels == 1 else f"{1 / labels:g} times "
             too = ", so the two differ in scale too" if scaled else ""
-            return (
-                f"β of {ttm.label} is matched to λ of {kd.label}: TTM's loss is then {scaled}KD's plus the entropy "
-                f"term{too}."
-            )
+            return f"{ttm.label}, is matched to {kd.label}: TTM's loss is then {scaled}KD's plus the entropy term{too}."
     return ""

@@ -279,7 +279,7 @@ def test_a_recipe_holds_pairs_of_layers():
     (entry,) = objective.to_recipe()
     assert entry["hidden_states"]["layers"] == [[0, 1], [1, 3]]
     assert objectives.from_recipe(json.loads(json.dumps(objective.to_recipe()))) == objective
-    for wrong in ([[0, 1, 2]], [["0", 1]], [], 3, [[True, 1]]):
+    for wrong in ([[0, 1, 2]], [["0", 1]], [], "", 3, [[True, 1]]):
         with refused(InvalidTypeError, "layers", suggests="layers=[[0, 1], [1, 3]]"):
             objectives.hidden_states(layers=wrong)
     with refused(InvalidValueError, "layers", got="'unifrom'", suggests="uniform"):

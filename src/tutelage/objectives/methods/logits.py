@@ -179,7 +179,7 @@ class Matching:
         return self.with_gamma(automatic.gamma(self.transform, context)).bind(context)
 
     def for_tokens(self) -> TermSpec:
-        """Return the term where each token has a label, which sets an automatic gamma without a teacher."""
+        """Return the term for data whose tokens each have a label: an automatic gamma is set, without a teacher."""
         return self.with_gamma(automatic.GAMMA_OF_TOKENS) if isinstance(self.gamma, Automatic) else self
 
     def with_gamma(self, gamma: float) -> ResolvedMatching:
@@ -288,7 +288,7 @@ class Standardised:
         return replace(self.inner.needs, sparse=False)
 
     def for_tokens(self) -> Standardised:
-        """Return the term where each token has a label."""
+        """Return the term for data whose tokens each have a label: the inner one's automatic gamma is set."""
         return replace(self, inner=for_tokens(self.inner))
 
     def bind(self, context: BindContext) -> Term:
