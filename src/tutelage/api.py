@@ -251,7 +251,7 @@ def _in_arguments() -> Iterator[None]:
     try:
         yield
     except RecipeError as error:
-        typed = r"(?<![\w.])([a-z_]+(?:\.[A-Za-z_]\w*)*)=(\[.*?\]|\{.*?\}|[^\s,;]+)"
+        typed = r"(?<![\w.])([a-z_]+(?:\.\w+)*)=(\[.*?\]|\{.*?\}|[^\s,;]+)"
         raise RecipeError.of(
             RecipeError(part.what, part.expected, part.got, re.sub(typed, _as_argument, part.instead))
             for part in error.errors
@@ -259,8 +259,10 @@ def _in_arguments() -> Iterator[None]:
 
 
 def _as_argument(override: re.Match[str]) -> str:
-    """Write an override, such as ``optimizer.lr=0.1``, as an argument: ``optimizer={'lr': 0.1}``."""
+    """Write an override as an argument: ``optimizer.lr=0.1`` as ``optimizer={'lr': 0.1}``, ``stages.1`` as an item."""
     name, *keys = override[1].split(".")
+    if keys and keys[0].isdecimal():
+        name += f"[{keys.pop(0)}]"
     (value,) = config.override({}, [f"value={override[2]}"]).values()
     for key in reversed(keys):
         value = {key: value}

@@ -183,9 +183,9 @@ def test_what_automatic_numbers_are_found_from_is_read_once_for_all(teacher, tmp
 def test_recorded_outputs_are_read_for_all(teacher, tmp_path):
     outputs = str(tmp_path / "outputs")
     names = ["dropout", "crd", "labels"]
-    taps = record_teacher.wanted_taps(recipe_of("crd", teacher))
+    beside = [recipe_of("crd", teacher)]
     record_teacher.record(
-        recipe_of("dropout", teacher, outputs=outputs), options=RunOptions(trust_code=True), taps=taps
+        recipe_of("dropout", teacher, outputs=outputs), options=RunOptions(trust_code=True), beside=beside
     )
     for recipe, folder in planned(tmp_path / "alone", teacher, names, outputs=outputs):
         alone(recipe, folder)

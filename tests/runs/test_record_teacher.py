@@ -28,6 +28,8 @@ from tutelage.teacher_cache.cache import TeacherCache
 from tutelage.teacher_cache.top_k import TeacherCacheError
 from tutelage.training.compile import ROUNDS
 from tutelage.training.deadline import Deadline, DeadlineExceeded
+from tutelage.tuning import search
+from tutelage.tuning.request import request
 
 DATA = {"source": "digits", "labelled": 5, "crop_padding": 1}
 
@@ -434,7 +436,7 @@ def test_an_interrupted_recording_resumes_in_the_form_that_was_chosen(teacher, t
 
 def test_a_comparison_keeps_the_top_where_outputs_top_is_given(many, tmp_path):
     keys = {"name": "few", "data": many["data"], "student": "mlp:8", "teacher": many["teacher"], "epochs": 2}
-    asked = {"kd": {"kd": {"temperature": 1.5}}, "ttm": {"ttm": {"gamma": 0.5, "beta": 1}}}  # which share no batches
+    asked = {"kd": {"kd": {"temperature": 1.5}}, "ttm": {"ttm": {"gamma": 0.3, "beta": 1}}}  # which share no batches
     value = {**keys, "objectives": asked, "outputs": str(tmp_path / "outputs")}
     with refused(RecipeError, "outputs", suggests=["outputs_limit_mb=1", "outputs_top=4"]):
         compare(config.parse(Comparison, {**value, "outputs_limit_mb": 0.026}), tmp_path / "few")
@@ -443,6 +445,32 @@ def test_a_comparison_keeps_the_top_where_outputs_top_is_given(many, tmp_path):
     for name in asked:
         run = json.loads((tmp_path / "few" / f"{name}-seed0" / "manifest.json").read_text())
         assert run["teacher"]["answers"] == "recorded in float16, the top 5 of 40"
+    asked["late"] = {"ttm": {"gamma": 0.45, "beta": 1}}
+    later = {**value, **kept, "objectives": asked, "name": "later"}
+    with refused(TeacherCacheError, "outputs", got="gamma 0.45", suggests="outputs=..."):
+        compare(config.parse(Comparison, later), tmp_path / "later")
+    asked["late"] = "dkd"
+    unfit = {**value, **kept, "objectives": asked, "outputs": str(tmp_path / "new"), "name": "unfit"}
+    with refused(RecipeError, "outputs", got="dkd"):
+        compare(config.parse(Comparison, unfit), tmp_path / "unfit")
+    assert not [*tmp_path.glob("*/kd-seed0/metrics.jsonl")][1:]  # no student was trained for nothing
+
+
+def test_a_search_over_exponents_that_are_not_recorded_ends(many, tmp_path):
+    keys = {
+        "name": "few",
+        "student": "mlp:8",
+        "teacher": many["teacher"],
+        "epochs": 2,
+        "outputs": str(tmp_path / "kept"),
+    }
+    keys |= {"data": {**many["data"], "validation": 0.1}, "objective": {"ttm": {"gamma": 0.25, "beta": 1}}}
+    keys |= {"outputs_limit_mb": 0.03, "outputs_top": 5, "outputs_max_error": 1.0}
+    asked = request(
+        config.parse(Recipe, keys), trials=3, search=["objective.ttm.gamma=0.6..0.95"], confirm=0, together=1
+    )
+    with refused(TeacherCacheError, "outputs", suggests="outputs_limit_mb=..."):
+        search.tune(asked, tmp_path / "s")
 
 
 def test_what_another_process_has_begun_meanwhile_is_resumed(teacher, tmp_path, monkeypatch):

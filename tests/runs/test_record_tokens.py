@@ -99,6 +99,15 @@ def test_tokens_that_a_caller_opened_are_tokens_too(recipe, tmp_path):
         assert run.manifest["objective_resolved"] == [{"ttm": {"gamma": 1.0}}]
     with refused(RecipeError, "distill: objective.ttm.gamma", got="default of ttm", suggests="{'ttm': {'gamma': 1}}"):
         tutelage.distill(name="untyped", teacher=taught.teacher.name, objective=objectives.ttm(beta=1), **keys)
+    for by_name in ("ttm", {"ttm": {"beta": 1}}, [{"kd": {"matched_to": {"ttm": {"beta": 1}}}}]):
+        for source in (taught.data, keys["data"]):
+            with refused(RecipeError, got="default of ttm"):
+                tutelage.distill(
+                    name="named", teacher=taught.teacher.name, objective=by_name, **keys | {"data": source}
+                )
+    stages = [{}, {"objective": objectives.ttm(beta=1)}]
+    with refused(RecipeError, got="default of ttm", suggests="stages[1]={'objective': {'ttm': {'gamma': 1}}}"):
+        tutelage.distill(name="stages", teacher=taught.teacher.name, objective="cross_entropy", stages=stages, **keys)
 
 
 OBJECTIVES = {

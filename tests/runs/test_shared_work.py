@@ -60,12 +60,15 @@ def figures():
     return repr([evaluated()[1], context.teacher_logits.tolist(), means, digits.judgement()])
 
 
+def reader(folder):
+    return recipe(outputs=str(folder), epochs=1, objective="rkd")
+
+
 def recorded(folder, **options):
     """Record six chunks an epoch."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(record_teacher, "CHUNK", 1)
-        wanted = recipe(outputs=str(folder), epochs=1)
-        return record_teacher.record(wanted, taps=["card:embedding"], options=RunOptions(**options))
+        return record_teacher.record(reader(folder), options=RunOptions(**options))
 
 
 class Breaks(nn.Module):
@@ -138,7 +141,7 @@ def test_two_processes_share_what_one_does(tmp_path):
 
 def test_the_size_of_chunks_changes_no_value(tmp_path):
     """Batches of the teacher are the same, though they have samples of two chunks."""
-    whole = record_teacher.record(recipe(outputs=str(tmp_path / "whole"), epochs=1), taps=["card:embedding"])
+    whole = record_teacher.record(reader(tmp_path / "whole"))
     chunks = recorded(tmp_path / "chunks")
     for what in ("logits", "tap"):
         (values,) = (load_file(path)["values"] for path in whole.rglob(f"*.{what}*"))

@@ -34,6 +34,7 @@ OBJECTIVES = {
     "ttm": part("ttm", {"ce": 1.0, "ttm": 36.0}, gamma=0.25, beta=36.0, supervised=1.0),
     "wttm": part("wttm", {"ce": 1.0, "wttm": 3.0}, gamma=0.25, beta=3.0, supervised=1.0),
     "ttm-small": part("ttm", {"ce": 0.1, "ttm": 3.6}, gamma=0.25, beta=3.6, supervised=0.1),
+    "ttm-flat": part("ttm", {"ce": 1.0, "ttm": 36.0}, gamma=0.1, beta=36.0, supervised=1.0),
     "wttm-small": part("wttm", {"ce": 0.1, "wttm": 0.4}, gamma=0.25, beta=0.4, supervised=0.1),
     "ttm-alone": part("ttm", {"ttm": 36.0}, gamma=0.25, beta=36.0, supervised=0.0),
     "wttm-alone": part("wttm", {"wttm": 3.0}, gamma=0.25, beta=3.0, supervised=0.0),
@@ -412,8 +413,9 @@ def test_matched_weights_are_said_to_change_the_scale(tmp_path):
     assert "TTM's loss is then 10 times KD's plus" in picture(tmp_path / "matched", "entropy").caption
     whole = picture(ROOT / "benchmarks/results/cifar100-quarter/method-alone", "entropy").caption  # KD's labels weigh 1
     assert whole.endswith("is matched to KD, T = 3.333: TTM's loss is then KD's plus the entropy term.")
-    write_study(tmp_path / "not", ["entropy"], ["kd-t1", "ttm"], seeds=1)
-    assert "is matched to" not in picture(tmp_path / "not", "entropy").caption
+    for name, methods in {"weight": ["kd-t1", "ttm"], "target": ["kd", "ttm-flat"]}.items():
+        write_study(tmp_path / name, ["entropy"], methods, seeds=1)
+        assert "is matched to" not in picture(tmp_path / name, "entropy").caption
 
 
 DISTANCES = [

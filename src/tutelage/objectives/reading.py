@@ -70,7 +70,7 @@ def from_spec(spec: ObjectiveSpec, *, trust_code: Trust = None) -> Objective:
     for call in spec.presets:
         try:
             preset = _own(call, trust_code) if is_own(call.preset) else PRESETS[call.preset]
-            built.append(_build(preset, json.dumps(call.to_recipe())))
+            built.append(_build(preset, json.dumps(call.to_recipe()), call.defaulted))
         except InvalidValueError as error:
             errors.append(error)
     raise_all(errors)
@@ -78,12 +78,16 @@ def from_spec(spec: ObjectiveSpec, *, trust_code: Trust = None) -> Objective:
 
 
 @functools.lru_cache(maxsize=256)
-def _build(preset: Preset, entry: str) -> Objective:
-    """Build one preset's entry of a recipe; objectives are immutable, and studies build the same one many times."""
+def _build(preset: Preset, entry: str, defaulted: frozenset[str]) -> Objective:
+    """Build one preset's entry of a recipe; objectives are immutable, and studies build the same one many times.
+
+    The entry has every argument; those that were ``defaulted`` are so in the objective.
+    """
     (call,) = read_objective(json.loads(entry), SIGNATURES).presets
     try:
         objective = preset.build(**call.arguments)
-        return call.scale * (objective.gathered() if call.gather else objective)
+        (piece,) = (call.scale * (objective.gathered() if call.gather else objective)).pieces
+        return Objective((replace(piece, defaulted=defaulted),))
     except TutelageError as error:
         if isinstance(error, UserCodeError):
             raise

@@ -216,10 +216,10 @@ class Cluster:
         return outcome.value
 
     def submit(
-        self, key: object, planned: Runs, taps: Iterable[str], options: RunOptions, how: Training | None = None
+        self, key: object, planned: Runs, beside: Sequence[Recipe], options: RunOptions, how: Training | None = None
     ) -> None:
         """Deal a group of runs, whose progress is shown, to one task: to `train`, or another function like it."""
-        self._deal((key, planned), partial(train_left, how=how or train), (planned, taps), options, planned[0][0])
+        self._deal((key, planned), partial(train_left, how=how or train), (planned, beside), options, planned[0][0])
 
     def next(self, reporter: Reporter) -> tuple[Any, Sequence[object]]:
         """Wait for a group; return its key, and of each run the error, if there is one."""
@@ -373,7 +373,9 @@ def _perform(
         return Outcome(None, sendable(error), reporter.lines)
 
 
-def train_left(group: Runs, taps: Iterable[str], options: RunOptions, how: Training = train) -> list[Exception | None]:
+def train_left(
+    group: Runs, beside: Sequence[Recipe], options: RunOptions, how: Training = train
+) -> list[Exception | None]:
     """Train, in a task of a cluster, what of a group is not finished; return each run's error.
 
     The task may be done again after its node was lost: then some runs may be finished, and a process of that node may
@@ -384,7 +386,7 @@ def train_left(group: Runs, taps: Iterable[str], options: RunOptions, how: Train
     for k in left:
         with contextlib.suppress(BusyError), folder_lock(group[k][1], wait=max(0.0, until - time.monotonic())):
             pass
-    results = dict(zip(left, how([group[k] for k in left], taps, options), strict=True)) if left else {}
+    results = dict(zip(left, how([group[k] for k in left], beside, options), strict=True)) if left else {}
     return [sendable(error) if isinstance(error := results.get(k), Exception) else None for k in range(len(group))]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from tutelage.training.distributed import ProcessError, accelerator_on, by_main,
 
 Runs = Sequence[tuple[Recipe, Path]]
 """Recipes with their runs' folders."""
-Training = Callable[[Runs, Iterable[str], RunOptions], Sequence["Run | Exception"]]
+Training = Callable[[Runs, Sequence[Recipe], RunOptions], Sequence["Run | Exception"]]
 """What trains a group, as `train` does; it can be pickled."""
 T = TypeVar("T")
 
@@ -49,35 +49,38 @@ class Here:
         return work(*arguments, options)
 
     def submit(
-        self, key: object, planned: Runs, taps: Iterable[str], options: RunOptions, how: Training | None = None
+        self, key: object, planned: Runs, beside: Sequence[Recipe], options: RunOptions, how: Training | None = None
     ) -> None:
         """Deal a group of runs to `train`, or to another function like it."""
-        self._dealt = key, planned, taps, options, how or train
+        self._dealt = key, planned, beside, options, how or train
 
     def next(self, reporter: Reporter) -> tuple[Any, Sequence[object]]:
         """Wait for a group; return its key, and of each run the error, if there is one."""
-        key, planned, taps, options, how = self._dealt
+        key, planned, beside, options, how = self._dealt
         try:
-            return key, together(how, planned, taps, options)
+            return key, together(how, planned, beside, options)
         except ProcessError:
             raise
         except Exception as error:  # noqa: BLE001  whatever it is, other runs may not depend on it
             return key, [error] * len(planned)
 
 
-def train(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
+def train(group: Runs, beside: Sequence[Recipe], options: RunOptions) -> list[Run | Exception]:
     """Train runs in lockstep, with a report of each; return each run, or the error why there is none.
 
-    The teacher's outputs are recorded first if they are read; ``taps`` are features that other runs read from them.
+    The teacher's outputs are recorded first if they are read: what the group reads, and what recipes ``beside`` it read
+    of the same outputs, which later groups may be.
     """
-    return train_plainly(group, taps, with_reports(options))
+    return train_plainly(group, beside, with_reports(options))
 
 
-def train_plainly(group: Runs, taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
+def train_plainly(group: Runs, beside: Sequence[Recipe], options: RunOptions) -> list[Run | Exception]:
     """Do as `train`, without reports."""
     recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
     if recorded is not None:
-        record(recorded, taps=list(taps), options=options)
+        readers = (*(recipe for recipe, _ in group), *beside)
+        others = [recipe for recipe in readers if recipe.outputs == recorded.outputs]
+        record(recorded, beside=others, options=options)
     return execute_group(group, options=options)
 
 

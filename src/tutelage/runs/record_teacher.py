@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 import warnings
@@ -58,21 +59,26 @@ CHUNK = 2**29
 """Bytes of float32 outputs that a process holds at once, unless a batch of the teacher has more."""
 
 
-def wanted_taps(recipe: Recipe) -> tuple[str, ...]:
-    """Return the teacher's taps that any stage of a recipe reads."""
-    objectives = setup.build_objectives(recipe)
+def wanted_taps(*recipes: Recipe) -> tuple[str, ...]:
+    """Return the teacher's taps that any stage of recipes reads."""
+    objectives = itertools.chain.from_iterable(map(setup.build_objectives, recipes))
     return tuple(dict.fromkeys(tap for objective in objectives for tap in objective.needs.teacher_taps))
 
 
-def wanted_gammas(recipe: Recipe) -> tuple[float, ...]:
-    """Return the exponents at which the stages of a recipe read the teacher's logits, each stage at one."""
-    objectives = [objective for objective in setup.build_objectives(recipe) if objective.needs.teacher]
-    return tuple(dict.fromkeys(gamma for gamma in map(setup.single_exponent, objectives) if gamma is not None))
+def wanted_gammas(*recipes: Recipe) -> tuple[float, ...]:
+    """Return the exponents at which the stages of recipes read the teacher's logits, each stage at one."""
+    objectives = itertools.chain.from_iterable(map(setup.build_objectives, recipes))
+    gammas = (setup.single_exponent(objective) for objective in objectives if objective.needs.teacher)
+    return tuple(dict.fromkeys(gamma for gamma in gammas if gamma is not None))
 
 
 @explaining()
 def record(
-    recipe: Recipe, *, taps: Sequence[str] = (), options: RunOptions = DEFAULTS, run_inputs: RunInputs | None = None
+    recipe: Recipe,
+    *,
+    beside: Sequence[Recipe] = (),
+    options: RunOptions = DEFAULTS,
+    run_inputs: RunInputs | None = None,
 ) -> Path:
     """Record the teacher's outputs for every view of every epoch of a recipe, or resume the recording.
 
@@ -81,7 +87,7 @@ def record(
 
     Args:
         recipe: recipe with teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder, which is returned.
-        taps: features to record besides those that the recipe's objectives read.
+        beside: recipes of other runs that read the same outputs, of which features and exponents are recorded too.
         options: options of the execution; a deadline stops it after a whole chunk.
         run_inputs: objects of the run, if the caller already has them.
 
@@ -99,7 +105,7 @@ def record(
     inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     by_all(lambda: _check(recipe, inputs))
-    names = tuple(find_all(network, (*wanted_taps(recipe), *taps)))
+    names = tuple(find_all(network, wanted_taps(recipe, *beside)))
     if names and inputs.splits.train.per_position:
         expected = "logits alone of tokens"
         raise RecipeError("outputs", expected, f"taps {', '.join(names)}", "type outputs=null to ask the live teacher")
@@ -116,13 +122,21 @@ def record(
             options.reporter.remark(line)
         outputs = by_all(lambda: setup.outputs_of(recipe, inputs))
         by_all(lambda: setup.check_typed_form(recipe, outputs))
+        by_all(lambda: _check_exponents(outputs, recipe, *beside))
         stack.callback(inputs.splits.close)
         epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
         if todo := _missing(outputs, epochs, names):
-            _Recording(recipe, inputs.splits, network, names, outputs, todo, epochs).record(options)
+            _Recording(recipe, beside, inputs.splits, network, names, outputs, todo, epochs).record(options)
         else:
             by_main(lambda: outputs.conclude(epochs))
     return folder
+
+
+def _check_exponents(outputs: TeacherCache, *recipes: Recipe) -> None:
+    """Refuse recipes whose objectives top classes that were recorded before cannot serve."""
+    if isinstance(outputs.form, TopK):
+        for gamma in wanted_gammas(*recipes):
+            outputs.form.at(gamma)
 
 
 class _Recording:
@@ -131,6 +145,7 @@ class _Recording:
     def __init__(
         self,
         recipe: Recipe,
+        beside: Sequence[Recipe],
         splits: data.Splits,
         network: nn.Module,
         names: Sequence[str],
@@ -156,14 +171,16 @@ class _Recording:
             instead = "type outputs=null to ask the live teacher"
             raise RecipeError("outputs", expected, f"taps {', '.join(varying)}", instead)
         # The main process decides, and has written it before another writes a chunk.
-        self._size, outputs.form, outputs.rows = by_main(lambda: _choose_form(outputs, recipe, shapes, epochs, split))
+        self._size, outputs.form, outputs.rows = by_main(
+            lambda: _choose_form(outputs, (recipe, *beside), shapes, epochs, split)
+        )
         whole = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.ranges()]
         self._todo = todo if outputs.begun else whole
         share = len(self._todo) / len(whole)
         instead = "or type outputs=FOLDER for one on another disk"
         what, size = f"outputs in {outputs.folder}", 1e6 * self._size * share
         by_main(lambda: disk.require_room(what, outputs.folder, size, instead))
-        self._gammas = wanted_gammas(recipe) if outputs.form is not None else ()
+        self._gammas = wanted_gammas(recipe, *beside) if outputs.form is not None else ()
         # Each process has the whole teacher, for chunks of its own: shares of it would have to be called equally often.
         self._settings = replace(recipe.fits()[0].settings, shard="none")
         plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
@@ -345,13 +362,18 @@ def _rows(classes: int, shapes: Mapping[str, tuple[int, ...]], least: int = INNE
 
 
 def _choose_form(
-    outputs: TeacherCache, recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], epochs: int, split: data.Split
+    outputs: TeacherCache,
+    recipes: Sequence[Recipe],
+    shapes: Mapping[str, tuple[int, ...]],
+    epochs: int,
+    split: data.Split,
 ) -> tuple[float, Form | None, int]:
-    """Choose form and chunks of a new recording; one above the limit is refused.
+    """Choose form and chunks of a new recording, by the first recipe, for all; one above the limit is refused.
 
     Returns:
         Its size in MB, its form, and the number of samples in a chunk.
     """
+    recipe = recipes[0]
     classes, samples, bound, longest, unit = outputs.key["classes"], outputs.samples, BOUND, 1, "samples"
     if outputs.ragged:
         (samples, longest), bound, unit = _positions(split), TOKEN_BOUND, "tokens"
@@ -372,7 +394,7 @@ def _choose_form(
         instead = "type outputs=... for another folder, or remove this one"
         raise RecipeError("outputs_top", f"{outputs.form.kept}, as {outputs.folder.name} was begun with", top, instead)
     if not outputs.begun and typed is None and top is not None and size(None) > limit_mb:
-        outputs.form = TopK.of(top, classes, needed=wanted_gammas(recipe), bound=recipe.outputs_max_error or bound)
+        outputs.form = TopK.of(top, classes, needed=wanted_gammas(*recipes), bound=recipe.outputs_max_error or bound)
         if size(outputs.form) >= size(None):
             expected = f"fewer than take as much as all {classes} classes, {size(None):.3g} MB"
             instead = "type a smaller outputs_top=..., or a larger outputs_limit_mb=..."

@@ -140,7 +140,7 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
         _, (error,) = on.next(reporter)
         if isinstance(error, Exception):
             raise error
-    taps = [tap for objective in objectives for tap in objective.needs.teacher_taps]
+    readers = [recipe for recipe, _ in planned if recipe.outputs is not None]
     count, most, dealt = len(left), min(comparison.together, -(-len(left) // on.slots)), 0
     errors: dict[str, Exception] = {}
     while (left := [(recipe, path) for recipe, path in left if not finished(path)]) or dealt:
@@ -152,7 +152,7 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
             together = ", together" if len(group) > 1 else ""
             reporter.say(f"{which} of {count}{together}: {', '.join(recipe.name for recipe, _ in group)}")
             left = [run for k, run in enumerate(left) if k not in chosen]
-            on.submit(group, group, taps, options)
+            on.submit(group, group, readers, options)
             dealt += 1
         group, results = on.next(reporter)
         dealt -= 1

@@ -206,7 +206,10 @@ def _matched(readings: Readings) -> str:
         beta, whole = (argument(pair.of(ttm.name), "ttm", name) for name in ("beta", "supervised"))
         if not weight or not labels or not temperature or not beta or whole != 1:
             continue
-        if math.isclose(weight / labels * temperature, beta, rel_tol=1e-3):
+        gamma = argument(pair.of(ttm.name), "ttm", "gamma") or 0
+        if math.isclose(gamma * temperature, 1, rel_tol=1e-3) and math.isclose(
+            weight / labels * temperature, beta, rel_tol=1e-3
+        ):
             scaled = "" if labels == 1 else f"{1 / labels:g} times "
             too = ", so the two differ in scale too" if scaled else ""
             return f"{ttm.label}, is matched to {kd.label}: TTM's loss is then {scaled}KD's plus the entropy term{too}."

@@ -21,7 +21,6 @@ from tutelage.report import libraries
 from tutelage.runs import disk, notes
 from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
-from tutelage.runs.record_teacher import wanted_taps
 from tutelage.runs.run import DEFAULTS, RunOptions, finished
 from tutelage.runs.setup import steps_of
 from tutelage.settings.run import TOGETHER
@@ -250,14 +249,13 @@ class _StudyRun:
         self.dealt -= {job.name for job in group}
         return self._take(group, results)
 
-    def _planned(self, group: Sequence[Job]) -> tuple[list[tuple[Recipe, Path]], list[str]]:
-        """Return a group's recipes and folders, and the features to record for all that read the same outputs."""
+    def _planned(self, group: Sequence[Job]) -> tuple[list[tuple[Recipe, Path]], list[Recipe]]:
+        """Return a group's recipes and folders, and the recipes of all that read recorded outputs."""
         names = ", ".join(job.name for job in group)
         self.reporter.say(f"{len(self.left)} left: {names}{', together' if len(group) > 1 else ''}")
         # Everything that remaining runs read from the same recorded outputs, so that the teacher runs once.
-        outputs = [job.recipe.outputs for job in group if job.recipe.outputs]
-        taps = [tap for job in self.left if job.recipe.outputs in outputs for tap in wanted_taps(job.recipe)]
-        return [(job.recipe, self._folder(job.name)) for job in group], taps
+        readers = [job.recipe for job in self.left if job.recipe.outputs is not None]
+        return [(job.recipe, self._folder(job.name)) for job in group], readers
 
     def _take(self, group: Sequence[Job], results: Sequence[object]) -> set[str]:
         """Note what became of a group's runs; return the names of those that another process is training.

@@ -166,9 +166,10 @@ class TopK:
                 return position
         raise TeacherCacheError(
             "outputs",
-            (f"an exponent that the tail was summed at, among {', '.join(f'{known:.4g}' for known in self.gammas)}"),
+            (f"an exponent that the tail was summed at, among {', '.join(f'{known:.6g}' for known in self.gammas)}"),
             f"gamma {gamma:.6g}",
-            "record them again with this recipe, in another folder, with `tutelage record`",
+            "type outputs=... for another folder, where they are recorded again, or for a search over exponents "
+            "outputs_limit_mb=... with the size of all classes",
         )
 
     def check(self, error: Tensor, needed: Collection[float]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,6 @@ from tutelage.report.table import plural
 from tutelage.runs import autotune, disk, notes
 from tutelage.runs.group import group_of
 from tutelage.runs.lock import BusyError, folder_lock
-from tutelage.runs.record_teacher import wanted_taps
 from tutelage.runs.resume import recipe_differences, run_differences
 from tutelage.runs.run import DEFAULTS, PrunedError, Run, RunOptions, finished
 from tutelage.runs.setup import (
@@ -37,6 +36,7 @@ from tutelage.runs.setup import (
     steps_of,
     torch_settings,
 )
+from tutelage.teacher_cache.top_k import TeacherCacheError
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.early_stopping import kept_epoch
 from tutelage.tuning import sampler
@@ -46,7 +46,7 @@ from tutelage.tuning.sampler import Pruning
 from tutelage.tuning.summary import best_trial, lines, read, table
 from tutelage.version import __version__
 
-FATAL = (StorageError, MissingExtraError, NetworkError)
+FATAL = (StorageError, MissingExtraError, NetworkError, TeacherCacheError)
 """Errors that every further trial would meet too."""
 
 
@@ -318,7 +318,7 @@ class _Driver:
     def _train(self, planned: Runs, how: Callable[..., Any]) -> dict[str, Exception]:
         """Train what is not finished of some runs, in groups; return the errors by the folders' names."""
         left = [(recipe, path) for recipe, path in planned if not finished(path) and _status(path) != "pruned"]
-        taps = [*dict.fromkeys(tap for recipe, _ in left if recipe.outputs for tap in wanted_taps(recipe))]
+        readers = [recipe for recipe, _ in left if recipe.outputs is not None]
         errors: dict[str, Exception] = {}
         most, dealt = min(self.request.together, max(1, -(-len(left) // self.on.slots))), 0
         while left or dealt:
@@ -326,7 +326,7 @@ class _Driver:
                 chosen = group_of([recipe for recipe, _ in left], most)
                 group = [left[k] for k in chosen]
                 left = [run for k, run in enumerate(left) if k not in chosen]
-                self.on.submit(group, group, taps, self.options, how)
+                self.on.submit(group, group, readers, self.options, how)
                 dealt += 1
             group, results = self.on.next(self.reporter)
             dealt -= 1
@@ -430,8 +430,10 @@ def _drop_weights(path: Path) -> None:
     (path / records.BEST).unlink(missing_ok=True)
 
 
-def _train_trials(rule: Pruning | None, group: Runs, taps: Iterable[str], options: RunOptions) -> list[Run | Exception]:
-    return train_plainly(group, taps, replace(options, when_epoch=rule or options.when_epoch, shares_machine=True))
+def _train_trials(
+    rule: Pruning | None, group: Runs, beside: Sequence[Recipe], options: RunOptions
+) -> list[Run | Exception]:
+    return train_plainly(group, beside, replace(options, when_epoch=rule or options.when_epoch, shares_machine=True))
 
 
 def _prepare(request: SearchRequest, folder: Path, splits: data.Splits | None, options: RunOptions) -> Recipe:
