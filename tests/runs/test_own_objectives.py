@@ -8,6 +8,7 @@ import yaml
 from tests._helpers.refusals import refused
 
 import tutelage
+from tutelage import objectives
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.objectives import reading
 from tutelage.report import html
@@ -58,6 +59,8 @@ def test_a_run_from_python_is_that_of_the_preset_and_repeats_from_its_folder(her
     assert known["repeatable"]
     ((entry,),) = known["objective"]
     assert entry[OURS] == {"weight": 2.0}
+    (call,) = objectives.from_recipe({OURS: {"weight": 2}}, trust_code=True).spec.presets
+    assert call.defaulted == {"supervised", "temperature"}
     assert known["papers"] == [f"method.py, sha256 {entry['sha256']}"]
     assert invoke("distill", str(run.folder))[0] == 2
     code, _, said = invoke("distill", str(run.folder), "--trust-code")

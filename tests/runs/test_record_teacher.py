@@ -456,6 +456,15 @@ def test_a_comparison_keeps_the_top_where_outputs_top_is_given(many, tmp_path):
     assert not [*tmp_path.glob("*/kd-seed0/metrics.jsonl")][1:]  # no student was trained for nothing
 
 
+def test_exponents_of_other_runs_are_recorded_but_for_those_that_cannot_be(many, tmp_path):
+    own = wttm(**many, outputs=str(tmp_path / "kept"), epochs=2)
+    beside = [recipe(**many, objective=each) for each in ({"ttm": {"gamma": 0.45, "beta": 1}}, "dkd")]
+    folder = record(own, limit_mb=LIMIT, top=5, max_error=1.0, beside=beside)
+    assert 0.45 in json.loads((folder / "outputs.json").read_text())["form"]["gammas"]
+    with refused(RecipeError, "outputs", got="dkd"):
+        record(own, limit_mb=LIMIT, top=5, max_error=1.0, beside=beside, all_or_none=True)
+
+
 def test_a_search_over_exponents_that_are_not_recorded_ends(many, tmp_path):
     keys = {
         "name": "few",

@@ -81,13 +81,14 @@ def from_spec(spec: ObjectiveSpec, *, trust_code: Trust = None) -> Objective:
 def _build(preset: Preset, entry: str, defaulted: frozenset[str]) -> Objective:
     """Build one preset's entry of a recipe; objectives are immutable, and studies build the same one many times.
 
-    The entry has every argument; those that were ``defaulted`` are so in the objective.
+    The entry has every argument, but for a preset of the user's own; those that were ``defaulted`` are so in the
+    objective.
     """
     (call,) = read_objective(json.loads(entry), SIGNATURES).presets
     try:
         objective = preset.build(**call.arguments)
         (piece,) = (call.scale * (objective.gathered() if call.gather else objective)).pieces
-        return Objective((replace(piece, defaulted=defaulted),))
+        return Objective((piece if is_own(call.preset) else replace(piece, defaulted=defaulted),))
     except TutelageError as error:
         if isinstance(error, UserCodeError):
             raise

@@ -65,22 +65,26 @@ class Here:
             return key, [error] * len(planned)
 
 
-def train(group: Runs, beside: Sequence[Recipe], options: RunOptions) -> list[Run | Exception]:
+def train(
+    group: Runs, beside: Sequence[Recipe], options: RunOptions, *, all_or_none: bool = False
+) -> list[Run | Exception]:
     """Train runs in lockstep, with a report of each; return each run, or the error why there is none.
 
     The teacher's outputs are recorded first if they are read: what the group reads, and what recipes ``beside`` it read
-    of the same outputs, which later groups may be.
+    of the same outputs, which later groups may be; `record` says what ``all_or_none`` is.
     """
-    return train_plainly(group, beside, with_reports(options))
+    return train_plainly(group, beside, with_reports(options), all_or_none=all_or_none)
 
 
-def train_plainly(group: Runs, beside: Sequence[Recipe], options: RunOptions) -> list[Run | Exception]:
+def train_plainly(
+    group: Runs, beside: Sequence[Recipe], options: RunOptions, *, all_or_none: bool = False
+) -> list[Run | Exception]:
     """Do as `train`, without reports."""
     recorded = next((recipe for recipe, _ in group if recipe.outputs is not None), None)
     if recorded is not None:
         readers = (*(recipe for recipe, _ in group), *beside)
         others = [recipe for recipe in readers if recipe.outputs == recorded.outputs]
-        record(recorded, beside=others, options=options)
+        record(recorded, beside=others, all_or_none=all_or_none, options=options)
     return execute_group(group, options=options)
 
 

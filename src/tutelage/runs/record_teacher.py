@@ -8,7 +8,7 @@ import math
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from tutelage.adapters import inputs_for
 from tutelage.config.schema import Recipe
 from tutelage.errors import RecipeError, explaining
 from tutelage.modules import FrozenTeacher, restored
+from tutelage.objectives.reading import Trust
 from tutelage.runs import autotune, disk, notes, sanity_checks, setup
 from tutelage.runs.execute import beginning
 from tutelage.runs.lock import folder_lock
@@ -59,15 +60,15 @@ CHUNK = 2**29
 """Bytes of float32 outputs that a process holds at once, unless a batch of the teacher has more."""
 
 
-def wanted_taps(*recipes: Recipe) -> tuple[str, ...]:
-    """Return the teacher's taps that any stage of recipes reads."""
-    objectives = itertools.chain.from_iterable(map(setup.build_objectives, recipes))
+def wanted_taps(recipe: Recipe, *, trust_code: Trust = None) -> tuple[str, ...]:
+    """Return the teacher's taps that any stage of a recipe reads; `from_spec` says what ``trust_code`` is."""
+    objectives = setup.build_objectives(recipe, trust_code=trust_code)
     return tuple(dict.fromkeys(tap for objective in objectives for tap in objective.needs.teacher_taps))
 
 
-def wanted_gammas(*recipes: Recipe) -> tuple[float, ...]:
-    """Return the exponents at which the stages of recipes read the teacher's logits, each stage at one."""
-    objectives = itertools.chain.from_iterable(map(setup.build_objectives, recipes))
+def wanted_gammas(recipe: Recipe, *, trust_code: Trust = None) -> tuple[float, ...]:
+    """Return the exponents at which the stages of a recipe read the teacher's logits, each stage at one."""
+    objectives = setup.build_objectives(recipe, trust_code=trust_code)
     gammas = (setup.single_exponent(objective) for objective in objectives if objective.needs.teacher)
     return tuple(dict.fromkeys(gamma for gamma in gammas if gamma is not None))
 
@@ -77,6 +78,7 @@ def record(
     recipe: Recipe,
     *,
     beside: Sequence[Recipe] = (),
+    all_or_none: bool = False,
     options: RunOptions = DEFAULTS,
     run_inputs: RunInputs | None = None,
 ) -> Path:
@@ -88,6 +90,7 @@ def record(
     Args:
         recipe: recipe with teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder, which is returned.
         beside: recipes of other runs that read the same outputs, of which features and exponents are recorded too.
+        all_or_none: whether outputs that cannot serve one of those are refused; else that is left to its own run.
         options: options of the execution; a deadline stops it after a whole chunk.
         run_inputs: objects of the run, if the caller already has them.
 
@@ -105,7 +108,9 @@ def record(
     inputs = run_inputs or setup.build_inputs(recipe, trust_code=options.trust_code)
     network = require_teacher(inputs.teacher, "whose outputs are recorded")
     by_all(lambda: _check(recipe, inputs))
-    names = tuple(find_all(network, wanted_taps(recipe, *beside)))
+    taps = partial(wanted_taps, trust_code=options.trust_code)
+    names = tuple(find_all(network, itertools.chain.from_iterable(map(taps, (recipe, *beside)))))
+    wanted = _Exponents((recipe, *beside) if all_or_none else (recipe,), beside, options.trust_code)
     if names and inputs.splits.train.per_position:
         expected = "logits alone of tokens"
         raise RecipeError("outputs", expected, f"taps {', '.join(names)}", "type outputs=null to ask the live teacher")
@@ -122,21 +127,45 @@ def record(
             options.reporter.remark(line)
         outputs = by_all(lambda: setup.outputs_of(recipe, inputs))
         by_all(lambda: setup.check_typed_form(recipe, outputs))
-        by_all(lambda: _check_exponents(outputs, recipe, *beside))
+        by_all(lambda: wanted.require_of(outputs.form))
         stack.callback(inputs.splits.close)
         epochs = outputs.epochs(sum(fit.settings.epochs for fit in recipe.fits()))
         if todo := _missing(outputs, epochs, names):
-            _Recording(recipe, beside, inputs.splits, network, names, outputs, todo, epochs).record(options)
+            _Recording(recipe, wanted, inputs.splits, network, names, outputs, todo, epochs).record(options)
         else:
             by_main(lambda: outputs.conclude(epochs))
     return folder
 
 
-def _check_exponents(outputs: TeacherCache, *recipes: Recipe) -> None:
-    """Refuse recipes whose objectives top classes that were recorded before cannot serve."""
-    if isinstance(outputs.form, TopK):
-        for gamma in wanted_gammas(*recipes):
-            outputs.form.at(gamma)
+@dataclass(frozen=True)
+class _Exponents:
+    """Exponents of recipes that outputs without all logits have to serve, and of others that they may."""
+
+    recipes: Sequence[Recipe]
+    others: Sequence[Recipe]
+    trust_code: Trust
+
+    def required(self) -> tuple[float, ...]:
+        """Return those of the recipes.
+
+        Raises:
+            RecipeError: if an objective reads the logits at several, or in another way.
+        """
+        return tuple(gamma for recipe in self.recipes for gamma in wanted_gammas(recipe, trust_code=self.trust_code))
+
+    def all(self) -> tuple[float, ...]:
+        """Return those of the others, too, but for recipes that have no single one."""
+        gammas = [*self.required()]
+        for recipe in self.others:
+            with contextlib.suppress(RecipeError):
+                gammas += wanted_gammas(recipe, trust_code=self.trust_code)
+        return tuple(gammas)
+
+    def require_of(self, form: Form | None) -> None:
+        """Refuse top classes that were recorded before and lack one."""
+        if isinstance(form, TopK):
+            for gamma in self.required():
+                form.at(gamma)
 
 
 class _Recording:
@@ -145,7 +174,7 @@ class _Recording:
     def __init__(
         self,
         recipe: Recipe,
-        beside: Sequence[Recipe],
+        wanted: _Exponents,
         splits: data.Splits,
         network: nn.Module,
         names: Sequence[str],
@@ -172,7 +201,7 @@ class _Recording:
             raise RecipeError("outputs", expected, f"taps {', '.join(varying)}", instead)
         # The main process decides, and has written it before another writes a chunk.
         self._size, outputs.form, outputs.rows = by_main(
-            lambda: _choose_form(outputs, (recipe, *beside), shapes, epochs, split)
+            lambda: _choose_form(outputs, recipe, wanted, shapes, epochs, split)
         )
         whole = [(epoch, chunk) for epoch in range(epochs) for chunk in outputs.ranges()]
         self._todo = todo if outputs.begun else whole
@@ -180,7 +209,7 @@ class _Recording:
         instead = "or type outputs=FOLDER for one on another disk"
         what, size = f"outputs in {outputs.folder}", 1e6 * self._size * share
         by_main(lambda: disk.require_room(what, outputs.folder, size, instead))
-        self._gammas = wanted_gammas(recipe, *beside) if outputs.form is not None else ()
+        self._gammas = wanted.required() if outputs.form is not None else ()
         # Each process has the whole teacher, for chunks of its own: shares of it would have to be called equally often.
         self._settings = replace(recipe.fits()[0].settings, shard="none")
         plan = None if outputs.speed is None else ComputePlan.from_json(outputs.speed)
@@ -363,17 +392,17 @@ def _rows(classes: int, shapes: Mapping[str, tuple[int, ...]], least: int = INNE
 
 def _choose_form(
     outputs: TeacherCache,
-    recipes: Sequence[Recipe],
+    recipe: Recipe,
+    wanted: _Exponents,
     shapes: Mapping[str, tuple[int, ...]],
     epochs: int,
     split: data.Split,
 ) -> tuple[float, Form | None, int]:
-    """Choose form and chunks of a new recording, by the first recipe, for all; one above the limit is refused.
+    """Choose form and chunks of a new recording; one above the limit is refused.
 
     Returns:
         Its size in MB, its form, and the number of samples in a chunk.
     """
-    recipe = recipes[0]
     classes, samples, bound, longest, unit = outputs.key["classes"], outputs.samples, BOUND, 1, "samples"
     if outputs.ragged:
         (samples, longest), bound, unit = _positions(split), TOKEN_BOUND, "tokens"
@@ -394,7 +423,7 @@ def _choose_form(
         instead = "type outputs=... for another folder, or remove this one"
         raise RecipeError("outputs_top", f"{outputs.form.kept}, as {outputs.folder.name} was begun with", top, instead)
     if not outputs.begun and typed is None and top is not None and size(None) > limit_mb:
-        outputs.form = TopK.of(top, classes, needed=wanted_gammas(*recipes), bound=recipe.outputs_max_error or bound)
+        outputs.form = TopK.of(top, classes, needed=wanted.all(), bound=recipe.outputs_max_error or bound)
         if size(outputs.form) >= size(None):
             expected = f"fewer than take as much as all {classes} classes, {size(None):.3g} MB"
             instead = "type a smaller outputs_top=..., or a larger outputs_limit_mb=..."

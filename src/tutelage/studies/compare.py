@@ -16,7 +16,7 @@ from tutelage.config.schema import Comparison, Network, Recipe
 from tutelage.errors import RecipeError, StorageError
 from tutelage.objectives import from_spec
 from tutelage.places.cluster import Cluster
-from tutelage.places.here import Here
+from tutelage.places.here import Here, train
 from tutelage.report import libraries, results, summary
 from tutelage.report.table import Table
 from tutelage.runs import autotune, disk, notes
@@ -140,7 +140,7 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
         _, (error,) = on.next(reporter)
         if isinstance(error, Exception):
             raise error
-    readers = [recipe for recipe, _ in planned if recipe.outputs is not None]
+    readers = [recipe for recipe, _ in left if recipe.outputs is not None]
     count, most, dealt = len(left), min(comparison.together, -(-len(left) // on.slots)), 0
     errors: dict[str, Exception] = {}
     while (left := [(recipe, path) for recipe, path in left if not finished(path)]) or dealt:
@@ -152,7 +152,7 @@ def _compare(comparison: Comparison, folder: Path, options: RunOptions, on: Here
             together = ", together" if len(group) > 1 else ""
             reporter.say(f"{which} of {count}{together}: {', '.join(recipe.name for recipe, _ in group)}")
             left = [run for k, run in enumerate(left) if k not in chosen]
-            on.submit(group, group, readers, options)
+            on.submit(group, group, readers, options, partial(train, all_or_none=True))
             dealt += 1
         group, results = on.next(reporter)
         dealt -= 1

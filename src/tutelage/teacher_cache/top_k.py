@@ -168,8 +168,8 @@ class TopK:
             "outputs",
             (f"an exponent that the tail was summed at, among {', '.join(f'{known:.6g}' for known in self.gammas)}"),
             f"gamma {gamma:.6g}",
-            "type outputs=... for another folder, where they are recorded again, or for a search over exponents "
-            "outputs_limit_mb=... with the size of all classes",
+            "type outputs=... for another folder, where they are recorded again, and for a search over exponents "
+            "outputs_limit_mb=... with the size of all classes, too",
         )
 
     def check(self, error: Tensor, needed: Collection[float]) -> None:
