@@ -18,6 +18,7 @@ from tutelage.cli.app import app
 from tutelage.config.schema import Comparison, Recipe
 from tutelage.errors import RecipeError
 from tutelage.objectives import from_recipe
+from tutelage.places.here import train_plainly
 from tutelage.runs import record_teacher
 from tutelage.runs.execute import execute
 from tutelage.runs.reporter import Reporter
@@ -463,6 +464,18 @@ def test_exponents_of_other_runs_are_recorded_but_for_those_that_cannot_be(many,
     assert 0.45 in json.loads((folder / "outputs.json").read_text())["form"]["gammas"]
     with refused(RecipeError, "outputs", got="dkd"):
         record(own, limit_mb=LIMIT, top=5, max_error=1.0, beside=beside, all_or_none=True)
+
+
+def test_a_student_that_reads_no_outputs_is_trained_where_they_cannot_be_recorded(many, tmp_path):
+    kept = {"outputs": str(tmp_path / "kept"), "outputs_limit_mb": LIMIT, "outputs_top": 5, "outputs_max_error": 1.0}
+    alone = {"data": many["data"], "objective": "cross_entropy"}
+    group = [(recipe(**many, **kept, objective="dkd"), tmp_path / "dkd"), (recipe(**alone), tmp_path / "ce")]
+    failed, run = train_plainly(group, [], RunOptions())
+    assert isinstance(failed, RecipeError)
+    assert run.manifest["status"] == "finished"
+    assert not (tmp_path / "dkd").exists()
+    with refused(RecipeError, "outputs", got="dkd"):
+        train_plainly(group[:1], [], RunOptions())
 
 
 def test_a_search_over_exponents_that_are_not_recorded_ends(many, tmp_path):

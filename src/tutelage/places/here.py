@@ -84,7 +84,16 @@ def train_plainly(
     if recorded is not None:
         readers = (*(recipe for recipe, _ in group), *beside)
         others = [recipe for recipe in readers if recipe.outputs == recorded.outputs]
-        record(recorded, beside=others, all_or_none=all_or_none, options=options)
+        try:
+            record(recorded, beside=others, all_or_none=all_or_none, options=options)
+        except ProcessError:
+            raise
+        except Exception as error:
+            rest = [run for run in group if run[0].outputs != recorded.outputs]
+            if not rest:
+                raise
+            trained = iter(execute_group(rest, options=options))
+            return [error if recipe.outputs == recorded.outputs else next(trained) for recipe, _ in group]
     return execute_group(group, options=options)
 
 

@@ -90,7 +90,8 @@ def record(
     Args:
         recipe: recipe with teacher, data, ``data_seed``, epochs and, in ``outputs``, the folder, which is returned.
         beside: recipes of other runs that read the same outputs, of which features and exponents are recorded too.
-        all_or_none: whether outputs that cannot serve one of those are refused; else that is left to its own run.
+        all_or_none: whether top classes are refused if they cannot serve one of those, or were recorded without its
+            exponent; else that is left to its own run.
         options: options of the execution; a deadline stops it after a whole chunk.
         run_inputs: objects of the run, if the caller already has them.
 
