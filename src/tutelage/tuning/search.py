@@ -47,7 +47,7 @@ from tutelage.tuning.summary import best_trial, lines, read, table
 from tutelage.version import __version__
 
 FATAL = (StorageError, MissingExtraError, NetworkError, TeacherCacheError)
-"""Errors that every further trial would meet too."""
+"""Errors that every further trial would meet too, or all that recorded outputs do not serve."""
 
 
 @dataclass(frozen=True)
