@@ -7,8 +7,9 @@
 float32, one thread, gamma 0.1, the teacher's logits given. The forms alternate in one process and are timed by its
 processor time; memory is measured in a fresh process per form. Compiling is timed separately, from an empty cache.
 Prints medians, the ratios and the geometric mean over the three shapes of the target; given a file name, records them
-with the machine, the versions and n. If you name parts (256x1000, 1024x32000, 512x128256, curves, memory), only those
-are measured again; the file's others are kept.
+with the machine, the versions and n. The other losses with kernels ("family") are timed against the plain functions.
+If you name parts (256x1000, 1024x32000, 512x128256, curves, family, memory), only those are measured again; the file's
+others are kept.
 
 On a GPU: WTTM, KD, TTM and Jensen-Shannon in bfloat16, float16 and float32, see `gpu_losses.py`, and Liger and TRL if
 installed; a PART is part of a line's name, such as "float16, kd". ``--small`` tries that in tiny sizes, also with
@@ -18,68 +19,39 @@ installed; a PART is part of a line's name, such as "float16, kd". ``--small`` t
 import os
 import statistics
 import tempfile
+from functools import partial
 from pathlib import Path
 
 import gpu_losses
 import output
 import torch
 
+from tutelage import kernels, losses
 from tutelage.benchmark import timing
-from tutelage.benchmark.losses import FORMS, GAMMA, KERNELS, REFERENCE, TARGET, memory_mb, plain, times
+from tutelage.benchmark.losses import COMPILED, FORMS, GAMMA, KERNELS, REFERENCE, TARGET, memory_mb, plain, times
+from tutelage.kernels.divergence import KINDS
 
 CURVES = (256, 100), (256, 10_000), (256, 100_000), (64, 1000), (1024, 1000), (4096, 1000)
-
-
-def forward_sweep(z, v, labels):
-    """Compute what `kernels` does, in a form for a compiler: whole rows, masked, no blocks."""
-    max_z, max_v = z.amax(-1), v.amax(-1)
-    a, b = z - max_z[:, None], v - max_v[:, None]
-    c = GAMMA * b
-    w = c.exp()
-    log_s, log_p, log_w = a.exp().sum(-1).log(), b.exp().sum(-1).log(), w.sum(-1).log()
-    d = torch.where(w == 0, 0.0, w * (c - a)).sum(-1)
-    power_sum = (log_w - GAMMA * log_p).exp()
-    ce = log_s - (z.gather(-1, labels[:, None])[:, 0] - max_z)
-    return ce, power_sum * (d * (-log_w).exp() + log_s - log_w), max_z + log_s, GAMMA * max_v + log_w, power_sum
-
-
-def backward_sweep(z, v, labels, log_s, log_w, power_sum, of_ce, of_wttm):
-    of_p = (of_wttm * power_sum)[:, None]
-    dz = (of_ce[:, None] + of_p) * (z - log_s[:, None]).exp() - of_p * (GAMMA * v - log_w[:, None]).exp()
-    return dz - torch.where(torch.arange(z.shape[-1]) == labels[:, None], of_ce[:, None], 0.0)
-
-
-SWEEPS = [torch.compile(sweep, fullgraph=True, dynamic=False) for sweep in (forward_sweep, backward_sweep)]
-
-
-class CompiledSweeps(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, z, v, labels):
-        ce, wttm, *statistics_ = SWEEPS[0](z, v, labels)
-        ctx.save_for_backward(z, v, labels, *statistics_)
-        return ce, wttm
-
-    @staticmethod
-    def backward(ctx, of_ce, of_wttm):
-        return SWEEPS[1](*ctx.saved_tensors, of_ce, of_wttm), None, None
-
-
-COMPILED = {
-    "losses, compiled": torch.compile(plain, fullgraph=True, dynamic=False),
-    "two sweeps, each compiled": CompiledSweeps.apply,
+FAMILY = {
+    "kd": partial(losses.kd, temperature=4.0),
+    "ttm": partial(losses.ttm, gamma=GAMMA),
+    **{kind: partial(losses.divergence, kind=kind) for kind in KINDS if kind != "forward"},
 }
-ALL = {name: (FORMS | COMPILED)[name] for name in (REFERENCE, "losses", *COMPILED, KERNELS)}
+PLAIN_COMPILED = "losses, compiled"
+FORMS[PLAIN_COMPILED] = torch.compile(plain, fullgraph=True, dynamic=False)
+ALL = {name: FORMS[name] for name in (REFERENCE, "losses", PLAIN_COMPILED, KERNELS, COMPILED)}
+OF_CURVES = {name: FORMS[name] for name in (REFERENCE, "losses", KERNELS, COMPILED)}
 
 
 def memory_of(name, batch, classes):
-    return memory_mb(ALL[name], batch, classes, compiled=name in COMPILED)
+    return memory_mb(ALL[name], batch, classes, compiled=name in (PLAIN_COMPILED, COMPILED))
 
 
 def timed(shapes):
     rows = []
     for batch, classes in shapes:
-        result = times(ALL if (batch, classes) in TARGET else FORMS, batch, classes)
-        first = {name: seconds for name, seconds in result.first_s.items() if name in COMPILED}
+        result = times(ALL if (batch, classes) in TARGET else OF_CURVES, batch, classes)
+        first = {name: seconds for name, seconds in result.first_s.items() if "compiled" in name}
         ratio = {name: result.faster(name) for name in result.median_s}
         rows.append(
             {"batch": batch, "classes": classes, "n": result.n, "median_s": result.median_s, "times_faster": ratio}
@@ -89,6 +61,30 @@ def timed(shapes):
         for name, median in result.median_s.items():
             compiling = f", first call {first[name]:.0f} s" if name in first else ""
             print(f"  {name:<26} {median * 1e3:9.2f} ms, {ratio[name]:5.2f} times as fast{compiling}", flush=True)
+    return rows
+
+
+def one_by_one(loss, z, v, labels):
+    return losses.cross_entropy(z, labels), loss(z, v)
+
+
+def family():
+    rows = []
+    for name, loss in FAMILY.items():
+        forms = {
+            "losses": partial(one_by_one, loss),
+            KERNELS: partial(kernels.cross_entropy_and, loss),
+            COMPILED: partial(kernels.cross_entropy_and, loss, compiled=True),
+        }
+        for batch, classes in TARGET[:2]:
+            result = times(forms, batch, classes)
+            ratio = {form: result.faster(form) for form in forms}
+            rows.append(
+                {"loss": name, "batch": batch, "classes": classes, "n": result.n}
+                | {"median_s": result.median_s, "times_faster": ratio}
+            )
+            told = ", ".join(f"{form} {s * 1e3:.2f} ms ({ratio[form]:.2f})" for form, s in result.median_s.items())
+            print(f"{name}, {batch} x {classes}, n = {result.n}: {told}", flush=True)
     return rows
 
 
@@ -105,22 +101,20 @@ def added():
 
 
 def means(rows):
-    mean = {name: statistics.geometric_mean([row["times_faster"][name] for row in rows]) for name in ALL}
-    over = [row["median_s"]["losses, compiled"] / row["median_s"][KERNELS] for row in rows]
-    return mean | {"kernels over losses, compiled": statistics.geometric_mean(over)}
+    return {name: statistics.geometric_mean([row["times_faster"][name] for row in rows]) for name in ALL}
 
 
 PARTS = {f"{batch}x{classes}": lambda shape=(batch, classes): timed([shape]) for batch, classes in TARGET}
-PARTS |= {"curves": lambda: timed(CURVES), "memory": added}
+PARTS |= {"curves": lambda: timed(CURVES), "family": family, "memory": added}
 
 
 def plot(result):
     parts = output.part(result, "parts", f"python benchmarks/bench_losses.py {result}")
-    rows = [row for part, rows in parts.items() if part != "memory" for row in rows]
+    rows = [row for part, rows in parts.items() if part not in ("memory", "family") for row in rows]
     with output.figure(result, 2, sharey=True) as axes:
         for axis, key, fixed, value in ((axes[0], "classes", "batch", 256), (axes[1], "batch", "classes", 1000)):
             chosen = sorted((row for row in rows if row[fixed] == value), key=lambda row: row[key])
-            for name in (REFERENCE, "losses", KERNELS):
+            for name in OF_CURVES:
                 axis.loglog(
                     [row[key] for row in chosen], [row["median_s"][name] * 1e3 for row in chosen], "o-", label=name
                 )

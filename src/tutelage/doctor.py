@@ -78,14 +78,15 @@ def measure() -> Iterator[Finding]:
 
     began = time.monotonic()
     for section in sections.SECTIONS:
-        yield Finding(section.name, f"\n{section.title}\n  reference: {section.reference}")
+        for line in ("", section.title, f"  reference: {section.reference}"):  # Each is printed as one.
+            yield Finding(section.name, line)
         try:
             for line in section.lines():
                 yield Finding(section.name, f"  {line}")
         except Exception as error:  # noqa: BLE001  the other sections do not depend on it
             reason = " ".join(str(error).split()) or "no reason given"
             yield Finding(section.name, f"  failed: {type(error).__name__}: {reason}", good=False)
-    yield Finding("time", f"\n{time.monotonic() - began:.0f} s in all")
+    yield from (Finding("time", line) for line in ("", f"{time.monotonic() - began:.0f} s in all"))
 
 
 def _make_pictures(folder: Path) -> None:

@@ -50,7 +50,9 @@ OBJECTIVES = {
 )
 def test_at_once_is_one_by_one(objective, dtype, tolerance, monkeypatch):
     calls, both = [], kernels.cross_entropy_and
-    monkeypatch.setattr(kernels, "cross_entropy_and", lambda *inputs: calls.append(inputs) or both(*inputs))
+    monkeypatch.setattr(
+        kernels, "cross_entropy_and", lambda *inputs, **how: calls.append(inputs) or both(*inputs, **how)
+    )
     z, v, batch = drawn(dtype)
     progress = Progress(epoch=1, step=3, fraction=0.4)
     expected = outcome(objective, False, z, v, batch, progress)

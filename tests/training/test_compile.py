@@ -9,6 +9,7 @@ import torch
 from tests._helpers.fit_cases import Moving, Rows, fitted, mlp, same_bits, samples, seeded, settings, state, untimed
 
 from tutelage import kernels, objectives
+from tutelage.kernels import compiled_sweeps
 from tutelage.kernels.conv_weight_grad import Products, Shape
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.weights import Linear
@@ -372,7 +373,7 @@ def compiled_by(backend):
 
 
 @pytest.mark.slow  # the last layer is, in every change
-@pytest.mark.parametrize("form", ["compiled", "fused"])
+@pytest.mark.parametrize("form", ["compiled", "fused", "fused_compiled"])
 def test_a_form_of_the_losses_is_taken_by_name_kept_on_resume_and_plain_but_for_rounding(form, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", compiled_by("aot_eager"))
     monkeypatch.setattr("tutelage.kernels.logits.FEW", 0)
@@ -381,7 +382,7 @@ def test_a_form_of_the_losses_is_taken_by_name_kept_on_resume_and_plain_but_for_
     plans, how = [], {"epochs": 2, "checkpoint_steps": 2, "loss_form": form, **off}
     whole, fast = fit_student(tmp_path / "whole", plans=plans, **how)
     assert plans[0]["loss_form"] == form
-    other = {"compiled": "fused", "fused": "compiled"}[form]
+    other = "fused" if form == "compiled" else "compiled"
     assert f"ms with {form} losses" in plans[0]["why"][f"{form} losses"]
     assert plans[0]["why"][f"{other} losses"] == "switched off"
     for eager, changed in zip(slow, fast, strict=True):
@@ -422,13 +423,17 @@ def test_losses_are_compiled_once_though_a_weight_is_scheduled_and_views_change(
 def test_the_form_that_is_named_computes_the_losses(monkeypatch):
     calls = []
     both = kernels.cross_entropy_and
-    monkeypatch.setattr(kernels, "cross_entropy_and", lambda *inputs: calls.append("fused") or both(*inputs))
+    monkeypatch.setattr(
+        kernels,
+        "cross_entropy_and",
+        lambda *inputs, compiled: calls.append("fused_compiled" if compiled else "fused") or both(*inputs),
+    )
     monkeypatch.setattr(
         torch, "compile", lambda function, **_: lambda *inputs: calls.append("compiled") or function(*inputs)
     )
     off = dict.fromkeys(("compile_teacher", "compile_student", "gradient_products"), False)
     rows = Rows(*images(), batch_size=10)  # Four batches of ten, and one of eight, which is not compiled.
-    for form, expected in (("plain", 0), ("compiled", 4), ("fused", 5)):
+    for form, expected in (("plain", 0), ("compiled", 4), ("fused", 5), ("fused_compiled", 5)):
         calls.clear()
         monkeypatch.setattr(f"{COMPILE}.least_seconds", lambda calls, _: [1.0] * len(calls))
         distiller = Distiller(seeded(Moving), MATCH)
@@ -437,6 +442,7 @@ def test_the_form_that_is_named_computes_the_losses(monkeypatch):
         assert calls == [form] * expected
         assert distiller.called_objective is None
         assert not distiller.objective.fused
+        assert not distiller.objective.fused_compiled
 
 
 def test_losses_are_plain_on_a_cpu_and_measured_on_cuda(tmp_path, monkeypatch):
@@ -457,6 +463,37 @@ def test_losses_are_plain_on_a_cpu_and_measured_on_cuda(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{COMPILE}.GAIN", 1e9)
     fit_student(tmp_path / "slower", plans=plans, **off)
     assert plans[2]["loss_form"] == "plain"
+
+
+def test_on_a_cpu_losses_are_measured_where_they_are_large_and_a_part_of_the_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "compile", compiled_by("aot_eager"))
+    compiled_sweeps._form.cache_clear()
+    monkeypatch.setattr(f"{COMPILE}.FEW", 0)
+    monkeypatch.setattr(f"{COMPILE}.SHARE", 1e9)
+    monkeypatch.setattr(f"{COMPILE}.FUSED_FROM", 10 * 4)
+    off = dict.fromkeys(("compile_teacher", "compile_student", "gradient_products"), False)
+    plans = []
+
+    def plan(of_losses, of_step):
+        """The plan where the plain losses take so long, and each later form is faster by a tenth."""
+        monkeypatch.setattr(f"{COMPILE}.seconds", lambda *_: of_step)
+        speeds = iter([[of_losses], *([1.0 - 0.1 * k, 0.9 - 0.1 * k] for k in range(9))])
+        monkeypatch.setattr(f"{COMPILE}.least_seconds", lambda calls, _: [call() for call in calls] and next(speeds))
+        fit_student(tmp_path / str(len(plans)), epochs=1, plans=plans, **off)
+        return plans[-1]["loss_form"], plans[-1]["why"]
+
+    assert plan(0.06, 1.0)[0] == "fused_compiled"
+    form, why = plan(0.04, 1.0)
+    assert (form, why["fused losses"]) == ("plain", "not tried: the plain ones take 4.0% of it")
+    monkeypatch.setattr(f"{COMPILE}.SHARE", 1e-9)
+    form, why = plan(0.5, 1.0)
+    assert form == "plain"
+    assert why["fused_compiled losses"].startswith("not tried: ")
+    monkeypatch.setattr(f"{COMPILE}.SHARE", 1e9)
+    monkeypatch.setattr(f"{COMPILE}.FUSED_FROM", 10 * 4 + 1)
+    form, why = plan(0.5, 1.0)
+    assert form == "plain"
+    assert not any("losses" in form for form in why)
 
 
 def test_an_objective_without_such_a_pair_is_not_fused(tmp_path):

@@ -22,7 +22,7 @@ from tutelage.training import memory
 GAMMA, BETA = 0.1, 3.0
 TARGET = (256, 1000), (1024, 32_000), (512, 128_256)
 """Batch sizes and numbers of classes: ImageNet's, and those of two vocabularies."""
-REFERENCE, KERNELS = "reference: Algorithm 1", "kernels"
+REFERENCE, KERNELS, COMPILED = "reference: Algorithm 1", "kernels", "kernels, compiled"
 NEEDED = 13
 """Memory that both forms need together, as a multiple of a batch's logits: inputs, saved and compared tensors."""
 
@@ -49,6 +49,7 @@ FORMS: dict[str, Form] = {
     REFERENCE: partial(algorithm1, gamma=GAMMA),
     "losses": plain,
     KERNELS: partial(kernels.cross_entropy_and_wttm, gamma=GAMMA),
+    COMPILED: partial(kernels.cross_entropy_and_wttm, gamma=GAMMA, compiled=True),
 }
 
 
@@ -60,8 +61,8 @@ class Times(NamedTuple):
     n: int
 
     def faster(self, name: str) -> float:
-        """Return a form's speed relative to the reference."""
-        return self.median_s[REFERENCE] / self.median_s[name]
+        """Return a form's speed relative to the first one."""
+        return next(iter(self.median_s.values())) / self.median_s[name]
 
 
 def draw(batch: int, classes: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,18 +135,23 @@ def memory_mb(form: Form, batch: int, classes: int, *, compiled: bool = False) -
 
 def lines(shapes: Sequence[tuple[int, int]] = TARGET) -> Iterator[str]:
     """Time the kernels, and yield lines to print."""
-    compared, faster = {name: FORMS[name] for name in (KERNELS, REFERENCE)}, []
+    compared = {name: FORMS[name] for name in (REFERENCE, KERNELS, COMPILED)}
+    faster: dict[str, list[float]] = {KERNELS: [], COMPILED: []}
     for batch, classes in shapes:
         shape = f"{batch} x {classes}"
         if shortage := timing.lacking_memory(NEEDED * batch * classes * 4e-6):
             yield f"{shape:<14} {shortage}"
             continue
         measured = timing.in_fresh_process(times, compared, batch, classes)
-        faster.append(measured.faster(KERNELS))
-        ours, reference = (measured.median_s[name] * 1e3 for name in compared)
+        times_of = []
+        for name, ratios in faster.items():
+            ratios.append(measured.faster(name))
+            times_of.append(f"{name} {measured.median_s[name] * 1e3:.2f} ms ({ratios[-1]:.2f}x as fast)")
         yield (
-            f"{shape:<14} kernels {ours:8.2f} ms  reference {reference:8.2f} ms  {faster[-1]:.2f}x as fast  "
-            f"(median of {measured.n})"
+            f"{shape:<14} {'  '.join(times_of)}  reference {measured.median_s[REFERENCE] * 1e3:.2f} ms  "
+            f"(medians of {measured.n}; compiled in {measured.first_s[COMPILED]:.0f} s)"
         )
-    if faster:
-        yield f"geometric mean of {len(faster)} of {len(shapes)}: {statistics.geometric_mean(faster):.2f}x as fast"
+    for name, ratios in faster.items():
+        if ratios:
+            mean = statistics.geometric_mean(ratios)
+            yield f"geometric mean of {len(ratios)} of {len(shapes)}: {name} {mean:.2f}x as fast"

@@ -50,5 +50,5 @@ SECTIONS = (
         "the teacher's own forward pass over the same views",
         recording.lines,
     ),
-    Section("startup", "Start of the command line, seconds", "python -c pass", startup.lines),
+    Section("startup", "An import and the command line's start, seconds", "python -c pass", startup.lines),
 )

@@ -1,33 +1,48 @@
-"""Timing of ``tutelage --help`` against an interpreter that does nothing."""
+"""Timing of an import, of help and of a mistyped key against an interpreter that does nothing."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from tutelage.benchmark import timing
+from tutelage.errors import RunError
 
 REFERENCE = "reference: python -c pass"
+MISTYPED = "mistyped key"
+RECIPE = "name: run\nstudent: cifar:resnet8\n"
 COMMANDS = {
-    "help": [sys.executable, "-m", "tutelage", "--help"],
-    "distill help": [sys.executable, "-m", "tutelage", "distill", "--help"],
-    REFERENCE: [sys.executable, "-c", "pass"],
+    "import": ["-c", "import tutelage"],
+    "help": ["-m", "tutelage", "--help"],
+    "distill help": ["-m", "tutelage", "distill", "--help"],
+    MISTYPED: ["-m", "tutelage", "train", "recipe.yaml", "epohcs=3"],
+    REFERENCE: ["-c", "pass"],
 }
+"""What Python is called with, in a folder that has a `RECIPE`."""
 
 
-def _seconds(command: list[str]) -> float:
+def _seconds(name: str, folder: str) -> float:
     began = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True)  # noqa: S603  the commands are those above
-    return time.perf_counter() - began
+    command = [sys.executable, *COMMANDS[name]]
+    process = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)  # noqa: S603  those above
+    seconds = time.perf_counter() - began
+    if process.returncode != (2 if name == MISTYPED else 0):
+        last = (process.stderr.splitlines() or ["no reason"])[-1]
+        raise RunError(name, "the command to end as ever", f"exit code {process.returncode}: {last}", "run it alone")
+    return seconds
 
 
 def measure(rounds: int) -> dict[str, float]:
     """Return the median seconds of each command's whole process."""
-    forms = {name: partial(_seconds, command) for name, command in COMMANDS.items()}
-    return timing.medians(timing.in_turn(forms, rounds))
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "recipe.yaml").write_text(RECIPE)
+        forms = {name: partial(_seconds, name, folder) for name in COMMANDS}
+        return timing.medians(timing.in_turn(forms, rounds))
 
 
 def lines(rounds: int = 5) -> Iterator[str]:
@@ -39,5 +54,5 @@ def lines(rounds: int = 5) -> Iterator[str]:
 
 def line(name: str, medians: dict[str, float]) -> str:
     """Show one command."""
-    command = " ".join(["tutelage", *COMMANDS[name][3:]])
-    return f"{command:<26} {medians[name]:.3f} s  {medians[name] / medians[REFERENCE]:.1f}x as long"
+    command = " ".join(COMMANDS[name]).replace("-m tutelage", "tutelage").removeprefix("-c ")
+    return f"{command:<36} {medians[name]:.3f} s  {medians[name] / medians[REFERENCE]:.1f}x as long"

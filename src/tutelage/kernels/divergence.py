@@ -89,8 +89,3 @@ def divergence_of(loss: LogitLoss) -> Divergence | None:
         instead = f"type functools.partial({name}, {names[0]}=...)"
         raise InvalidTypeError("loss", expected, " ".join(arguments) or "none of them", instead)
     return describe(**arguments)
-
-
-def is_wttm(divergence: Divergence) -> bool:
-    """Whether a point of the family is WTTM, which has a form for the CPU."""
-    return divergence == Divergence(teacher_gamma=divergence.teacher_gamma, power_sum=True)

@@ -12,20 +12,26 @@ from torch import Tensor
 
 from tutelage import checks, losses, targets
 from tutelage.kernels import cpu_sweeps
-from tutelage.kernels.divergence import LogitLoss, divergence_of, is_wttm
+from tutelage.kernels.divergence import Divergence, LogitLoss, divergence_of
 from tutelage.types import Sparse
 
 TRITON_DEVICES = frozenset({"cuda"}) if find_spec("triton") is not None else frozenset[str]()
 """Types of devices whose form is in Triton."""
-FEW = 1 << 17
-"""Number of logits below which the CPU's form is no faster than the plain functions: benchmarks/LOG.md."""
+FEW, FEW_OF_OTHERS = 1 << 17, 1 << 23
+"""Number of logits below which the CPU's sweeps in blocks are no faster than the plain functions, for `forward`
+divergences and for the other kinds: benchmarks/LOG.md."""
 READ_SPARSE: tuple[Callable[..., Tensor], ...] = (losses.kd, losses.weighted_kd, losses.ttm, losses.wttm)
 """Losses that take `types.Sparse` themselves."""
 TRITON_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 def cross_entropy_and(
-    loss: LogitLoss, student_logits: Tensor, teacher_logits: Tensor | Sparse, labels: Tensor
+    loss: LogitLoss,
+    student_logits: Tensor,
+    teacher_logits: Tensor | Sparse,
+    labels: Tensor,
+    *,
+    compiled: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Compute `losses.cross_entropy` and a loss of both networks' logits together.
 
@@ -34,8 +40,9 @@ def cross_entropy_and(
     that mix the two distributions) and once backward, computes in float32, and allocates nothing as large as the logits
     except one gradient:
 
-    * on CUDA with Triton all of them, in float32, bfloat16 and float16, with dense logits or `types.Sparse` ones;
-    * on the CPU `losses.wttm`, in every floating dtype, from 2**17 logits on; fewer are faster without it.
+    * on CUDA with Triton in float32, bfloat16 and float16, with dense logits or `types.Sparse` ones;
+    * on the CPU in every floating dtype, with dense logits: with ``compiled`` always, else from 2**17 logits on, for
+      divergences other than `forward` from 2**23, as fewer are faster without it.
 
     Anything else, including soft labels, is computed by the two losses themselves. The choice depends on device, dtype
     and size. The logits are kept for the backward pass, not copied: changing them in place before it is an error.
@@ -50,6 +57,9 @@ def cross_entropy_and(
         labels: ``(...)`` int64 class indices, -100 for unlabelled: cross-entropy exactly 0 in value and gradient; or
             soft labels ``(..., classes)``, any floating dtype, each row non-negative with sum 1, or all 0. On CUDA
             an index that is not a class makes the value NaN.
+        compiled: whether the sweeps on a CPU are compiled: several times as fast again, after some seconds for the
+            first call with a loss, a number of classes and a dtype. It needs a C++ compiler; without one a warning
+            says so, and they are not. It changes nothing on CUDA, nor inside ``torch.compile``.
 
     Returns:
         Two tensors ``(...)``, at least float32: the cross-entropies in nats, and the loss's values. The gradient has
@@ -86,8 +96,8 @@ def cross_entropy_and(
             from tutelage.kernels import triton_sweeps
 
             values = triton_sweeps.cross_entropy_and(divergence, z, rows, labels.flatten())
-        elif len(rows) == 1 and is_wttm(divergence) and z.device.type == "cpu" and z.numel() >= FEW:
-            values = cpu_sweeps.cross_entropy_and_wttm(z, rows[0], labels.flatten(), divergence.teacher_gamma)
+        elif len(rows) == 1 and z.device.type == "cpu" and (compiled or z.numel() >= few(divergence)):
+            values = cpu_sweeps.cross_entropy_and(divergence, z, rows[0], labels.flatten(), compiled=compiled)
         if values is not None:
             return values[0].view(labels.shape), values[1].view(labels.shape)
     if isinstance(teacher_logits, Sparse) and getattr(loss, "func", None) not in READ_SPARSE:
@@ -96,7 +106,7 @@ def cross_entropy_and(
 
 
 def cross_entropy_and_wttm(
-    student_logits: Tensor, teacher_logits: Tensor | Sparse, labels: Tensor, *, gamma: float
+    student_logits: Tensor, teacher_logits: Tensor | Sparse, labels: Tensor, *, gamma: float, compiled: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Compute `losses.cross_entropy` and `losses.wttm` together: `cross_entropy_and` with that loss.
 
@@ -113,7 +123,13 @@ def cross_entropy_and_wttm(
         >>> cross_entropy_and_wttm(student, teacher, torch.tensor([0]), gamma=0.5)
         (tensor([0.1269]), tensor([1.2925]))
     """
-    return cross_entropy_and(partial(losses.wttm, gamma=gamma), student_logits, teacher_logits, labels)
+    loss = partial(losses.wttm, gamma=gamma)
+    return cross_entropy_and(loss, student_logits, teacher_logits, labels, compiled=compiled)
+
+
+def few(divergence: Divergence) -> int:
+    """Return the number of logits from which on the sweeps in blocks are used."""
+    return FEW if divergence.kind == "forward" else FEW_OF_OTHERS
 
 
 def in_triton(*tensors: Tensor) -> bool:

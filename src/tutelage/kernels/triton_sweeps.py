@@ -13,7 +13,7 @@ import triton
 from torch import Tensor
 
 from tutelage.kernels import triton_kernels
-from tutelage.kernels.cpu_sweeps import no_second_derivative
+from tutelage.kernels.cpu_sweeps import DIVERGENCE, no_second_derivative
 from tutelage.kernels.divergence import Divergence
 
 BLOCK = 2048
@@ -170,13 +170,10 @@ def cross_entropy_and(
     return ce, values
 
 
-_DIVERGENCE = "str kind, float mixture, float student_gamma, float teacher_gamma, float factor, bool power_sum"
-
-
 @torch.library.custom_op(
     "tutelage::cross_entropy_and",
     mutates_args=(),
-    schema=f"(Tensor z, Tensor[] teacher, Tensor labels, {_DIVERGENCE}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor z, Tensor[] teacher, Tensor labels, {DIVERGENCE}) -> (Tensor, Tensor, Tensor)",
 )
 def _forward(z: Tensor, teacher: Sequence[Tensor], labels: Tensor, *divergence: Any) -> tuple[Tensor, Tensor, Tensor]:
     sweeps = Sweeps(Divergence(*divergence), labels, z.shape[1])
@@ -188,7 +185,7 @@ def _forward(z: Tensor, teacher: Sequence[Tensor], labels: Tensor, *divergence: 
     "tutelage::cross_entropy_and_backward",
     mutates_args=(),
     schema="(Tensor z, Tensor[] teacher, Tensor labels, Tensor statistics, Tensor? of_ce, Tensor? of_values, "
-    f"{_DIVERGENCE}) -> Tensor",
+    f"{DIVERGENCE}) -> Tensor",
 )
 def _backward(
     z: Tensor,

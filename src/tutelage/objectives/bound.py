@@ -49,6 +49,7 @@ class BoundObjective(nn.Module):
         schedules: schedules of the terms' weights and of the terms themselves, for `Progress.scheduled`.
         pair: names of the cross-entropy and a loss of logits that can be computed at once; ``None`` without such.
         fused: whether these are computed at once.
+        fused_compiled: whether that is, where a device has such a form, in compiled sweeps.
         resolved: numbers that were computed at binding, by term and argument; empty if nothing is ``auto``. Typed in
             place of ``auto``, they give the same run. Weights of classes are among them.
     """
@@ -95,7 +96,8 @@ class BoundObjective(nn.Module):
             self._calls.append(_BoundCall(call_names, routes, call_needs if call.gather else None, coupled))
 
         local = [name for call in self._calls if call.gathers is None for name in call.names]
-        self.pair, self.fused = _fusible({name: self.terms[name] for name in local}), False
+        self.pair = _fusible({name: self.terms[name] for name in local})
+        self.fused = self.fused_compiled = False
         self._unseen = True  # no soft labels were looked at
 
     def check_labels(self, batch: Batch, *, again: bool = False) -> None:
@@ -113,6 +115,12 @@ class BoundObjective(nn.Module):
         if (self._unseen or again) and any(map(_reads_distributions, self.terms.values())):
             checks.distributions(labels, counted=batch.counted)
         self._unseen = False
+
+    @property
+    def loss_of_pair(self) -> LogitLoss:
+        """The loss of logits of the `pair`, which is not ``None``."""
+        assert self.pair is not None
+        return cast(LogitLoss, self.terms[self.pair[1]].applied)
 
     def refuses_hidden(self, batch: Batch) -> str | None:
         """Return why the loss of a batch like this cannot be computed from `Hidden`, if that is so."""
@@ -210,7 +218,7 @@ class BoundObjective(nn.Module):
         totals = totals or count(batch, student.states)
         supervised, weight = (float(weight_at(self._weights[name], progress)) for name in self.pair)
         loss = kernels.linear(
-            cast(LogitLoss, self.terms[self.pair[1]].applied),
+            self.loss_of_pair,
             student.states,
             student.weight,
             teacher.states,
@@ -231,8 +239,8 @@ class BoundObjective(nn.Module):
         """Return the values of the fused terms, by name."""
         if self.pair is None:
             return {}
-        loss = cast(LogitLoss, self.terms[self.pair[1]].applied)
-        values = kernels.cross_entropy_and(loss, student.logits, teacher_logits(teacher), batch.labels)
+        given = student.logits, teacher_logits(teacher), batch.labels
+        values = kernels.cross_entropy_and(self.loss_of_pair, *given, compiled=self.fused_compiled)
         return dict(zip(self.pair, values, strict=True))
 
 

@@ -38,9 +38,9 @@ Switch = Literal["auto"] | Truth
 """Choice of a form: ``auto`` decides by what there is or, for speed, measures if the fit is long enough to repay it."""
 Shard = Literal["none", "student", "teacher", "both"]
 """Networks whose parameters are sharded over several processes."""
-LossForm = Literal["plain", "compiled", "fused", "last_layer"]
-"""Form of an objective's losses: one by one, compiled, the cross-entropy and a loss of logits fused, or these together
-with both networks' last layers, without ever holding all logits."""
+LossForm = Literal["plain", "compiled", "fused", "fused_compiled", "last_layer"]
+"""Form of an objective's losses: one by one, compiled, the cross-entropy and a loss of logits fused, the same in sweeps
+that are compiled, or fused with both networks' last layers, without ever holding all logits."""
 
 
 def _check(name: str, got: object, expected: str, good: bool, example: object) -> None:
@@ -346,8 +346,8 @@ class FitSettings:
         compile_student: whether to compile the student.
         gradient_products: whether to compute weight gradients of convolutions as matrix products, decided per shape.
         graphs: whether to capture a step as one CUDA graph and replay it.
-        loss_form: form of the losses; ``auto`` measures on CUDA, and elsewhere only ``last_layer``, if logits are many;
-            else it is ``plain``.
+        loss_form: form of the losses; ``auto`` measures on CUDA, and elsewhere if logits are many and losses a part of
+            the step that is worth it; else it is ``plain``.
         checkpoint_activations: whether the student's blocks keep their inputs alone for the backward pass, in which
             they are computed again: less memory for more time, and the same gradients. The student is then not
             compiled.

@@ -13,13 +13,16 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from types import FunctionType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from tutelage import losses
+from tutelage.kernels.compiler import compile_apart
 from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient, weight_gradient
+from tutelage.kernels.divergence import LogitLoss
+from tutelage.kernels.logits import FEW as FEW_LOGITS
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.taps import LastLayer
@@ -41,6 +44,7 @@ COSTS = {
     "graph": 2.0,
     "compiled losses": 20.0,
     "fused losses": 2.0,
+    "fused_compiled losses": 20.0,
     "last_layer losses": 2.0,
 }
 """Assumed seconds of a trial: compiling took 3 to 60 for networks of 8 to 60 layers on two cores."""
@@ -53,7 +57,9 @@ FEW = 200
 ROUNDS = 5
 """Number of timings of each call."""
 MEASURES_LOSSES = frozenset({"cuda"})
-"""Types of devices on which the form of the losses is measured; elsewhere it is plain unless requested."""
+"""Types of devices on which all steps' forms of the losses are measured; elsewhere those of `FUSED_FROM` logits."""
+FUSED_FROM = FEW_LOGITS
+"""Number of logits of a micro-batch from which on it is measured on a CPU whether to fuse the losses."""
 MANY = 1 << 22
 """Number of logits of a micro-batch from which on it is measured, on any device, whether to do without holding them."""
 NOT_CAPTURED = "not captured"
@@ -215,7 +221,12 @@ class PlannedStudent:
     @property
     def fused(self) -> bool:
         """Whether the objective computes two losses at once."""
-        return self._plan.loss_form == "fused"
+        return self._plan.loss_form in ("fused", "fused_compiled")
+
+    @property
+    def fused_compiled(self) -> bool:
+        """Whether it does so in compiled sweeps, on a device that has them."""
+        return self._plan.loss_form == "fused_compiled"
 
     @cached_property
     def found_last_layer(self) -> LastLayer:
@@ -229,9 +240,8 @@ class PlannedStudent:
 
     def may_leave_logits_out(self, wanted: str, piece: Batch) -> bool:
         """Whether it is wanted that a micro-batch's logits never exist all at once, or it is to be tried."""
-        labels = piece.labels
-        positions = (labels.shape[:-1] if labels.is_floating_point() else labels.shape).numel()
-        return wanted == "last_layer" or (wanted == "auto" and positions * self.found_last_layer.classes >= MANY)
+        many = wanted == "auto" and _positions(piece) * self.found_last_layer.classes >= MANY
+        return many or wanted == "last_layer"
 
     def choose_plan(
         self, trials: Trials, settings: FitSettings, refusal: Callable[[], str | None] | None
@@ -263,11 +273,15 @@ class PlannedStudent:
         """
         if wanted in ("plain", "last_layer"):
             return
-        tried = ("compiled", "fused") if wanted != "auto" or trials.device.type in MEASURES_LOSSES else ()
+        tried: tuple[str, ...] = ("compiled", "fused", "fused_compiled")
+        if wanted == "auto" and trials.device.type in MEASURES_LOSSES:
+            tried = ("compiled", "fused")
+        elif wanted == "auto":
+            tried = ("fused", "fused_compiled") if self._may_fuse(trials) else ()
         for form in (*tried, *["last_layer"] * (refusal is not None)):
             switch: Switch = "auto" if wanted == "auto" else form == wanted
             reason = f"{form} losses"
-            if form == "fused" and switch and self._objective.pair is None:
+            if form in ("fused", "fused_compiled") and switch and self._objective.pair is None:
                 trials.reasons[reason] = "no cross-entropy with a loss of logits beside it"
             elif not trials.is_open(reason, switch):
                 continue
@@ -276,6 +290,17 @@ class PlannedStudent:
             else:
                 trials.attempt(reason, switch, replace(trials.plan, loss_form=form), after=f"with {reason}")
 
+    def _may_fuse(self, trials: Trials) -> bool:
+        """Whether fused losses may be worth their measuring, which plain ones that take little of a step are not."""
+        positions, classes = _positions(trials.piece), self.found_last_layer.classes
+        if self._objective.pair is None or trials.piece.labels.is_floating_point() or positions * classes < FUSED_FROM:
+            return False
+        share = _plain_seconds(self._objective.loss_of_pair, positions, classes) * trials.steps / trials.ahead
+        if share >= 1 - 1 / GAIN:
+            return True
+        trials.reasons["fused losses"] = f"not tried: the plain ones take {share:.1%} of it"
+        return False
+
     def gradients(self, samples: int) -> AbstractContextManager[Any]:
         """Return the context in which an autograd graph of this many samples is built.
 
@@ -283,6 +308,23 @@ class PlannedStudent:
         """
         compiled = self.call(samples) or self.call_objective(samples)
         return self._products if self._products.shapes and compiled is None else nullcontext()
+
+
+def _plain_seconds(loss: LogitLoss, positions: int, classes: int) -> float:
+    """Time a cross-entropy and a loss of logits, forward and backward, on the CPU; what the logits are is no matter."""
+    z, v = torch.ones(positions, classes, requires_grad=True), torch.ones(positions, classes)
+    labels = torch.zeros(positions, dtype=torch.int64)
+
+    def both() -> None:
+        (losses.cross_entropy(z, labels).mean() + loss(z, v).mean()).backward()
+
+    return least_seconds([both], torch.device("cpu"))[0]
+
+
+def _positions(piece: Batch) -> int:
+    """Return the number of rows of a micro-batch's logits."""
+    labels = piece.labels
+    return (labels.shape[:-1] if labels.is_floating_point() else labels.shape).numel()
 
 
 class _Compiled:
@@ -302,18 +344,12 @@ class _Compiled:
     def _first(self, *inputs: Any) -> Any:
         """Compile and call; not earlier, as importing the compiler alone takes seconds."""
         module = self._module
-
-        def call(*inputs: Any) -> Any:
-            return module(*inputs)
-
-        # Compiled forms are cached, and limited in number, per code object: each module gets its own copy.
-        function = FunctionType(call.__code__.replace(), call.__globals__, closure=call.__closure__)
         try:
             # The compiler's warnings are its own business, such as deprecations: as errors they would end the
             # compiling.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                compiled = torch.compile(function, dynamic=False)
+                compiled = compile_apart(module, dynamic=False)
                 from torch._inductor import config
 
                 # As options of torch.compile they would come too late: the tracer reads them too.
@@ -357,7 +393,7 @@ class Trials:
         piece: Batch,
         device: torch.device,
     ) -> None:
-        self.run, self.use, self.steps, self.device = run, use, steps, device
+        self.run, self.use, self.steps, self.piece, self.device = run, use, steps, piece, device
         self.plan, self.reasons = ComputePlan(samples=len(piece.index)), dict[str, str]()
         self._of_tokens = not all(view.is_floating_point() for view in views_of(piece.inputs))
         self._step = "eager"

@@ -203,7 +203,8 @@ class TrainState:
         """
         self.distiller.called = self.student.call(samples) if self._logits_used else self._watched
         self.distiller.called_objective = self.student.call_objective(samples)
-        self.distiller.objective.fused = self.student.fused
+        objective = self.distiller.objective
+        objective.fused, objective.fused_compiled = self.student.fused, self.student.fused_compiled
         self.distiller.last_layer = self.student.last_layer
         local = nullcontext() if last else local_gradients(self.module)
         try:
@@ -216,7 +217,8 @@ class TrainState:
                 yield
         finally:
             self.distiller.called = self.distiller.called_objective = None
-            self.distiller.objective.fused, self.distiller.last_layer = False, None
+            objective.fused = objective.fused_compiled = False
+            self.distiller.last_layer = None
 
     def gradients(self) -> tuple[list[nn.Parameter], Tensor]:
         """Return the `parameters` that have a gradient, and the norm of each one's: of the whole one if it is sharded.
