@@ -52,13 +52,13 @@ def measure_pair(pair: tuple[str, str], splits: data.Splits, *, batch: int = BAT
     batches = data.BatchLoader(splits.train, batch_size=batch, train=True)
     forms = {
         "reference": published(network(teacher, device), network(student, device), splits.train, device, batch, n),
-        "live": _ours(FrozenTeacher(network(teacher, device)), network(student, device), batches, n),
-        "recorded": _ours(cached_logits(device), network(student, device), batches, n),
+        "live": ours(FrozenTeacher(network(teacher, device)), network(student, device), batches, n),
+        "recorded": ours(cached_logits(device), network(student, device), batches, n),
     }
     return Row("/".join(pair), **timing.medians(timing.in_turn(forms, rounds, warm_up=False)))
 
 
-def _ours(teacher: Teacher, student: nn.Module, loader: data.BatchLoader, n: int) -> Callable[[], float]:
+def ours(teacher: Teacher, student: nn.Module, loader: data.BatchLoader, n: int) -> Callable[[], float]:
     """Return a function that times our loop, without the compiling and measuring in its first step, done once."""
     distiller = Distiller(student, objectives.wttm(gamma=GAMMA, beta=BETA))
     batches, settings = FirstBatches(loader, n, whole=True), FitSettings(epochs=240, precision="bf16")
