@@ -171,9 +171,13 @@ def test_ratios_are_geometric_means_of_times_faster():
 
 def test_a_group_is_compared_against_its_parts_and_against_separate_runs():
     taken = {groups.ALONE: [1.0, 2.0, 1.0], groups.APART: [2.0, 4.0, 2.0], "class of 1": [3.0, 6.0, 6.0]}
-    relative = groups.ratios(taken | {"class of 2": [4.0, 8.0, 10.0]}, (1, 2))
+    taken |= {"class of 2": [4.0, 8.0, 10.0], "class of 2, side by side": [2.0, 4.0, 5.0]}
+    relative = groups.ratios(taken, (1, 2))
     assert relative.parts == {1: 1.0, 2: 4 / 5}
+    assert relative.side_by_side == {2: 2 / 5}
     assert relative.runs == {1: 1.0, 2: 4 / 6}
+    other = {groups.OTHER_APART: [5.0, 10.0, 5.0], groups.UNLIKE: [4.0, 8.0, 16.0]}
+    assert groups.unlike_over_parts(taken | other) == 4 / 8
 
 
 def test_recording_is_held_against_the_forward_pass():

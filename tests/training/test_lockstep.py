@@ -1,6 +1,10 @@
 """Lessons that are fitted together take the same steps, to the bit, as each alone."""
 
 import random
+import signal
+import threading
+import time
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from tests._helpers.refusals import refused
 from torch import nn
 
 from tutelage import objectives
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidValueError, RunError
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.objectives import BindContext
 from tutelage.training.checkpoints import Checkpoints, CheckpointSink
@@ -88,6 +92,23 @@ def hint():
     return objectives.fitnet(weight=1.0, student_tap="deeper", teacher_tap="deeper") + objectives.kd(temperature=2.0)
 
 
+def quiet(width=8):
+    """A student that draws no random numbers, as wide as that."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(128, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 4))
+
+
+SIDE_BY_SIDE = 1
+
+
+@pytest.fixture(autouse=True, params=[1, 3], ids=["in turn", "side by side"])
+def _side_by_side(request, monkeypatch):
+    """Run everything here in turn, and with up to three students at a time."""
+    monkeypatch.setattr(f"{__name__}.SIDE_BY_SIDE", request.param)
+
+
+abreast = pytest.mark.parametrize("_side_by_side", [3], indirect=True, ids=["side by side"])
+
+
 CASES = [
     Case(Drawing, objectives.kd(temperature=2.0), 1),
     Case(Moving, objectives.wttm(gamma=0.5, beta=1.0), 2, clip=0.5),
@@ -131,7 +152,14 @@ def lockstep_of(jobs, asked=None, *, chances=None, results=None):
     isolation = Isolation(on_error=lambda k, error: results.append((k, error)))
     isolation.generators = dict(enumerate(chances or [RngState(CPU) for _ in jobs]))
     jobs = dict(enumerate(jobs))
-    return Lockstep(jobs, asked or teacher(), batches(), accelerator=accelerator_on("cpu"), isolation=isolation)
+    return Lockstep(
+        jobs,
+        asked or teacher(),
+        batches(),
+        accelerator=accelerator_on("cpu"),
+        isolation=isolation,
+        side_by_side=SIDE_BY_SIDE,
+    )
 
 
 def results_of(jobs, asked=None, *, chances=None):
@@ -176,6 +204,92 @@ def assert_alike(distillers, histories, cases, **shared):
 def test_each_ends_in_the_bits_of_one_alone(shared):
     distillers, histories = together(CASES, **shared)
     assert_alike(distillers, histories, CASES, **shared)
+
+
+QUIET = [
+    Case(partial(quiet, 8), objectives.kd(temperature=2.0), 1),
+    CASES[0],
+    Case(partial(quiet, 30), objectives.wttm(gamma=0.5, beta=1.0), 2, clip=0.5),
+    Case(lambda: nn.Sequential(nn.Conv2d(2, 5, 3), nn.ReLU(), nn.Flatten(), nn.Linear(180, 4)), objectives.kd(), 3),
+    CASES[1],
+    Case(Writing, objectives.cross_entropy(), 4),
+]
+"""Students of unlike architectures, of which four draw nothing."""
+
+
+@pytest.mark.parametrize("shared", [{}, {"accumulate": 2}, {"precision": "bf16"}], ids=str)
+def test_unlike_students_end_in_the_bits_of_one_alone(shared):
+    cases = QUIET[:-1]  # What is left of its inputs is the last one's own.
+    distillers, histories = together(QUIET, **shared)
+    assert_alike(distillers[:-1], histories[:-1], cases, **shared)
+
+
+class Meeting(nn.Module):
+    """A student that waits for another one in each training step but the first, and draws in one of them."""
+
+    def __init__(self, barrier, *, draws_in=None):
+        super().__init__()
+        self.body, self.barrier, self.step, self.draws_in = quiet(), barrier, 0, draws_in
+
+    def forward(self, x):
+        if self.training:
+            self.step += 1
+            if self.step > 1:
+                self.barrier.wait(20)
+            if self.step == self.draws_in:
+                torch.rand(1)
+        return self.body(x)
+
+
+@abreast
+def test_steps_are_taken_at_the_same_time_and_saved_when_due(tmp_path):
+    barrier = threading.Barrier(2)
+    cases = [Case(lambda: Meeting(barrier), objectives.cross_entropy(), k) for k in range(2)]
+    folders = [tmp_path / str(k) for k in range(2)]
+    _, histories = together(cases, folders=folders, checkpoint_steps=2)
+    assert [len(history) for history in histories] == [2, 2]
+    # Each drew the same numbers as alone: none since its weights were made.
+    states = [case.keep(folder).checkpoints.load() for case, folder in zip(cases, folders, strict=True)]
+    for case, saved in zip(cases, states, strict=True):
+        case.distiller()
+        assert torch.equal(saved.tensors["rng.cpu"], torch.get_rng_state())
+
+
+@abreast
+def test_a_student_that_draws_only_later_is_noticed():
+    barrier = threading.Barrier(2)
+    cases = [
+        Case(lambda: Meeting(barrier), objectives.cross_entropy(), 0),
+        Case(lambda: Meeting(barrier, draws_in=4), objectives.cross_entropy(), 1),
+    ]
+    with pytest.raises(RunError, match=r"random numbers from the first step on.*run the same command again"):
+        together(cases)
+
+
+@abreast
+def test_an_interruption_waits_for_steps_side_by_side_and_leaves_none_unsaved(tmp_path):
+
+    class Interrupting(Meeting):
+        def forward(self, x):
+            if self.training and self.step == 3:
+                signal.raise_signal(signal.SIGINT)
+                time.sleep(0.2)
+            return super().forward(x)
+
+    barrier = threading.Barrier(2)
+    cases = [
+        Case(lambda: Interrupting(barrier), objectives.cross_entropy(), 0),
+        Case(lambda: Meeting(barrier), objectives.cross_entropy(), 1),
+    ]
+    folders = [tmp_path / str(k) for k in range(2)]
+    with pytest.raises(KeyboardInterrupt):
+        together(cases, folders=folders)
+    for case, folder in zip(cases, folders, strict=True):
+        assert case.keep(folder).checkpoints.load().state["step"] == 4
+    quiet_cases = [Case(lambda: Meeting(barrier), objectives.cross_entropy(), k) for k in range(2)]
+    resumed, _ = together(quiet_cases, folders=folders, resume=True)
+    whole, _ = together(quiet_cases)
+    assert all(same_bits(state(one), state(other)) for one, other in zip(resumed, whole, strict=True))
 
 
 def test_without_generators_of_their_own_they_would_not(monkeypatch):

@@ -26,8 +26,8 @@ SECTIONS = (
     ),
     Section(
         "classes",
-        f"Students of one pair in one process: {'/'.join(groups.PAIR)}, a step of {groups.BATCH} images, bfloat16, "
-        "one thread",
+        f"Students of one pair in one process: {'/'.join(groups.PAIR)}, a step of {groups.BATCH} images, bfloat16; "
+        "side by side: as many at a time as there are threads, one each",
         "the teacher alone and the students apart, added up",
         groups.lines,
     ),

@@ -10,9 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from tutelage import data, records
+from tutelage import data, launcher, records
 from tutelage.config.schema import Recipe, TrainedTeacher
 from tutelage.errors import InvalidValueError, RecipeError
 from tutelage.models import Classifier
@@ -87,6 +88,7 @@ class RunGroup:
             accelerator=first.accelerator,
             isolation=self.isolation,
             stage=stage,
+            side_by_side=self._side_by_side(first),
         )
         for k, epoch in lockstep.run():
             self.isolation.attempt(k, self.runs[k].record_epoch, stage, epoch)
@@ -94,6 +96,12 @@ class RunGroup:
             if k not in self.isolation.errors:
                 self.runs[k].end_stage(stage)
         first.reporter.end()
+
+    def _side_by_side(self, run: RunState) -> int:
+        """Return how many students the cores have room for, as each computes with the process's threads."""
+        if self.options.shares_machine or run.device.type != "cpu" or run.accelerator.num_processes > 1:
+            return 1
+        return max(1, launcher.cores() // torch.get_num_threads())
 
 
 def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions = DEFAULTS) -> list[Run | Exception]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from itertools import cycle
 
@@ -11,12 +12,14 @@ import torch
 from accelerate import Accelerator
 
 from tutelage import records
-from tutelage.errors import InvalidValueError
+from tutelage.errors import InvalidValueError, RunError
+from tutelage.interruption import uninterrupted
 from tutelage.training.agreement import Agreement
 from tutelage.training.captured import CapturedStep, close
 from tutelage.training.compile import PlannedTeacher
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on
+from tutelage.training.generators import host_generators
 from tutelage.training.graphs import Captured, NotCapturableError, warm_up
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob, FitState
@@ -35,6 +38,9 @@ class Lockstep:
     Each student takes the same steps, to the bit, as on its own. Those that resume from a checkpoint take none until
     the group reaches their step, so the group begins where the least advanced one was.
 
+    Several may take their steps side by side, each in a thread with as many threads to compute with as the process has.
+    One that draws random numbers in its first step takes all its steps alone, as the generators are the process's.
+
     Args:
         jobs: students by number. Their settings agree in `SHARED`.
         teacher: teacher of all; its outputs include the features that any of the jobs reads.
@@ -43,6 +49,7 @@ class Lockstep:
         isolation: isolation by the same numbers; each student draws from its own random generators. Students with an
             error in it take no further step.
         stage: number of the stage, as for `fit`.
+        side_by_side: number of students that take their steps at a time, on a CPU in one process; 1 anywhere else.
 
     Raises:
         ValueError: if the jobs' settings do not agree.
@@ -57,6 +64,7 @@ class Lockstep:
         accelerator: Accelerator,
         isolation: Isolation,
         stage: int = 0,
+        side_by_side: int = 1,
     ) -> None:
         for name in SHARED:
             values = {getattr(job.settings, name) for job in jobs.values()}
@@ -71,6 +79,9 @@ class Lockstep:
         self.agreement = Agreement(accelerator, batches)
         self._states: dict[int, FitState] = {}
         self._pass: Captured[list[Outputs]] | None = None  # captured teacher pass, if the students' steps are captured
+        self._side_by_side = min(side_by_side, len(jobs))
+        self._pool: ThreadPoolExecutor | None = None
+        self._draws: dict[int, bool] = {}  # whether a student draws random numbers in a step, once known
 
     def run(self) -> Iterator[tuple[int, records.Epoch]]:
         """Train, yielding each student's number and record after every epoch; the errors of one are in ``isolation``.
@@ -87,7 +98,11 @@ class Lockstep:
             stage=self.stage,
             agreement=self.agreement,
         )
-        with self.agreement.training():
+        with self.agreement.training(), ExitStack() as stack:
+            if self._side_by_side > 1:
+                threads = torch.get_num_threads()
+                pool = ThreadPoolExecutor(self._side_by_side, initializer=torch.set_num_threads, initargs=(threads,))
+                self._pool = stack.enter_context(pool)
             for k, job in self.jobs.items():
                 if state := self.isolation.attempt(k, begin, job):
                     self._states[k] = state
@@ -151,16 +166,52 @@ class Lockstep:
     def _take_steps(self, batch: Batch, present: Mapping[int, FitState]) -> None:
         """Take every student's step on a batch."""
         shared, outputs = self._with_outputs(batch, present)
-        for k, state in present.items():
+        steps = {k: partial(self._step, state, shared, outputs, len(present)) for k, state in present.items()}
+        together = {k: steps.pop(k) for k in present if self._pool is not None and not self._draws.get(k, True)}
+        for k, step in steps.items():
+            state = present[k]
             replayed = isinstance(state.step, CapturedStep) and state.step.fits(batch)
             attempt = self.isolation.attempt_without_generators if replayed else self.isolation.attempt
-            if attempt(k, self._step, state, shared, outputs, len(present)):
+            if attempt(k, step if self._pool is None else partial(self._watched, k, step)):
                 self.isolation.attempt(k, state.save_steps)  # with its own generators
+        for k in self._together(together):
+            self.isolation.attempt(k, present[k].save_steps)
         for state in present.values():
             state.join()  # before another batch replaces this one
         for state in list(present.values())[:1]:
             if state.agrees:  # They have taken the same steps in this epoch.
                 self.agreement.act(self._save_steps, before=state.next_step)
+
+    def _watched(self, k: int, step: Callable[[], bool]) -> bool:
+        """Take a student's step, and note whether it drew random numbers, or sets generators itself."""
+        before = host_generators()
+        due = step()
+        self._draws[k] = before != host_generators() or bool(self._states[k].train.recomputed)
+        return due
+
+    def _together(self, steps: Mapping[int, Callable[[], bool]]) -> list[int]:
+        """Take these students' steps side by side; return those whose state is to be saved.
+
+        Raises:
+            RunError: if one of them drew random numbers, which others may have drawn before it.
+        """
+        if self._pool is None or not steps:
+            return []
+        before = host_generators()
+        futures: dict[int, Future[bool]] = {}
+        with uninterrupted():
+            try:
+                futures |= {k: self._pool.submit(step) for k, step in steps.items()}
+                wait(futures.values())
+            finally:  # Nothing that comes in between leaves a step behind which is still being taken.
+                for future in futures.values():
+                    future.cancel()
+                wait(futures.values())
+        if before != host_generators():
+            got = "some that a student drew in a later step, while others took theirs"
+            instead = "run the same command again, which resumes before that step; or type threads=null"
+            raise RunError("students", "random numbers from the first step on, or none", got, instead)
+        return [k for k, future in futures.items() if self.isolation.attempt_without_generators(k, future.result)]
 
     def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], students: int) -> bool:
         """Take one student's step with the teacher's outputs for its micro-batches; return whether to save."""
