@@ -373,9 +373,10 @@ def recording() -> Iterator[list[str]]:
     for each in found["seconds_a_step"]:
         live, read_ = each["live"], each["recorded"]
         yield [each["pair"], f"{1000 * live:.1f}", f"{1000 * read_:.1f}", f"{read_ / live:.2f} times as long"]
-    together = record("class.json")["over_separate_runs_with_a_live_teacher"]
+    group = record("class.json")
+    together = group["over_separate_runs_with_a_live_teacher"]
     for count in ("2", "4", "8"):
-        name = f"resnet56/resnet20, {count} students trained together, 1 thread"
+        name = f"resnet56/resnet20, {count} students trained together, {group['threads']} threads"
         yield [name, "–", "–", f"{together[count]:.2f} times as long as {count} runs"]
     ratios = [each["ratio_wall"] for each in record("record.json")["record"]]
     yield ["recording an epoch, in forward passes of the teacher", "–", "–", f"{min(ratios):.2f} to {max(ratios):.2f}"]
