@@ -4,7 +4,7 @@
 
 Measures what the machine does at most: the rate of a bfloat16 and of a float32 matrix product of 2048 x 2048, and of
 copying 256 MB. Then, of each pair of `tutelage doctor --bench` with recorded outputs and with a live teacher: the
-seconds of a step; the least seconds in which its convolutions and products could be computed at the first rate; and,
+seconds of a step; the seconds in which its convolutions and products would be computed at the first rate; and,
 from a profile of other steps, the shares of convolutions and products, batch norms, activations and sums, the
 optimizer, and everything else, with the number of operations and the share of the time that is in none: Python's.
 Images are random. All of it on the CPU, in bfloat16.
@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tutelage import data
 from tutelage.benchmark import batches, steps, timing
 from tutelage.modules import FrozenTeacher
+from tutelage.training.compile import least_seconds
 
 SIZE = 2048
 CPU = torch.device("cpu")
@@ -35,26 +36,20 @@ KINDS = {
 """Kinds of operations by their names in a profile; the first that fits counts. What fits none is "the rest"."""
 
 
-def least(call, rounds):
-    """Return the least seconds of a call, of some after one that warms up."""
-    call()
-    seconds = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+def least(call):
+    """Return the least seconds of a call, of five after one that warms up."""
+    return least_seconds([call], CPU)[0]
 
 
-def machine_limits(rounds=15):
+def machine_limits():
     """Return the rates of products in operations per second, and of memory in bytes per second."""
     limits = {}
     for dtype in (torch.bfloat16, torch.float32):
         a, b = (torch.randn(SIZE, SIZE).to(dtype) for _ in range(2))
-        limits[f"{str(dtype).removeprefix('torch.')}_flops_per_s"] = 2 * SIZE**3 / least(lambda a=a, b=b: a @ b, rounds)
+        limits[f"{str(dtype).removeprefix('torch.')}_flops_per_s"] = 2 * SIZE**3 / least(lambda a=a, b=b: a @ b)
     source = torch.randn(1 << 26)
     target = torch.empty_like(source)
-    limits["copied_bytes_per_s"] = 2 * source.nbytes / least(lambda: target.copy_(source), rounds)
+    limits["copied_bytes_per_s"] = 2 * source.nbytes / least(lambda: target.copy_(source))
     return limits
 
 
@@ -105,8 +100,8 @@ def measure(pair, splits, peak, *, n, rounds):
         shares, count = profiled(seconds_a_step, n)
         least_s = of_step / peak
         row = {"pair": "/".join(pair), "form": form, "seconds_a_step": seconds, "flops": of_step}
-        rows.append(row | {"least_s_at_peak": least_s, "share_by_kind": shares, "operations_a_step": count})
-        print(f"{row['pair']}, {form}: {seconds * 1e3:.1f} ms a step, at least {least_s * 1e3:.1f} at the peak rate")
+        rows.append(row | {"s_at_the_rate_of_products": least_s, "share_by_kind": shares, "operations_a_step": count})
+        print(f"{row['pair']}, {form}: {seconds * 1e3:.1f} ms a step, {least_s * 1e3:.1f} at the rate of products")
         told = "  ".join(f"{kind} {share:.0%}" for kind, share in sorted(shares.items(), key=lambda item: -item[1]))
         print(f"  {told}  ({count:.0f} operations)", flush=True)
     return rows

@@ -36,8 +36,8 @@ every_loss = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
 @pytest.fixture(autouse=True)
 def _however_few(monkeypatch):
-    monkeypatch.setattr(logits, "FEW", 0)
-    monkeypatch.setattr(logits, "FEW_OF_OTHERS", 0)
+    for name in ("BLOCKS_FROM", "BLOCKS_FROM_SCALED", "BLOCKS_FROM_OTHERS"):
+        monkeypatch.setattr(logits, name, 0)
 
 
 @pytest.fixture(params=[1, 7, 1 << 16], ids=["a row a block", "a few rows a block", "one block"])
@@ -535,6 +535,6 @@ def test_few_logits_are_computed_by_the_plain_functions(monkeypatch):
     )
     assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
     many = draw((256, 1000), dtype=torch.float32)
-    assert many[0].numel() >= logits.FEW
+    assert many[0].numel() >= logits.BLOCKS_FROM
     ours, theirs = (values_and_gradient(form, *many, 0.25) for form in (kernels.cross_entropy_and_wttm, plain))
     assert not torch.equal(ours[2], theirs[2])  # Another order of sums.

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tutelage import kernels, losses
 from tutelage.errors import InvalidTypeError, InvalidValueError, RunError
-from tutelage.kernels import cpu_sweeps
+from tutelage.kernels import cpu_sweeps, last_layer
+from tutelage.kernels.divergence import KINDS
 
 SETTINGS = {"gamma": 0.3, "beta": 1.7, "supervised": 0.6}
 LEARNED = ("student_hidden", "student_weight", "student_bias")
@@ -378,6 +379,69 @@ class Largest(TorchDispatchMode):
             if isinstance(tensor, torch.Tensor):
                 self.size = max(self.size, tensor.untyped_storage().nbytes())
         return result
+
+
+@pytest.mark.parametrize("kind", ["reverse", "forward"])
+@pytest.mark.parametrize("swept", [True, False])
+def test_a_term_without_weight_has_no_gradient_where_it_is_infinite(kind, swept):
+    inputs = draw()
+    inputs["teacher_bias"][3] = -torch.inf
+    inputs["student_bias"][5] = -torch.inf if kind == "forward" else 0.0
+    inputs["labels"] %= 3
+    for name in LEARNED:
+        inputs[name].requires_grad_()
+    loss = partial(losses.divergence, kind=kind)
+    total = kernels.linear(loss if swept else lambda z, v: loss(z, v), **inputs, weight=0.0).total
+    hidden, weight, bias = torch.autograd.grad(total, [inputs[name] for name in LEARNED])
+    z = F.linear(inputs["student_hidden"], inputs["student_weight"], inputs["student_bias"])
+    plainly = torch.autograd.grad(losses.cross_entropy(z, inputs["labels"]).mean(), [inputs[name] for name in LEARNED])
+    torch.testing.assert_close([hidden, weight, bias], [*plainly])
+    neither = kernels.linear(loss, **inputs, weight=0.0, supervised=0.0).total
+    assert all((gradient == 0).all() for gradient in torch.autograd.grad(neither, [inputs[name] for name in LEARNED]))
+
+
+FAMILY = {
+    "kd": partial(losses.kd, temperature=3.0),
+    "ttm": partial(losses.ttm, gamma=0.3),
+    **{kind: partial(losses.divergence, kind=kind) for kind in KINDS},
+}
+
+
+@pytest.mark.parametrize("loss", FAMILY.values(), ids=FAMILY)
+def test_the_family_is_swept_and_any_other_loss_differentiated(loss, monkeypatch):
+    inputs = draw()
+    swept = kernels.linear(loss, **inputs).total
+    called = []
+    monkeypatch.setattr(cpu_sweeps, "forward", lambda *given: called.append(given))
+    with pytest.raises(TypeError):  # as it returns nothing
+        kernels.linear(loss, **inputs)
+    assert called
+    torch.testing.assert_close(kernels.linear(lambda z, v: loss(z, v), **inputs).total, swept)
+
+
+def test_products_of_float32_are_onednns_where_it_is_on(monkeypatch):
+    inputs = draw((64,), classes=30, dtype=torch.float32)
+    for name in LEARNED:
+        inputs[name].requires_grad_()
+
+    class Products(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+            self.names.append(str(function))
+            return function(*arguments, **(keywords or {}))
+
+    results = {}
+    for on in (True, False):
+        monkeypatch.setattr(torch.backends.mkldnn, "enabled", on)
+        with Products() as seen:
+            total = fused(**inputs, **SETTINGS).total
+            results[on] = total, *torch.autograd.grad(total, [inputs[name] for name in LEARNED])
+        taken = sum("mkldnn._linear_pointwise" in name for name in seen.names)
+        assert taken == (3 if on and last_layer._ONE_DNN else 0)
+    torch.testing.assert_close(results[True], results[False], rtol=1e-5, atol=1e-5)
 
 
 def test_logits_are_never_whole():

@@ -13,7 +13,8 @@ CLASSES, BATCH = 7, 6
 
 @pytest.fixture(autouse=True)
 def _however_few(monkeypatch):
-    monkeypatch.setattr("tutelage.kernels.logits.FEW", 0)
+    for name in ("BLOCKS_FROM", "BLOCKS_FROM_SCALED"):
+        monkeypatch.setattr(f"tutelage.kernels.logits.{name}", 0)
 
 
 def drawn(dtype=torch.float64, labels=None, seed=0):

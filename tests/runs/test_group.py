@@ -13,7 +13,7 @@ from tutelage import config, models, records
 from tutelage.config.schema import Recipe
 from tutelage.errors import InvalidValueError
 from tutelage.modules import FrozenTeacher
-from tutelage.runs import record_teacher, resume, setup
+from tutelage.runs import group, record_teacher, resume, setup
 from tutelage.runs.execute import execute
 from tutelage.runs.group import can_share_batches, execute_group
 from tutelage.runs.lock import BusyError, folder_lock
@@ -152,6 +152,25 @@ def test_a_group_leaves_what_each_run_leaves_alone(teacher, each_alone, tmp_path
     assert reporter.ticks == 4 * 3 * steps
     assert sum(text.startswith("teacher ") for text in reporter.lines) == 1
     assert [note.partition(":")[0] for note in reporter.notes[:4]] == list(OBJECTIVES)
+
+
+@pytest.mark.parametrize(
+    ("threads", "changes", "expected"),
+    [(1, {}, 6), (2, {}, 3), (4, {}, 1), (7, {}, 1), (None, {}, 1), (1, {"shares_machine": True}, 1)],
+)
+def test_as_many_are_side_by_side_as_the_cores_have_room_for(
+    threads, changes, expected, monkeypatch, teacher, tmp_path
+):
+    asked, plain = [], group.Lockstep
+    monkeypatch.setattr(group.launcher, "cores", lambda: 8)
+    monkeypatch.setattr(group.psutil, "cpu_count", lambda logical: 6)
+    monkeypatch.setattr(
+        group, "Lockstep", lambda *jobs, **how: asked.append(how["side_by_side"]) or plain(*jobs, **how)
+    )
+    todo = planned(tmp_path, teacher, ("crd", "without-teacher"), threads=threads, stages=[], epochs=1)
+    results = execute_group(todo, options=RunOptions(**changes))
+    assert all(isinstance(result, Run) for result in results)
+    assert asked == [expected]
 
 
 def test_the_teacher_is_asked_once_for_all(teacher, tmp_path, monkeypatch):

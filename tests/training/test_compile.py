@@ -376,7 +376,7 @@ def compiled_by(backend):
 @pytest.mark.parametrize("form", ["compiled", "fused", "fused_compiled"])
 def test_a_form_of_the_losses_is_taken_by_name_kept_on_resume_and_plain_but_for_rounding(form, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "compile", compiled_by("aot_eager"))
-    monkeypatch.setattr("tutelage.kernels.logits.FEW", 0)
+    monkeypatch.setattr("tutelage.kernels.logits.BLOCKS_FROM", 0)
     off = dict.fromkeys(("compile_teacher", "compile_student", "gradient_products"), False)
     _, slow = fit_student(epochs=2)
     plans, how = [], {"epochs": 2, "checkpoint_steps": 2, "loss_form": form, **off}
@@ -470,7 +470,7 @@ def test_on_a_cpu_losses_are_measured_where_they_are_large_and_a_part_of_the_ste
     compiled_sweeps._form.cache_clear()
     monkeypatch.setattr(f"{COMPILE}.FEW", 0)
     monkeypatch.setattr(f"{COMPILE}.SHARE", 1e9)
-    monkeypatch.setattr(f"{COMPILE}.FUSED_FROM", 10 * 4)
+    monkeypatch.setattr(f"{COMPILE}.BLOCKS_FROM", 10 * 4)
     off = dict.fromkeys(("compile_teacher", "compile_student", "gradient_products"), False)
     plans = []
 
@@ -484,13 +484,13 @@ def test_on_a_cpu_losses_are_measured_where_they_are_large_and_a_part_of_the_ste
 
     assert plan(0.06, 1.0)[0] == "fused_compiled"
     form, why = plan(0.04, 1.0)
-    assert (form, why["fused losses"]) == ("plain", "not tried: the plain ones take 4.0% of it")
+    assert (form, why["fused losses"]) == ("plain", "not tried: plain losses take 4.0% of a step")
     monkeypatch.setattr(f"{COMPILE}.SHARE", 1e-9)
     form, why = plan(0.5, 1.0)
     assert form == "plain"
-    assert why["fused_compiled losses"].startswith("not tried: ")
+    assert why["fused losses"].startswith("not tried: ")
     monkeypatch.setattr(f"{COMPILE}.SHARE", 1e9)
-    monkeypatch.setattr(f"{COMPILE}.FUSED_FROM", 10 * 4 + 1)
+    monkeypatch.setattr(f"{COMPILE}.BLOCKS_FROM", 10 * 4 + 1)
     form, why = plan(0.5, 1.0)
     assert form == "plain"
     assert not any("losses" in form for form in why)

@@ -225,9 +225,9 @@ def test_unlike_students_end_in_the_bits_of_one_alone(shared):
 
 
 class Meeting(nn.Module):
-    """A student that waits for another one in each training step but the first, and draws in one of them."""
+    """A student that waits for another one in each training step but the first, and draws in some of them."""
 
-    def __init__(self, barrier, *, draws_in=None):
+    def __init__(self, barrier, *, draws_in=()):
         super().__init__()
         self.body, self.barrier, self.step, self.draws_in = quiet(), barrier, 0, draws_in
 
@@ -236,7 +236,7 @@ class Meeting(nn.Module):
             self.step += 1
             if self.step > 1:
                 self.barrier.wait(20)
-            if self.step == self.draws_in:
+            if self.step in self.draws_in:
                 torch.rand(1)
         return self.body(x)
 
@@ -256,14 +256,32 @@ def test_steps_are_taken_at_the_same_time_and_saved_when_due(tmp_path):
 
 
 @abreast
-def test_a_student_that_draws_only_later_is_noticed():
+@pytest.mark.parametrize("stopped", [False, True])
+def test_a_student_that_draws_only_later_is_noticed_and_not_saved(stopped, tmp_path):
+    class Stopping(Meeting):
+        def forward(self, x):
+            if stopped and self.training and self.step == 3:
+                signal.raise_signal(signal.SIGINT)
+            return super().forward(x)
+
     barrier = threading.Barrier(2)
     cases = [
-        Case(lambda: Meeting(barrier), objectives.cross_entropy(), 0),
-        Case(lambda: Meeting(barrier, draws_in=4), objectives.cross_entropy(), 1),
+        Case(lambda: Stopping(barrier), objectives.cross_entropy(), 0),
+        Case(lambda: Meeting(barrier, draws_in={4}), objectives.cross_entropy(), 1),
     ]
-    with pytest.raises(RunError, match=r"random numbers from the first step on.*run the same command again"):
-        together(cases)
+    folders = [tmp_path / str(k) for k in range(2)]
+    error = KeyboardInterrupt if stopped else RunError
+    with pytest.raises(error, match=None if stopped else "random numbers from the first step on.*type together=1"):
+        together(cases, folders=folders)
+    assert not any(case.keep(folder).checkpoints.load() for case, folder in zip(cases, folders, strict=True))
+
+
+@abreast
+def test_a_student_that_draws_in_the_first_step_may_leave_it_off_for_a_while():
+    barrier = threading.Barrier(1)
+    cases = [Case(lambda: Meeting(barrier, draws_in={1, 4}), objectives.cross_entropy(), k) for k in range(2)]
+    distillers, histories = together(cases)
+    assert_alike(distillers, histories, cases)
 
 
 @abreast

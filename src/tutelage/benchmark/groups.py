@@ -36,7 +36,7 @@ OTHER = "resnet8x4"
 BATCH = 64
 SETTINGS = FitSettings(epochs=1, precision="bf16", checkpoint_seconds=1e9, log_steps=10_000)
 ALONE, APART, OTHER_APART = "teacher alone", "student without teacher", "other student without teacher"
-UNLIKE = "class of two unlike"
+UNLIKE, ONE_THREAD = "class of two unlike", "one thread"
 
 
 class Ratios(NamedTuple):
@@ -64,8 +64,8 @@ def measure(
 
     Returns:
         Seconds per step in every round, by form: the teacher alone, a student and one of another architecture without
-        it, the two in a group, and the groups of 1 and of each of ``sizes`` students, in turn and side by side. The
-        images are of 100 classes.
+        it, the two in a group, the groups of 1 and of each of ``sizes`` students, in turn and side by side, and the
+        largest one in turn on one thread. The images are of 100 classes.
     """
     where = accelerator_on(device).device
     batches = data.BatchLoader(splits.train, batch_size=BATCH, train=True)
@@ -78,13 +78,21 @@ def measure(
     for k in dict.fromkeys((1, *sizes)):
         forms[group_name(k)] = partial(group, k * alike, teacher, live)
         if k > 1:
-            several = partial(group, k * alike, teacher, live, side_by_side=torch.get_num_threads())
+            several = partial(group, k * alike, teacher, live, threads=1, side_by_side=torch.get_num_threads())
             forms[group_name(k, side_by_side=True)] = several
+    if (most := max(sizes)) > 1:
+        forms[f"{group_name(most)}, {ONE_THREAD}"] = partial(group, most * alike, teacher, live, threads=1)
     return timing.in_turn(forms, rounds)
 
 
 def _group(
-    students: Sequence[str], teacher: Teacher, batches: FirstBatches, *, device: str, side_by_side: int = 0
+    students: Sequence[str],
+    teacher: Teacher,
+    batches: FirstBatches,
+    *,
+    device: str,
+    threads: int | None = None,
+    side_by_side: int = 1,
 ) -> float:
     """Return the seconds per step of a group, whose distillers are made before."""
     accelerator = accelerator_on(device)
@@ -96,9 +104,9 @@ def _group(
     jobs = {k: FitJob(distiller=distiller, settings=SETTINGS) for k, distiller in enumerate(distillers)}
     isolation = Isolation()
     isolation.generators = {k: RngState(accelerator.device) for k in jobs}
-    together = {"accelerator": accelerator, "isolation": isolation, "side_by_side": max(1, side_by_side)}
-    with timing.threads(1 if side_by_side else torch.get_num_threads()):
-        list(Lockstep(jobs, teacher, batches, **together).run())
+    lockstep = Lockstep(jobs, teacher, batches, accelerator=accelerator, isolation=isolation, side_by_side=side_by_side)
+    with timing.threads(threads or torch.get_num_threads()):
+        list(lockstep.run())
     for error in isolation.errors.values():
         raise error
     return batches.seconds
@@ -144,4 +152,6 @@ def lines(sizes: Sequence[int] = (1, 8), *, steps: int = 4, rounds: int = 3, pai
         if k in over.side_by_side:
             name = group_name(k, side_by_side=True)
             yield f"{name:<24} {median[name] * 1e3:7.1f} ms  {over.side_by_side[k]:.2f}x as long"
+        if (one := median.get(f"{group_name(k)}, {ONE_THREAD}")) is not None:
+            yield f"  in turn on {ONE_THREAD:<12} {one * 1e3:7.1f} ms"
     yield f"{UNLIKE:<24} {median[UNLIKE] * 1e3:7.1f} ms  {unlike_over_parts(taken):.2f}x as long"

@@ -31,9 +31,10 @@ def _seconds(name: str, folder: str) -> float:
     command = [sys.executable, *COMMANDS[name]]
     process = subprocess.run(command, cwd=folder, check=False, capture_output=True, text=True)  # noqa: S603  those above
     seconds = time.perf_counter() - began
-    if process.returncode != (2 if name == MISTYPED else 0):
+    if process.returncode != (expected := 2 if name == MISTYPED else 0):
         last = (process.stderr.splitlines() or ["no reason"])[-1]
-        raise RunError(name, "the command to end as ever", f"exit code {process.returncode}: {last}", "run it alone")
+        instead = f"type {' '.join(['python', *COMMANDS[name]])} for its whole answer"
+        raise RunError(name, f"exit code {expected}", f"{process.returncode}: {last}", instead)
     return seconds
 
 

@@ -7,6 +7,7 @@ first call of a form takes seconds and needs a C++ compiler; the number of rows 
 from __future__ import annotations
 
 import functools
+import threading
 import warnings
 from collections.abc import Callable
 from typing import Any, cast
@@ -18,7 +19,7 @@ from tutelage.kernels import row_sweeps
 from tutelage.kernels.compiler import compile_apart
 from tutelage.kernels.divergence import Divergence
 
-FEWEST = 2
+LEAST_ROWS = 2
 """Number of rows below which nothing is compiled: to the compiler 0 and 1 are special, and need forms of their own."""
 
 
@@ -33,7 +34,7 @@ def backward(divergence: Divergence, z: Tensor, v: Tensor, *others: Tensor | Non
 
 
 def _attempt(sweep: str, divergence: Divergence, z: Tensor, *others: Tensor | None) -> Any:
-    if len(z) < FEWEST:
+    if len(z) < LEAST_ROWS:
         return None
     tensors = [x.contiguous() if x is not None else None for x in (z, *others)]
     dtypes = tuple(x.dtype if x is not None else None for x in tensors)
@@ -42,7 +43,10 @@ def _attempt(sweep: str, divergence: Divergence, z: Tensor, *others: Tensor | No
 
 
 @functools.lru_cache(maxsize=64)
-def _form(sweep: str, divergence: Divergence, *_: Any) -> _Form:
+def _form(
+    sweep: str, divergence: Divergence, classes: int, dtypes: tuple[torch.dtype | None, ...], threads: int
+) -> _Form:
+    """Return the form for these, of which each would otherwise be a recompilation of one form, which are limited."""
     return _Form(functools.partial(getattr(row_sweeps, sweep), divergence))
 
 
@@ -51,25 +55,30 @@ class _Form:
 
     def __init__(self, sweep: Callable[..., Any]) -> None:
         self._call: Callable[..., Any] | None = compile_apart(sweep, fullgraph=True)
-        self._compiled = False
+        self._lock, self._compiled = threading.Lock(), False
 
     def __call__(self, *tensors: Tensor | None) -> Any:
-        if self._compiled or self._call is None:
-            return self._call and self._call(*tensors)
-        for tensor in tensors:
-            if tensor is not None:
-                torch._dynamo.maybe_mark_dynamic(tensor, 0)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the compiler's own, such as deprecations
-                results = self._call(*tensors)
+            if self._compiled:
+                return self._call and self._call(*tensors)
+            with self._lock:  # Students side by side share it.
+                return self._first(*tensors)
         except Exception as error:  # noqa: BLE001  whatever a compiler raises, the sweeps in blocks work or tell why not
-            self._call = None
+            self._call, self._compiled = None, True
             warnings.warn(
-                f"losses: expected to compile their sweeps, got {type(error).__name__}; they are computed uncompiled, "
-                "in blocks (compiled=False, in a recipe loss_form=fused, says so beforehand)",
+                f"losses: expected to compile their sweeps, got {type(error).__name__}; they are computed in blocks "
+                "(type compiled=False, in a recipe loss_form=fused, not to try it)",
                 stacklevel=2,
             )
             return None
+
+    def _first(self, *tensors: Tensor | None) -> Any:
+        views = [x.detach() if x is not None else None for x in tensors]  # The marks are no caller's business.
+        for view in views:
+            if view is not None:
+                torch._dynamo.maybe_mark_dynamic(view, 0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the compiler's own, such as deprecations
+            results = self._call and self._call(*views)
         self._compiled = True
         return results

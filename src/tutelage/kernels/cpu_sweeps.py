@@ -27,13 +27,13 @@ from torch import Tensor
 
 from tutelage.errors import RunError
 from tutelage.kernels import compiled_sweeps, row_sweeps
-from tutelage.kernels.divergence import Divergence
+from tutelage.kernels.divergence import SCHEMA, Divergence
 from tutelage.kernels.row_sweeps import STATISTICS, dtype_of
 from tutelage.types import UNLABELLED
 
 BLOCK = 1 << 16
-"""Number of logits in a block, per thread: with the teacher's and two scratch buffers 1 MB in float32, half of a core's
-L2 cache. A row of a large vocabulary is longer and forms its own block."""
+"""Number of logits in a block, per thread: with the teacher's and two scratch buffers 1 MB in float32, of the order of
+a core's L2 cache. A row of a large vocabulary is longer and forms its own block."""
 LOW, HIGH = 1e-13, 1e13
 """Bounds within which sums of exponentials need no shift: nothing that matters has vanished, and their logarithms are
 exact to 1e-6 in float32."""
@@ -132,7 +132,7 @@ def backward(
     of_a = None if a == 1 else of_p
     factors = [_factor(of_z, log_s), _factor(of_a, log_a), _factor(of_p, log_w)]
     columns = [x[:, None] if x is not None else None for pair in factors for x in pair]
-    shifted = bool(statistics[:, 0:4:3].any())
+    shifted = bool(shift_z.any() | shift_v.any())
     shifts = [shift_z[:, None], shift_v[:, None]] if shifted else [None, None]
     direct = out.dtype == dtype and out.is_contiguous()
     buffers = _buffers(4, z, dtype)
@@ -275,14 +275,10 @@ _masked_sums = functools.partial(_shifted_sums, masked=True)
 """Shifted sums in which a class without probability counts nothing, whatever its logits: -inf times 0 is NaN."""
 
 
-DIVERGENCE = "str kind, float mixture, float student_gamma, float teacher_gamma, float factor, bool power_sum"
-"""A `Divergence` in an operation's schema, field by field."""
-
-
 @torch.library.custom_op(
     "tutelage::swept_on_cpu",
     mutates_args=(),
-    schema=f"(Tensor z, Tensor v, Tensor labels, {DIVERGENCE}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor z, Tensor v, Tensor labels, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
 def _forward(z: Tensor, v: Tensor, labels: Tensor, *divergence: Any) -> tuple[Tensor, Tensor, Tensor]:
     return forward(Divergence(*divergence), z, v, labels)
@@ -292,7 +288,7 @@ def _forward(z: Tensor, v: Tensor, labels: Tensor, *divergence: Any) -> tuple[Te
     "tutelage::swept_on_cpu_backward",
     mutates_args=(),
     schema="(Tensor z, Tensor v, Tensor labels, Tensor statistics, Tensor? ce_gradient, Tensor? value_gradient, "
-    f"{DIVERGENCE}) -> Tensor",
+    f"{SCHEMA}) -> Tensor",
 )
 def _backward(
     z: Tensor,
@@ -322,7 +318,7 @@ def cross_entropy_and(
 ) -> tuple[Tensor, Tensor]:
     """Return each row's cross-entropy and divergence, once differentiable in ``z``; as for `forward`.
 
-    With ``compiled`` they are computed by `compiled_sweeps` where that is possible, which a compiler around it is not.
+    With ``compiled`` they are computed by `compiled_sweeps`, unless this is called inside ``torch.compile``.
     """
     return _Joint.apply(z, v, labels, divergence, compiled)
 

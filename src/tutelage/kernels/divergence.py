@@ -24,7 +24,7 @@ class Divergence(NamedTuple):
 
     Attributes:
         kind: kind of divergence, one of `KINDS`.
-        mixture: parameter of the kind; 0 if it has none.
+        mixture: the teacher's share of a kind's mixture; 0 if it has none.
         student_gamma: exponent of the student's distribution.
         teacher_gamma: exponent of the teacher's.
         factor: factor on all values.
@@ -37,6 +37,10 @@ class Divergence(NamedTuple):
     teacher_gamma: float = 1.0
     factor: float = 1.0
     power_sum: bool = False
+
+
+SCHEMA = "str kind, float mixture, float student_gamma, float teacher_gamma, float factor, bool power_sum"
+"""A `Divergence` in the schema of an operation, which takes it field by field."""
 
 
 def _kd(*, temperature: float, power_sum: bool = False) -> Divergence:

@@ -17,9 +17,9 @@ from tutelage.types import Sparse
 
 TRITON_DEVICES = frozenset({"cuda"}) if find_spec("triton") is not None else frozenset[str]()
 """Types of devices whose form is in Triton."""
-FEW, FEW_OF_OTHERS = 1 << 17, 1 << 23
-"""Number of logits below which the CPU's sweeps in blocks are no faster than the plain functions, for `forward`
-divergences and for the other kinds: benchmarks/LOG.md."""
+BLOCKS_FROM, BLOCKS_FROM_SCALED, BLOCKS_FROM_OTHERS = 1 << 17, 1 << 18, 1 << 23
+"""Number of logits from which on the CPU's sweeps in blocks are faster than the plain functions: for `forward`
+divergences, for those with an exponent of the student's, such as KD, and for the other kinds; benchmarks/LOG.md."""
 READ_SPARSE: tuple[Callable[..., Tensor], ...] = (losses.kd, losses.weighted_kd, losses.ttm, losses.wttm)
 """Losses that take `types.Sparse` themselves."""
 TRITON_DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
@@ -41,8 +41,8 @@ def cross_entropy_and(
     except one gradient:
 
     * on CUDA with Triton in float32, bfloat16 and float16, with dense logits or `types.Sparse` ones;
-    * on the CPU in every floating dtype, with dense logits: with ``compiled`` always, else from 2**17 logits on, for
-      divergences other than `forward` from 2**23, as fewer are faster without it.
+    * on the CPU in every floating dtype, with dense logits: with ``compiled`` always, else from 2**17 logits on (2**18
+      for `losses.kd` and `losses.weighted_kd`, 2**23 for the kinds other than `forward`), as fewer are faster without.
 
     Anything else, including soft labels, is computed by the two losses themselves. The choice depends on device, dtype
     and size. The logits are kept for the backward pass, not copied: changing them in place before it is an error.
@@ -57,9 +57,9 @@ def cross_entropy_and(
         labels: ``(...)`` int64 class indices, -100 for unlabelled: cross-entropy exactly 0 in value and gradient; or
             soft labels ``(..., classes)``, any floating dtype, each row non-negative with sum 1, or all 0. On CUDA
             an index that is not a class makes the value NaN.
-        compiled: whether the sweeps on a CPU are compiled: several times as fast again, after some seconds for the
-            first call with a loss, a number of classes and a dtype. It needs a C++ compiler; without one a warning
-            says so, and they are not. It changes nothing on CUDA, nor inside ``torch.compile``.
+        compiled: whether the sweeps on a CPU are compiled: 1.5 to 4 times as fast as in blocks (docs/kernels.md), after
+            some seconds for the first call with a loss, a number of classes and a dtype. It needs a C++ compiler;
+            without one a warning says so, and they are not. It changes nothing on CUDA, nor inside ``torch.compile``.
 
     Returns:
         Two tensors ``(...)``, at least float32: the cross-entropies in nats, and the loss's values. The gradient has
@@ -96,7 +96,7 @@ def cross_entropy_and(
             from tutelage.kernels import triton_sweeps
 
             values = triton_sweeps.cross_entropy_and(divergence, z, rows, labels.flatten())
-        elif len(rows) == 1 and z.device.type == "cpu" and (compiled or z.numel() >= few(divergence)):
+        elif len(rows) == 1 and z.device.type == "cpu" and (compiled or z.numel() >= blocks_from(divergence)):
             values = cpu_sweeps.cross_entropy_and(divergence, z, rows[0], labels.flatten(), compiled=compiled)
         if values is not None:
             return values[0].view(labels.shape), values[1].view(labels.shape)
@@ -127,9 +127,11 @@ def cross_entropy_and_wttm(
     return cross_entropy_and(loss, student_logits, teacher_logits, labels, compiled=compiled)
 
 
-def few(divergence: Divergence) -> int:
+def blocks_from(divergence: Divergence) -> int:
     """Return the number of logits from which on the sweeps in blocks are used."""
-    return FEW if divergence.kind == "forward" else FEW_OF_OTHERS
+    if divergence.kind != "forward":
+        return BLOCKS_FROM_OTHERS
+    return BLOCKS_FROM if divergence.student_gamma == 1 else BLOCKS_FROM_SCALED
 
 
 def in_triton(*tensors: Tensor) -> bool:

@@ -4,10 +4,19 @@
 maxima, ``q = softmax(a z)`` and ``p = softmax(g v)``.
 
 * Forward: ``log sum exp`` of ``z - mz``, ``a (z - mz)`` and ``g (v - mv)``, the divergence's weight ``w``, and its
-  value with ``H = sum h``, where ``h = q df/dq`` of the divergence ``sum f(p, q)``.
+  value ``w sum f`` with ``H = sum h``, where ``h = q df/dq``.
 * Backward: ``dz = a w (h - q H)`` of the divergence, and ``softmax(z) - onehot(y)`` of the cross-entropy.
 
-A class without probability counts nothing, whatever its logits. Nothing here is differentiated by autograd.
+By kind, with ``m = s p + (1 - s) q`` for a mixture ``s``:
+
+* ``forward``: ``f = p log(p / q)``, ``h = -p``.
+* ``reverse``: ``f = q log(q / p)``; ``h = f`` in place of ``f + q``, as ``q`` less ``q`` times its sum is 0.
+* ``jensen_shannon``: ``h = (1 - s) q log(q / m)``, ``f = s p log(p / m) + h``.
+* ``skew``: ``f = p log(p / m)``, ``h = -(1 - s) q p / m``.
+* ``total_variation``: ``f = |p - q| / 2``, ``h = q sign(q - p) / 2``.
+
+Logits may have any floating dtype; all else is float32, or float64 if one of the two is. A class without probability
+counts nothing, whatever its logits; a row without any other is NaN. Nothing here is differentiated by autograd.
 """
 
 from __future__ import annotations
@@ -96,7 +105,7 @@ def backward(
 
 
 def _terms(divergence: Divergence, log_p: Tensor, log_q: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a kind's ``f`` and ``h``, that of `reverse` less ``q``, which cancels in the gradient."""
+    """Return a kind's ``f`` and ``h``, as the module has them."""
     mixture, p, q = divergence.mixture, log_p.exp(), log_q.exp()
     if divergence.kind == "reverse":
         f = _product(q, log_q - log_p)

@@ -13,8 +13,8 @@ import triton
 from torch import Tensor
 
 from tutelage.kernels import triton_kernels
-from tutelage.kernels.cpu_sweeps import DIVERGENCE, no_second_derivative
-from tutelage.kernels.divergence import Divergence
+from tutelage.kernels.cpu_sweeps import no_second_derivative
+from tutelage.kernels.divergence import SCHEMA, Divergence
 
 BLOCK = 2048
 """Largest number of classes in a block."""
@@ -173,7 +173,7 @@ def cross_entropy_and(
 @torch.library.custom_op(
     "tutelage::cross_entropy_and",
     mutates_args=(),
-    schema=f"(Tensor z, Tensor[] teacher, Tensor labels, {DIVERGENCE}) -> (Tensor, Tensor, Tensor)",
+    schema=f"(Tensor z, Tensor[] teacher, Tensor labels, {SCHEMA}) -> (Tensor, Tensor, Tensor)",
 )
 def _forward(z: Tensor, teacher: Sequence[Tensor], labels: Tensor, *divergence: Any) -> tuple[Tensor, Tensor, Tensor]:
     sweeps = Sweeps(Divergence(*divergence), labels, z.shape[1])
@@ -185,7 +185,7 @@ def _forward(z: Tensor, teacher: Sequence[Tensor], labels: Tensor, *divergence: 
     "tutelage::cross_entropy_and_backward",
     mutates_args=(),
     schema="(Tensor z, Tensor[] teacher, Tensor labels, Tensor statistics, Tensor? of_ce, Tensor? of_values, "
-    f"{DIVERGENCE}) -> Tensor",
+    f"{SCHEMA}) -> Tensor",
 )
 def _backward(
     z: Tensor,

@@ -122,6 +122,10 @@ class BoundObjective(nn.Module):
         assert self.pair is not None
         return cast(LogitLoss, self.terms[self.pair[1]].applied)
 
+    def plain_pair(self, z: Tensor, v: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the values of the `pair` at the student's and the teacher's logits, computed one by one."""
+        return losses.cross_entropy(z, labels), self.loss_of_pair(z, v)
+
     def refuses_hidden(self, batch: Batch) -> str | None:
         """Return why the loss of a batch like this cannot be computed from `Hidden`, if that is so."""
         if self.pair is None or set(self.pair) != set(self.names):

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
+import psutil
 from torch import Tensor
 
 from tutelage import data, launcher, records
@@ -98,10 +98,12 @@ class RunGroup:
         first.reporter.end()
 
     def _side_by_side(self, run: RunState) -> int:
-        """Return how many students the cores have room for, as each computes with the process's threads."""
-        if self.options.shares_machine or run.device.type != "cpu" or run.accelerator.num_processes > 1:
+        """Return how many students the cores have room for, if each computes with the threads that the recipe names."""
+        alone = not self.options.shares_machine and run.accelerator.num_processes == 1
+        if run.recipe.threads is None or not alone or run.device.type != "cpu":
             return 1
-        return max(1, launcher.cores() // torch.get_num_threads())
+        cores = min(launcher.cores(), psutil.cpu_count(logical=False) or launcher.cores())
+        return max(1, cores // run.recipe.threads)
 
 
 def execute_group(planned: Sequence[tuple[Recipe, Path]], *, options: RunOptions = DEFAULTS) -> list[Run | Exception]:

@@ -346,8 +346,8 @@ class FitSettings:
         compile_student: whether to compile the student.
         gradient_products: whether to compute weight gradients of convolutions as matrix products, decided per shape.
         graphs: whether to capture a step as one CUDA graph and replay it.
-        loss_form: form of the losses; ``auto`` measures on CUDA, and elsewhere if logits are many and losses a part of
-            the step that is worth it; else it is ``plain``.
+        loss_form: form of the losses; ``auto`` measures on CUDA, and on a CPU where logits are many and the losses take
+            enough of a step to repay it; else it is ``plain``.
         checkpoint_activations: whether the student's blocks keep their inputs alone for the backward pass, in which
             they are computed again: less memory for more time, and the same gradients. The student is then not
             compiled.

@@ -18,11 +18,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from tutelage import losses
 from tutelage.kernels.compiler import compile_apart
 from tutelage.kernels.conv_weight_grad import Products, Shape, library_gradient, weight_gradient
-from tutelage.kernels.divergence import LogitLoss
-from tutelage.kernels.logits import FEW as FEW_LOGITS
+from tutelage.kernels.logits import BLOCKS_FROM
 from tutelage.modules import Distiller, FrozenTeacher
 from tutelage.settings.fit import FitSettings, Switch
 from tutelage.taps import LastLayer
@@ -57,9 +55,7 @@ FEW = 200
 ROUNDS = 5
 """Number of timings of each call."""
 MEASURES_LOSSES = frozenset({"cuda"})
-"""Types of devices on which all steps' forms of the losses are measured; elsewhere those of `FUSED_FROM` logits."""
-FUSED_FROM = FEW_LOGITS
-"""Number of logits of a micro-batch from which on it is measured on a CPU whether to fuse the losses."""
+"""Types of devices on which the forms of the losses are measured, however few the logits."""
 MANY = 1 << 22
 """Number of logits of a micro-batch from which on it is measured, on any device, whether to do without holding them."""
 NOT_CAPTURED = "not captured"
@@ -240,8 +236,8 @@ class PlannedStudent:
 
     def may_leave_logits_out(self, wanted: str, piece: Batch) -> bool:
         """Whether it is wanted that a micro-batch's logits never exist all at once, or it is to be tried."""
-        many = wanted == "auto" and _positions(piece) * self.found_last_layer.classes >= MANY
-        return many or wanted == "last_layer"
+        logits = _positions(piece) * self.found_last_layer.classes
+        return wanted == "last_layer" or (wanted == "auto" and logits >= MANY)
 
     def choose_plan(
         self, trials: Trials, settings: FitSettings, refusal: Callable[[], str | None] | None
@@ -277,7 +273,7 @@ class PlannedStudent:
         if wanted == "auto" and trials.device.type in MEASURES_LOSSES:
             tried = ("compiled", "fused")
         elif wanted == "auto":
-            tried = ("fused", "fused_compiled") if self._may_fuse(trials) else ()
+            tried = self._worth_fusing(trials)
         for form in (*tried, *["last_layer"] * (refusal is not None)):
             switch: Switch = "auto" if wanted == "auto" else form == wanted
             reason = f"{form} losses"
@@ -290,16 +286,33 @@ class PlannedStudent:
             else:
                 trials.attempt(reason, switch, replace(trials.plan, loss_form=form), after=f"with {reason}")
 
-    def _may_fuse(self, trials: Trials) -> bool:
-        """Whether fused losses may be worth their measuring, which plain ones that take little of a step are not."""
+    def _worth_fusing(self, trials: Trials) -> tuple[str, ...]:
+        """Return the fused forms to try on a CPU: none where the plain losses take too little of a step to gain by."""
         positions, classes = _positions(trials.piece), self.found_last_layer.classes
-        if self._objective.pair is None or trials.piece.labels.is_floating_point() or positions * classes < FUSED_FROM:
-            return False
-        share = _plain_seconds(self._objective.loss_of_pair, positions, classes) * trials.steps / trials.ahead
-        if share >= 1 - 1 / GAIN:
-            return True
-        trials.reasons["fused losses"] = f"not tried: the plain ones take {share:.1%} of it"
-        return False
+        few = trials.device.type != "cpu" or positions * classes < BLOCKS_FROM
+        if few or self._objective.pair is None or trials.piece.labels.is_floating_point():
+            return ()
+        if not trials.is_open("fused losses", "auto"):
+            return ()
+        share = self._plain_seconds(positions, classes) * trials.steps / trials.ahead
+        if share < 1 - 1 / GAIN:
+            trials.reasons["fused losses"] = f"not tried: plain losses take {share:.1%} of a step"
+            return ()
+        return "fused", "fused_compiled"
+
+    def _plain_seconds(self, positions: int, classes: int) -> float:
+        """Time the plain losses of a pair, forward and backward, on the CPU; what the logits are is no matter.
+
+        Of many positions some are timed, as a step's activations are not there to make room for all their logits.
+        """
+        rows = max(1, min(positions, MANY // classes))
+        z, v = torch.ones(rows, classes, requires_grad=True), torch.ones(rows, classes)
+        labels = torch.zeros(rows, dtype=torch.int64)
+
+        def both() -> None:
+            torch.stack(self._objective.plain_pair(z, v, labels)).mean().backward()
+
+        return least_seconds([both], torch.device("cpu"))[0] * positions / rows
 
     def gradients(self, samples: int) -> AbstractContextManager[Any]:
         """Return the context in which an autograd graph of this many samples is built.
@@ -308,17 +321,6 @@ class PlannedStudent:
         """
         compiled = self.call(samples) or self.call_objective(samples)
         return self._products if self._products.shapes and compiled is None else nullcontext()
-
-
-def _plain_seconds(loss: LogitLoss, positions: int, classes: int) -> float:
-    """Time a cross-entropy and a loss of logits, forward and backward, on the CPU; what the logits are is no matter."""
-    z, v = torch.ones(positions, classes, requires_grad=True), torch.ones(positions, classes)
-    labels = torch.zeros(positions, dtype=torch.int64)
-
-    def both() -> None:
-        (losses.cross_entropy(z, labels).mean() + loss(z, v).mean()).backward()
-
-    return least_seconds([both], torch.device("cpu"))[0]
 
 
 def _positions(piece: Batch) -> int:

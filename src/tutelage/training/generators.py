@@ -77,10 +77,10 @@ def _restore(cpu: Tensor, cuda: Tensor | None, python: Any, numpy: Any, device: 
     np.random.set_state(numpy)
 
 
-def host_generators(device: torch.device | None = None) -> tuple[object, ...]:
-    """Return comparable states of the host's generators: Python's, NumPy's, and torch's unless it is the device's."""
+def host_generators(*, torch_too: bool = True) -> tuple[object, ...]:
+    """Return comparable states of the host's generators: Python's, NumPy's, and by default torch's for the CPU."""
     cpu, _, python, (kind, keys, *position) = _current(_CPU)
-    drawn = b"" if device is not None and device.type == "cpu" else cpu.numpy().tobytes()
+    drawn = cpu.numpy().tobytes() if torch_too else b""
     return python, kind, np.asarray(keys).tobytes(), *position, drawn
 
 

@@ -124,7 +124,7 @@ def warm_up(work: Callable[[], object], device: torch.device) -> None:
         with torch.cuda.stream(stream):
             for _ in range(WARM_UP):
                 work()
-            drawn = host_generators(device)
+            drawn = host_generators(torch_too=device.type != "cpu")
             with HostWaits(device) as waits, KeptTensors() as kept:
                 work()
                 kept.next_run()
@@ -134,7 +134,7 @@ def warm_up(work: Callable[[], object], device: torch.device) -> None:
             torch.cuda.current_stream().wait_stream(stream)
     if waits.found:
         raise NotCapturableError(f"the host waits for the device: {', '.join(sorted(waits.found))}")
-    if host_generators(device) != drawn:
+    if host_generators(torch_too=device.type != "cpu") != drawn:
         raise NotCapturableError("random numbers that are drawn on the host, which a replay would repeat")
     if kept.found:
         raise NotCapturableError(

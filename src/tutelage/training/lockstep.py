@@ -81,7 +81,7 @@ class Lockstep:
         self._pass: Captured[list[Outputs]] | None = None  # captured teacher pass, if the students' steps are captured
         self._side_by_side = min(side_by_side, len(jobs))
         self._pool: ThreadPoolExecutor | None = None
-        self._draws: dict[int, bool] = {}  # whether a student draws random numbers in a step, once known
+        self._draws: dict[int, bool] = {}  # whether a student draws random numbers, by its first step beside a pool
 
     def run(self) -> Iterator[tuple[int, records.Epoch]]:
         """Train, yielding each student's number and record after every epoch; the errors of one are in ``isolation``.
@@ -167,12 +167,12 @@ class Lockstep:
         """Take every student's step on a batch."""
         shared, outputs = self._with_outputs(batch, present)
         steps = {k: partial(self._step, state, shared, outputs, len(present)) for k, state in present.items()}
-        together = {k: steps.pop(k) for k in present if self._pool is not None and not self._draws.get(k, True)}
+        together = {k: steps.pop(k) for k in present if not self._draws.get(k, True)}
         for k, step in steps.items():
             state = present[k]
             replayed = isinstance(state.step, CapturedStep) and state.step.fits(batch)
             attempt = self.isolation.attempt_without_generators if replayed else self.isolation.attempt
-            if attempt(k, step if self._pool is None else partial(self._watched, k, step)):
+            if attempt(k, step if self._pool is None or k in self._draws else partial(self._watched, k, step)):
                 self.isolation.attempt(k, state.save_steps)  # with its own generators
         for k in self._together(together):
             self.isolation.attempt(k, present[k].save_steps)
@@ -183,7 +183,7 @@ class Lockstep:
                 self.agreement.act(self._save_steps, before=state.next_step)
 
     def _watched(self, k: int, step: Callable[[], bool]) -> bool:
-        """Take a student's step, and note whether it drew random numbers, or sets generators itself."""
+        """Take a student's first step, and note whether it draws random numbers, or sets generators itself."""
         before = host_generators()
         due = step()
         self._draws[k] = before != host_generators() or bool(self._states[k].train.recomputed)
@@ -207,10 +207,12 @@ class Lockstep:
                 for future in futures.values():
                     future.cancel()
                 wait(futures.values())
-        if before != host_generators():
-            got = "some that a student drew in a later step, while others took theirs"
-            instead = "run the same command again, which resumes before that step; or type threads=null"
-            raise RunError("students", "random numbers from the first step on, or none", got, instead)
+            if before != host_generators():
+                for k in steps:
+                    self._states[k].consistent = False  # Not even a signal that waits has them saved.
+                got = "some that one drew only later, while others took their steps beside it"
+                instead = "train one after the other: type together=1, for a study --together 1, and it resumes"
+                raise RunError("students", "random numbers from the first step on, or none", got, instead)
         return [k for k, future in futures.items() if self.isolation.attempt_without_generators(k, future.result)]
 
     def _step(self, state: FitState, batch: Batch, outputs: Sequence[Outputs], students: int) -> bool:
