@@ -368,18 +368,26 @@ def recording() -> Iterator[list[str]]:
     """A step of the student with the teacher beside it, and with its outputs read from a record."""
     found = record("step.json")
     hardware = found["hardware"]
-    yield ["Pair, a batch of 64, 2 threads", "Teacher live (ms)", "Outputs read (ms)", "A step takes"]
+    yield ["Pair, a batch of 64, 2 threads", "Machine", "Teacher live (ms)", "Outputs read (ms)", "A step takes"]
     assert hardware["threads"] == 2
     for each in found["seconds_a_step"]:
         live, read_ = each["live"], each["recorded"]
-        yield [each["pair"], f"{1000 * live:.1f}", f"{1000 * read_:.1f}", f"{read_ / live:.2f} times as long"]
+        yield [
+            each["pair"],
+            hardware["processor"],
+            f"{1000 * live:.1f}",
+            f"{1000 * read_:.1f}",
+            f"{read_ / live:.2f} times as long",
+        ]
     group = record("class.json")
     together = group["over_separate_runs_with_a_live_teacher"]
     for count in ("2", "4", "8"):
         name = f"resnet56/resnet20, {count} students trained together, {group['threads']} threads"
-        yield [name, "–", "–", f"{together[count]:.2f} times as long as {count} runs"]
-    ratios = [each["ratio_wall"] for each in record("record.json")["record"]]
-    yield ["recording an epoch, in forward passes of the teacher", "–", "–", f"{min(ratios):.2f} to {max(ratios):.2f}"]
+        yield [name, group["hardware"]["processor"], "–", "–", f"{together[count]:.2f} times as long as {count} runs"]
+    recorded = record("record.json")
+    ratios = [each["ratio_wall"] for each in recorded["record"]]
+    told = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    yield ["recording an epoch, in forward passes of the teacher", recorded["hardware"]["processor"], "–", "–", told]
 
 
 def published() -> Iterator[list[str]]:

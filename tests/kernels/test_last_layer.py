@@ -368,6 +368,13 @@ def test_no_gradient_is_made_where_none_is_asked_for(monkeypatch):
     assert torch.equal(fused(**detached, **SETTINGS).total, expected)
 
 
+@pytest.mark.parametrize("bias", [torch.randn(30)[::2], torch.randn(1).expand(15), torch.randn(15, 2)[:, 1]])
+def test_a_bias_of_any_strides(bias):
+    inputs = draw((64,), classes=15, dtype=torch.float32) | {"student_bias": bias, "teacher_bias": bias}
+    apart = inputs | {"student_bias": bias.clone().contiguous(), "teacher_bias": bias.clone().contiguous()}
+    torch.testing.assert_close(all_of(fused, inputs), all_of(fused, apart), rtol=1e-6, atol=1e-6)
+
+
 class Largest(TorchDispatchMode):
     """The largest storage that any operation returned, in bytes."""
 

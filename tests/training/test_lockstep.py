@@ -225,17 +225,21 @@ def test_unlike_students_end_in_the_bits_of_one_alone(shared):
 
 
 class Meeting(nn.Module):
-    """A student that waits for another one in each training step but the first, and draws in some of them."""
+    """A student that waits for another one in each training step but the first two, and draws in some of them."""
 
-    def __init__(self, barrier, *, draws_in=()):
+    def __init__(self, barrier, *, draws_in=(), forks=False):
         super().__init__()
-        self.body, self.barrier, self.step, self.draws_in = quiet(), barrier, 0, draws_in
+        self.body, self.barrier, self.step, self.draws_in, self.forks = quiet(), barrier, 0, draws_in, forks
 
     def forward(self, x):
         if self.training:
             self.step += 1
-            if self.step > 1:
+            if self.step > 2:
                 self.barrier.wait(20)
+            if self.forks:
+                with torch.random.fork_rng():
+                    torch.manual_seed(self.step)
+                    x = x + 0.1 * torch.rand_like(x)
             if self.step in self.draws_in:
                 torch.rand(1)
         return self.body(x)
@@ -274,6 +278,18 @@ def test_a_student_that_draws_only_later_is_noticed_and_not_saved(stopped, tmp_p
     with pytest.raises(error, match=None if stopped else "random numbers from the first step on.*type together=1"):
         together(cases, folders=folders)
     assert not any(case.keep(folder).checkpoints.load() for case, folder in zip(cases, folders, strict=True))
+
+
+@abreast
+def test_students_that_seed_the_generators_for_a_while_take_their_steps_alone():
+    cases = [Case(lambda: Meeting(threading.Barrier(1), forks=True), objectives.cross_entropy(), k) for k in range(2)]
+    distillers, histories = together(cases)
+    assert_alike(distillers, histories, cases)
+    lockstep = lockstep_of(
+        [FitJob(distiller=case.distiller(), settings=settings(), uses_teacher=False) for case in cases]
+    )
+    list(lockstep.run())
+    assert lockstep._draws == {0: [False, True], 1: [False, True]}
 
 
 @abreast

@@ -475,6 +475,21 @@ def test_interrupted_in_an_epoch_and_resumed_has_the_same_bits(tmp_path, changes
     assert same_bits(a.tensors, b.tensors)
 
 
+def test_interrupted_after_an_epochs_last_step_and_resumed_has_the_same_records(tmp_path):
+    class Interrupted(Rows):
+        def epoch(self, epoch, **how):
+            yield from super().epoch(epoch, **how)
+            raise KeyboardInterrupt
+
+    inputs, labels = samples(48)
+    how = {"epochs": 2, "schedule": Cosine()}
+    whole = fitted(mlp(), Rows(inputs, labels, batch_size=8), **how)
+    with pytest.raises(KeyboardInterrupt):
+        fitted(mlp(), Interrupted(inputs, labels, batch_size=8), folder=tmp_path, **how)
+    resumed = fitted(mlp(), Rows(inputs, labels, batch_size=8), folder=tmp_path, resume=True, **how)
+    assert untimed(resumed) == untimed(whole)
+
+
 @pytest.mark.parametrize("channels_last", [True, False])
 def test_a_residual_network_resumes_in_its_memory_layout(tmp_path, channels_last):
     """Fused optimizers refuse moments whose strides are not their parameters'."""

@@ -50,18 +50,22 @@ def _form(
     return _Form(functools.partial(getattr(row_sweeps, sweep), divergence))
 
 
+_FIRST = threading.Lock()
+"""Held in first calls: what is warned of is the whole process's."""
+
+
 class _Form:
     """A sweep that is compiled when it is first called, and returns ``None`` ever after if that fails."""
 
     def __init__(self, sweep: Callable[..., Any]) -> None:
         self._call: Callable[..., Any] | None = compile_apart(sweep, fullgraph=True)
-        self._lock, self._compiled = threading.Lock(), False
+        self._compiled = False
 
     def __call__(self, *tensors: Tensor | None) -> Any:
         try:
             if self._compiled:
                 return self._call and self._call(*tensors)
-            with self._lock:  # Students side by side share it.
+            with _FIRST:
                 return self._first(*tensors)
         except Exception as error:  # noqa: BLE001  whatever a compiler raises, the sweeps in blocks work or tell why not
             self._call, self._compiled = None, True

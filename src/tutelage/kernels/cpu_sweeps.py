@@ -334,7 +334,9 @@ class _Joint(torch.autograd.Function):
             ce, values, statistics = _forward(z, v, labels, *divergence)
         else:
             given = divergence, z.detach(), v, labels
-            ce, values, statistics = (compiled_sweeps.forward(*given) if compiled else None) or forward(*given)
+            results = compiled_sweeps.forward(*given) if compiled else None
+            compiled = results is not None  # Where that failed, it is not tried backward.
+            ce, values, statistics = results or forward(*given)
         ctx.save_for_backward(z, v, labels, statistics)
         ctx.divergence, ctx.compiled = divergence, compiled and not torch.compiler.is_compiling()
         ctx.set_materialize_grads(False)

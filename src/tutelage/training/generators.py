@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,36 @@ def host_generators(*, torch_too: bool = True) -> tuple[object, ...]:
     cpu, _, python, (kind, keys, *position) = _current(_CPU)
     drawn = cpu.numpy().tobytes() if torch_too else b""
     return python, kind, np.asarray(keys).tobytes(), *position, drawn
+
+
+@contextmanager
+def noting_seeds() -> Iterator[list[str]]:
+    """Enter this to note which functions were called that seed or set the process's generators.
+
+    Such a call may restore the state before it returns, as `torch.random.fork_rng` does.
+    """
+    noted: list[str] = []
+
+    def noting(function: Callable[..., Any]) -> Callable[..., Any]:
+        def note(*args: Any, **kwargs: Any) -> Any:
+            noted.append(function.__name__)
+            return function(*args, **kwargs)
+
+        return note
+
+    with ExitStack() as stack:
+        for module, name in _SEEDING:
+            function = getattr(module, name)
+            stack.callback(setattr, module, name, function)
+            setattr(module, name, noting(function))
+        yield noted
+
+
+_SEEDING: list[tuple[Any, str]] = [
+    *((module, name) for module in (torch, torch.random) for name in ("manual_seed", "seed", "set_rng_state")),
+    *((random, name) for name in ("seed", "setstate")),
+    *((np.random, name) for name in ("seed", "set_state")),
+]
 
 
 def random_state(device: torch.device) -> tuple[dict[str, Tensor], dict[str, Any]]:

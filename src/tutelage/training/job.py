@@ -202,16 +202,8 @@ class FitState:
             outputs: substitute that is called in its place if its outputs are already known.
             apart: whether others are trained on the batch beside this one.
         """
-        now, settings, steps = self.now, self.settings, self.steps
-        rate = optim.learning_rate(
-            settings.schedule,
-            settings.optimizer.lr,
-            epoch=now.epoch,
-            begin=now.step_in_epoch / steps,
-            end=(now.step_in_epoch + 1) / steps,
-            epochs=settings.epochs,
-        )
-        now.set(rate, self.position / self.total_steps)
+        now, steps = self.now, self.steps
+        now.set(self._rate(now.step_in_epoch), self.position / self.total_steps)
         if self.agreement.several:
             last = now.step_in_epoch == steps - 1
             late = self._late and self.accelerator.is_main_process and not last
@@ -227,6 +219,17 @@ class FitState:
             # A resumed fit; maybe before an epoch's last, smaller batch, which full ones follow.
             self._capture(self.plan, batch, outputs or teacher, apart=apart)
         self.consistent = True
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate of a step of the epoch."""
+        return optim.learning_rate(
+            self.settings.schedule,
+            self.settings.optimizer.lr,
+            epoch=self.now.epoch,
+            begin=step / self.steps,
+            end=(step + 1) / self.steps,
+            epochs=self.settings.epochs,
+        )
 
     def end_step(self, batch: Batch) -> None:
         """Count a step, and read the log and save when due; stop if several processes agreed to."""
@@ -363,13 +366,14 @@ class FitState:
         shares = gathered_objects(_Share(self.samples_seen, totals.memory, totals.seconds, elapsed, evaluations))
         memories = [share.memory for share in shares if share.memory is not None]
         samples, (_, _, training, seconds, evaluations) = [share.samples for share in shares], shares[0]
+        rate = self._rate(self.steps - 1)  # Resumed after the last step, the epoch has had no step here.
         now.epoch += 1
         now.step_in_epoch = 0
         record: records.Epoch = {
             "stage": self.stage,
             "epoch": now.epoch,
             "step": now.step,
-            "learning_rate": now.learning_rate,
+            "learning_rate": rate,
             "train": self.train.metrics.means(totals.sums, has_teacher=job.uses_teacher),
             "validation": evaluations.get("validation"),
             "test": evaluations.get("test"),

@@ -19,7 +19,7 @@ from tutelage.training.captured import CapturedStep, close
 from tutelage.training.compile import PlannedTeacher
 from tutelage.training.deadline import DeadlineExceeded
 from tutelage.training.distributed import batches_on
-from tutelage.training.generators import host_generators
+from tutelage.training.generators import host_generators, noting_seeds
 from tutelage.training.graphs import Captured, NotCapturableError, warm_up
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob, FitState
@@ -28,6 +28,8 @@ from tutelage.training.step import split_batch
 from tutelage.types import Batch, Batches, Outputs, Teacher
 from tutelage.views import with_own_inputs
 
+WATCHED = 2
+"""Number of steps in which a student is watched before it takes others beside those of other students."""
 SHARED = ("epochs", "accumulate", "precision", "channels_last", "compile_teacher")
 """Settings that must agree among jobs fitted in lockstep."""
 
@@ -39,7 +41,8 @@ class Lockstep:
     the group reaches their step, so the group begins where the least advanced one was.
 
     Several may take their steps side by side, each in a thread with as many threads to compute with as the process has.
-    One that draws random numbers in its first step takes all its steps alone, as the generators are the process's.
+    One that draws random numbers in its first two steps, or seeds generators, takes all its steps alone, as the
+    generators are the process's.
 
     Args:
         jobs: students by number. Their settings agree in `SHARED`.
@@ -81,7 +84,8 @@ class Lockstep:
         self._pass: Captured[list[Outputs]] | None = None  # captured teacher pass, if the students' steps are captured
         self._side_by_side = min(side_by_side, len(jobs))
         self._pool: ThreadPoolExecutor | None = None
-        self._draws: dict[int, bool] = {}  # whether a student draws random numbers, by its first step beside a pool
+        # Whether a student draws random numbers, by its first steps where there is a pool: one entry each.
+        self._draws: dict[int, list[bool]] = {k: [] for k in jobs}
 
     def run(self) -> Iterator[tuple[int, records.Epoch]]:
         """Train, yielding each student's number and record after every epoch; the errors of one are in ``isolation``.
@@ -167,12 +171,13 @@ class Lockstep:
         """Take every student's step on a batch."""
         shared, outputs = self._with_outputs(batch, present)
         steps = {k: partial(self._step, state, shared, outputs, len(present)) for k, state in present.items()}
-        together = {k: steps.pop(k) for k in present if not self._draws.get(k, True)}
+        known = {k for k in present if len(self._draws[k]) == WATCHED}
+        together = {k: steps.pop(k) for k in known if not any(self._draws[k])}
         for k, step in steps.items():
             state = present[k]
             replayed = isinstance(state.step, CapturedStep) and state.step.fits(batch)
             attempt = self.isolation.attempt_without_generators if replayed else self.isolation.attempt
-            if attempt(k, step if self._pool is None or k in self._draws else partial(self._watched, k, step)):
+            if attempt(k, step if self._pool is None or k in known else partial(self._watched, k, step)):
                 self.isolation.attempt(k, state.save_steps)  # with its own generators
         for k in self._together(together):
             self.isolation.attempt(k, present[k].save_steps)
@@ -183,10 +188,14 @@ class Lockstep:
                 self.agreement.act(self._save_steps, before=state.next_step)
 
     def _watched(self, k: int, step: Callable[[], bool]) -> bool:
-        """Take a student's first step, and note whether it draws random numbers, or sets generators itself."""
+        """Take a student's step, and note whether it draws random numbers, or seeds generators.
+
+        The latter not in the first step, in which a compiler may do it.
+        """
         before = host_generators()
-        due = step()
-        self._draws[k] = before != host_generators() or bool(self._states[k].train.recomputed)
+        with noting_seeds() as seeded:
+            due = step()
+        self._draws[k].append(before != host_generators() or bool(seeded and self._draws[k]))
         return due
 
     def _together(self, steps: Mapping[int, Callable[[], bool]]) -> list[int]:
