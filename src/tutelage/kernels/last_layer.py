@@ -399,7 +399,9 @@ def _where_weighted(dz: Tensor, by: tuple[Tensor | None, Tensor | None]) -> Tens
     """Return a chunk's gradient with 0 for tokens of which no term counts, as it may be NaN there."""
     given = [gradient == 0 for gradient in by if gradient is not None]
     without = reduce(torch.logical_and, given, torch.ones(len(dz), dtype=torch.bool, device=dz.device))
-    return dz.masked_fill_(without[:, None], 0.0) if without.any() else dz
+    if dz.device.type == "cpu" and not without.any():  # elsewhere the host would wait
+        return dz
+    return dz.masked_fill_(without[:, None], 0.0)
 
 
 def _by_classes(
