@@ -56,17 +56,19 @@ def forward(teacher: FrozenTeacher, batches: Iterable[Batch], device: torch.devi
 
 
 class FirstBatches:
-    """The first batches of an epoch: one to warm up, and ``steps`` that are timed, in ``seconds`` per step.
+    """The first batches of an epoch: some to warm up, and ``steps`` that are timed, in ``seconds`` per step.
 
     ``whole`` reports the length of the whole epoch, so that a fit chooses what to compile as for a whole schedule; with
     ``premade`` the batches are made beforehand, else each one when needed.
     """
 
-    def __init__(self, batches: data.BatchLoader, steps: int, *, whole: bool = False, premade: bool = False) -> None:
-        self._batches, self._steps, self.seconds = batches, steps, 0.0
-        self._length = len(batches) if whole else 1 + steps
-        self.samples = batches.samples if whole else (1 + steps) * batches.batch_size
-        self._premade = list(itertools.islice(batches.epoch(0), 1 + steps)) if premade else None
+    def __init__(
+        self, batches: data.BatchLoader, steps: int, *, whole: bool = False, premade: bool = False, warm_up: int = 1
+    ) -> None:
+        self._batches, self._steps, self._warm_up, self.seconds = batches, steps, warm_up, 0.0
+        self._length = len(batches) if whole else warm_up + steps
+        self.samples = batches.samples if whole else (warm_up + steps) * batches.batch_size
+        self._premade = list(itertools.islice(batches.epoch(0), warm_up + steps)) if premade else None
 
     def __len__(self) -> int:
         return self._length
@@ -74,7 +76,8 @@ class FirstBatches:
     def epoch(self, epoch: int, *, start: int = 0, rank: int = 0, world: int = 1) -> Iterator[Batch]:
         """Yield the batches."""
         stream = iter(self._premade or self._batches.epoch(epoch, start=start, rank=rank, world=world))
-        yield next(stream)
+        for _ in range(self._warm_up):
+            yield next(stream)
         timing.synchronize()
         began = time.perf_counter()
         for _ in range(self._steps):

@@ -3,8 +3,8 @@
 The student learns by KD, in bfloat16, with the CIFAR augmentation. A group's students take their steps in turn, with
 all of the process's threads as the references have, or side by side: as many at a time as there are threads, one each.
 
-Only the loop's steps are timed, not data sets, networks and evaluation, nor each form's first step, which fills caches
-and makes the optimizer's state, nor anything after the last, such as garbage collection, which happens once per fit.
+Only the loop's steps are timed, not data sets, networks and evaluation, nor each form's first steps, which fill caches
+and make the optimizer's state and are taken in turn, nor anything after the last, such as garbage collection.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tutelage.training.distributed import accelerator_on
 from tutelage.training.generators import RngState
 from tutelage.training.isolation import Isolation
 from tutelage.training.job import FitJob
-from tutelage.training.lockstep import Lockstep
+from tutelage.training.lockstep import WATCHED, Lockstep
 from tutelage.training.loop import fit
 from tutelage.types import Teacher
 
@@ -69,7 +69,7 @@ def measure(
     """
     where = accelerator_on(device).device
     batches = data.BatchLoader(splits.train, batch_size=BATCH, train=True)
-    live, premade = FirstBatches(batches, steps), FirstBatches(batches, steps, premade=True)
+    live, premade = (FirstBatches(batches, steps, premade=made, warm_up=WATCHED) for made in (False, True))
     teacher, cached = FrozenTeacher(network(pair[0], where)).to(memory_format=torch.channels_last), cached_logits(where)
     group, alike = partial(_group, device=device), [pair[1]]
     forms = {ALONE: partial(_teacher, teacher, live, where)}
