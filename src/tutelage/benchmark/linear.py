@@ -85,9 +85,12 @@ def _step(form: Form, inputs: list[Tensor]) -> tuple[float, float, float]:
     return seconds, loss.item(), size
 
 
-def measure(name: str, tokens: int, *, width: int = WIDTH, classes: int = CLASSES, n: int = 3) -> Measured:
-    """Measure one form on one thread; memory is only accurate in a fresh process, see `timing.in_fresh_process`."""
-    form = FORMS[name]
+def measure(form: str | Form, tokens: int, *, width: int = WIDTH, classes: int = CLASSES, n: int = 3) -> Measured:
+    """Measure a form, or one of `FORMS` by name, on one thread.
+
+    Memory is only accurate in a fresh process, see `timing.in_fresh_process`.
+    """
+    form = FORMS[form] if isinstance(form, str) else form
     with timing.threads(1):
         _step(form, _draw(8, width, min(512, classes)))
         inputs = _draw(tokens, width, classes)
