@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import cycle
 
@@ -188,14 +188,13 @@ class Lockstep:
                 self.agreement.act(self._save_steps, before=state.next_step)
 
     def _watched(self, k: int, step: Callable[[], bool]) -> bool:
-        """Take a student's step, and note whether it draws random numbers, or seeds generators.
-
-        The latter not in the first step, in which a compiler may do it.
-        """
+        """Take a student's step, and note whether it draws random numbers, or seeds generators."""
         before = host_generators()
-        with noting_seeds() as seeded:
+        # In the first step a compiler may seed them too, and what it compiles is to meet the functions as they are.
+        seeds: AbstractContextManager[list[str]] = noting_seeds() if self._draws[k] else nullcontext([])
+        with seeds as seeded:
             due = step()
-        self._draws[k].append(before != host_generators() or bool(seeded and self._draws[k]))
+        self._draws[k].append(before != host_generators() or bool(seeded))
         return due
 
     def _together(self, steps: Mapping[int, Callable[[], bool]]) -> list[int]:
