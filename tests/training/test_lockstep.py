@@ -106,6 +106,14 @@ def _side_by_side(request, monkeypatch):
     monkeypatch.setattr(f"{__name__}.SIDE_BY_SIDE", request.param)
 
 
+@pytest.fixture
+def _interruptible():
+    """Let Ctrl-C interrupt, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 abreast = pytest.mark.parametrize("_side_by_side", [3], indirect=True, ids=["side by side"])
 
 
@@ -260,6 +268,7 @@ def test_steps_are_taken_at_the_same_time_and_saved_when_due(tmp_path):
 
 
 @abreast
+@pytest.mark.usefixtures("_interruptible")
 @pytest.mark.parametrize("stopped", [False, True])
 def test_a_student_that_draws_only_later_is_noticed_and_not_saved(stopped, tmp_path):
     class Stopping(Meeting):
@@ -301,6 +310,7 @@ def test_a_student_that_draws_in_the_first_step_may_leave_it_off_for_a_while():
 
 
 @abreast
+@pytest.mark.usefixtures("_interruptible")
 def test_an_interruption_waits_for_steps_side_by_side_and_leaves_none_unsaved(tmp_path):
 
     class Interrupting(Meeting):
